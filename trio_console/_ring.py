@@ -1,0 +1,313 @@
+"""A bounded queue of byte chunks between one producer thread and one consumer thread.
+
+Chunks are handed over by reference. The bound is in entries *and* in bytes, because either alone is no
+bound. No lock is taken: the deque's ``append`` and ``popleft`` are atomic, and each counter has one writer.
+
+The wake-up protocol lives here too, since it is about what the ring's ends see of each other:
+
+* The consumer: take all there is; **arm**; look again; sleep on the data wake; disarm and drain.
+* The producer: publish the chunk; if the consumer is armed, disarm it and wake.
+
+So a wake-up, which is a system call and a hand-over of the interpreter lock, happens only when somebody
+sleeps or is about to. The mirror image with the room wake serves a producer that found the ring full.
+
+*Why no wake-up is lost.* The consumer stores the armed flag and then looks at the deque; the producer
+appends to the deque and then looks at the flag. Under the interpreter lock all threads see these four steps
+in one order, and in every order either the producer's look comes after the arming (it wakes), or the
+append came before the consumer's look (it does not sleep). An interpreter without that lock may
+let both looks pass before both stores; there the flags are simply never cleared, so every push wakes.
+
+*Why clearing the flag from two sides is sound.* Whoever clears it on behalf of a sleeper wakes that sleeper
+afterwards, without exception. A producer acting on an old look can at most clear a newer arming, and then
+its wake-up ends the newer sleep: a needless turn, never a lost one.
+
+This module must not know who the two sides are, nor import trio.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+if TYPE_CHECKING:
+    from ._wake import WakePipe
+
+__all__ = ["DEFAULT_CAPACITY", "DEFAULT_MAX_BYTES", "BytesLike", "ChunkRing"]
+
+#: What can be pushed: any object with the buffer protocol, of which the type checkers of 3.11 know these.
+BytesLike: TypeAlias = "bytes | bytearray | memoryview"
+
+#: Chunks in a ring, as in the console backend this design comes from.
+DEFAULT_CAPACITY: Final = 2048
+
+#: Bytes in a ring. A ring's budget is also latency: at 500 MB/s each MiB queued is 2 ms that a control frame
+#: waits. 256 KiB hold eight of the largest descriptors a console device hands over (32 KiB).
+DEFAULT_MAX_BYTES: Final = 256 * 1024
+
+#: What "not armed" is. Without the interpreter lock nobody is ever not armed; see above. Read once: a program
+#: can turn the lock on while it runs (by importing an extension that needs it) but not off.
+_DISARMED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
+
+@final
+class ChunkRing:
+    """Bounded FIFO of immutable byte chunks, for one producer thread and one consumer thread.
+
+    Args:
+        capacity: the most chunks it holds, at least 1.
+        max_bytes: the most bytes it holds, at least 1. A single larger chunk is admitted into an empty
+            ring, or it could never pass.
+        data_wake: woken when a chunk arrives for a consumer that armed itself.
+        room_wake: woken when there is room for a producer that armed itself.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    __slots__ = (
+        "_chunks",
+        "_data_armed",
+        "_data_wake",
+        "_low_entries",
+        "_low_water",
+        "_offset",
+        "_popped",
+        "_pushed",
+        "_room_armed",
+        "_room_wake",
+        "_room_wanted",
+        "capacity",
+        "max_bytes",
+        "wakes",
+    )
+
+    def __init__(
+        self,
+        capacity: int = DEFAULT_CAPACITY,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        *,
+        data_wake: WakePipe | None = None,
+        room_wake: WakePipe | None = None,
+    ) -> None:
+        if capacity < 1:
+            raise ValueError(f"capacity must be at least 1 chunk, not {capacity}")
+        if max_bytes < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
+        self.capacity: Final = capacity
+        self.max_bytes: Final = max_bytes
+        self._low_entries: Final = capacity // 2
+        self._low_water: Final = max_bytes // 2
+        self._data_wake: Final = data_wake
+        self._room_wake: Final = room_wake
+        self._chunks: deque[bytes] = deque()
+        self._offset = 0  # consumer's: bytes of the first chunk already taken
+        self._pushed = 0  # producer's: bytes ever published
+        self._popped = 0  # consumer's: bytes ever taken
+        self._data_armed = _DISARMED
+        self._room_armed = _DISARMED
+        self._room_wanted = 0  # producer's: bytes that must fit before it is woken
+        self.wakes = 0  # wake-ups sent, for statistics: racing threads may miss one
+
+    def __len__(self) -> int:
+        """Chunks in the ring."""
+        return len(self._chunks)
+
+    def __bool__(self) -> bool:
+        return bool(self._chunks)
+
+    def __repr__(self) -> str:
+        return f"<ChunkRing {len(self)}/{self.capacity} chunks, {self.nbytes}/{self.max_bytes} bytes>"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the ring, counting what is left of a chunk taken in part."""
+        popped = self._popped  # read first: a pair of (old, new) is never negative
+        return self._pushed - popped
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes ever pushed."""
+        return self._pushed
+
+    # The producer's side
+
+    def push(self, chunk: BytesLike) -> None:
+        """Append a chunk; an empty one is not stored.
+
+        A `bytes` object is kept by reference, anything else is copied once.
+
+        Raises:
+            BlockingIOError: the ring is full.
+            TypeError: ``chunk`` is not a bytes-like object.
+        """
+        if not self.offer(chunk):
+            raise BlockingIOError(errno.EAGAIN, "the ring is full: wait until the other side has taken bytes")
+
+    def offer(self, chunk: BytesLike) -> bool:
+        """`push` that tells by its result whether the chunk was taken: raising costs more than pushing."""
+        if type(chunk) is bytes:
+            size = len(chunk)
+        else:
+            chunk = memoryview(chunk)
+            size = chunk.nbytes
+        if not self.fits(size):
+            return False
+        if not size:
+            return True
+        # Counted before it is published: in the other order the consumer could take the chunk in between, and
+        # the ring would hold a negative number of bytes.
+        self._pushed += size
+        self._chunks.append(chunk if type(chunk) is bytes else bytes(chunk))
+        if self._data_armed:
+            self._wake_consumer()
+        return True
+
+    def fits(self, size: int) -> bool:
+        """Whether a chunk of ``size`` bytes would be taken now. Only the producer can rely on a yes."""
+        used = self._pushed - self._popped
+        return not used or (used + size <= self.max_bytes and len(self._chunks) < self.capacity)
+
+    def arm_room(self, size: int) -> bool:
+        """The producer is about to sleep on the room wake until ``size`` bytes fit.
+
+        Returns `False`, with nothing armed, if they fit already.
+        """
+        self._room_wanted = size
+        self._room_armed = True
+        if self.fits(size):
+            self._room_armed = _DISARMED
+            return False
+        return True
+
+    def disarm_room(self) -> None:
+        """The producer has woken up."""
+        self._room_armed = _DISARMED
+
+    # The consumer's side
+
+    def pop(self) -> bytes | None:
+        """Take the oldest chunk (what is left of it), or `None` if the ring is empty."""
+        if not self._chunks:
+            return None
+        chunk = self._chunks.popleft()
+        if self._offset:
+            chunk = chunk[self._offset :]
+            self._offset = 0
+        self._popped += len(chunk)
+        if self._room_armed:
+            self._wake_producer(0)
+        return chunk
+
+    def take(self, limit: int, *, fill: bool = False) -> bytes:
+        """Take up to ``limit`` bytes (at least 1), joining small chunks; ``b""`` if the ring is empty.
+
+        A chunk that fits is passed on by reference when no other fits beside it. Unless ``fill`` asks for
+        all the bytes there are, a chunk is split only if it alone is larger than ``limit``.
+        """
+        chunks = self._chunks
+        if not chunks:
+            return b""
+        head = chunks[0]
+        size = len(head) - self._offset
+        if size > limit:
+            data = head[self._offset : self._offset + limit]
+            self._offset += limit
+        else:
+            data = self._take_whole(limit, fill)
+        self._popped += len(data)
+        if self._room_armed:
+            self._wake_producer(self._low_water)
+        return data
+
+    def _take_whole(self, limit: int, fill: bool) -> bytes:
+        """Whole chunks that fit (there is at least one), and with ``fill`` part of the next."""
+        chunks = self._chunks
+        head = chunks.popleft()
+        if self._offset:
+            head = head[self._offset :]
+            self._offset = 0
+        size = len(head)
+        if not chunks or (not fill and size + len(chunks[0]) > limit) or size == limit:
+            return head
+        parts = [head]
+        count = len(chunks)
+        if self._pushed - self._popped <= limit:
+            # Everything published fits, so these chunks do: each was counted before it was appended, and
+            # they were looked at before the count. What comes meanwhile is left for the next turn.
+            parts += [chunks.popleft() for _ in range(count)]
+        else:
+            while chunks and size + len(chunks[0]) <= limit:
+                size += len(chunks[0])
+                parts.append(chunks.popleft())
+            if fill and chunks and size < limit:
+                self._offset = limit - size
+                parts.append(chunks[0][: self._offset])
+        return b"".join(parts)
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill ``view`` (bytes, writable) across chunks as far as there are bytes; the number copied."""
+        chunks = self._chunks
+        room = len(view)
+        filled = 0
+        while chunks and filled < room:
+            head = chunks[0]
+            offset = self._offset
+            size = min(len(head) - offset, room - filled)
+            if offset or size < len(head):
+                view[filled : filled + size] = memoryview(head)[offset : offset + size]
+            else:
+                view[filled : filled + size] = head
+            filled += size
+            if offset + size == len(head):
+                chunks.popleft()
+                self._offset = 0
+            else:
+                self._offset = offset + size
+        self._popped += filled
+        if filled and self._room_armed:
+            self._wake_producer(self._low_water)
+        return filled
+
+    def arm_data(self) -> bool:
+        """The consumer is about to sleep on the data wake.
+
+        Returns `False`, with nothing armed, if there is something to take already.
+        """
+        self._data_armed = True
+        if self._chunks:
+            self._data_armed = _DISARMED
+            return False
+        return True
+
+    def disarm_data(self) -> None:
+        """The consumer has woken up."""
+        self._data_armed = _DISARMED
+
+    # Waking the other side
+
+    def _wake_consumer(self) -> None:
+        self._data_armed = _DISARMED
+        if self._data_wake is not None:
+            self.wakes += 1
+            self._data_wake.wake()
+
+    def _wake_producer(self, low_water: int) -> None:
+        """Wake an armed producer if what it waits for fits.
+
+        Args:
+            low_water: wake it only once the ring is this empty (0: at once), so that it is woken to push many
+                chunks and not one. An empty ring always wakes it: a consumer that goes to sleep has
+                emptied the ring, so the two never sleep at the same time.
+        """
+        used = self._pushed - self._popped
+        if used:
+            if low_water and (used > low_water or len(self._chunks) > self._low_entries):
+                return
+            if not self.fits(self._room_wanted):
+                return
+        self._room_armed = _DISARMED
+        if self._room_wake is not None:
+            self.wakes += 1
+            self._room_wake.wake()
