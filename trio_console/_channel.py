@@ -1,0 +1,162 @@
+"""A console device, pumped by two worker threads, as a trio stream.
+
+`open_console` owns the device, the lanes, the threads and their ending. The order of an ending is always the
+same: nothing more is accepted; what is queued is given to the device; the device is closed, which frees a
+worker in a blocked call; the workers are joined; the descriptors go. All of it has one deadline.
+
+The workers run as trio threads on a limiter of their own. trio's default limiter has 40 tokens, and a console
+uses two for its whole life: the 21st console would wait for the first to be closed.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from ._console import ConsoleSharedState
+from ._devices import as_device
+from ._nursery import hidden_nursery
+from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
+from ._stream import ConsoleStream
+from ._workers import pump_from_device, pump_to_device
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from ._console import Lane
+    from ._devices import ConsoleDevice, GuestDevice
+
+__all__ = ["open_console"]
+
+#: Seconds that leaving a console may take while the device still takes what was sent.
+DEFAULT_GRACE: Final = 2.0
+
+#: Seconds for the same when the leaving was cancelled, and for workers to come back from a closed device.
+SHORT_GRACE: Final = 0.2
+
+
+@asynccontextmanager
+async def open_console(
+    device: ConsoleDevice,
+    *,
+    capacity: int = DEFAULT_CAPACITY,
+    max_bytes: int = DEFAULT_MAX_BYTES,
+    grace: float = DEFAULT_GRACE,
+) -> AsyncIterator[ConsoleStream]:
+    """Pump a console device with two worker threads, and give the host's end of it.
+
+    Leaving the block closes the channel: what was sent still reaches the device if it takes it within
+    ``grace`` (when cancelled, within 0.2 s), then the device is closed and the threads are joined. What could
+    not be delivered is counted as dropped. Closing the channel inside the block does the same, in the
+    background.
+
+    Args:
+        device: the guest's end of the console: a connected stream socket, a descriptor open for reading and
+            writing, a ``(read_fd, write_fd)`` pair, or an object with the blocking methods of
+            `GuestDevice`. It is owned, and closed, from here on; descriptors become non-blocking.
+        capacity: chunks queued at most in each direction.
+        max_bytes: bytes queued at most in each direction.
+        grace: seconds that leaving may take at most while the device still takes what was sent.
+
+    Raises:
+        TypeError, ValueError, OSError: ``device`` is nothing that can be a console.
+
+    Warns:
+        RuntimeWarning: a `GuestDevice` did not come back from a blocked call although it was closed. Its
+            thread is abandoned; it holds the device until it returns.
+    """
+    port = as_device(device)
+    shared = ConsoleSharedState(capacity, max_bytes)
+    channel = ConsoleStream(shared)
+    async with hidden_nursery() as nursery:
+        workers = _Workers(port, shared)
+        workers.start(nursery)
+        nursery.start_soon(workers.close_device_after, channel)
+        try:
+            yield channel
+        finally:
+            await _leave(channel, workers, grace)
+            nursery.cancel_scope.cancel()
+
+
+async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> None:
+    if trio.current_effective_deadline() == -math.inf:
+        grace = min(grace, SHORT_GRACE)
+    with trio.CancelScope(shield=True):
+        with trio.move_on_after(grace):
+            await channel.aclose()
+            await workers.wait_delivered()
+        await trio.aclose_forcefully(channel)
+        workers.close_device()
+        with trio.move_on_after(SHORT_GRACE):
+            await workers.wait_done()
+        workers.abandon()
+
+
+@final
+class _Workers:
+    """The two threads of one console."""
+
+    def __init__(self, device: GuestDevice, shared: ConsoleSharedState) -> None:
+        self._device = device
+        self._shared = shared
+        self._limiter = trio.CapacityLimiter(2)
+        self._delivered = trio.Event()
+        self._received = trio.Event()
+        self._scopes: list[trio.CancelScope] = []
+
+    def start(self, nursery: trio.Nursery) -> None:
+        nursery.start_soon(self._run, pump_to_device, self._shared.rx, self._delivered)
+        nursery.start_soon(self._run, pump_from_device, self._shared.tx, self._received)
+
+    async def _run(self, pump: Callable[[GuestDevice, Lane], None], lane: Lane, done: trio.Event) -> None:
+        # Shielded: a worker is ended through its lane and its device, so that it can hand over what it
+        # holds. Only `abandon` lets go of a thread that is still running.
+        with trio.CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            await trio.to_thread.run_sync(
+                pump, self._device, lane, abandon_on_cancel=True, limiter=self._limiter
+            )
+            done.set()
+
+    async def wait_delivered(self) -> None:
+        """Wait until the device has taken everything, or takes nothing any more."""
+        await self._delivered.wait()
+
+    async def wait_done(self) -> None:
+        await self._delivered.wait()
+        await self._received.wait()
+
+    async def close_device_after(self, channel: ConsoleStream) -> None:
+        """Once the user has closed the channel and the queue is out, nobody needs the device."""
+        await channel.wait_closed()
+        await self.wait_delivered()
+        self.close_device()
+
+    def close_device(self) -> None:
+        """Free the workers from whatever call they are in. Nothing a device raises here stops the ending."""
+        try:
+            self._device.close()
+        except Exception as exc:  # noqa: BLE001  (a device of the user's)
+            self._shared.guest_gone(exc)
+
+    def abandon(self) -> None:
+        """Let go of workers that did not come back, loudly.
+
+        The wakes stay open then: the thread may still use them, and the last reference closes them.
+        """
+        if self._delivered.is_set() and self._received.is_set():
+            self._shared.close_wakes()
+            return
+        for scope in self._scopes:
+            scope.cancel()
+        warnings.warn(
+            f"{self._device!r} was closed, but a blocked call on it did not return: its worker thread is "
+            "abandoned. A GuestDevice's close() must end its read() and write().",
+            RuntimeWarning,
+            stacklevel=2,
+        )

@@ -1,0 +1,298 @@
+"""A console's lanes as a trio stream.
+
+The stream is one end of two lanes: it produces into one and consumes from the other, while a foreign thread
+does the opposite. Tasks sleep with ``trio.lowlevel.wait_readable`` on the lanes' wakes.
+
+`trio.lowlevel.wait_readable` can return normally for a descriptor that was just closed, so after each
+sleep the flags are looked at before the descriptor is touched.
+
+This module must not know what the bytes mean, nor who drives the other end.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from ._console import ConsoleSharedState, Lane, LaneStatistics
+    from ._ring import BytesLike
+
+__all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
+
+#: Bytes of one `receive_some` when the caller names no limit, as in trio's own streams. It also bounds what
+#: one turn of a task takes, so that a fast device cannot starve the others.
+DEFAULT_RECEIVE_SIZE: Final = 64 * 1024
+
+#: A `send_all` queues larger data in pieces of this size. One that fits the ring is queued as it is.
+_SLICE: Final = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class ConsoleStatistics:
+    """A console channel at one moment.
+
+    Attributes:
+        tx: guest to host: what is received here.
+        rx: host to guest: what is sent here.
+        tasks_waiting_send: tasks blocked in sending now.
+        tasks_waiting_receive: tasks blocked in receiving now.
+        closed: this end was closed.
+    """
+
+    tx: LaneStatistics
+    rx: LaneStatistics
+    tasks_waiting_send: int
+    tasks_waiting_receive: int
+    closed: bool
+
+
+@final
+class _Conflict:
+    """Lets one task in at a time; the second gets `trio.BusyResourceError`."""
+
+    __slots__ = ("_busy", "_message")
+
+    def __init__(self, message: str) -> None:
+        self._message = message
+        self._busy = False
+
+    def __enter__(self) -> None:
+        if self._busy:
+            raise trio.BusyResourceError(self._message)
+        self._busy = True
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._busy = False
+
+
+class LaneStream(trio.abc.HalfCloseableStream):
+    """One end of two lanes; see `ConsoleStream` for the contract."""
+
+    def __init__(self, send: Lane, receive: Lane) -> None:
+        self._send = send
+        self._receive = receive
+        self._closed = False
+        self._send_conflict = _Conflict("another task is already sending on this console stream")
+        self._receive_conflict = _Conflict("another task is already receiving on this console stream")
+        self._waiting_send = 0
+        self._waiting_receive = 0
+
+    # Sending
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_all(self, data: BytesLike) -> None:
+        """Queue all of ``data`` for the other end, waiting for room.
+
+        `bytes` that fit the ring are queued by reference; anything else is copied once. Returns when
+        everything is queued, not when the other end has taken it.
+
+        If cancelled, an unknown part of the data may have been queued, as with every trio stream.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed, or `send_eof` was called.
+            trio.BrokenResourceError: the other end is gone.
+            trio.BusyResourceError: another task is sending.
+        """
+        with self._send_conflict:
+            self._check_may_send()
+            await trio.lowlevel.checkpoint()
+            self._check_may_send()
+            ring = self._send.ring
+            if type(data) is bytes and len(data) <= ring.max_bytes:
+                while not ring.offer(data):
+                    await self._wait_room(len(data))
+                return
+            # bytes(piece) is made by the ring: one copy, of a piece at a time.
+            with memoryview(data).cast("B") as view:
+                size = min(_SLICE, ring.max_bytes)
+                for start in range(0, len(view), size):
+                    piece = view[start : start + size]
+                    while not ring.offer(piece):
+                        await self._wait_room(len(piece))
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is some room, or sending would fail at once. Errors as in `send_all`."""
+        with self._send_conflict:
+            self._check_may_send()
+            await trio.lowlevel.checkpoint()
+            self._check_may_send()
+            while not self._send.ring.fits(1):
+                await self._wait_room(1)
+
+    async def send_eof(self) -> None:
+        """Tell the other end that nothing more comes; receiving goes on. Repeating it does nothing.
+
+        The other end sees end of file after what was sent before. Never blocks.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed.
+            trio.BusyResourceError: another task is sending.
+        """
+        with self._send_conflict:
+            if self._closed:
+                raise trio.ClosedResourceError("this console stream was closed")
+            self._send.finish()
+            await trio.lowlevel.checkpoint()
+
+    def _check_may_send(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this console stream was closed")
+        if self._send.finished:
+            raise trio.ClosedResourceError("end of file was already sent on this console stream")
+        if self._send.abandoned:
+            raise trio.BrokenResourceError("the other end of the console is gone") from self._send.cause
+
+    async def _wait_room(self, size: int) -> None:
+        """Sleep until ``size`` bytes may fit; raises if sending has become impossible."""
+        lane = self._send
+        self._waiting_send += 1
+        try:
+            # The flags are looked at after arming: whoever sets one rings the wake after setting it.
+            if lane.ring.arm_room(size):
+                self._check_may_send()
+                await self._sleep_on(lane.room_wake.fileno())
+        finally:
+            self._waiting_send -= 1
+            lane.ring.disarm_room()
+        lane.room_wake.drain()
+        self._check_may_send()
+
+    # Receiving
+
+    @trio.lowlevel.enable_ki_protection
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Take what has arrived, at least one byte, waiting for it.
+
+        Small chunks are joined; a chunk that fits is handed on by reference.
+
+        If cancelled, nothing was taken.
+
+        Args:
+            max_bytes: the most bytes to return; `None` lets the stream choose (64 KiB).
+
+        Returns:
+            ``b""`` once the other end has finished and everything was read.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed.
+            trio.BrokenResourceError: the other end failed; everything that came before was returned.
+            trio.BusyResourceError: another task is receiving.
+            ValueError: ``max_bytes`` is below 1.
+            TypeError: ``max_bytes`` is not an integer.
+        """
+        if max_bytes is None:
+            max_bytes = DEFAULT_RECEIVE_SIZE
+        elif operator.index(max_bytes) < 1:
+            raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
+        with self._receive_conflict:
+            self._check_may_receive()
+            await trio.lowlevel.checkpoint()
+            lane = self._receive
+            while True:
+                self._check_may_receive()
+                finished = lane.finished  # before the look at the ring, see `Lane`
+                data = b"" if lane.discarded else lane.ring.take(max_bytes)
+                if data:
+                    return data
+                if finished:
+                    return self._at_end()
+                await self._wait_data()
+
+    def _check_may_receive(self) -> None:
+        if self._closed:
+            raise trio.ClosedResourceError("this console stream was closed")
+
+    def _at_end(self) -> bytes:
+        if self._receive.cause is not None:
+            raise trio.BrokenResourceError("the other end of the console failed") from self._receive.cause
+        return b""
+
+    async def _wait_data(self) -> None:
+        lane = self._receive
+        self._waiting_receive += 1
+        try:
+            if lane.ring.arm_data() and not lane.finished:
+                await self._sleep_on(lane.data_wake.fileno())
+        finally:
+            self._waiting_receive -= 1
+            lane.ring.disarm_data()
+        lane.data_wake.drain()
+
+    # Both
+
+    async def _sleep_on(self, fd: int) -> None:
+        if fd < 0:
+            # The wakes are closed only after both lanes have ended, so the caller's next look at the flags
+            # ends its loop; a checkpoint keeps that honest.
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            await trio.lowlevel.wait_readable(fd)
+        except trio.ClosedResourceError:
+            return  # told by notify_closing: the flags say why
+
+    async def aclose(self) -> None:
+        """Close both directions.
+
+        What was sent before still reaches the other end, which then sees end of file; what it sends from now
+        on is dropped and counted. If cancelled (as by `trio.aclose_forcefully`), what is queued is
+        dropped and counted too. Idempotent. Tasks blocked on this stream get `trio.ClosedResourceError`.
+        """
+        if not self._closed:
+            self._closed = True
+            self._send.finish()
+            self._receive.abandon()
+        try:
+            await trio.lowlevel.checkpoint()
+        except BaseException:
+            self._send.discard()
+            raise
+
+
+@final
+class ConsoleStream(LaneStream):
+    """The host's end of a console, as a `trio.abc.HalfCloseableStream`.
+
+    Its guest end is driven by somebody else's threads, through an `AgentConsoleBackend` over the same state.
+    `open_console` gives one whose device is driven for you.
+
+    Like every trio stream it belongs to one trio run; two tasks may use it at once only in opposite
+    directions. The bytes go by reference between the threads; a system call is made only when one of
+    them sleeps.
+    """
+
+    def __init__(self, shared: ConsoleSharedState) -> None:
+        super().__init__(send=shared.rx, receive=shared.tx)
+        self._shared = shared  # keeps the wakes open
+        self._was_closed = trio.Event()
+
+    async def aclose(self) -> None:
+        self._was_closed.set()
+        await super().aclose()
+
+    aclose.__doc__ = LaneStream.aclose.__doc__
+
+    async def wait_closed(self) -> None:
+        """Wait until `aclose` was called."""
+        await self._was_closed.wait()
+
+    def statistics(self) -> ConsoleStatistics:
+        """What went through, what is queued, and what was dropped."""
+        return ConsoleStatistics(
+            tx=self._receive.statistics(),
+            rx=self._send.statistics(),
+            tasks_waiting_send=self._waiting_send,
+            tasks_waiting_receive=self._waiting_receive,
+            closed=self._closed,
+        )

@@ -1,0 +1,94 @@
+"""The two threads' work: a blocking device on one side, the lanes of a console on the other.
+
+Each function is one direction and runs until that direction has ended, whoever ended it. It never raises for
+what a device does: the lane carries the cause to the trio side.
+
+This module must not import trio.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ._console import wait_for_room
+
+if TYPE_CHECKING:
+    from ._console import Lane
+    from ._devices import GuestDevice
+
+__all__ = ["pump_from_device", "pump_to_device"]
+
+#: Bytes per device call: what a Unix socket or a pipe hands over at once by default.
+_SIZE: Final = 64 * 1024
+
+
+def pump_from_device(device: GuestDevice, lane: Lane) -> None:
+    """Guest to host: read the device, and push.
+
+    Room is waited for before the bytes are read, so what does not fit stays in the guest. Once the host has
+    gone, the device is read on and the bytes are counted as dropped, so that a guest is not stuck
+    in a write while what the host had sent is still on its way; closing the device ends that.
+    """
+    cause: BaseException | None = None
+    size = min(_SIZE, lane.ring.max_bytes)
+    try:
+        while True:
+            while not (lane.abandoned or lane.ring.fits(size)):
+                wait_for_room(lane, size)
+            data = device.read(size)
+            if not data:
+                break
+            if lane.abandoned:
+                lane.swallow(len(data))
+            else:
+                # It fits unless a device returned more than it was asked for, and then waits its turn.
+                while not (lane.ring.offer(data) or lane.abandoned):
+                    wait_for_room(lane, len(data))
+    except Exception as exc:  # noqa: BLE001  (whatever a device raises ends this direction, with a cause)
+        cause = exc
+    lane.finish(cause)
+
+
+def pump_to_device(device: GuestDevice, lane: Lane) -> None:
+    """Host to guest: take from the lane, and write to the device."""
+    try:
+        while True:
+            finished = lane.finished  # before the look at the ring, see `Lane`
+            data = b"" if lane.discarded else lane.ring.take(_SIZE)
+            if data:
+                if not _write_all(device, lane, data):
+                    break
+            elif finished:
+                if not lane.discarded:
+                    device.close_write()
+                break
+            else:
+                _wait_for_data(lane)
+    except Exception as exc:  # noqa: BLE001  (as above)
+        lane.abandon(exc)
+        return
+    lane.abandon()
+
+
+def _write_all(device: GuestDevice, lane: Lane, data: bytes) -> bool:
+    """Write all of ``data``, or count the rest as lost; `False` if the device was closed."""
+    view = memoryview(data)
+    try:
+        while view:
+            count = device.write(view)
+            view = view[count:]
+            if not count:
+                return False
+    finally:
+        lane.undelivered += len(view)
+    return True
+
+
+def _wait_for_data(lane: Lane) -> None:
+    try:
+        # The look at the flag comes after the arming, and its setter rings after setting it.
+        if lane.ring.arm_data() and not lane.finished:
+            lane.data_wake.wait()
+    finally:
+        lane.ring.disarm_data()
+    lane.data_wake.drain()
