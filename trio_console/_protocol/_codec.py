@@ -1,0 +1,382 @@
+"""Frames to messages and back.
+
+A body is an envelope, a CBOR map of ``v`` (the sender's generation), ``t`` (the type's name) and ``p``
+(a byte string that holds the payload as a second CBOR item). What is sent is canonical: shortest
+heads, definite lengths, keys in declared order. What is accepted is wider, and everything else ends in
+one exception type, `ProtocolError`, however malformed the input.
+
+Bulk data does not pass through CBOR: a canonical ``{data}`` message is a constant prefix, three
+lengths and the bytes, so it is written from a template and recognised by comparing with one. Both ways
+agree with the general path, which takes whatever the short cut does not recognise.
+
+This module knows nothing of sessions: which message may come when is not decided here.
+"""
+
+from __future__ import annotations
+
+import re
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+
+import msgspec
+
+from trio_console._errors import ProtocolError
+from trio_console._protocol import _cbor
+from trio_console._protocol._catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
+from trio_console._protocol._cbor import BYTES, TEXT, CBORError, IndefiniteMap, head
+from trio_console._protocol._frames import Frame, encode_header
+from trio_console._protocol._messages import DataMessage, FsRequest, FsResponse, Message, Shutdown
+from trio_console._protocol._payloads import FS_OPS, FS_RESULTS
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["Envelope", "decode", "decode_envelope", "encode", "encode_data", "peek_type"]
+
+_MAX_VERSION: Final = 255
+
+_MAX_QUOTED: Final = 200
+"""Characters of one thing said by a peer that an error message repeats; enough to recognise it."""
+
+_BEFORE_VERSION: Final = b"\xa3\x61v"
+_BEFORE_DATA: Final = b"\xa1\x64data"
+
+
+class Envelope(NamedTuple):
+    """What a body says of itself; ``payload`` is still encoded."""
+
+    version: int
+    type: str
+    payload: bytes
+
+
+# --- encoding -----------------------------------------------------------------------------------
+
+
+def _after_version(name: str) -> bytes:
+    """Return what stands between the version and the head of the payload."""
+    text = name.encode()
+    return b"\x61t" + head(TEXT, len(text)) + text + b"\x61p"
+
+
+_AFTER_VERSION: Final[Mapping[type[Message], bytes]] = {
+    row.cls: _after_version(row.name) for row in MESSAGE_TYPES.values()
+}
+_PREFIX: Final[Mapping[type[Message], bytes]] = {
+    cls: _BEFORE_VERSION + head(0, GENERATION) + after for cls, after in _AFTER_VERSION.items()
+}
+_OP_NAMES: Final = {cls: name for name, cls in FS_OPS.items()}
+_RESULT_NAMES: Final = {cls: name for name, cls in FS_RESULTS.items()}
+
+
+def encode(message: Message, id: int = 0, *, version: int = GENERATION) -> bytes:  # noqa: A002
+    """Return the message as one whole frame.
+
+    Args:
+        message: what to send; its values are checked as a receiver would check them.
+        id: correlation id, ``0 ..= 2**32 - 1``.
+        version: generation to stamp on it, ``0 ..= 255``.
+
+    Raises:
+        ProtocolError: (kind ``bad_frame``) the frame would be too long.
+        ValueError: a value does not fit its field.
+        TypeError: a value is of a kind that no field takes.
+    """
+    cls = type(message)
+    if version == GENERATION:
+        prefix = _PREFIX[cls]
+    elif 0 <= version <= _MAX_VERSION:
+        prefix = _BEFORE_VERSION + head(0, version) + _AFTER_VERSION[cls]
+    else:
+        raise ValueError(f"version {version} out of range")
+    if isinstance(message, DataMessage):
+        return _data_frame(prefix, id, message.data)
+    payload = _encode_payload(message)
+    lead = prefix + head(BYTES, len(payload))
+    frame_head = encode_header(id, type_of(cls).flags, len(lead) + len(payload))
+    return b"".join((frame_head, lead, payload))
+
+
+def encode_data(
+    cls: type[DataMessage],
+    id: int,  # noqa: A002
+    data: bytes | bytearray | memoryview,
+) -> bytes:
+    """Return one whole frame of a `DataMessage` class; the data is copied once.
+
+    Raises:
+        ProtocolError: (kind ``bad_frame``) the frame would be too long.
+        ValueError: ``id`` does not fit its field.
+    """
+    return _data_frame(_PREFIX[cls], id, data)
+
+
+def _data_frame(prefix: bytes, id_: int, data: bytes | bytearray | memoryview) -> bytes:
+    size = data.nbytes if isinstance(data, memoryview) else len(data)
+    lead = _data_lead(size)
+    # All data types have flags 0.
+    frame_head = encode_header(id_, 0, len(prefix) + len(lead) + size)
+    return b"".join((frame_head, prefix, lead, data))
+
+
+def _data_lead(size: int) -> bytes:
+    """Return what a canonical ``{data}`` payload has in front of the data, its own head included."""
+    # Where both lengths have heads of one size, which is nearly everywhere, one pack will do.
+    if 256 <= size <= 65526:
+        return _DATA_LEAD_2.pack(0x59, size + 9, _BEFORE_DATA, 0x59, size)
+    if size >= 65536:
+        return _DATA_LEAD_4.pack(0x5A, size + 11, _BEFORE_DATA, 0x5A, size)
+    if 24 <= size <= 247:
+        return _DATA_LEAD_1.pack(0x58, size + 8, _BEFORE_DATA, 0x58, size)
+    inner = _BEFORE_DATA + head(BYTES, size)
+    return head(BYTES, len(inner) + size) + inner
+
+
+# Payload head, key, data head.
+_DATA_LEAD_1: Final = Struct(">BB6sBB")
+_DATA_LEAD_2: Final = Struct(">BH6sBH")
+_DATA_LEAD_4: Final = Struct(">BI6sBI")
+
+
+def _encode_payload(message: Message) -> bytes:
+    try:
+        payload = _cbor.dump(_to_plain(message))
+        # Structs do not check what they are made of, so what is sent is first read the way the peer
+        # will read it.
+        _read_payload(type(message), payload)
+    except (_FieldError, CBORError) as exc:
+        raise ValueError(f"{type_of(message).name}: {exc}") from exc
+    return payload
+
+
+def _to_plain(message: Message) -> object:
+    match message:
+        case Shutdown():
+            return None
+        case FsRequest():
+            return {"op": {_OP_NAMES[type(message.op)]: _builtins(message.op)}}
+        case FsResponse():
+            data = message.data
+            entry = None if data is None else {_RESULT_NAMES[type(data)]: _builtins(data.value)}
+            return {"ok": message.ok, "error": message.error, "data": entry}
+        case _:
+            return _builtins(message)
+
+
+def _builtins(value: object) -> object:
+    return msgspec.to_builtins(value, builtin_types=(bytes,))
+
+
+# --- decoding -----------------------------------------------------------------------------------
+
+_M = TypeVar("_M", bound=msgspec.Struct)
+
+_CANONICAL_NAME_SIZE: Final = 24
+"""A name shorter than this has its size in the first byte of its head."""
+
+_NAME_HEAD_AT: Final = len(_BEFORE_VERSION) + 1 + len(b"\x61t")
+
+_BY_LEAD: Final[Mapping[bytes, MessageType]] = {
+    _AFTER_VERSION[row.cls]: row for row in MESSAGE_TYPES.values() if len(row.name) < _CANONICAL_NAME_SIZE
+}
+_DATA_BY_PREFIX: Final[Mapping[bytes, type[DataMessage]]] = {
+    _BEFORE_VERSION + head(0, version) + lead: row.cls
+    for lead, row in _BY_LEAD.items()
+    for version in range(24)  # those with a head of one byte; there are ten so far
+    if issubclass(row.cls, DataMessage)
+}
+
+
+def decode(frame: Frame) -> Message:
+    """Decode a frame, which is untrusted, into the message it carries.
+
+    Raises:
+        ProtocolError: with ``frame_id``, ``message_type``, ``field`` and ``version`` as far as known,
+            and the kind ``malformed_message`` (no envelope), ``unsupported_message_type``,
+            ``invalid_flags`` (not the flags of its type) or ``invalid_payload``. Nothing else is raised.
+    """
+    _, flags, body = frame
+    if flags == 0 and len(body) > _NAME_HEAD_AT:
+        at = _NAME_HEAD_AT + 3 + (body[_NAME_HEAD_AT] & 31)
+        cls = _DATA_BY_PREFIX.get(body[:at])
+        if cls is not None:
+            # The data reaches to the end of the body, so its size follows from the size of what is in
+            # front of it, of which only one can be right for any amount of bytes.
+            rest = len(body) - at
+            lead_size = 16 if rest > 65538 else 12 if rest > 257 else 10 if rest > 24 else 8
+            if rest >= lead_size and body.startswith(_data_lead(rest - lead_size), at):
+                return cls(body[at + lead_size :])
+    return _decode_any(frame)
+
+
+def _decode_any(frame: Frame) -> Message:
+    try:
+        envelope = decode_envelope(frame.body)
+    except ProtocolError as exc:
+        exc.frame_id = frame.id
+        raise
+    row = MESSAGE_TYPES.get(envelope.type)
+    if row is None:
+        raise _error(frame, envelope, "unsupported_message_type", "unknown message type")
+    if frame.flags != row.flags:
+        reason = f"invalid flags: got {frame.flags}, expected {row.flags}"
+        raise _error(frame, envelope, "invalid_flags", reason)
+    try:
+        return _read_payload(row.cls, envelope.payload)
+    except CBORError as exc:
+        raise _error(frame, envelope, "invalid_payload", f"payload: {exc}") from None
+    except _FieldError as exc:
+        raise _error(frame, envelope, "invalid_payload", str(exc), exc.field) from None
+
+
+def decode_envelope(body: bytes) -> Envelope:
+    """Take the envelope off a body, which is untrusted.
+
+    Raises:
+        ProtocolError: (kind ``malformed_message``) it is not one; ``version`` is set if that could still
+            be read. Nothing else is raised.
+    """
+    found = _canonical_payload_at(body)
+    if found is not None:
+        row, start = found
+        return Envelope(body[3], row.name, body[start:])
+    try:
+        value = _cbor.load(body)
+    except CBORError as exc:
+        raise ProtocolError(f"malformed envelope: {_short(str(exc))}") from None
+    if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
+        raise ProtocolError("malformed envelope: not a map with text keys")
+    version, type_, payload = value.get("v"), value.get("t"), _octets(value.get("p"))
+    if type(version) is not int or not 0 <= version <= _MAX_VERSION:
+        raise ProtocolError("malformed envelope: `v` is not an integer 0-255", field="v")
+    if not isinstance(type_, str):
+        raise ProtocolError("malformed envelope: `t` is not text", field="t", version=version)
+    if payload is None:
+        reason = "malformed envelope: `p` is not a byte string"
+        raise ProtocolError(reason, field="p", message_type=_short(type_), version=version)
+    return Envelope(version, type_, payload)
+
+
+def peek_type(body: bytes) -> str:
+    """Return the type a body, which is untrusted, says it has; raises as `decode_envelope`."""
+    found = _canonical_payload_at(body)
+    return decode_envelope(body).type if found is None else found[0].name
+
+
+def _canonical_payload_at(body: bytes) -> tuple[MessageType, int] | None:
+    """Return the type and where the payload starts, or ``None`` to leave it to the general path.
+
+    Found only if the payload is a byte string that ends where the body ends; nothing else is promised.
+    """
+    if len(body) <= _NAME_HEAD_AT or body[3] >= 24 or not body.startswith(_BEFORE_VERSION):
+        return None
+    at = _NAME_HEAD_AT + 3 + (body[_NAME_HEAD_AT] & 31)
+    row = _BY_LEAD.get(body[4:at])
+    if row is None or at == len(body):
+        return None
+    first = body[at]
+    start = at + 1
+    size = first - BYTES
+    if 0x58 <= first <= 0x5A:
+        start += 1 << first - 0x58
+        size = int.from_bytes(body[at + 1 : start], "big")
+    elif not 0 <= size < 24:
+        return None
+    return (row, start) if start + size == len(body) else None
+
+
+class _FieldError(Exception):
+    """A value that does not fit its field."""
+
+    def __init__(self, field: str, reason: str) -> None:
+        super().__init__(f"{field}: {reason}" if field else reason)
+        self.field = field or None
+
+
+def _short(text: str) -> str:
+    """Cut text that a peer chose: an error about a frame has to fit a frame."""
+    return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
+
+
+def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str | None = None) -> ProtocolError:
+    type_ = _short(envelope.type)
+    return ProtocolError(
+        f"{type_} (id {frame.id}): {_short(reason)}",
+        kind=kind,
+        frame_id=frame.id,
+        message_type=type_,
+        field=field,
+        version=envelope.version,
+    )
+
+
+def _read_payload(cls: type[Message], payload: bytes) -> Message:
+    """Decode a payload; raises `CBORError` or `_FieldError`."""
+    if cls is Shutdown:
+        return Shutdown()  # whatever came with it: the guest has to go
+    value = _cbor.load(payload)
+    if cls is FsRequest:
+        op = _variant(_entry(value, "op"), FS_OPS, "op")
+        return _convert(value | {"op": op}, FsRequest)
+    if cls is FsResponse:
+        entry = _entry(value, "data")
+        result = None if entry is None else _variant(entry, FS_RESULTS, "data")
+        return _convert(value | {"data": result}, FsResponse)
+    if issubclass(cls, DataMessage):
+        data = _octets(_entry(value, "data"))
+        if data is None:
+            raise _FieldError("data", "Expected `bytes`")
+        return _convert(value | {"data": data}, cls)
+    return _convert(value, cls)
+
+
+def _entry(value: Any, key: str) -> Any:
+    if not isinstance(value, dict):
+        raise _FieldError("", f"Expected `object`, got `{type(value).__name__}`")
+    return value.get(key)
+
+
+def _octets(value: Any) -> bytes | None:
+    """Return a byte string, or an array of octets as one; ``None`` if it is neither."""
+    if isinstance(value, bytes):
+        return value
+    # bytes() would take True for 1.
+    if isinstance(value, list) and all(type(octet) is int for octet in value):
+        try:
+            return bytes(value)
+        except ValueError:
+            return None
+    return None
+
+
+def _variant(value: Any, variants: Mapping[str, type[msgspec.Struct]], path: str) -> msgspec.Struct:
+    """Decode a choice: a map of known length with one entry, the name of a variant and its value."""
+    if not isinstance(value, dict) or isinstance(value, IndefiniteMap) or len(value) != 1:
+        raise _FieldError(path, "Expected a map with one entry")
+    [(name, fields)] = value.items()
+    cls = variants.get(name)
+    if cls is None:
+        raise _FieldError(path, f"unknown variant {name!r}")
+    if variants is FS_RESULTS:  # the value itself stands in for the one field
+        return cls(_convert(fields, _RESULT_TYPES[name], f"{path}.{name}"))
+    return _convert(fields, cls, f"{path}.{name}")
+
+
+_RESULT_TYPES: Final[Mapping[str, Any]] = {
+    name: msgspec.structs.fields(cls)[0].type for name, cls in FS_RESULTS.items()
+}
+_MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+
+
+def _convert(value: Any, cls: type[_M], path: str = "") -> _M:
+    try:
+        return msgspec.convert(value, cls)
+    except msgspec.ValidationError as exc:
+        # "Reason - at `$.path[0].field`". From the right: a reason may quote what the peer sent.
+        reason, _, where = str(exc).rpartition(" - at `")
+        if not reason:
+            reason, where = where, ""
+        missing = _MISSING.fullmatch(reason)
+        steps = (path, where.rpartition("$")[2].strip(".`"), missing and missing[1])
+        field = ".".join(step for step in steps if step).replace(".[", "[")
+        raise _FieldError(field, reason) from None

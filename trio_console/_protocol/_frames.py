@@ -1,0 +1,237 @@
+"""Frames: the cut of a byte stream into ``(id, flags, body)``.
+
+A frame is a big-endian u32 length, a u32 id, one byte of flags and a body; the length counts
+everything after itself. Nothing here knows what a body holds, and nothing here does I/O: bytes go in,
+frames come out.
+
+Rules:
+
+* A length outside ``MIN_FRAME_LENGTH ..= MAX_FRAME_LENGTH`` is fatal. There is no way to find the next
+  frame after it, so the decoder stays broken and says so each time it is asked.
+* Work is linear in the bytes fed, however they are cut. A frame that lies wholly inside one fed chunk is
+  sliced out of it (one copy); any other is gathered in a buffer first (two copies).
+* What is held is what was fed and not yet taken; a frame in the making is never more than one maximal
+  frame.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple, NoReturn, final
+
+from trio_console._errors import ProtocolError, again
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "FLAG_SESSION_START",
+    "FLAG_SHUTDOWN",
+    "FLAG_TERMINAL",
+    "HEADER_SIZE",
+    "MAX_FRAME_LENGTH",
+    "MIN_FRAME_LENGTH",
+    "Frame",
+    "FrameDecoder",
+    "encode_frame",
+]
+
+MAX_FRAME_LENGTH: Final = 4 * 1024 * 1024
+"""Largest value of the length field, inclusive; the largest whole frame is four bytes more."""
+
+MIN_FRAME_LENGTH: Final = 5
+"""Smallest value of the length field: the id, the flags and an empty body."""
+
+HEADER_SIZE: Final = 9
+"""Bytes before the body, the length field included."""
+
+FLAG_TERMINAL: Final = 1
+"""Last frame of its id."""
+
+FLAG_SESSION_START: Final = 2
+"""First frame of a session."""
+
+FLAG_SHUTDOWN: Final = 4
+"""Tells relays on the way that the guest is about to go."""
+
+_LENGTH_SIZE: Final = 4
+_MAX_ID: Final = 2**32 - 1
+_HEADER: Final = Struct(">IIB")
+_ID_AND_FLAGS: Final = Struct(">IB")
+
+
+class Frame(NamedTuple):
+    """One frame of the stream: a 32-bit ``id``, one byte of ``flags``, and the ``body``."""
+
+    id: int
+    flags: int
+    body: bytes
+
+
+def encode_frame(id: int, flags: int, body: bytes) -> bytes:  # noqa: A002
+    """Return the bytes of one whole frame.
+
+    Args:
+        id: correlation id, ``0 ..= 2**32 - 1``.
+        flags: the flags byte, ``0 ..= 255``.
+        body: at most ``MAX_FRAME_LENGTH - 5`` bytes.
+
+    Raises:
+        ProtocolError: the frame would be longer than a peer accepts. Nothing has been built.
+        ValueError: ``id`` or ``flags`` do not fit their fields.
+    """
+    return b"".join((encode_header(id, flags, len(body)), body))
+
+
+def encode_header(id_: int, flags: int, body_size: int) -> bytes:
+    """Return what goes before a body of ``body_size`` bytes; raises as `encode_frame`."""
+    length = MIN_FRAME_LENGTH + body_size
+    if length > MAX_FRAME_LENGTH:
+        raise ProtocolError(
+            f"frame too large: length {length} of id {id_} exceeds {MAX_FRAME_LENGTH}",
+            kind="bad_frame",
+            frame_id=id_,
+        )
+    if not 0 <= id_ <= _MAX_ID or not 0 <= flags <= 0xFF:
+        raise ValueError(f"id {id_} or flags {flags} out of range")
+    return _HEADER.pack(length, id_, flags)
+
+
+@final
+class FrameDecoder:
+    """Turns bytes, cut anywhere, into frames.
+
+    ``feed`` bytes, then take frames with `next_frame` or by iterating, until there are none. An error
+    surfaces once the frames before it have been taken, and from then on every call raises it.
+    """
+
+    __slots__ = ("_at_eof", "_chunks", "_error", "_partial", "_pending", "_position")
+
+    def __init__(self) -> None:
+        # Fed and not looked at yet. Only the first can have been used up in part.
+        self._chunks: deque[bytes] = deque()
+        self._position = 0
+        # A frame that was begun in a chunk since dropped; never longer than that frame.
+        self._partial = bytearray()
+        self._pending = 0
+        self._at_eof = False
+        self._error: ProtocolError | None = None
+
+    @property
+    def pending(self) -> int:
+        """Bytes fed that no frame has carried out yet."""
+        return self._pending
+
+    def feed(self, data: bytes) -> None:
+        """Add bytes. A ``bytes`` object is kept by reference until its frames were taken.
+
+        Raises:
+            ProtocolError: the stream broke earlier.
+        """
+        self._raise_if_broken()
+        chunk = bytes(data)
+        if chunk:
+            self._chunks.append(chunk)
+            self._pending += len(chunk)
+
+    def feed_eof(self) -> None:
+        """Say that no more bytes come.
+
+        Raises:
+            ProtocolError: the stream broke earlier or ends inside a frame. If there are frames left
+                to take, they come first and the call after the last of them raises.
+        """
+        self._raise_if_broken()
+        self._at_eof = True
+        if not self._chunks:
+            self._check_end()
+
+    def __iter__(self) -> Iterator[Frame]:
+        """Take the frames that are complete; stops when more bytes are needed."""
+        while (frame := self.next_frame()) is not None:
+            yield frame
+
+    def next_frame(self) -> Frame | None:
+        """Take one frame, or ``None`` if more bytes are needed.
+
+        Raises:
+            ProtocolError: (kind ``bad_frame``) a length out of bounds, or the end of the stream inside
+                a frame.
+        """
+        self._raise_if_broken()
+        while self._chunks:
+            frame = self._finish_partial() if self._partial else self._slice_whole()
+            if frame is not None:
+                self._pending -= HEADER_SIZE + len(frame.body)
+                return frame
+        if self._at_eof:
+            self._check_end()
+        return None
+
+    def _slice_whole(self) -> Frame | None:
+        """Slice a frame out of the first chunk, or set aside what is left of that chunk."""
+        chunk, start = self._chunks[0], self._position
+        if len(chunk) - start >= _LENGTH_SIZE:
+            # Looked at before the rest is there, because the length alone can be fatal.
+            end = start + self._frame_size(chunk[start : start + _LENGTH_SIZE])
+            if end <= len(chunk):
+                frame_id, flags = _ID_AND_FLAGS.unpack_from(chunk, start + _LENGTH_SIZE)
+                self._advance_to(end)
+                return Frame(frame_id, flags, chunk[start + HEADER_SIZE : end])
+        self._partial += memoryview(chunk)[start:]
+        self._advance_to(len(chunk))
+        return None
+
+    def _finish_partial(self) -> Frame | None:
+        """Move bytes from the first chunk into the begun frame, no more than that frame lacks."""
+        partial = self._partial
+        if len(partial) < _LENGTH_SIZE:
+            self._top_up(_LENGTH_SIZE)
+            if len(partial) < _LENGTH_SIZE:
+                return None
+        size = self._frame_size(partial[:_LENGTH_SIZE])
+        if self._chunks:  # the length may have used up the only one
+            self._top_up(size)
+        if len(partial) < size:
+            return None
+        frame_id, flags = _ID_AND_FLAGS.unpack_from(partial, _LENGTH_SIZE)
+        self._partial = bytearray()
+        return Frame(frame_id, flags, bytes(memoryview(partial)[HEADER_SIZE:]))
+
+    def _top_up(self, size: int) -> None:
+        chunk, start = self._chunks[0], self._position
+        end = min(len(chunk), start + size - len(self._partial))
+        self._partial += memoryview(chunk)[start:end]
+        self._advance_to(end)
+
+    def _advance_to(self, position: int) -> None:
+        if position == len(self._chunks[0]):
+            self._chunks.popleft()
+            position = 0
+        self._position = position
+
+    def _frame_size(self, prefix: bytes | bytearray) -> int:
+        """Return the size of the whole frame that starts with this length field."""
+        length = int.from_bytes(prefix, "big")
+        if length > MAX_FRAME_LENGTH:
+            self._fail(f"frame too large: length {length} exceeds {MAX_FRAME_LENGTH}")
+        if length < MIN_FRAME_LENGTH:
+            self._fail(f"frame too short: length {length} is below {MIN_FRAME_LENGTH}")
+        return _LENGTH_SIZE + length
+
+    def _check_end(self) -> None:
+        if self._partial:
+            self._fail(f"stream ended inside a frame, {len(self._partial)} bytes into it")
+
+    def _fail(self, message: str) -> NoReturn:
+        self._error = ProtocolError(message, kind="bad_frame")
+        # Nothing after this point can be understood; do not hold on to it.
+        self._chunks.clear()
+        self._partial = bytearray()
+        self._pending = self._position = 0
+        raise self._error
+
+    def _raise_if_broken(self) -> None:
+        if self._error is not None:
+            raise again(self._error)

@@ -1,0 +1,329 @@
+"""Messages: one frozen struct per type.
+
+Declared by the rules that ``_payloads`` states; ``_catalogue`` gives them names and flags.
+
+Keys the microsandbox protocol does not have (``Ready.flow``, ``ExecRequest.window``,
+``ExecExited.signal``, ``ExecFailed.filename``) are left out unless set; every peer skips keys it does
+not know. `Credit` is a type of our own and goes only to a peer that announced or asked for it: an
+unknown *type* ends upstream's agent.
+
+This module knows nothing of bytes, nor of who sends what when.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence  # noqa: TC003 (msgspec reads annotations)
+from typing import Annotated, Literal, TypeAlias, final
+
+from msgspec import UNSET, Meta, Struct, field
+
+from trio_console._protocol._bootstrap import (  # noqa: TC001 (msgspec reads annotations)
+    DirMount,
+    DiskImageRoot,
+    DiskMount,
+    EnvVar,
+    FileMount,
+    HandoffInit,
+    Network,
+    OciErofsRoot,
+    SecurityProfile,
+    TmpfsMount,
+)
+from trio_console._protocol._payloads import (
+    I32,
+    U16,
+    U32,
+    U64,
+    DefaultUser,
+    Flow,
+    FsOp,
+    FsResult,
+    Omit,
+    Omitting,
+    Rlimit,
+)
+
+# Words of an open set: peers may know more of them than this build. Upstream reads them case by case,
+# so a word in another case is a mistake and not a word from the future.
+Word = Annotated[str, Meta(pattern=r"^[a-z0-9_]+\Z")]
+
+StreamName: TypeAlias = Literal["stdin", "stdout", "stderr"]
+
+
+class Message(Struct, frozen=True):
+    """Base of all messages."""
+
+
+class OmittingMessage(Message, Omitting, frozen=True):
+    """Base of messages with fields that are left out when unset."""
+
+
+class DataMessage(Message, frozen=True, gc=False):
+    """Base of the five types that carry nothing but bytes."""
+
+    data: bytes
+
+
+# --- core ---------------------------------------------------------------------------------------
+
+
+@final
+class Bootstrap(OmittingMessage, frozen=True, kw_only=True):
+    """Host to agent, first bytes on the channel: what the guest is to be."""
+
+    block_root: Omit[DiskImageRoot | OciErofsRoot] = UNSET
+    dir_mounts: Sequence[DirMount] = field(default_factory=list)
+    file_mounts: Sequence[FileMount] = field(default_factory=list)
+    disk_mounts: Sequence[DiskMount] = field(default_factory=list)
+    tmpfs_mounts: Sequence[TmpfsMount] = field(default_factory=list)
+    hostname: Omit[str] = UNSET
+    host_alias: Omit[str] = UNSET
+    network: Omit[Network] = UNSET
+    rlimits: Sequence[Rlimit] = field(default_factory=list)
+    user: Omit[str] = UNSET
+    default_cwd: Omit[str] = UNSET
+    default_env: Sequence[EnvVar] = field(default_factory=list)
+    # A factory, because a plain default would be left out, and this field is always written.
+    security_profile: SecurityProfile = field(default_factory=lambda: "default")
+    handoff_init: Omit[HandoffInit] = UNSET
+
+
+@final
+class InitResolved(Message, frozen=True):
+    """Agent to host: the root filesystem is there; waits for `InitAck`."""
+
+    default_user: DefaultUser
+
+
+@final
+class InitAck(Message, frozen=True):
+    """Host to agent: go on."""
+
+
+@final
+class Ready(OmittingMessage, frozen=True):
+    """Agent to host, and replayed to each client. Times are nanoseconds.
+
+    ``boot_time_ns`` and ``ready_time_ns`` are of the boot clock, ``init_time_ns`` is a duration. ``flow``
+    announces that the agent counts credit.
+    """
+
+    boot_time_ns: U64
+    init_time_ns: U64
+    ready_time_ns: U64
+    agent_version: str = ""
+    flow: Omit[Flow] = UNSET
+
+
+@final
+class Shutdown(Message, frozen=True):
+    """To the agent: end everything. It is not answered; the connection just ends."""
+
+
+@final
+class ClientDisconnected(Message, frozen=True):
+    """Relay to agent: the client that owned these ids is gone."""
+
+    id_start: U32
+    id_end_exclusive: U32
+
+
+@final
+class ClockSync(Message, frozen=True):
+    """Relay to agent: nanoseconds since the Unix epoch."""
+
+    unix_time_nanos: U64
+
+
+@final
+class Ping(Message, frozen=True):
+    """Is the agent there? Does not count as activity."""
+
+
+@final
+class Pong(Message, frozen=True):
+    """Answer to `Ping`."""
+
+
+@final
+class Touch(Message, frozen=True):
+    """Count one activity."""
+
+
+@final
+class Touched(Message, frozen=True):
+    """Answer to `Touch`: the counter after it."""
+
+    activity_seq: U64
+
+
+@final
+class Error(OmittingMessage, frozen=True):
+    """The agent could not take a frame; ends the frame's id.
+
+    ``kind`` is one of ``malformed_message``, ``unsupported_message_type``,
+    ``unsupported_protocol_generation``, ``invalid_flags``, ``invalid_payload``, ``invalid_session``, or
+    a word of a newer peer.
+    """
+
+    kind: Word
+    message: str
+    offending_type: Omit[str] = UNSET
+
+
+# --- exec ---------------------------------------------------------------------------------------
+
+
+@final
+class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
+    """Start a command. ``rows`` and ``cols`` matter with ``tty`` only.
+
+    ``window`` asks for credit: at most so many bytes of stdout, and as many of stderr, may be on their
+    way and not granted yet.
+    """
+
+    cmd: str
+    args: Sequence[str] = field(default_factory=list)
+    env: Sequence[str] = field(default_factory=list)
+    cwd: str | None = None
+    user: str | None = None
+    tty: bool = False
+    rows: U16 = 24
+    cols: U16 = 80
+    rlimits: Sequence[Rlimit] = field(default_factory=list)
+    window: Omit[U32] = UNSET
+
+
+@final
+class ExecStarted(Message, frozen=True):
+    pid: U32
+
+
+@final
+class ExecStdin(DataMessage, frozen=True):
+    """Bytes for the command; no bytes mean end of file."""
+
+
+@final
+class ExecStdinError(Message, frozen=True, kw_only=True):
+    """A write to the command failed; the session goes on."""
+
+    errno: I32 | None = None
+    errno_name: str | None = None
+    message: str
+
+
+@final
+class ExecStdout(DataMessage, frozen=True):
+    """Output of the command, or of its terminal."""
+
+
+@final
+class ExecStderr(DataMessage, frozen=True):
+    """Error output of the command."""
+
+
+@final
+class ExecExited(OmittingMessage, frozen=True):
+    """The command ended: ``code`` 0-255, or -1 if a signal ended it; ``signal`` tells which."""
+
+    code: I32
+    signal: Omit[I32] = UNSET
+
+
+@final
+class ExecFailed(Message, Omitting, frozen=True, kw_only=True, omit_defaults=False):
+    """The command could not be started.
+
+    ``kind`` is one of ``not_found``, ``permission_denied``, ``not_executable``, ``bad_cwd``,
+    ``bad_args``, ``resource_limit``, ``user_setup_failed``, ``out_of_memory``, ``pty_setup_failed``,
+    ``other``, or a word of a newer peer. ``filename`` is the file the errno is about.
+    """
+
+    kind: Word
+    errno: I32 | None = None
+    errno_name: str | None = None
+    message: str
+    stage: str | None = None
+    filename: Omit[str] = UNSET
+
+
+@final
+class ExecResize(Message, frozen=True):
+    rows: U16
+    cols: U16
+
+
+@final
+class ExecSignal(Message, frozen=True):
+    """Send a signal, by its Linux number, to the command's process group."""
+
+    signal: I32
+
+
+# --- files, tcp, flow ---------------------------------------------------------------------------
+
+
+@final
+class FsRequest(Message, frozen=True):
+    op: FsOp
+
+
+@final
+class FsResponse(Message, frozen=True):
+    """Outcome of a file operation; ``data`` is ``None`` where there is nothing to tell."""
+
+    ok: bool
+    error: str | None = None
+    data: FsResult | None = None
+
+
+@final
+class FsData(DataMessage, frozen=True):
+    """Contents of a file; to the agent, no bytes mean end of file."""
+
+
+@final
+class TcpConnect(Message, frozen=True):
+    """Connect to a name or address as the guest sees it."""
+
+    host: str
+    port: U16
+
+
+@final
+class TcpConnected(Message, frozen=True):
+    pass
+
+
+@final
+class TcpData(DataMessage, frozen=True):
+    """Bytes of the connection; no bytes mean nothing."""
+
+
+@final
+class TcpEof(Message, frozen=True):
+    """The sender's side sends no more."""
+
+
+@final
+class TcpClose(Message, frozen=True):
+    """The client is done; not answered."""
+
+
+@final
+class TcpClosed(Message, frozen=True):
+    """The agent dropped the connection."""
+
+
+@final
+class TcpFailed(Message, frozen=True):
+    error: str
+
+
+@final
+class Credit(Message, frozen=True):
+    """``bytes`` more bytes of ``stream`` may be sent; a terminal's output is ``stdout``."""
+
+    stream: StreamName
+    bytes: U32

@@ -1,0 +1,289 @@
+"""The parts messages are made of: maps that occur inside payloads.
+
+Field names are the names on the wire and fields stand in the order they are written in. How a field
+says "not there" is part of its type:
+
+* no default: the peer has to send it;
+* a default value: may be missing; always written, except empty lists of an `Omitting` struct;
+* ``None``: written as null; may be missing or null;
+* ``Omit[...]``, default ``UNSET``: left out when unset; may be missing or null, both give ``UNSET``.
+
+This module knows nothing of message types, frames or encoding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence  # noqa: TC003 (msgspec reads annotations)
+from functools import cache
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar, final
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import fields, force_setattr
+
+T = TypeVar("T")
+if TYPE_CHECKING:
+    Omit: TypeAlias = T | UnsetType
+else:
+    # A null is let in and then turned into UNSET, so that readers have one absence to ask for.
+    Omit = T | None | UnsetType
+
+U8 = Annotated[int, Meta(ge=0, le=2**8 - 1)]
+U16 = Annotated[int, Meta(ge=0, le=2**16 - 1)]
+U32 = Annotated[int, Meta(ge=0, le=2**32 - 1)]
+# A constraint cannot say 2**64 - 1. It need not: a plain CBOR integer is never larger, and what is
+# about to be sent is read back first.
+U64 = Annotated[int, Meta(ge=0)]
+I32 = Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)]
+I64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
+
+
+@cache
+def _omitted_fields(cls: type[Struct]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.default is UNSET)
+
+
+class Omitting(Struct, frozen=True, omit_defaults=True):
+    """Base of structs with fields that are left out when unset."""
+
+    def __post_init__(self) -> None:
+        for name in _omitted_fields(type(self)):
+            if getattr(self, name) is None:
+                force_setattr(self, name, UNSET)
+
+
+# --- core and exec ------------------------------------------------------------------------------
+
+
+@final
+class DefaultUser(Struct, frozen=True):
+    """Numeric ids of the user that commands run as unless they say otherwise."""
+
+    uid: U32
+    gid: U32
+
+
+@final
+class Flow(Struct, frozen=True):
+    """The agent counts credit: ``window`` bytes of stdin may be outstanding for one command."""
+
+    window: U32
+
+
+@final
+class Rlimit(Struct, frozen=True):
+    """One resource limit by its lower-case name, such as ``nofile``; ``2**64 - 1`` is "no limit"."""
+
+    resource: str
+    soft: U64
+    hard: U64
+
+
+# --- files --------------------------------------------------------------------------------------
+
+
+@final
+class EntryInfo(Struct, frozen=True, kw_only=True):
+    """What is known of one file. Times are whole Unix seconds and may be negative.
+
+    ``kind`` is ``file``, ``dir``, ``symlink`` or ``other``; ``mode`` is the whole ``st_mode``, bits of
+    the file type included; ``modified`` equals ``mtime``.
+    """
+
+    path: str
+    kind: str
+    size: U64
+    mode: U32
+    modified: I64 | None = None
+    uid: U32
+    gid: U32
+    atime: I64 | None = None
+    mtime: I64 | None = None
+
+
+@final
+class SetAttrs(Struct, frozen=True, kw_only=True):
+    """What to change of a file; ``None`` leaves it as it is. Times are whole Unix seconds."""
+
+    mode: U32 | None = None
+    uid: U32 | None = None
+    gid: U32 | None = None
+    size: U64 | None = None
+    atime: I64 | None = None
+    mtime: I64 | None = None
+
+
+@final
+class OpenOptions(Struct, frozen=True, kw_only=True):
+    """How to open a file; the flags mean what their namesakes of ``open(2)`` mean."""
+
+    read: bool
+    write: bool
+    append: bool
+    create: bool
+    truncate: bool
+    create_new: bool
+    mode: U32 | None = None
+
+
+@final
+class OpRealPath(Struct, frozen=True):
+    path: str
+
+
+@final
+class OpStat(Struct, frozen=True):
+    path: str
+    follow_symlink: bool
+
+
+@final
+class OpSetStat(Struct, frozen=True):
+    path: str
+    follow_symlink: bool
+    attrs: SetAttrs
+
+
+@final
+class OpList(Struct, frozen=True):
+    path: str
+
+
+@final
+class OpReadLink(Struct, frozen=True):
+    path: str
+
+
+@final
+class OpSymlink(Struct, frozen=True):
+    target: str
+    link_path: str
+
+
+@final
+class OpMkdir(Struct, frozen=True):
+    path: str
+    mode: U32 | None = None
+
+
+@final
+class OpRemove(Struct, frozen=True):
+    path: str
+
+
+@final
+class OpRemoveDir(Struct, frozen=True):
+    path: str
+    recursive: bool
+
+
+@final
+class OpCopy(Struct, frozen=True):
+    src: str
+    dst: str
+
+
+@final
+class OpRename(Struct, frozen=True):
+    src: str
+    dst: str
+
+
+@final
+class OpOpenFile(Struct, frozen=True):
+    path: str
+    options: OpenOptions
+
+
+@final
+class OpOpenDir(Struct, frozen=True):
+    path: str
+
+
+@final
+class OpCloseHandle(Struct, frozen=True):
+    handle: U64
+
+
+@final
+class OpRead(Struct, frozen=True):
+    """Read ``len`` bytes, or up to the end of the file if that is ``None``."""
+
+    handle: U64
+    offset: U64
+    len: U64 | None = None
+
+
+@final
+class OpWrite(Struct, frozen=True):
+    """Write what follows; if ``len`` is given, that many bytes have to follow."""
+
+    handle: U64
+    offset: U64
+    len: U64 | None = None
+
+
+@final
+class OpReadDir(Struct, frozen=True):
+    handle: U64
+    limit: U32 | None = None
+
+
+@final
+class OpFStat(Struct, frozen=True):
+    handle: U64
+
+
+@final
+class OpFSetStat(Struct, frozen=True):
+    handle: U64
+    attrs: SetAttrs
+
+
+@final
+class ResultStat(Struct, frozen=True):
+    value: EntryInfo
+
+
+@final
+class ResultList(Struct, frozen=True):
+    value: Sequence[EntryInfo]
+
+
+@final
+class ResultHandle(Struct, frozen=True):
+    value: U64
+
+
+@final
+class ResultPath(Struct, frozen=True):
+    value: str
+
+
+FS_OPS: Final[Mapping[str, type[Struct]]] = MappingProxyType(
+    {
+        cls.__name__.removeprefix("Op"): cls
+        for cls in (
+            *(OpRealPath, OpStat, OpSetStat, OpList, OpReadLink, OpSymlink, OpMkdir, OpRemove),
+            *(OpRemoveDir, OpCopy, OpRename, OpOpenFile, OpOpenDir, OpCloseHandle, OpRead),
+            *(OpWrite, OpReadDir, OpFStat, OpFSetStat),
+        )
+    }
+)
+"""File operations by their name on the wire; the value of the entry is the struct's map."""
+
+FS_RESULTS: Final[Mapping[str, type[Struct]]] = MappingProxyType(
+    {cls.__name__.removeprefix("Result"): cls for cls in (ResultStat, ResultList, ResultHandle, ResultPath)}
+)
+"""Results of file operations by their name on the wire; the value of the entry is ``.value``."""
+
+if TYPE_CHECKING:
+    _PathOp: TypeAlias = OpRealPath | OpStat | OpSetStat | OpList | OpReadLink | OpSymlink
+    _TreeOp: TypeAlias = OpMkdir | OpRemove | OpRemoveDir | OpCopy | OpRename
+    _HandleOp: TypeAlias = OpCloseHandle | OpRead | OpWrite | OpReadDir | OpFStat | OpFSetStat
+    FsOp: TypeAlias = _PathOp | _TreeOp | OpOpenFile | OpOpenDir | _HandleOp
+    FsResult: TypeAlias = ResultStat | ResultList | ResultHandle | ResultPath
+else:
+    # Maps with one entry, which msgspec has no notion of: the codec takes them apart.
+    FsOp = Any
+    FsResult = Any
