@@ -1,0 +1,85 @@
+"""A guest's console as a trio stream, and a session with the guest over it.
+
+The thread side (`WakePipe`, `ChunkRing`, `ConsoleSharedState`, `AgentConsoleBackend`) needs no event loop:
+importing this package imports trio only when a name that needs it is first used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from ._console import AgentConsoleBackend, ConsoleSharedState, LaneStatistics
+from ._devices import GuestDevice
+from ._errors import ProtocolError, UnsupportedByPeer
+from ._ring import ChunkRing
+from ._wake import WakePipe
+
+if TYPE_CHECKING:
+    from ._channel import open_console as open_console
+    from ._client._guest import Guest as Guest
+    from ._client._guest import GuestReady as GuestReady
+    from ._client._guest import GuestStatistics as GuestStatistics
+    from ._client._process import GuestProcess as GuestProcess
+    from ._guests import CommandGuest as CommandGuest
+    from ._guests import GuestSpec as GuestSpec
+    from ._guests import ProcessGuest as ProcessGuest
+    from ._guests import SocketGuest as SocketGuest
+    from ._guests import open_guest as open_guest
+    from ._lost import GuestLostError as GuestLostError
+    from ._stream import ConsoleStatistics as ConsoleStatistics
+    from ._stream import ConsoleStream as ConsoleStream
+
+__all__ = [
+    "AgentConsoleBackend",
+    "ChunkRing",
+    "CommandGuest",
+    "ConsoleSharedState",
+    "ConsoleStatistics",
+    "ConsoleStream",
+    "Guest",
+    "GuestDevice",
+    "GuestLostError",
+    "GuestProcess",
+    "GuestReady",
+    "GuestSpec",
+    "GuestStatistics",
+    "LaneStatistics",
+    "ProcessGuest",
+    "ProtocolError",
+    "SocketGuest",
+    "UnsupportedByPeer",
+    "WakePipe",
+    "open_console",
+    "open_guest",
+]
+
+#: Where the names live that need trio. The block above says the same to type checkers; a test compares.
+_LAZY: Final = {
+    "CommandGuest": "_guests",
+    "ConsoleStatistics": "_stream",
+    "ConsoleStream": "_stream",
+    "Guest": "_client._guest",
+    "GuestLostError": "_lost",
+    "GuestProcess": "_client._process",
+    "GuestReady": "_client._guest",
+    "GuestSpec": "_guests",
+    "GuestStatistics": "_client._guest",
+    "ProcessGuest": "_guests",
+    "SocketGuest": "_guests",
+    "open_console": "_channel",
+    "open_guest": "_guests",
+}
+
+
+def __getattr__(name: str) -> object:
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

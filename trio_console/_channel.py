@@ -118,9 +118,7 @@ class _Workers:
         # holds. Only `abandon` lets go of a thread that is still running.
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
-            await trio.to_thread.run_sync(
-                pump, self._device, lane, abandon_on_cancel=True, limiter=self._limiter
-            )
+            await trio.to_thread.run_sync(pump, self._device, lane, abandon_on_cancel=True, limiter=self._limiter)
             done.set()
 
     async def wait_delivered(self) -> None:

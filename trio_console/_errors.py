@@ -6,7 +6,22 @@ What a peer did wrong and what a peer cannot do are told apart by type. Errors o
 
 from __future__ import annotations
 
-__all__ = ["ProtocolError", "UnsupportedByPeer"]
+import copy
+from typing import TypeVar
+
+__all__ = ["ProtocolError", "UnsupportedByPeer", "again"]
+
+_E = TypeVar("_E", bound=BaseException)
+
+
+def again(error: _E) -> _E:
+    """A copy of a stored error, to be raised.
+
+    One instance raised in two tasks, or twice, would gather the tracebacks and contexts of both.
+    """
+    twin = copy.copy(error)
+    twin.__cause__ = error.__cause__
+    return twin
 
 
 class ProtocolError(ValueError):

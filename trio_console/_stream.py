@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-if TYPE_CHECKING:
-    from types import TracebackType
+from ._conflict import Conflict
 
+if TYPE_CHECKING:
     from ._console import ConsoleSharedState, Lane, LaneStatistics
     from ._ring import BytesLike
 
@@ -52,30 +52,6 @@ class ConsoleStatistics:
     closed: bool
 
 
-@final
-class _Conflict:
-    """Lets one task in at a time; the second gets `trio.BusyResourceError`."""
-
-    __slots__ = ("_busy", "_message")
-
-    def __init__(self, message: str) -> None:
-        self._message = message
-        self._busy = False
-
-    def __enter__(self) -> None:
-        if self._busy:
-            raise trio.BusyResourceError(self._message)
-        self._busy = True
-
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._busy = False
-
-
 class LaneStream(trio.abc.HalfCloseableStream):
     """One end of two lanes; see `ConsoleStream` for the contract."""
 
@@ -83,8 +59,8 @@ class LaneStream(trio.abc.HalfCloseableStream):
         self._send = send
         self._receive = receive
         self._closed = False
-        self._send_conflict = _Conflict("another task is already sending on this console stream")
-        self._receive_conflict = _Conflict("another task is already receiving on this console stream")
+        self._send_conflict = Conflict("another task is already sending on this console stream")
+        self._receive_conflict = Conflict("another task is already receiving on this console stream")
         self._waiting_send = 0
         self._waiting_receive = 0
 

@@ -1,0 +1,88 @@
+"""The exchange before a guest is used: bootstrap, resolved, acknowledged, ready.
+
+Spoken once in the life of an agent, by whoever owns its console.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, final
+
+import msgspec
+
+from trio_console import _protocol as wire
+from trio_console._lost import GuestLostError
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Booted", "boot", "make_bootstrap"]
+
+_FIELDS: Final = frozenset(field.name for field in msgspec.structs.fields(wire.Bootstrap))
+
+
+@final
+@dataclass(frozen=True)
+class Booted:
+    """A guest that is ready.
+
+    Attributes:
+        ready: its ready message.
+        frame: the frame that carried it, to be replayed to clients.
+        generation: the generation stamped on it.
+        decoder: holds what came behind it.
+    """
+
+    ready: wire.Ready
+    frame: wire.Frame
+    generation: int
+    decoder: wire.FrameDecoder
+
+
+def make_bootstrap(values: Mapping[str, Any]) -> wire.Bootstrap:
+    """Check a user's bootstrap mapping.
+
+    Raises:
+        TypeError: it is no mapping.
+        ValueError: it has an unknown key, or a value does not fit; says which.
+    """
+    if not isinstance(values, Mapping):
+        raise TypeError(f"bootstrap must be a mapping, not {type(values).__name__}")
+    unknown = sorted(set(values) - _FIELDS)
+    if unknown:
+        raise ValueError(f"unknown bootstrap field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
+    try:
+        bootstrap = msgspec.convert(dict(values), wire.Bootstrap)
+    except msgspec.ValidationError as exc:
+        raise ValueError(f"bootstrap: {exc}") from None
+    wire.encode(bootstrap)
+    return bootstrap
+
+
+async def boot(stream: trio.abc.Stream, bootstrap: wire.Bootstrap) -> Booted:
+    """Boot the agent at the other end of ``stream``.
+
+    If cancelled the console is in an unknown state, and the guest must be started anew.
+
+    Raises:
+        trio_console.ProtocolError: what came is not the agent protocol.
+        trio_console.GuestLostError: the console ended first.
+        trio.BrokenResourceError: the console broke.
+    """
+    await stream.send_all(wire.encode(bootstrap))
+    decoder = wire.FrameDecoder()
+    while True:
+        for frame in decoder:
+            # Whatever else an agent says before it is ready is for nobody.
+            if frame.id != 0:
+                continue
+            message = wire.decode(frame)
+            if isinstance(message, wire.InitResolved):
+                await stream.send_all(wire.encode(wire.InitAck()))
+            elif isinstance(message, wire.Ready):
+                return Booted(message, frame, wire.decode_envelope(frame.body).version, decoder)
+        data = await stream.receive_some()
+        if not data:
+            raise GuestLostError("the guest closed its console before it was ready")
+        decoder.feed(bytes(data))

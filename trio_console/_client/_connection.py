@@ -1,0 +1,211 @@
+"""One frame stream to an agent, shared by any number of sessions.
+
+Two tasks own the stream: the outbox writes, and the reader here parses and routes. Sessions are told
+synchronously and never make the reader wait, with one exception: an agent that knows no credit can send more
+than a session's user reads, and then the whole stream is paused until that user has caught up.
+
+A bad frame ends the session it belongs to. Bytes that are no frames end the connection. Either way every
+session ends with a reason: `Session.on_lost` is called exactly once for each that had not ended by itself.
+
+This module must not know what sessions do, nor how the guest was started.
+"""
+
+from __future__ import annotations
+
+import abc
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError, UnsupportedByPeer, again
+from trio_console._lost import GuestLostError
+from trio_console._outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+__all__ = ["Connection", "Session"]
+
+#: Seconds a guest's owner may take to find out why the console ended, before the sessions are told.
+_EXPLANATION_TIME: Final = 0.25
+
+
+class Session(abc.ABC):
+    """Everything that shares one id, as the client sees it. Called by the reader; must not block."""
+
+    @abc.abstractmethod
+    def on_message(self, message: wire.Message) -> None:
+        """A message of this session came. If it is a terminal one, it was the last call."""
+
+    @abc.abstractmethod
+    def on_error(self, error: Exception) -> None:
+        """The session ended abnormally: the guest was lost, or a side broke the protocol. The last call."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether the reader must wait: more is unread than a connection should hold."""
+        return False
+
+    async def wait_relieved(self) -> None:
+        """Wait until no longer `congested`."""
+        await trio.lowlevel.checkpoint()
+
+
+@final
+class Connection:
+    """The client's end of a frame stream.
+
+    Args:
+        stream: carries the frames; closed by whoever opened it.
+        decoder: what was used during boot or handshake, with the bytes that came behind.
+        ready: the agent's ready message.
+        generation: the generation the peer stamped on it.
+        ids: the correlation ids to use.
+        explain: called when the stream has ended; finds out why, in words. Bounded to 0.25 s.
+    """
+
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        decoder: wire.FrameDecoder,
+        ready: wire.Ready,
+        generation: int,
+        ids: range,
+        explain: Callable[[], Awaitable[str]],
+    ) -> None:
+        self.ready: Final = ready
+        self.peer_generation: Final = generation
+        self.generation: Final = min(generation, wire.GENERATION)
+        self.outbox: Final = Outbox(stream)
+        self.lost: GuestLostError | None = None
+        self.frames_received = 0
+        self.frames_dropped = 0
+        self._stream = stream
+        self._decoder = decoder
+        self._ids = ids
+        self._next = ids.start
+        self._sessions: dict[int, Session] = {}
+        self._explain = explain
+        self._expected: str | None = None
+        self._ended = trio.Event()
+
+    # Its tasks
+
+    async def run(self) -> None:
+        """Read and write until the stream ends; then tell every session. Never raises for what peers do."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self.outbox.run)
+            reason, cause = await self._read()
+            if self._expected is None:
+                with trio.move_on_after(_EXPLANATION_TIME):
+                    reason = f"{reason}: {await self._explain()}"
+            self.lose(self._expected or reason, cause)
+            nursery.cancel_scope.cancel()
+
+    async def _read(self) -> tuple[str, BaseException | None]:
+        try:
+            while True:
+                for frame in self._decoder:
+                    self.frames_received += 1
+                    session = self._route(frame)
+                    if session is not None and session.congested:
+                        await session.wait_relieved()
+                data = await self._stream.receive_some()
+                if not data:
+                    self._decoder.feed_eof()
+                    return "the guest closed its console", None
+                self._decoder.feed(bytes(data))
+        except ProtocolError as exc:
+            return f"the console is out of step ({exc})", exc
+        except trio.BrokenResourceError as exc:
+            return "the console broke", exc.__cause__ or exc
+        except trio.ClosedResourceError:
+            return "the console was closed on this side", None
+
+    def _route(self, frame: wire.Frame) -> Session | None:
+        session = self._sessions.get(frame.id)
+        if session is None:
+            self.frames_dropped += 1
+            return None
+        try:
+            message = wire.decode(frame)
+        except ProtocolError as exc:
+            if exc.kind == "unsupported_message_type" and not frame.flags & wire.FLAG_TERMINAL:
+                self.frames_dropped += 1  # a newer agent's: skipping is what lets types be added
+                return None
+            self._forget(frame.id)
+            session.on_error(exc)
+            return None
+        if frame.flags & wire.FLAG_TERMINAL:
+            self._forget(frame.id)
+        session.on_message(message)
+        return session
+
+    # Endings
+
+    def expect_end(self, reason: str) -> None:
+        """The end of the stream will be our own doing."""
+        self._expected = reason
+
+    def lose(self, reason: str, cause: BaseException | None = None) -> None:
+        """The guest is gone: tell every session. Idempotent; the first reason stays."""
+        if self.lost is None:
+            self.lost = GuestLostError(reason)
+            self.lost.__cause__ = cause
+        self.outbox.close()
+        sessions, self._sessions = self._sessions, {}
+        for session in sessions.values():
+            session.on_error(self.lost)
+        self._ended.set()
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
+
+    # For sessions
+
+    @property
+    def active_sessions(self) -> int:
+        return len(self._sessions)
+
+    def check_alive(self) -> None:
+        if self.lost is not None:
+            raise again(self.lost)
+
+    def check_supported(self, cls: type[wire.Message]) -> None:
+        """Raise `UnsupportedByPeer` if the peer does not know this type. Nothing was sent then."""
+        row = wire.type_of(cls)
+        if row.generation > self.generation:
+            raise UnsupportedByPeer(
+                f"{row.name} needs generation {row.generation} of the agent protocol, and the guest's agent "
+                f"({self.ready.agent_version or 'no version given'}) speaks {self.peer_generation}"
+            )
+
+    def open(self, session: Session, request: wire.Message) -> int:
+        """Register a session and send what opens it. Atomic: no checkpoint."""
+        self.check_alive()
+        self.check_supported(type(request))
+        id_ = self._new_id()
+        frame = wire.encode(request, id_)
+        self._sessions[id_] = session
+        self.outbox.send_control(frame)
+        return id_
+
+    def _new_id(self) -> int:
+        if len(self._sessions) >= len(self._ids):
+            raise RuntimeError("every correlation id of this connection is in use")
+        while True:
+            id_ = self._next
+            self._next = id_ + 1 if id_ + 1 < self._ids.stop else self._ids.start
+            # Ids are used in turn, so one comes back after 33 million others; it is skipped while the guest
+            # may still speak of it.
+            if id_ not in self._sessions:
+                return id_
+
+    def send(self, message: wire.Message, id_: int) -> None:
+        """Send a control message of a session; nothing if the guest is lost, which the session is told."""
+        if not self.outbox.closed:
+            self.outbox.send_control(wire.encode(message, id_))
+
+    def _forget(self, id_: int) -> None:
+        del self._sessions[id_]

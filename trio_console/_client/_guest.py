@@ -1,0 +1,384 @@
+"""A guest, as its user sees it: trio's own calls, carried out elsewhere."""
+
+from __future__ import annotations
+
+import subprocess
+import warnings
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._client._command import make_command
+from trio_console._client._connection import Connection, Session
+from trio_console._client._plumbing import Output, attach_input, attach_output, feed
+from trio_console._client._process import GuestProcess, completed
+from trio_console._errors import ProtocolError, again
+from trio_console._nursery import hidden_nursery
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+
+    from trio_console._client._command import Command, CommandLine, Rlimits, StrOrPath
+    from trio_console._stream import ConsoleStatistics
+
+__all__ = ["Guest", "GuestReady", "GuestStatistics"]
+
+#: Seconds between SIGTERM and SIGKILL when a `run_process` is cancelled, as in `trio.run_process`.
+_TERMINATE_TIME: Final = 5.0
+
+_M = TypeVar("_M", bound=wire.Message)
+
+Input: TypeAlias = "bytes | bytearray | memoryview | int | None"
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GuestReady:
+    """What the agent said when it was ready.
+
+    Attributes:
+        boot_time_ns: the guest's boot clock when the agent began, in ns.
+        init_time_ns: ns the guest's initialisation took.
+        ready_time_ns: the guest's boot clock when the agent was ready, in ns.
+        agent_version: for diagnostics; may be empty.
+        generation: of the protocol, as the agent speaks it.
+    """
+
+    boot_time_ns: int
+    init_time_ns: int
+    ready_time_ns: int
+    agent_version: str
+    generation: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class GuestStatistics:
+    """A guest's session layer at one moment.
+
+    Attributes:
+        active_sessions: processes and requests that the guest has not finished.
+        frames_received: frames that came from the guest.
+        frames_dropped: of those, frames of sessions that nobody waits for any more.
+        console: the channel below, or `None` if the guest is reached through a relay.
+    """
+
+    active_sessions: int
+    frames_received: int
+    frames_dropped: int
+    console: ConsoleStatistics | None
+
+
+@final
+class _Request(Session):
+    """One message there, one back."""
+
+    def __init__(self) -> None:
+        self.reply: wire.Message | None = None
+        self.error: Exception | None = None
+        self.done = trio.Event()
+
+    def on_message(self, message: wire.Message) -> None:
+        self.reply = message
+        self.done.set()
+
+    def on_error(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
+
+
+@final
+class Guest:
+    """A running guest: something that runs processes, reached over a console.
+
+    `open_guest` makes them. All methods may be called by any number of tasks of the same trio run. Once
+    the guest is lost each call, also one that is waiting, ends with `GuestLostError`.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        *,
+        grace: float,
+        force: Callable[[], None],
+        console: Callable[[], ConsoleStatistics] | None = None,
+    ) -> None:
+        self._connection = connection
+        self._grace = grace
+        self._force = force
+        self._console = console
+        ready = connection.ready
+        self.ready: Final = GuestReady(
+            ready.boot_time_ns,
+            ready.init_time_ns,
+            ready.ready_time_ns,
+            ready.agent_version,
+            connection.peer_generation,
+        )
+
+    def __repr__(self) -> str:
+        lost = self._connection.lost
+        return f"<trio_console.Guest {'lost: ' + lost.reason if lost else 'running'}>"
+
+    # Processes
+
+    async def run_process(
+        self,
+        command: CommandLine,
+        *,
+        stdin: Input = b"",
+        capture_stdout: bool = False,
+        capture_stderr: bool = False,
+        check: bool = True,
+        deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: StrOrPath | None = None,
+        user: str | int | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+        task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
+    ) -> subprocess.CompletedProcess[bytes]:
+        """Run a command in the guest, and wait for it, as `trio.run_process` does on this machine.
+
+        Output that is not captured is written to this program's own stdout and stderr, as if inherited.
+
+        If cancelled, the command's process group is ended by ``deliver_cancel`` (by default SIGTERM, and SIGKILL
+        if it is still there 5 seconds later); this returns once the guest has confirmed that it is gone, or,
+        with a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt.
+
+        Args:
+            command: a sequence of strings; with ``shell=True`` one string for ``/bin/sh -c``. A name without a
+                slash is looked up on the PATH of the command's own environment, in the guest.
+            stdin: bytes to feed; ``subprocess.DEVNULL`` or `None` for no input; ``subprocess.PIPE`` under
+                ``nursery.start`` only.
+            capture_stdout, capture_stderr: return the output in the result.
+            check: raise if the command exits with another status than 0.
+            deliver_cancel: async function that ends the process given to it; see `trio.run_process`.
+            stdout, stderr: instead of capturing: ``subprocess.DEVNULL``, or ``subprocess.PIPE`` under
+                ``nursery.start``; for stderr also ``subprocess.STDOUT``.
+            env: variables set on top of the guest's own environment.
+            cwd: working directory in the guest.
+            user: ``USER``, ``UID``, ``USER:GROUP`` or ``UID:GID`` to run as.
+            rlimits: resource name (such as ``"nofile"``) to limit, or to a (soft, hard) pair; -1 is unlimited.
+            tty: give it a terminal of ``rows`` and ``cols``. All output is then stdout.
+            task_status: under ``nursery.start``, gives the running `GuestProcess`.
+
+        Raises:
+            subprocess.CalledProcessError: ``check`` is true and the command exited with another status than 0.
+            OSError: the command could not be started: the subclass for its errno, with ``.filename``.
+            GuestLostError: the guest is gone. How the command ended is not known.
+            ProtocolError: a side broke the protocol, which ended this command.
+            TypeError, ValueError: the arguments make no sense; nothing was sent.
+        """
+        if stdin == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
+            raise ValueError("stdin=subprocess.PIPE is only valid with nursery.start, which gives the pipe")
+        for name, capture, target in (("stdout", capture_stdout, stdout), ("stderr", capture_stderr, stderr)):
+            if capture and target is not None:
+                raise ValueError(f"can't specify both {name} and capture_{name}")
+            if target == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
+                raise ValueError(f"{name}=subprocess.PIPE is only valid with nursery.start; see capture_{name}")
+        request = make_command(
+            command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
+        )
+        out: list[bytes] | None = [] if capture_stdout else None
+        err: list[bytes] | None = [] if capture_stderr else None
+        async with hidden_nursery() as nursery:
+            process = await self._start(request)
+            try:
+                self._plumb(nursery, process, stdin, (stdout, out), (stderr, err))
+                task_status.started(process)
+                await process.wait()
+            except BaseException:
+                if not process.ended:
+                    await self._deliver_cancel(process, deliver_cancel or self._terminate)
+                raise
+        return completed(
+            process, None if out is None else b"".join(out), None if err is None else b"".join(err), check
+        )
+
+    @asynccontextmanager
+    async def open_process(
+        self,
+        command: CommandLine,
+        *,
+        stdin: Input = None,
+        stdout: int | None = None,
+        stderr: int | None = None,
+        shell: bool = False,
+        env: Mapping[str, str] | None = None,
+        cwd: StrOrPath | None = None,
+        user: str | int | None = None,
+        rlimits: Rlimits | None = None,
+        tty: bool = False,
+        rows: int = 24,
+        cols: int = 80,
+    ) -> AsyncIterator[GuestProcess]:
+        """Start a command in the guest for the time of a block.
+
+        Leaving the block kills the process group if the process still runs, and returns once the guest has
+        confirmed it, or with a `RuntimeWarning` after the grace of `open_guest`.
+
+        Args:
+            command: as in `run_process`, like all arguments not named here.
+            stdin: ``subprocess.PIPE`` for a stream to write to; bytes to feed; ``subprocess.DEVNULL`` or `None`
+                for no input (the guest cannot inherit this program's).
+            stdout, stderr: ``subprocess.PIPE`` for a stream to read; ``subprocess.DEVNULL``; `None` to pass it
+                on to this program's own stdout and stderr. For stderr also ``subprocess.STDOUT``.
+
+        Raises:
+            OSError: the command could not be started.
+            GuestLostError, ProtocolError, TypeError, ValueError: as in `run_process`.
+        """
+        request = make_command(
+            command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
+        )
+        async with hidden_nursery() as nursery:
+            process = await self._start(request)
+            try:
+                self._plumb(nursery, process, stdin, (stdout, None), (stderr, None))
+                yield process
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self._end_process(process)
+                process.input.close()
+                # What it had written before it ended is still passed on, if our own output takes it. (A block
+                # that raised cancels that.)
+                nursery.cancel_scope.deadline = trio.current_time() + self._grace
+        process.close()
+
+    async def _start(self, request: Command) -> GuestProcess:
+        process = GuestProcess(self._connection, request)
+        try:
+            await process.wait_started()
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await self._end_process(process)
+            raise
+        return process
+
+    def _plumb(
+        self,
+        nursery: trio.Nursery,
+        process: GuestProcess,
+        stdin: Input,
+        stdout: tuple[int | None, list[bytes] | None],
+        stderr: tuple[int | None, list[bytes] | None],
+    ) -> None:
+        """Connect the process's streams to what the user asked for."""
+        data = attach_input(process, stdin)
+        if data is not None:
+            nursery.start_soon(feed, process.input, data)
+        for job in attach_output(process, Output(*stdout), Output(*stderr)):
+            nursery.start_soon(job)
+
+    async def _terminate(self, process: GuestProcess) -> None:
+        process.terminate()
+        await trio.sleep(_TERMINATE_TIME)
+        warnings.warn(
+            f"{process!r} ignored SIGTERM for {_TERMINATE_TIME:g} seconds. (Maybe you should pass a different "
+            "deliver_cancel?) Trying SIGKILL.",
+            RuntimeWarning,
+            stacklevel=1,
+        )
+
+    async def _deliver_cancel(
+        self,
+        process: GuestProcess,
+        deliver_cancel: Callable[[GuestProcess], Awaitable[object]],
+    ) -> None:
+        """End a process whose `run_process` was cancelled, however long its user wants that to take."""
+        with trio.CancelScope(shield=True):
+            async with trio.open_nursery() as delivery:
+
+                async def deliver() -> None:
+                    await deliver_cancel(process)
+                    await self._end_process(process)
+
+                delivery.start_soon(deliver)
+                await process.wait_ended()
+                delivery.cancel_scope.cancel()
+
+    async def _end_process(self, process: GuestProcess) -> None:
+        """Kill what still runs, and wait until the guest has confirmed it; bounded by the grace."""
+        if not process.ended:
+            process.kill()
+            process.discard_output()
+            with trio.move_on_after(self._grace):
+                await process.wait_ended()
+            if not process.ended:
+                process.give_up()
+                warnings.warn(
+                    f"the guest did not confirm within {self._grace:g} seconds that {process!r} is gone",
+                    RuntimeWarning,
+                    stacklevel=1,
+                )
+
+    # Maintenance
+
+    async def ping(self) -> float:
+        """Ask the agent for an answer; return the seconds it took.
+
+        Raises:
+            GuestLostError: the guest is gone.
+            UnsupportedByPeer: the agent is older than this message.
+        """
+        start = trio.current_time()
+        await self._ask(wire.Ping(), wire.Pong)
+        return trio.current_time() - start
+
+    async def touch(self) -> int:
+        """Count as activity, so that an idle guest is kept; return the agent's activity counter.
+
+        Raises: as `ping`.
+        """
+        return (await self._ask(wire.Touch(), wire.Touched)).activity_seq
+
+    async def _ask(self, request: wire.Message, expected: type[_M]) -> _M:
+        await trio.lowlevel.checkpoint_if_cancelled()
+        call = _Request()
+        self._connection.open(call, request)
+        # If cancelled the id stays taken until its answer comes, which then finds nobody.
+        await call.done.wait()
+        if call.error is not None:
+            raise again(call.error)
+        if isinstance(call.reply, expected):
+            return call.reply
+        name = wire.type_of(request).name
+        if isinstance(call.reply, wire.Error):
+            raise ProtocolError(f"the agent refused {name}: {call.reply.message}", kind=call.reply.kind)
+        raise ProtocolError(f"the agent answered {name} with {call.reply!r}", kind="invalid_session")
+
+    async def shutdown(self) -> None:
+        """Shut the guest down, and wait until it is gone; its processes are ended.
+
+        A guest that has not gone after the grace of `open_guest` is ended by force, where that is possible.
+        Does nothing if the guest is gone already.
+        """
+        await trio.lowlevel.checkpoint()
+        connection = self._connection
+        if connection.lost is None:
+            connection.expect_end("the guest was shut down")
+            connection.send(wire.Shutdown(), 0)
+            with trio.move_on_after(self._grace):
+                await connection.wait_ended()
+            if connection.lost is None:
+                self._force()
+                connection.lose("the guest did not shut down in time and was ended by force")
+
+    def statistics(self) -> GuestStatistics:
+        """What goes on in the session layer, and in the channel below it."""
+        connection = self._connection
+        return GuestStatistics(
+            active_sessions=connection.active_sessions,
+            frames_received=connection.frames_received,
+            frames_dropped=connection.frames_dropped,
+            console=None if self._console is None else self._console(),
+        )

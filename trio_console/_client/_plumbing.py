@@ -1,0 +1,114 @@
+"""Where a process's streams lead: to the user, into a list, to this program's own output, or nowhere."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    from trio_console._client._input import StdinStream
+    from trio_console._client._output import IncomingStream
+    from trio_console._client._process import GuestProcess
+
+__all__ = ["Output", "attach_input", "attach_output", "feed"]
+
+
+class Output(NamedTuple):
+    """What the user said of one output stream: a `subprocess` constant or `None`, and a list to collect into."""
+
+    target: int | None
+    collect: list[bytes] | None
+
+
+def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | int | None) -> bytes | None:
+    """Give the process its stdin; returns bytes that are to be fed by a task."""
+    if stdin is None and process.has_tty:
+        return None  # nobody types
+    if stdin is None or stdin == subprocess.DEVNULL:
+        process.input.close()
+        return None
+    if stdin == subprocess.PIPE:
+        process.stdin = process.input
+        return None
+    if isinstance(stdin, (bytes, bytearray, memoryview)):
+        return bytes(stdin)
+    raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
+
+
+def attach_output(process: GuestProcess, out: Output, err: Output) -> Iterator[Callable[[], Awaitable[None]]]:
+    """Give the process its stdout and stderr; yields the background jobs this needs."""
+    if err.target == subprocess.STDOUT:
+        process.merge_output()
+    else:
+        job = _attach(process.error_output, err, 2)
+        if job is None and err.target == subprocess.PIPE:
+            process.stderr = process.error_output
+        if job is not None:
+            yield job
+    job = _attach(process.output, out, 1)
+    if job is None and out.target == subprocess.PIPE:
+        process.stdout = process.output
+    if job is not None:
+        yield job
+    if process.stdin is not None and process.stdout is not None:
+        process.stdio = trio.StapledStream(process.stdin, process.stdout)
+
+
+def _attach(stream: IncomingStream, output: Output, own_fd: int) -> Callable[[], Awaitable[None]] | None:
+    if output.collect is not None:
+        return partial(_collect, stream, output.collect)
+    if output.target is None:
+        return partial(_pass_on, stream, own_fd)
+    if output.target == subprocess.DEVNULL:
+        stream.close()
+    elif output.target != subprocess.PIPE:
+        raise _bad_target("stdout" if own_fd == 1 else "stderr", output.target, "PIPE, DEVNULL or None")
+    return None
+
+
+def _bad_target(name: str, value: object, allowed: str) -> Exception:
+    return TypeError(
+        f"{name}={value!r}: a guest shares no descriptors with this program; {name} must be {allowed}"
+    )
+
+
+async def feed(stdin: StdinStream, data: bytes) -> None:
+    """Send all the input, then end of file. A process that does not want it all is none of our business."""
+    async with stdin:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stdin.send_all(data)
+
+
+async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
+    # A lost guest is told by process.wait(), with the same reason.
+    try:
+        async for chunk in stream:
+            into.append(bytes(chunk))  # noqa: PERF401  (what has come must be there if this is cancelled)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+        pass
+
+
+async def _pass_on(stream: IncomingStream, fd: int) -> None:
+    """Write to this program's own descriptor, as a child process that had inherited it would."""
+    try:
+        async for chunk in stream:
+            await trio.to_thread.run_sync(_write_all, fd, bytes(chunk), abandon_on_cancel=True)
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+        pass
+    except OSError:
+        # Nobody reads our output (EPIPE), or there is none (EBADF). A child would be told by a signal; ours
+        # writes on into nowhere, counted.
+        stream.close()
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
