@@ -1,0 +1,45 @@
+# `make demo` and `make test` need only Python (3.11 or later) and make. Both set up a virtual environment in .venv
+# on first use, say what they do, and run at once when nothing has changed.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.PHONY: help demo test check clean
+
+help:
+	@echo "make demo    set up what is needed and run the example session"
+	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
+	@echo "make check   lint, formatting, async rules and types"
+	@echo "make clean   remove what the above have made"
+
+$(STAMP): pyproject.toml
+	@echo "==> Setting up $(VENV) (once, and again when pyproject.toml changes)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "trio_console needs Python 3.11 or later: make PYTHON=python3.11 ...")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	@echo "==> Running examples/agent_session.py"
+	@$(BIN)/python examples/agent_session.py
+	@echo "==> Running examples/embed_vmm.py"
+	@$(BIN)/python examples/embed_vmm.py
+
+test: $(STAMP)
+	@echo "==> Running the tests"
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)
+	@echo "==> Lint (ruff)"
+	@$(BIN)/ruff check .
+	@echo "==> Formatting (ruff)"
+	@$(BIN)/ruff format --check .
+	@echo "==> Async rules (flake8-async)"
+	@$(BIN)/flake8 trio_console examples tests
+	@echo "==> Types (mypy, strict)"
+	@$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
