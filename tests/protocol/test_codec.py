@@ -107,6 +107,10 @@ MESSAGES: list[wire.Message] = [
     wire.TcpClosed(),
     wire.TcpFailed("no"),
     wire.Credit("stdout", 2**32 - 1),
+    wire.Credit("data", 1),
+    wire.Cancel(),
+    wire.TcpConnect("localhost", 80, window=4096),
+    wire.FsRequest(wire.OpRead(handle=1, offset=0), window=4096),
 ]
 
 

@@ -23,7 +23,7 @@ GENERATIONS = {
     4: {name for name in wire.MESSAGE_TYPES if name.startswith("core.tcp.")},
     5: {"core.error"},
     6: {"core.ping", "core.pong", "core.touch", "core.touched"},
-    7: {"core.bootstrap", "trio.credit"},
+    7: {"core.bootstrap", "trio.credit", "trio.cancel"},
 }
 CONTROL = {
     *("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready", "core.shutdown"),
@@ -38,9 +38,9 @@ AGENT_SENDS = {
 }
 
 
-def test_there_are_the_32_types_of_generation_7_and_one_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_and_two_of_our_own() -> None:
     core = [name for name in wire.MESSAGE_TYPES if name.startswith("core.")]
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 33)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 34)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

@@ -53,6 +53,7 @@ from trio_console._protocol._frames import (
 )
 from trio_console._protocol._messages import (
     Bootstrap,
+    Cancel,
     ClientDisconnected,
     ClockSync,
     Credit,
@@ -138,6 +139,7 @@ __all__ = [
     "MIN_FRAME_LENGTH",
     "UNSET",
     "Bootstrap",
+    "Cancel",
     "ClientDisconnected",
     "ClockSync",
     "Credit",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from trio_console._protocol._frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
 from trio_console._protocol._messages import (
     Bootstrap,
+    Cancel,
     ClientDisconnected,
     ClockSync,
     Credit,
@@ -121,8 +122,9 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.tcp.close", TcpClose, 0, 4, down),
         MessageType("core.tcp.closed", TcpClosed, last, 4, up),
         MessageType("core.tcp.failed", TcpFailed, last, 4, up),
-        # No generation of the protocol has this one; both sides say in-band that they speak it.
+        # No generation of the protocol has these; both sides say in-band that they speak them.
         MessageType("trio.credit", Credit, 0, 7, down | up),
+        MessageType("trio.cancel", Cancel, 0, 7, down),
     )
     return MappingProxyType({row.name: row for row in rows})
 

@@ -154,7 +154,8 @@ def _to_plain(message: Message) -> object:
         case Shutdown():
             return None
         case FsRequest():
-            return {"op": {_OP_NAMES[type(message.op)]: _builtins(message.op)}}
+            plain: dict[str, object] = {"op": {_OP_NAMES[type(message.op)]: _builtins(message.op)}}
+            return plain if message.window is msgspec.UNSET else plain | {"window": message.window}
         case FsResponse():
             data = message.data
             entry = None if data is None else {_RESULT_NAMES[type(data)]: _builtins(data.value)}

@@ -2,9 +2,9 @@
 
 Declared by the rules that ``_payloads`` states; ``_catalogue`` gives them names and flags.
 
-Keys the microsandbox protocol does not have (``Ready.flow``, ``ExecRequest.window``,
+Keys the microsandbox protocol does not have (``Ready.flow``, ``window`` in the three requests,
 ``ExecExited.signal``, ``ExecFailed.filename``) are left out unless set; every peer skips keys it does
-not know. `Credit` is a type of our own and goes only to a peer that announced or asked for it: an
+not know. `Credit` and `Cancel` are types of our own and go only to a peer that announced or asked for it: an
 unknown *type* ends upstream's agent.
 
 This module knows nothing of bytes, nor of who sends what when.
@@ -47,7 +47,7 @@ from trio_console._protocol._payloads import (
 # so a word in another case is a mistake and not a word from the future.
 Word = Annotated[str, Meta(pattern=r"^[a-z0-9_]+\Z")]
 
-StreamName: TypeAlias = Literal["stdin", "stdout", "stderr"]
+StreamName: TypeAlias = Literal["stdin", "stdout", "stderr", "data"]
 
 
 class Message(Struct, frozen=True):
@@ -265,8 +265,11 @@ class ExecSignal(Message, frozen=True):
 
 
 @final
-class FsRequest(Message, frozen=True):
+class FsRequest(Message, Omitting, frozen=True, omit_defaults=False):
+    """Do something with files. ``window`` asks for credit for the bytes of a read or write."""
+
     op: FsOp
+    window: Omit[U32] = UNSET
 
 
 @final
@@ -284,11 +287,12 @@ class FsData(DataMessage, frozen=True):
 
 
 @final
-class TcpConnect(Message, frozen=True):
-    """Connect to a name or address as the guest sees it."""
+class TcpConnect(Message, Omitting, frozen=True, omit_defaults=False):
+    """Connect to a name or address as the guest sees it. ``window`` asks for credit, both ways."""
 
     host: str
     port: U16
+    window: Omit[U32] = UNSET
 
 
 @final
@@ -323,7 +327,15 @@ class TcpFailed(Message, frozen=True):
 
 @final
 class Credit(Message, frozen=True):
-    """``bytes`` more bytes of ``stream`` may be sent; a terminal's output is ``stdout``."""
+    """``bytes`` more bytes of ``stream`` may be sent by whoever gets this.
+
+    A terminal's output is ``stdout``; ``data`` is what a file or connection carries.
+    """
 
     stream: StreamName
     bytes: U32
+
+
+@final
+class Cancel(Message, frozen=True):
+    """To the agent: end this file operation or connection now; its terminal frame confirms that."""
