@@ -99,14 +99,17 @@ class Outbox:
             raise
 
     def _take_batch(self) -> tuple[list[bytes], int]:
-        """All control frames there are, then bulk frames while the batch stays small."""
+        """All control frames there are, then bulk frames while the batch stays small.
+
+        One bulk frame at least: somebody who floods the control lane must not starve everybody's data.
+        """
         batch = list(self._control)
         self._control.clear()
         size = self._control_bytes
         self._control_bytes = 0
         self._control_room.set()
         bulk_bytes = 0
-        while self._bulk and (not batch or size + len(self._bulk[0]) <= _BATCH):
+        while self._bulk and (not bulk_bytes or size + len(self._bulk[0]) <= _BATCH):
             frame = self._bulk.popleft()
             batch.append(frame)
             size += len(frame)

@@ -38,6 +38,7 @@ from trio_console._protocol._codec import (
     decode_envelope,
     encode,
     encode_data,
+    measure_data,
     peek_type,
 )
 from trio_console._protocol._frames import (
@@ -232,6 +233,7 @@ __all__ = [
     "encode",
     "encode_data",
     "encode_frame",
+    "measure_data",
     "peek_type",
     "type_of",
 ]

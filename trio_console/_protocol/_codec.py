@@ -31,7 +31,7 @@ from trio_console._protocol._payloads import FS_OPS, FS_RESULTS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Envelope", "decode", "decode_envelope", "encode", "encode_data", "peek_type"]
+__all__ = ["Envelope", "decode", "decode_envelope", "encode", "encode_data", "measure_data", "peek_type"]
 
 _MAX_VERSION: Final = 255
 
@@ -196,6 +196,24 @@ def decode(frame: Frame) -> Message:
             and the kind ``malformed_message`` (no envelope), ``unsupported_message_type``,
             ``invalid_flags`` (not the flags of its type) or ``invalid_payload``. Nothing else is raised.
     """
+    found = _find_data(frame)
+    if found is not None:
+        cls, start = found
+        return cls(frame.body[start:])
+    return _decode_any(frame)
+
+
+def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
+    """Return the class of a canonical data message and how many bytes it carries, without copying them.
+
+    ``None`` for everything else, also for data in another form; `decode` knows.
+    """
+    found = _find_data(frame)
+    return None if found is None else (found[0], len(frame.body) - found[1])
+
+
+def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
+    """Return the class of a canonical data message and where its data begins; it reaches to the end."""
     _, flags, body = frame
     if flags == 0 and len(body) > _NAME_HEAD_AT:
         at = _NAME_HEAD_AT + 3 + (body[_NAME_HEAD_AT] & 31)
@@ -206,8 +224,8 @@ def decode(frame: Frame) -> Message:
             rest = len(body) - at
             lead_size = 16 if rest > 65538 else 12 if rest > 257 else 10 if rest > 24 else 8
             if rest >= lead_size and body.startswith(_data_lead(rest - lead_size), at):
-                return cls(body[at + lead_size :])
-    return _decode_any(frame)
+                return cls, at + lead_size
+    return None
 
 
 def _decode_any(frame: Frame) -> Message:
