@@ -1,0 +1,202 @@
+"""The host's end of an agent, as raw as it gets: it sends frames and looks at what comes back."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import trio
+
+from trio_console import _protocol as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+M = TypeVar("M", bound=wire.Message)
+
+#: Seconds any single wait in these tests may take.
+PATIENCE = 20.0
+
+
+@dataclass
+class Outcome:
+    """Everything the agent said of one sid, up to the terminal frame."""
+
+    messages: list[wire.Message] = field(default_factory=list)
+
+    @property
+    def last(self) -> Any:
+        return self.messages[-1]
+
+    @property
+    def stdout(self) -> bytes:
+        return b"".join(m.data for m in self.messages if isinstance(m, wire.ExecStdout))
+
+    @property
+    def stderr(self) -> bytes:
+        return b"".join(m.data for m in self.messages if isinstance(m, wire.ExecStderr))
+
+    def all(self, cls: type[M]) -> list[M]:
+        return [m for m in self.messages if isinstance(m, cls)]
+
+
+class Host:
+    """Speaks to one agent. Frames of other ids are kept until somebody asks for them."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
+        self._decoder = wire.FrameDecoder()
+        self._kept: dict[int, deque[wire.Frame]] = {}
+        self._next_id = 1000
+
+    def new_id(self) -> int:
+        self._next_id += 1
+        return self._next_id
+
+    # Sending
+
+    async def send(self, message: wire.Message, sid: int = 0, *, version: int = 7) -> None:
+        await self.send_raw(wire.encode(message, sid, version=version))
+
+    async def send_raw(self, data: bytes) -> None:
+        with trio.fail_after(PATIENCE):
+            await self.stream.send_all(data)
+
+    async def boot(self, **fields: Any) -> wire.Ready:
+        """Go through the boot exchange; return what the agent said of itself."""
+        await self.send(wire.Bootstrap(**fields))
+        assert isinstance(await self.receive(0), wire.InitResolved)
+        await self.send(wire.InitAck())
+        ready = await self.receive(0)
+        assert isinstance(ready, wire.Ready)
+        return ready
+
+    async def start(self, *argv: str, sid: int | None = None, **fields: Any) -> int:
+        """Request a command and wait until it has started; return the session's sid."""
+        sid = sid or self.new_id()
+        await self.request(*argv, sid=sid, **fields)
+        assert isinstance(await self.receive(sid), wire.ExecStarted)
+        return sid
+
+    async def request(self, *argv: str, sid: int, **fields: Any) -> None:
+        await self.send(wire.ExecRequest(argv[0], list(argv[1:]), **fields), sid)
+
+    async def run(self, *argv: str, stdin: bytes | None = None, **fields: Any) -> Outcome:
+        """Run a command to its end; with ``stdin``, feed it that and end of file."""
+        sid = self.new_id()
+        await self.request(*argv, sid=sid, **fields)
+        if stdin is not None:
+            if stdin:
+                await self.send(wire.ExecStdin(stdin), sid)
+            await self.send(wire.ExecStdin(b""), sid)
+        return await self.collect(sid)
+
+    async def sh(self, script: str, **fields: Any) -> Outcome:
+        return await self.run("/bin/sh", "-c", script, **fields)
+
+    # Receiving
+
+    async def receive_frame(self, sid: int | None = None) -> wire.Frame | None:
+        """The next frame of ``sid``, or of any; ``None`` at the end."""
+        with trio.fail_after(PATIENCE):
+            while True:
+                kept = self._take_kept(sid)
+                if kept is not None:
+                    return kept
+                frame = await self._read()
+                if frame is None:
+                    return None
+                self._kept.setdefault(frame.id, deque()).append(frame)
+
+    def _take_kept(self, sid: int | None) -> wire.Frame | None:
+        ids: Iterator[int] = iter([sid] if sid is not None else list(self._kept))
+        for candidate in ids:
+            if self._kept.get(candidate):
+                return self._kept[candidate].popleft()
+        return None
+
+    async def _read(self) -> wire.Frame | None:
+        while (frame := self._decoder.next_frame()) is None:
+            data = await self.stream.receive_some(65536)
+            if not data:
+                return None
+            self._decoder.feed(bytes(data))
+        return frame
+
+    async def receive(self, sid: int) -> Any:
+        """The next message of ``sid``."""
+        frame = await self.receive_frame(sid)
+        assert frame is not None, "the agent closed the console"
+        return wire.decode(frame)
+
+    async def collect(self, sid: int) -> Outcome:
+        """Everything of ``sid`` up to its terminal frame."""
+        outcome = Outcome()
+        while True:
+            outcome.messages.append(await self.receive(sid))
+            if wire.type_of(outcome.last).flags & wire.FLAG_TERMINAL:
+                return outcome
+
+    async def read_stdout(self, sid: int, enough: bytes) -> bytes:
+        """Output of ``sid`` until ``enough`` is part of it."""
+        seen = b""
+        while enough not in seen:
+            message = await self.receive(sid)
+            assert isinstance(message, wire.ExecStdout), message
+            seen += message.data
+        return seen
+
+    async def ping(self) -> None:
+        """Once this returns, the agent has taken everything sent before."""
+        sid = self.new_id()
+        await self.send(wire.Ping(), sid)
+        assert isinstance(await self.receive(sid), wire.Pong)
+
+    async def nothing_for(self, sid: int) -> bool:
+        """Whether, with everything sent so far taken, nothing has come for ``sid``."""
+        await self.ping()
+        return not self._kept.get(sid)
+
+    async def gone(self) -> list[wire.Frame]:
+        """Wait for the agent to close the console; return what it still said."""
+        frames = []
+        while (frame := await self.receive_frame()) is not None:
+            frames.append(frame)
+        return frames
+
+
+def process_exists(pid: int) -> bool:
+    """Whether a process is there and not a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] != b"Z"
+    except OSError:
+        return False
+
+
+def pid_is_taken(pid: int) -> bool:
+    """Whether a process is there, be it a zombie."""
+    return os.path.exists(f"/proc/{pid}")
+
+
+def popen(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
+    """Start a process of the test itself, from async code as well."""
+    return subprocess.Popen(argv, **options)
+
+
+def child_pids() -> set[int]:
+    """Children of this process, zombies included."""
+    own = os.getpid()
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit():
+            try:
+                with open(f"/proc/{name}/stat", "rb") as file:
+                    if int(file.read().rpartition(b")")[2].split()[1]) == own:
+                        found.add(int(name))
+            except OSError:
+                continue
+    return found

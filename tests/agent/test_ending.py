@@ -1,0 +1,143 @@
+"""The end of an agent, and what must not be left of it."""
+
+from __future__ import annotations
+
+import os
+import resource
+import threading
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_console import _protocol as wire
+
+from ._host import Host, process_exists
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+    from .conftest import AgentFactory
+
+
+async def start_with_grandchild(host: Host, script: str = "wait") -> tuple[int, int, int]:
+    """A session, its leader's pid and that of a background child."""
+    sid = await host.start("/bin/sh", "-c", f"sleep 60 & echo $$ $!; {script}")
+    leader, background = (await host.read_stdout(sid, b"\n")).split()
+    return sid, int(leader), int(background)
+
+
+async def test_a_closed_console_leaves_no_process(agent: AgentFactory) -> None:
+    async with agent() as host:
+        pids = [pid for _ in range(5) for pid in (await start_with_grandchild(host))[1:]]
+        await host.run("true", tty=True)
+        tty = await host.start("/bin/sh", "-c", "echo $$; exec cat", tty=True)
+        pids.append(int(await host.read_stdout(tty, b"\n")))
+    assert not any(map(process_exists, pids))
+
+
+async def test_a_console_closed_while_commands_start_leaves_no_process(agent: AgentFactory) -> None:
+    # (That no child is left is checked after every test.)
+    for _ in range(5):
+        async with agent() as host:
+            for sid in range(1, 9):
+                await host.request("sleep", "60", sid=sid)
+
+
+async def test_a_console_closed_in_a_flood_leaves_no_process(agent: AgentFactory) -> None:
+    async with agent(over_socket=True) as host:
+        for _ in range(3):
+            await host.start("yes")
+
+
+async def test_a_host_that_stops_reading_for_good_is_noticed(agent: AgentFactory) -> None:
+    async with agent() as host:
+        await host.start("yes")
+        # Only this direction is gone; the router alone would wait for ever.
+        await host.stream.receive_stream.aclose()  # type: ignore[attr-defined]
+
+
+# --- shutdown -------------------------------------------------------------------------------------
+
+
+async def test_shutdown_asks_politely_and_says_nothing(agent: AgentFactory, tmp_path: Path) -> None:
+    mark = tmp_path / "mark"
+    script = f"trap 'echo bye >{mark}; exit' TERM; echo ready; while :; do sleep 0.01; done"
+    async with agent() as host:
+        sid = await host.start("/bin/sh", "-c", script)
+        await host.read_stdout(sid, b"ready\n")
+        await host.send(wire.Shutdown())
+        # (The shell may say something about it, but nobody is told that it exited.)
+        assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
+    assert os.listdir(tmp_path) == ["mark"]
+
+
+async def test_shutdown_kills_what_does_not_listen(agent: AgentFactory) -> None:
+    async with agent(shutdown_grace=0.01) as host:
+        stubborn = await start_with_grandchild(host, "trap '' TERM; while :; do :; done")
+        await host.send(wire.Shutdown())
+        assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
+        assert not process_exists(stubborn[1])
+
+
+async def test_shutdown_of_an_idle_agent_is_immediate(agent: AgentFactory) -> None:
+    async with agent(shutdown_grace=3600) as host:
+        await host.send(wire.Shutdown())
+        assert await host.gone() == []
+
+
+async def test_frames_behind_a_shutdown_are_void(agent: AgentFactory) -> None:
+    async with agent() as host:
+        await host.send_raw(wire.encode(wire.Shutdown()) + wire.encode(wire.Ping(), 5))
+        assert await host.gone() == []
+
+
+async def test_a_client_may_shut_down_with_an_id_of_its_own(agent: AgentFactory) -> None:
+    async with agent() as host:
+        await host.send(wire.Shutdown(), 5)
+        assert await host.gone() == []
+
+
+# --- many -----------------------------------------------------------------------------------------
+
+
+async def test_idle_commands_take_no_threads(host: Host) -> None:
+    await host.run("true")
+    before = threading.active_count()
+    ids = [await host.start("cat") for _ in range(200)]
+    assert threading.active_count() <= before + 4  # those that start children
+    for sid in ids:
+        await host.send(wire.ExecStdin(b""), sid)
+    for sid in ids:
+        assert (await host.collect(sid)).last.code == 0
+
+
+async def test_many_commands_do_not_run_out_of_descriptors_nor_notice(
+    agent: AgentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used = len(os.listdir("/proc/self/fd"))
+    tight = used + 60
+    resource.setrlimit(resource.RLIMIT_NOFILE, (tight, before[1]))
+    try:
+        async with agent() as host:
+            ids = [await host.start("cat") for _ in range(50)]
+            assert (await host.sh("ulimit -n")).stdout == b"%d\n" % tight
+            for sid in ids:
+                await host.send(wire.ExecStdin(b""), sid)
+            for sid in ids:
+                assert (await host.collect(sid)).last.code == 0
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (tight, before[1])
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+async def test_cancelling_the_agent_anywhere_in_a_session_leaves_nothing(agent: AgentFactory) -> None:
+    # (See the fixture for what is looked at.) Each round gets one step further before it is cut off.
+    for steps in range(12):
+        async with agent() as host:
+            await host.request("/bin/sh", "-c", "cat; echo end", sid=5, tty=bool(steps % 2))
+            await host.send(wire.ExecStdin(b"x"), 5)
+            for _ in range(steps * 3):
+                await trio.lowlevel.checkpoint()

@@ -1,0 +1,226 @@
+"""``python -m trio_console.agent`` as a process of its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import termios
+from contextlib import asynccontextmanager
+from functools import partial
+from subprocess import PIPE
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from trio_console import _protocol as wire
+
+from ._host import PATIENCE, Host, pid_is_taken, popen, process_exists
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+AGENT = [sys.executable, "-m", "trio_console.agent"]
+
+
+@asynccontextmanager
+async def agent_on_stdio() -> AsyncIterator[tuple[Host, trio.Process]]:
+    """A booted agent on two pipes; killed at the end if it is still there."""
+    async with trio.open_nursery() as nursery:
+        start = partial(trio.run_process, stdin=PIPE, stdout=PIPE, stderr=PIPE, check=False)
+        process = await nursery.start(start, [*AGENT, "--stdio"])
+        host = Host(trio.StapledStream(process.stdin, process.stdout))
+        try:
+            await host.boot()
+            yield host, process
+        finally:
+            with trio.move_on_after(PATIENCE, shield=True):
+                await host.stream.aclose()
+                await process.stderr.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def exit_status(process: trio.Process) -> int:
+    with trio.fail_after(PATIENCE):
+        return await process.wait()
+
+
+async def test_it_serves_on_stdio_and_exits_0_at_the_end() -> None:
+    async with agent_on_stdio() as (host, process):
+        outcome = await host.run("cat", stdin=b"hello")
+        assert outcome.stdout == b"hello"
+        await host.stream.send_stream.aclose()  # type: ignore[attr-defined]
+        assert await exit_status(process) == 0
+
+
+async def test_it_serves_on_a_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        process = popen(*AGENT, "--fd", str(theirs.fileno()), pass_fds=[theirs.fileno()])
+    try:
+        host = Host(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        await host.boot()
+        assert (await host.run("echo", "hi")).stdout == b"hi\n"
+        await host.send(wire.Shutdown())
+        assert await host.gone() == []
+        await host.stream.aclose()
+    finally:
+        status = process.wait(PATIENCE)
+    assert status == 0
+
+
+async def test_it_serves_on_a_device() -> None:
+    master, slave = os.openpty()
+    path = os.ttyname(slave)
+    process = popen(*AGENT, "--port", path)
+    host = Host(trio.lowlevel.FdStream(master))
+    try:
+        # Raw mode is the agent's doing; before it, the terminal would echo what it is sent.
+        with trio.fail_after(PATIENCE):
+            while True:
+                await trio.lowlevel.checkpoint()
+                if not _is_cooked(slave):
+                    break
+        os.close(slave)
+        await host.boot()
+        assert (await host.run("printf", "a\\nb\\004")).stdout == b"a\nb\x04"
+        await host.send(wire.Shutdown())
+    finally:
+        status = process.wait(PATIENCE)
+        await host.stream.aclose()
+    assert status == 0
+
+
+def _is_cooked(fd: int) -> bool:
+    return bool(termios.tcgetattr(fd)[3] & termios.ICANON)
+
+
+async def test_stray_prints_do_not_reach_the_console() -> None:
+    async with agent_on_stdio() as (host, process):
+        fds = f"/proc/{process.pid}/fd"
+        assert os.readlink(f"{fds}/0") == "/dev/null"
+        assert os.readlink(f"{fds}/1") == os.readlink(f"{fds}/2")
+        await host.ping()
+
+
+async def test_children_do_not_inherit_the_console() -> None:
+    async with agent_on_stdio() as (host, process):
+        pipes = {os.readlink(f"/proc/{process.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{process.pid}/fd")}
+        sid = await host.start("sleep", "60")
+        listed = (await host.run("ls", "-l", "/proc/self/fd")).stdout.decode()
+        assert not [p for p in pipes if p.startswith("pipe:") and p in listed]
+        await host.send(wire.ExecSignal(9), sid)
+
+
+async def test_control_c_is_not_for_the_agent_but_for_its_children() -> None:
+    async with agent_on_stdio() as (host, process):
+        process.send_signal(signal.SIGINT)
+        await host.ping()
+        sid = await host.start("sleep", "60")
+        await host.send(wire.ExecSignal(signal.SIGINT), sid)
+        assert (await host.collect(sid)).last == wire.ExecExited(code=-1, signal=2)
+
+
+async def test_children_have_default_signals_even_if_the_agent_was_started_without() -> None:
+    script = "trap '' INT HUP TERM QUIT CHLD USR1; exec " + " ".join([*AGENT, "--stdio"])
+    with popen("/bin/sh", "-c", script, stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        receive = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+        host = Host(trio.StapledStream(trio.lowlevel.FdStream(os.dup(process.stdin.fileno())), receive))
+        process.stdin.close()
+        await host.boot()
+        outcome = await host.run("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
+        assert [int(word, 16) for word in outcome.stdout.split()[1::2]] == [0, 0]
+        await host.stream.aclose()
+
+
+async def test_sigterm_is_a_shutdown() -> None:
+    async with agent_on_stdio() as (host, process):
+        sid = await host.start("/bin/sh", "-c", "echo $$; exec sleep 60")
+        pid = int(await host.read_stdout(sid, b"\n"))
+        process.send_signal(signal.SIGTERM)
+        assert await exit_status(process) == 0
+        assert not process_exists(pid)
+
+
+async def test_a_daemon_that_left_its_group_ends_with_the_agent() -> None:
+    async with agent_on_stdio() as (host, process):
+        outcome = await host.sh("setsid sleep 60 >/dev/null 2>&1 & echo $!")
+        pid = int(outcome.stdout)
+        assert process_exists(pid)
+        await host.stream.send_stream.aclose()  # type: ignore[attr-defined]
+        assert await exit_status(process) == 0
+        assert not process_exists(pid)
+
+
+HANGING = """
+import sys, time
+from trio_console.agent import _serve, _spawn, main
+_serve._LAST_DEADLINE = 1
+_spawn._look_at_files = lambda plan: time.sleep(3600)
+sys.exit(main(["--stdio"]))
+"""
+
+
+async def test_a_start_that_hangs_does_not_keep_the_process_from_ending() -> None:
+    frames = [wire.Bootstrap(), wire.InitAck(), wire.ExecRequest("true"), wire.Shutdown()]
+    sent = b"".join(wire.encode(frame, isinstance(frame, wire.ExecRequest)) for frame in frames)
+    with trio.fail_after(PATIENCE):
+        done = await trio.run_process(
+            [sys.executable, "-c", HANGING], stdin=sent, capture_stdout=True, check=False
+        )
+    assert done.returncode == 1
+
+
+async def test_orphans_are_reaped() -> None:
+    async with agent_on_stdio() as (host, process):
+        outcome = await host.sh("(sh -c 'exec >/dev/null 2>&1; sleep 0.01' & echo $!) ; exit 0")
+        pid = int(outcome.stdout)
+        with trio.fail_after(PATIENCE):
+            while pid_is_taken(pid):
+                await host.run("true")  # more exits, more looks
+        assert process.returncode is None
+
+
+async def test_a_host_that_boots_it_wrongly_is_told_on_stderr() -> None:
+    done = await trio.run_process(
+        [*AGENT, "--stdio"], stdin=b"\0\0\0\0", capture_stdout=True, capture_stderr=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert b"core.bootstrap" in done.stderr
+
+
+async def test_a_refusal_has_a_status_of_its_own() -> None:
+    bootstrap = wire.encode(wire.Bootstrap(host_alias="host"))
+    done = await trio.run_process(
+        [*AGENT, "--stdio"], stdin=bootstrap, capture_stdout=True, capture_stderr=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (3, b"")
+    assert done.stderr.count(b"\n") == 1
+    assert b"host_alias" in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [[], ["--stdio", "--fd", "3"], ["--fd", "x"]])
+async def test_bad_arguments_exit_2(arguments: list[str]) -> None:
+    done = await trio.run_process([*AGENT, *arguments], stdin=b"", capture_stderr=True, check=False)
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize("arguments", [["--fd", "99"], ["--port", "/no/such"]])
+async def test_a_console_that_cannot_be_opened_exits_1(arguments: list[str]) -> None:
+    done = await trio.run_process([*AGENT, *arguments], stdin=b"", capture_stderr=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.count(b"\n") == 1
+
+
+async def test_it_needs_only_the_required_dependencies() -> None:
+    code = "import sys, trio_console.agent; print(*{name.partition('.')[0] for name in sys.modules})"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert not {"pytest", "rich", "hypothesis", "asyncio"} & set(done.stdout.decode().split())
+    code = "import sys, trio_console.agent; print('trio_console._client' in sys.modules)"
+    done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
+    assert done.stdout == b"False\n"

@@ -1,0 +1,292 @@
+"""The router: bad frames, ids, clients that leave, maintenance messages."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_console import _protocol as wire
+from trio_console.agent import Ending, serve_agent
+from trio_console.agent._router import is_session_id
+
+from ._host import PATIENCE, Host, process_exists
+
+if TYPE_CHECKING:
+    from .conftest import AgentFactory
+
+MALFORMED = json.loads((Path(__file__).parents[1] / "protocol/data/malformed.json").read_text())
+STEP = (2**32 - 1) // 128
+
+FATAL = {"len_4", "len_over_4MiB"}
+SILENT = {"bootstrap_after_ready", "stdin_unknown_session", "tcp_eof_unknown_session", "wrong_flags_v4"}
+
+
+# --- bad frames -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", [c for c in MALFORMED if c["name"] not in FATAL], ids=lambda c: c["name"])
+async def test_a_recorded_bad_frame_ends_its_session_at_most(host: Host, case: dict[str, Any]) -> None:
+    frame = bytes.fromhex(case["frame_hex"])
+    sid = int.from_bytes(frame[4:8], "big")
+    await host.send_raw(frame)
+    if case["name"] in SILENT:
+        assert await host.nothing_for(sid)
+        return
+    message = await host.receive(sid)
+    # Where the recorded agent died of it, this one says what it could not read.
+    expected = case["replies"][0] if case["replies"] else {"kind": "malformed_message"}
+    if expected.get("message_type") == "core.tcp.failed":
+        assert message == wire.TcpFailed(expected["payload"]["error"])
+    else:
+        assert isinstance(message, wire.Error)
+        assert message.kind == expected["kind"]
+    assert await host.nothing_for(sid)
+
+
+@pytest.mark.parametrize("case", [c for c in MALFORMED if c["name"] in FATAL], ids=lambda c: c["name"])
+async def test_a_bad_length_ends_everything(
+    agent: AgentFactory, case: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with agent() as host:
+        sid = await host.start("/bin/sh", "-c", "echo $$; exec sleep 60")
+        pid = int(await host.read_stdout(sid, b"\n"))
+        await host.send_raw(bytes.fromhex(case["frame_hex"]))
+        assert await host.gone() == []
+        assert not process_exists(pid)
+    assert "out of step" in capsys.readouterr().err
+
+
+async def test_an_unknown_type_is_named(host: Host) -> None:
+    body = wire.encode(wire.Ping())[wire.HEADER_SIZE :].replace(b"core.ping", b"core.pong"[:-1] + b"x")
+    await host.send_raw(wire.encode_frame(5, 0, body))
+    message = await host.receive(5)
+    assert (message.kind, message.offending_type) == ("unsupported_message_type", "core.ponx")
+
+
+async def test_a_bad_frame_ends_the_command_it_belongs_to(host: Host) -> None:
+    sid = await host.start("/bin/sh", "-c", "echo $$; exec sleep 60")
+    pid = int(await host.read_stdout(sid, b"\n"))
+    await host.send_raw(wire.encode_frame(sid, 0, b"\xff"))
+    outcome = await host.collect(sid)
+    assert [m.kind for m in outcome.all(wire.Error)] == ["malformed_message"]
+    assert len(outcome.messages) == 1
+    assert not process_exists(pid)
+    assert (await host.run("echo", "hi")).stdout == b"hi\n"
+
+
+async def test_a_peer_too_old_for_errors_gets_an_exit_instead(host: Host) -> None:
+    sid = await host.start("sleep", "60")
+    frame = bytearray(wire.encode(wire.ExecSignal(9), sid, version=4))
+    frame[8] = wire.FLAG_TERMINAL
+    await host.send_raw(bytes(frame))
+    assert (await host.collect(sid)).messages == [wire.ExecExited(code=-1, signal=9)]
+
+
+async def test_what_only_the_agent_sends_is_ignored(host: Host) -> None:
+    for message in (wire.ExecStarted(1), wire.Pong(), wire.ExecExited(0), wire.InitAck()):
+        await host.send(message, 5)
+    assert await host.nothing_for(5)
+
+
+async def test_unknown_keys_and_a_newer_generation_are_fine(host: Host) -> None:
+    await host.send(wire.ExecRequest("true"), 5, version=10)
+    assert (await host.collect(5)).last == wire.ExecExited(code=0)
+
+
+# --- ids ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sid", [1, STEP - 1, STEP + 1, 127 * STEP + 1, 128 * STEP - 1])
+async def test_an_id_of_a_client_opens_a_session(host: Host, sid: int) -> None:
+    assert is_session_id(sid)
+    await host.request("true", sid=sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(code=0)
+
+
+@pytest.mark.parametrize("sid", [0, STEP, 127 * STEP, 128 * STEP, 2**32 - 1])
+async def test_an_id_of_nobody_does_not(host: Host, sid: int) -> None:
+    assert not is_session_id(sid)
+    await host.request("true", sid=sid)
+    message = await host.receive(sid)
+    assert (message.kind, message.offending_type) == ("invalid_session", "core.exec.request")
+
+
+async def test_an_id_in_use_is_refused_and_its_session_ends(host: Host) -> None:
+    sid = await host.start("/bin/sh", "-c", "echo $$; exec sleep 60")
+    pid = int(await host.read_stdout(sid, b"\n"))
+    await host.request("echo", "never", sid=sid)
+    outcome = await host.collect(sid)
+    assert [m.kind for m in outcome.messages] == ["invalid_session"]  # type: ignore[attr-defined]
+    assert await host.nothing_for(sid)
+    assert not process_exists(pid)
+    await host.request("echo", "now", sid=sid)
+    assert (await host.collect(sid)).stdout == b"now\n"
+
+
+async def test_data_of_another_kind_of_session_is_a_mistake(host: Host) -> None:
+    sid = await host.start("sleep", "60")
+    await host.send(wire.TcpData(b"x"), sid)
+    assert (await host.collect(sid)).last.kind == "invalid_session"
+
+
+# --- what is not there yet ------------------------------------------------------------------------
+
+
+async def test_file_operations_are_refused(host: Host) -> None:
+    await host.send(wire.FsRequest(wire.OpList("/")), 5)
+    text = "filesystem operations are not supported by this agent"
+    assert await host.receive(5) == wire.FsResponse(ok=False, error=text)
+
+
+async def test_connections_are_refused(host: Host) -> None:
+    await host.send(wire.TcpConnect("localhost", 1), 5)
+    assert isinstance(await host.receive(5), wire.TcpFailed)
+
+
+async def test_data_for_unknown_transfers_is_answered(host: Host) -> None:
+    await host.send(wire.FsData(b"x"), 99)
+    assert await host.receive(99) == wire.FsResponse(ok=False, error="unknown write session: 99")
+    await host.send(wire.TcpData(b"x"), 99)
+    assert await host.receive(99) == wire.TcpFailed("unknown TCP session: 99")
+    await host.send(wire.TcpEof(), 99)
+    await host.send(wire.TcpClose(), 99)
+    assert await host.nothing_for(99)
+
+
+# --- clients that leave ---------------------------------------------------------------------------
+
+
+async def test_a_client_that_left_has_its_commands_killed(host: Host) -> None:
+    mine = await host.start("/bin/sh", "-c", "echo $$; exec sleep 60", sid=10)
+    theirs = await host.start("sleep", "60", sid=20)
+    pid = int(await host.read_stdout(mine, b"\n"))
+    await host.send(wire.ClientDisconnected(id_start=10, id_end_exclusive=20))
+    # The last word frees the sid for a relay that keeps track.
+    assert (await host.collect(mine)).messages == [wire.ExecExited(code=-1, signal=9)]
+    assert not process_exists(pid)
+    assert await host.nothing_for(theirs)
+
+
+async def test_nothing_of_an_old_session_reaches_the_next_owner_of_its_id(host: Host) -> None:
+    for attempt in range(30):
+        await host.start("yes", f"old {attempt}", sid=10, window=2**30)
+        await host.send_raw(
+            wire.encode(wire.ClientDisconnected(1, 100))
+            + wire.encode(wire.ExecRequest("echo", ["new"], window=100), 10)
+        )
+        # What was queued before the disconnect may still come: it is before the new session's start.
+        while not isinstance(await host.receive(10), wire.ExecStarted):
+            pass
+        assert (await host.collect(10)).messages == [wire.ExecStdout(b"new\n"), wire.ExecExited(code=0)]
+
+
+async def test_a_disconnect_before_the_start_leaves_no_process(host: Host) -> None:
+    for _ in range(10):
+        await host.request("sleep", "60", sid=10)
+        await host.send(wire.ClientDisconnected(1, 100))
+        assert wire.type_of((await host.collect(10)).last).flags == wire.FLAG_TERMINAL
+
+
+# --- maintenance ----------------------------------------------------------------------------------
+
+
+async def test_ping_is_answered_and_counts_for_nothing(host: Host) -> None:
+    before = await touch(host)
+    await host.ping()
+    await host.ping()
+    assert await touch(host) == before + 1
+
+
+async def touch(host: Host) -> int:
+    sid = host.new_id()
+    await host.send(wire.Touch(), sid)
+    seq = (await host.receive(sid)).activity_seq
+    assert isinstance(seq, int)
+    return seq
+
+
+async def test_touch_adds_one(host: Host) -> None:
+    first = await touch(host)
+    assert [await touch(host), await touch(host)] == [first + 1, first + 2]
+
+
+async def test_messages_both_ways_count_as_activity(host: Host) -> None:
+    before = await touch(host)
+    await host.run("true")  # a request, a start, an exit
+    assert await touch(host) == before + 4
+
+
+async def test_errors_and_clock_do_not_count_as_activity(host: Host) -> None:
+    before = await touch(host)
+    await host.send_raw(wire.encode_frame(5, 0, b"\xff"))
+    await host.receive(5)
+    await host.send(wire.ClockSync(0))
+    assert await touch(host) == before + 1
+
+
+async def test_an_agent_that_is_not_process_1_leaves_the_clock_alone(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("time.clock_settime_ns", fail)
+    await host.send(wire.ClockSync(1))
+    await host.ping()
+
+
+async def test_a_mistake_inside_one_session_costs_only_that_session(
+    host: Host, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object) -> None:
+        raise ZeroDivisionError
+
+    sid = await host.start("sleep", "60")
+    monkeypatch.setattr("trio_console.agent._exec._readable_bytes", broken)
+    await host.send(wire.ExecSignal(9), sid)
+    assert isinstance((await host.collect(sid)).last, wire.Error)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert (await host.run("true")).last.code == 0
+
+
+async def test_an_asker_that_does_not_read_is_held_back(agent: AgentFactory) -> None:
+    async with agent(over_socket=True) as host:
+        ping = wire.encode(wire.Ping(), 5)
+        sent = 0
+        with trio.move_on_after(PATIENCE):
+            while True:
+                with trio.move_on_after(0.2) as stuck:
+                    await host.stream.send_all(ping * 1000)
+                    sent += 1000
+                if stuck.cancelled_caught:
+                    break
+        assert stuck.cancelled_caught
+        # Half a ping may be on the wire: this connection is done for, the agent has to see its end.
+
+
+async def test_the_ending_says_why(agent: AgentFactory) -> None:
+    for last, expected in (
+        (b"", Ending.CONSOLE_CLOSED),
+        (wire.encode(wire.Shutdown()), Ending.SHUT_DOWN),
+        (b"\0\0\0\0", Ending.OUT_OF_STEP),
+    ):
+        ours, theirs = trio.testing.memory_stream_pair()
+        host = Host(ours)
+        endings: list[Ending] = []
+
+        async def serve(stream: trio.abc.Stream = theirs, endings: list[Ending] = endings) -> None:
+            endings.append(await serve_agent(stream))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await host.boot()
+            if last:
+                await host.send_raw(last)
+            else:
+                await ours.aclose()
+        assert endings == [expected]

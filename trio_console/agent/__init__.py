@@ -1,0 +1,20 @@
+"""The guest's side of the agent protocol: ``python -m trio_console.agent --stdio | --fd N | --port PATH``.
+
+It waits for the host's bootstrap on the console it was given and then runs what clients ask for. It is
+as good as process 1 of a virtual machine, the command inside a container, or a child process. Linux only;
+it needs this package and its required dependencies.
+
+The rooms: ``_serve`` puts things together, ``_boot`` is the exchange before anybody is served, ``_router``
+reads frames and hands them to sessions (``_link`` is their contract), ``_exec`` is the session of one
+command, with ``_stdin``, ``_spawn``, ``_plan``, ``_users`` and ``_limits`` below it, ``_system`` is what is
+done to the machine, ``_console`` opens the console, ``_main`` is the program. None imports the client.
+"""
+
+from __future__ import annotations
+
+from trio_console.agent._boot import BootError
+from trio_console.agent._main import main
+from trio_console.agent._router import Ending
+from trio_console.agent._serve import AgentOptions, serve_agent
+
+__all__ = ["AgentOptions", "BootError", "Ending", "main", "serve_agent"]

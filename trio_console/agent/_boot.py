@@ -1,0 +1,224 @@
+"""The boot exchange: what the guest is to be, before any client can speak to it.
+
+The host's first bytes are ``core.bootstrap``. The agent applies it, says who commands run as, waits for
+the host's word to go on, and says it is ready. What it cannot honour it refuses at once and by name: a
+guest that starts without its mounts or its network, as if nothing were missing, is worse than none.
+
+This module knows nothing of sessions.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+from trio_console.agent._limits import Limit, limit_number, raise_hard_limit
+from trio_console.agent._plan import ExecDefaults
+from trio_console.agent._users import UnknownUserError, find_account
+
+if TYPE_CHECKING:
+    from trio_console._outbox import Outbox
+
+__all__ = ["BootError", "BootTimes", "FrameSource", "boot"]
+
+#: Seconds to wait for the host, once for its bootstrap and once for its word to go on.
+BOOT_TIMEOUT: Final = 60.0
+
+EXIT_FAILED: Final = 1
+EXIT_REFUSED: Final = 3
+
+_READ_SIZE: Final = 128 * 1024
+
+# What this agent has no means for. Absent or empty is fine.
+_UNSUPPORTED: Final = (
+    "block_root",
+    "dir_mounts",
+    "file_mounts",
+    "disk_mounts",
+    "tmpfs_mounts",
+    "host_alias",
+    "network",
+    "handoff_init",
+)
+
+
+class BootError(Exception):
+    """The guest cannot come up.
+
+    Attributes:
+        exit_code: 3 if the bootstrap asks for something this agent refuses, else 1.
+    """
+
+    def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+@final
+@dataclass(frozen=True)
+class BootTimes:
+    """Nanoseconds of the boot clock: when the agent was started, and when it was set up."""
+
+    started: int
+    initialised: int
+
+    @staticmethod
+    def now() -> int:
+        """The boot clock."""
+        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+@final
+class FrameSource:
+    """Frames from a stream. What came with a frame stays buffered for whoever asks next."""
+
+    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+        self._stream = stream
+        self._decoder = wire.FrameDecoder()
+
+    async def next_frame(self) -> wire.Frame | None:
+        """The next frame, or ``None`` at the end of the stream or when it is broken.
+
+        A checkpoint only when bytes are needed. Cancelling it loses nothing.
+
+        Raises:
+            ProtocolError: the stream is out of step, or ended inside a frame.
+        """
+        while (frame := self._decoder.next_frame()) is None:
+            try:
+                data = await self._stream.receive_some(_READ_SIZE)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                return None
+            if not data:
+                self._decoder.feed_eof()
+                return None
+            self._decoder.feed(bytes(data))
+        return frame
+
+
+async def boot(
+    source: FrameSource,
+    outbox: Outbox,
+    *,
+    times: BootTimes,
+    agent_version: str,
+    stdin_window: int,
+    is_init: bool,
+) -> ExecDefaults:
+    """Go through the whole exchange; return what the bootstrap settled for commands.
+
+    Raises:
+        BootError: the host said something else or nothing, or asked for what cannot be done.
+    """
+    frame = await _wait_for(source, "core.bootstrap")
+    defaults, default_user = await trio.to_thread.run_sync(_apply, _decode_bootstrap(frame), is_init)
+    outbox.send_control(wire.encode(wire.InitResolved(default_user)))
+    _check_ack(await _wait_for(source, "core.init.ack"))
+    now = BootTimes.now()
+    ready = wire.Ready(
+        boot_time_ns=times.started,
+        init_time_ns=times.initialised - times.started,
+        ready_time_ns=now,
+        agent_version=agent_version,
+        flow=wire.Flow(stdin_window),
+    )
+    outbox.send_control(wire.encode(ready))
+    return defaults
+
+
+async def _wait_for(source: FrameSource, name: str) -> wire.Frame:
+    with trio.move_on_after(BOOT_TIMEOUT):
+        try:
+            frame = await source.next_frame()
+        except ProtocolError as exc:
+            raise BootError(f"expected {name}: {exc}") from exc
+        if frame is None:
+            raise BootError(f"the console was closed before {name} came")
+        return frame
+    raise BootError(f"no {name} within {BOOT_TIMEOUT:g} seconds")
+
+
+def _decode_bootstrap(frame: wire.Frame) -> wire.Bootstrap:
+    try:
+        message = wire.decode(frame)
+        version = wire.decode_envelope(frame.body).version
+    except ProtocolError as exc:
+        raise BootError(f"bad first message: {exc}") from exc
+    if not isinstance(message, wire.Bootstrap) or frame.id != 0 or version < wire.GENERATION:
+        name = wire.type_of(message).name
+        raise BootError(f"expected core.bootstrap first, got {name} (id {frame.id}, v {version})")
+    return message
+
+
+def _check_ack(frame: wire.Frame) -> None:
+    # Its flags are of no interest, unlike those of any other message.
+    try:
+        message = wire.decode(frame._replace(flags=0))
+    except ProtocolError as exc:
+        raise BootError(f"bad core.init.ack: {exc}") from exc
+    if not isinstance(message, wire.InitAck):
+        raise BootError(f"expected core.init.ack, got {wire.type_of(message).name}")
+
+
+def _apply(bootstrap: wire.Bootstrap, is_init: bool) -> tuple[ExecDefaults, wire.DefaultUser]:
+    for name in _UNSUPPORTED:
+        if getattr(bootstrap, name) not in (msgspec.UNSET, None, [], ()):
+            raise _refused(name, "not supported by this agent")
+    if bootstrap.security_profile != "default":
+        raise _refused("security_profile", "only 'default' is supported by this agent")
+    if bootstrap.hostname is not msgspec.UNSET:
+        _set_hostname(bootstrap.hostname, is_init=is_init)
+    user = bootstrap.user if bootstrap.user is not msgspec.UNSET and bootstrap.user.strip() else None
+    default_user = wire.DefaultUser(os.geteuid(), os.getegid())
+    if user is not None:
+        try:
+            account = find_account(user)
+        except UnknownUserError as exc:
+            raise _refused("user", str(exc)) from exc
+        default_user = wire.DefaultUser(account.uid, account.gid)
+    defaults = ExecDefaults(
+        user=user,
+        cwd=None if bootstrap.default_cwd is msgspec.UNSET else bootstrap.default_cwd,
+        env={
+            **os.environb,
+            **{item.key.encode(): item.value.encode() for item in bootstrap.default_env},
+        },
+        limits=_settle_limits(bootstrap),
+    )
+    return defaults, default_user
+
+
+def _set_hostname(name: str, *, is_init: bool) -> None:
+    if not is_init:
+        raise _refused("hostname", "this agent shares its machine and does not rename it")
+    try:
+        socket.sethostname(name)
+    except OSError as exc:
+        raise _refused("hostname", str(exc)) from exc
+
+
+def _settle_limits(bootstrap: wire.Bootstrap) -> tuple[Limit, ...]:
+    limits = []
+    for item in bootstrap.rlimits:
+        number = limit_number(item.resource)
+        if number is None:
+            raise _refused("rlimits", f"unknown resource {item.resource!r}")
+        limit = Limit(number, item.soft, item.hard)
+        try:
+            raise_hard_limit(limit)
+        except OSError as exc:
+            raise _refused("rlimits", f"{item.resource}: {exc.strerror}") from exc
+        limits.append(limit)
+    return tuple(limits)
+
+
+def _refused(field: str, why: str) -> BootError:
+    return BootError(f"cannot honour the bootstrap's {field}: {why}", EXIT_REFUSED)

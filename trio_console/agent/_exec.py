@@ -1,0 +1,364 @@
+"""One command: the session from its request to its exit.
+
+The life of a session, in order: spawn, ``started``, then four tasks side by side (stdin, stdout, stderr,
+and this one, which waits for the leader), a short drain after the leader's exit, burial, ``exited``.
+
+Rules:
+
+* Output is read only when there is credit for it and room on the console: a paused reader pauses its own
+  process, through its own full pipe, and costs no memory here.
+* The leader's zombie is kept until burial, so that its process group's number stays ours to signal.
+* What was in a pipe when the leader exited is delivered, however slow the reader is. Beyond that, a
+  background child that holds the pipe open gets `DRAIN_GRACE` and no more.
+
+This module knows nothing of other sessions, nor how a child is made.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import errno
+import fcntl
+import math
+import os
+import signal
+import termios
+from typing import Final, Protocol, final
+
+import msgspec
+import trio
+
+from trio_console import _protocol as wire
+from trio_console.agent._link import Link, Session
+from trio_console.agent._spawn import Child, StartError, os_error_text
+from trio_console.agent._stdin import Put, StdinFeed
+
+__all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
+
+#: Bytes of stdin a client that speaks credit may have outstanding for one command. Four pipes' worth: the
+#: child never runs dry during a round trip, and a thousand stuck commands hold 256 MiB at the very worst.
+STDIN_WINDOW: Final = 256 * 1024
+
+#: Bytes of stdin queued for a command whose client speaks no credit: two of the largest frames.
+LEGACY_STDIN_BUDGET: Final = 8 * 1024 * 1024
+
+#: Seconds a command may take no stdin before a client without credit is refused.
+STDIN_PATIENCE: Final = 1.0
+
+#: Seconds after the leader's exit that other holders of its stdout may keep the exit from being reported.
+DRAIN_GRACE: Final = 0.25
+
+#: Seconds to wait for a process that was killed; one in an uninterruptible call is given up.
+_BURIAL_GRACE: Final = 2.0
+
+#: Bytes read at once: a pipe's whole capacity.
+_CHUNK: Final = 64 * 1024
+
+#: A child that fills its pipe gets one this large, and fewer switches between it and us: 125 instead of
+#: 99 MB/s where that was measured. Not from the start: large pipes are rationed for ordinary users.
+_GROWN_PIPE: Final = 256 * 1024
+
+# A terminal does not tell how much it holds beyond its reader's 4 KiB; its other buffer takes 8 KiB.
+_TTY_HOLDS: Final = 16 * 1024
+
+_LAST_PLAIN_SIGNAL: Final = 31
+
+
+class Spawn(Protocol):
+    """Starts children without blocking the loop."""
+
+    async def __call__(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
+        """Raises `StartError`. If cancelled, there is no child."""
+
+
+@final
+class _Output:
+    """One stream of output and its credit."""
+
+    __slots__ = ("_grown", "_outstanding", "_room", "_window", "cls", "fd", "grace", "left", "name")
+
+    def __init__(self, name: str, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
+        self.name = name
+        self.fd = fd
+        self.cls = cls
+        self.grace = trio.CancelScope()
+        self.left: float = math.inf  # bytes to deliver after the grace; set when the leader exits
+        self._window = window
+        self._outstanding = 0
+        self._grown = False
+        self._room = trio.Event()
+
+    async def wait_credit(self) -> int:
+        """Wait until something may be sent; return how much, at most a chunk."""
+        if self._window is None:
+            return _CHUNK
+        while self._outstanding >= self._window:
+            self._room = trio.Event()
+            await self._room.wait()
+        return min(_CHUNK, self._window - self._outstanding)
+
+    def grow(self) -> None:
+        """Have the pipe hold more, once: it was found as full as a pipe can be."""
+        if not self._grown:
+            self._grown = True
+            # Not a pipe, or this user has enough large ones: then it stays as it is.
+            with contextlib.suppress(OSError):
+                fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _GROWN_PIPE)
+
+    def note_sent(self, nbytes: int) -> None:
+        self._outstanding += nbytes
+        self.left -= nbytes
+
+    def grant(self, nbytes: int) -> None:
+        # A client that grants more than it got only cheats itself: the window never grows.
+        self._outstanding = max(0, self._outstanding - nbytes)
+        self._room.set()
+
+
+@final
+class ExecSession(Session):
+    """See the module's docstring.
+
+    Args:
+        link: where frames go.
+        session_id: the session's id.
+        request: what to run.
+        spawn: how children are made.
+        stdin_window: what was announced to clients that speak credit.
+    """
+
+    __slots__ = (
+        "_child",
+        "_early_signals",
+        "_exit",
+        "_failure",
+        "_feed",
+        "_outputs",
+        "_request",
+        "_size",
+        "_spawn",
+    )
+
+    kind = "exec"
+    accepts = frozenset({wire.ExecStdin, wire.ExecResize, wire.ExecSignal, wire.Credit})
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: int,
+        request: wire.ExecRequest,
+        *,
+        spawn: Spawn,
+        stdin_window: int = STDIN_WINDOW,
+        stdin_budget: int = LEGACY_STDIN_BUDGET,
+        stdin_patience: float = STDIN_PATIENCE,
+    ) -> None:
+        super().__init__(link, session_id)
+        self._request = request
+        self._spawn = spawn
+        self._size = (request.rows, request.cols)
+        self._early_signals: dict[int, None] = {}  # each once, in order
+        self._child: Child | None = None
+        self._outputs: dict[str, _Output] = {}
+        self._exit: wire.ExecExited | None = None
+        self._failure: wire.ExecFailed | None = None
+        self._feed = StdinFeed(
+            self,
+            tty=request.tty,
+            window=None if request.window is msgspec.UNSET else stdin_window,
+            budget=stdin_budget,
+            patience=stdin_patience,
+        )
+
+    # The session's own task
+
+    async def run(self) -> None:
+        """See `Session.run`."""
+        in_order = False
+        try:
+            with self._scope:
+                await self._live()
+                in_order = True
+        finally:
+            self._feed.close()
+            if self._child is not None:
+                with trio.move_on_after(_BURIAL_GRACE, shield=True):
+                    await self._still(self._child, kill=not in_order)
+                self._exit = self._exit or self._child.status()
+                self._child.reap()
+        await self._say_last(self._last_word())
+
+    async def _live(self) -> None:
+        try:
+            # Held right away: there is no checkpoint between the spawn's return and this assignment.
+            child = self._child = await self._spawn(self._request, self._size)
+        except StartError as exc:
+            self._failure = exc.failure
+            return
+        await trio.lowlevel.checkpoint_if_cancelled()  # perhaps ended meanwhile
+        self._send_now(wire.ExecStarted(child.pid))
+        for number in self._early_signals:
+            child.kill_group(number)
+        child.resize(*self._size)
+        self._make_outputs(child)
+        async with trio.open_nursery() as nursery:
+            feeding = trio.CancelScope()
+            nursery.start_soon(self._feed_stdin, child, feeding)
+            for output in self._outputs.values():
+                nursery.start_soon(self._pump, output)
+            await trio.lowlevel.wait_readable(child.pidfd)
+            self._exit = child.status()
+            feeding.cancel()
+            self._feed.close()
+            self._begin_drain(child)
+
+    def _make_outputs(self, child: Child) -> None:
+        window = None if self._request.window is msgspec.UNSET else self._request.window
+        kinds: tuple[tuple[str, type[wire.DataMessage]], ...]
+        kinds = (("stdout", wire.ExecStdout), ("stderr", wire.ExecStderr))
+        self._outputs = {
+            name: _Output(name, fd, cls, window) for (name, cls), fd in zip(kinds, child.outputs, strict=False)
+        }
+
+    async def _feed_stdin(self, child: Child, scope: trio.CancelScope) -> None:
+        with scope:
+            await self._feed.run(child)
+
+    def _begin_drain(self, child: Child) -> None:
+        deadline = trio.current_time() + DRAIN_GRACE
+        for output in self._outputs.values():
+            output.left = _TTY_HOLDS if child.tty else _readable_bytes(output.fd)
+            output.grace.deadline = deadline
+
+    async def _pump(self, output: _Output) -> None:
+        with output.grace:
+            await self._deliver(output)
+        if output.grace.cancelled_caught:
+            await self._deliver_rest(output)
+
+    async def _deliver(self, output: _Output) -> None:
+        """Move output to the console until end of file. Cancelling it loses nothing."""
+        full = False
+        while True:
+            if not full:
+                # Also first thing: a read that finds nothing would take its turn on the console in vain.
+                await trio.lowlevel.wait_readable(output.fd)
+            share = await output.wait_credit()
+            data = await self._read(output, share)
+            if data == b"":
+                return
+            full = data is not None and len(data) == share
+            if full and share == _CHUNK:
+                output.grow()
+
+    async def _deliver_rest(self, output: _Output) -> None:
+        """What was there when the leader exited and is not delivered yet, without waiting for more."""
+        while output.left > 0:
+            share = min(await output.wait_credit(), int(output.left))
+            if not await self._read(output, share):
+                return
+
+    async def _read(self, output: _Output, share: int) -> bytes | None:
+        """Read at most ``share`` bytes and send them; ``None`` if there are none, empty at the end.
+
+        The console's room is taken before the pipe is read. Between the read and the commit there is no
+        checkpoint, so that bytes are either still in the pipe or on their way.
+        """
+        outbox = self._link.outbox
+        await outbox.reserve(share)
+        data: bytes | None = None
+        try:
+            if not self.ended:
+                data = _read_some(output.fd, share)
+        finally:
+            if not data:
+                outbox.release(share)
+        if data:
+            output.note_sent(len(data))
+            self._link.activity.exec_output_bytes += len(data)
+            self._link.commit_data(output.cls, self.id, data, share)
+        return data
+
+    async def _still(self, child: Child, *, kill: bool) -> None:
+        """With ``kill``, end the whole group and wait for the leader."""
+        if kill:
+            child.kill_group(signal.SIGKILL)
+            await trio.lowlevel.wait_readable(child.pidfd)
+
+    def _last_word(self) -> wire.Message:
+        if self._failure is not None:
+            return self._failure
+        if self._child is None:
+            return wire.ExecFailed(kind="other", message="ended before it was started")
+        return self._exit or wire.ExecExited(code=-1, signal=signal.SIGKILL)
+
+    # The router's side
+
+    async def receive(self, message: wire.Message) -> None:
+        """See `Session.receive`."""
+        match message:
+            case wire.ExecStdin():
+                await self._take_stdin(message.data)
+            case wire.ExecSignal():
+                self._signal(message.signal)
+            case wire.ExecResize():
+                self._size = (message.rows, message.cols)
+                if self._child is not None:
+                    self._child.resize(*self._size)
+            case wire.Credit() if message.stream in self._outputs:
+                self._outputs[message.stream].grant(message.bytes)
+
+    def shut_down(self) -> None:
+        """See `Session.shut_down`: a polite signal, and no word of the exit."""
+        self.mute()
+        self._signal(signal.SIGTERM)
+
+    def _signal(self, number: int) -> None:
+        if not 1 <= number <= _LAST_PLAIN_SIGNAL:
+            return
+        if self._child is None:
+            self._early_signals[number] = None
+        else:
+            self._child.kill_group(number)
+
+    async def _take_stdin(self, data: bytes) -> None:
+        match await self._feed.put(data):
+            case Put.OVER_WINDOW:
+                text = "more stdin than the window allows"
+                self.end(wire.Error("invalid_session", text, "core.exec.stdin"))
+            case Put.FULL:
+                text = f"stdin queue of {LEGACY_STDIN_BUDGET} bytes is full: the process is not reading"
+                self._send_stdin_error(errno.ENOSPC, text)
+
+    # What the feed tells us
+
+    def stdin_failed(self, exc: OSError) -> None:
+        """A chunk could not be written; the session goes on."""
+        code = exc.errno or errno.EIO
+        self._send_stdin_error(code, f"io error: {os_error_text(code)}")
+
+    def stdin_granted(self, nbytes: int) -> None:
+        """The client may send more."""
+        self._send_now(wire.Credit("stdin", nbytes))
+
+    def _send_stdin_error(self, code: int, text: str) -> None:
+        name = errno.errorcode.get(code)
+        self._send_now(wire.ExecStdinError(errno=code, errno_name=name, message=text))
+
+
+def _read_some(fd: int, nbytes: int) -> bytes | None:
+    try:
+        return os.read(fd, nbytes)
+    except BlockingIOError:
+        return None
+    except OSError as exc:
+        if exc.errno == errno.EIO:  # a terminal nobody has open any more
+            return b""
+        raise
+
+
+def _readable_bytes(fd: int) -> int:
+    count = array.array("i", [0])
+    fcntl.ioctl(fd, termios.FIONREAD, count)
+    return count[0]

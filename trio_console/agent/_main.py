@@ -1,0 +1,108 @@
+"""The agent as a program: arguments, signals, the exit status, and the power switch of a machine of its own.
+
+Exit status: 0 after a shutdown or when the console was closed; 1 if the host did not boot it properly or
+the console got out of step; 2 for bad arguments; 3 if the bootstrap asks for something it refuses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+from typing import TYPE_CHECKING
+
+import trio
+
+from trio_console.agent._boot import EXIT_FAILED, BootError, BootTimes
+from trio_console.agent._console import open_fd, open_port, open_stdio
+from trio_console.agent._router import Ending, log
+from trio_console.agent._serve import AgentOptions, serve_agent
+from trio_console.agent._system import become_subreaper, flush_disks, power_off
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the agent until it ends; return the exit status.
+
+    As process 1 with a device for its console, it is a machine's only program and turns that off in the
+    end: if process 1 just exited, the kernel would panic.
+    """
+    began = BootTimes.now()
+    arguments = _parse(argv)
+    is_init = os.getpid() == 1
+    owns_machine = is_init and arguments.port is not None
+    _prepare_signals()
+    signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
+    try:
+        stream = _open_console(arguments)
+    except OSError as exc:
+        log(f"cannot open the console: {exc}")
+        return EXIT_FAILED
+    if not is_init:
+        become_subreaper()
+    try:
+        return trio.run(_serve, stream, began)
+    finally:
+        if owns_machine:
+            trio.run(flush_disks)
+            power_off()
+
+
+def _give_up(*, owns_machine: bool) -> None:
+    if owns_machine:
+        power_off()
+    os._exit(EXIT_FAILED)
+
+
+async def _serve(stream: trio.abc.Stream, began: int) -> int:
+    try:
+        ending = await serve_agent(stream, options=AgentOptions(owns_process=True), boot_time_ns=began)
+    except BootError as exc:
+        log(str(exc))
+        return exc.exit_code
+    return EXIT_FAILED if ending is Ending.OUT_OF_STEP else 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_console.agent", description="The guest's side of the agent protocol."
+    )
+    console = parser.add_mutually_exclusive_group(required=True)
+    console.add_argument("--stdio", action="store_true", help="use standard input and output")
+    console.add_argument("--fd", type=int, metavar="N", help="use an inherited descriptor")
+    console.add_argument("--port", metavar="PATH", help="open a console device")
+    return parser.parse_args(argv)
+
+
+def _open_console(arguments: argparse.Namespace) -> trio.abc.Stream:
+    if arguments.stdio:
+        return open_stdio()
+    if arguments.fd is not None:
+        return open_fd(arguments.fd)
+    return open_port(arguments.port)
+
+
+def _prepare_signals() -> None:
+    """Have the agent ignore a Ctrl-C that is meant for the host, and its children nothing at all.
+
+    An ignored signal stays ignored through exec, a handled one becomes the default again. So what the
+    agent should not react to gets a handler that does nothing.
+    """
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+    signal.signal(signal.SIGINT, _do_nothing)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}:
+        # (Those first two are Python's own doing, and `subprocess` undoes it.)
+        if signal.getsignal(number) is signal.SIG_IGN:
+            # Ignoring this one would have the kernel reap the agent's children behind its back.
+            handler = signal.SIG_DFL if number == signal.SIGCHLD else _do_nothing
+            with contextlib.suppress(OSError, ValueError):
+                signal.signal(number, handler)
+
+
+def _do_nothing(_number: int, _frame: object) -> None:
+    pass

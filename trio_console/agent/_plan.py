@@ -1,0 +1,99 @@
+"""What a request means: the command line, the environment, the identity and the limits of a command.
+
+Looks users up, which may block. Knows nothing of processes.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+from trio_console.agent._limits import Limit, limit_number
+from trio_console.agent._users import Account, find_account, own_home
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from trio_console import _protocol as wire
+
+__all__ = ["ExecDefaults", "Plan", "make_plan"]
+
+_SCRIPTS_DIR: Final = b"/.msb/scripts"
+_DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@final
+@dataclass(frozen=True)
+class ExecDefaults:
+    """What the bootstrap settled for every command.
+
+    Attributes:
+        user: as in a request; ``None`` means nobody is switched to.
+        cwd: ``None`` means the agent's own.
+        env: what every command's environment starts from: the agent's own with the bootstrap's on top.
+            (Taken once: reading ``os.environ`` whole is slow.)
+        limits: set before those of the request, so that these cannot exceed them without privilege.
+    """
+
+    user: str | None = None
+    cwd: str | None = None
+    env: Mapping[bytes, bytes] = field(default_factory=lambda: dict(os.environb))
+    limits: tuple[Limit, ...] = ()
+
+
+@final
+class Plan(NamedTuple):
+    """A request with everything looked up."""
+
+    argv: list[bytes]
+    env: dict[bytes, bytes]
+    cwd: bytes | None
+    account: Account | None  # None: stay who we are
+    limits: tuple[Limit, ...]
+
+
+def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Limit, ...]) -> Plan:
+    """Settle a request. ``first`` are limits to set before all others.
+
+    Raises:
+        UnknownUserError: there is no such user or group.
+    """
+    text = request.user if request.user and request.user.strip() else defaults.user
+    account = None if text is None else find_account(text)
+    home = own_home() if account is None else account.home
+    wanted = (
+        Limit(number, item.soft, item.hard)
+        for item in request.rlimits
+        if (number := limit_number(item.resource)) is not None
+    )
+    cwd = defaults.cwd if request.cwd is None else request.cwd
+    return Plan(
+        argv=[request.cmd.encode(), *(arg.encode() for arg in request.args)],
+        env=_environment(request.env, defaults.env, home),
+        cwd=None if cwd is None else cwd.encode(),
+        account=None if account is None or account.is_current() else account,
+        limits=(*first, *defaults.limits, *wanted),
+    )
+
+
+def _environment(entries: Sequence[str], base: Mapping[bytes, bytes], home: str | None) -> dict[bytes, bytes]:
+    asked = dict(_split_entries(entries))
+    env = {**base, **asked}
+    if b"HOME" not in asked:
+        # Not even a default from the bootstrap stands here: HOME belongs to the user that was resolved.
+        env.pop(b"HOME", None)
+        if home is not None:
+            env[b"HOME"] = os.fsencode(home)
+    path = env.get(b"PATH", _DEFAULT_PATH)
+    if _SCRIPTS_DIR not in path.split(b":"):
+        path = _SCRIPTS_DIR + b":" + path
+    env[b"PATH"] = path
+    return env
+
+
+def _split_entries(entries: Sequence[str]) -> Iterator[tuple[bytes, bytes]]:
+    for entry in entries:
+        key, equals, value = entry.encode().partition(b"=")
+        if equals:
+            yield key, value

@@ -1,0 +1,249 @@
+"""The agent's one reader: it parses frames and hands them over.
+
+The router holds the table of sessions and nothing of what happens inside them. A frame that makes no
+sense ends the session it belongs to, never the agent; only a length out of bounds does that, because
+after it nobody knows where the next frame begins.
+
+To add a kind of session, add its opening message to ``openers``, and to `_ORPHANS` what its messages are
+answered when they come for an id that is not open.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import sys
+import traceback
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import msgspec
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from trio_console.agent._boot import FrameSource
+    from trio_console.agent._link import Link, Session
+
+    #: Makes a session for an opening message, or returns the terminal message that refuses it.
+    Opener: TypeAlias = Callable[[Link, int, wire.Message], "Session | wire.Message"]
+
+__all__ = ["Ending", "Router", "is_session_id", "log"]
+
+#: Ids are given out in 128 ranges of this size; the first of each range, and what follows the last range,
+#: belong to nobody.
+_ID_STEP: Final = (2**32 - 1) // 128
+
+#: Generations before this one do not know ``core.error``.
+_ERROR_GENERATION: Final = 5
+
+_GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+# Neither counts as activity. (Touch counts like everything else: that is what it is for.)
+_UNCOUNTED: Final = (wire.Ping, wire.ClockSync)
+
+_ORPHANS: Final[Mapping[type[wire.Message], Callable[[int], wire.Message]]] = {
+    wire.FsData: lambda n: wire.FsResponse(ok=False, error=f"unknown write session: {n}"),
+    wire.TcpData: lambda n: wire.TcpFailed(f"unknown TCP session: {n}"),
+}
+
+
+class Ending(enum.Enum):
+    """Why the agent stopped."""
+
+    CONSOLE_CLOSED = enum.auto()
+    OUT_OF_STEP = enum.auto()
+    SHUT_DOWN = enum.auto()
+
+
+def is_session_id(number: int) -> bool:
+    """Whether an id may belong to a client."""
+    return number % _ID_STEP != 0 and number < 128 * _ID_STEP
+
+
+def log(text: str) -> None:
+    """Tell whoever reads the agent's stderr."""
+    print(f"trio_console.agent: {text}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@final
+class Router:
+    """Reads frames until the end, whichever end it is.
+
+    Args:
+        source: where frames come from.
+        link: where they go.
+        nursery: where sessions run. Cancelling it is up to the owner, when `run` has returned.
+        openers: kinds of sessions by the class of their opening message.
+        set_clock: called with nanoseconds since the epoch, or ``None`` to leave the clock alone.
+        shutdown_grace: seconds that sessions are given to end in order.
+    """
+
+    def __init__(
+        self,
+        source: FrameSource,
+        link: Link,
+        nursery: trio.Nursery,
+        *,
+        openers: Mapping[type[wire.Message], Opener],
+        set_clock: Callable[[int], object] | None,
+        shutdown_grace: float,
+    ) -> None:
+        self._source = source
+        self._link = link
+        self._nursery = nursery
+        self._openers = openers
+        self._set_clock = set_clock
+        self._shutdown_grace = shutdown_grace
+        self._idle = trio.Event()
+        self._shutdown = trio.CancelScope()
+        self._controls: Mapping[type[wire.Message], Callable[[int, wire.Message], None]] = {
+            wire.Ping: self._ping,
+            wire.Touch: self._touch,
+            wire.ClockSync: self._clock_sync,
+            wire.ClientDisconnected: self._client_disconnected,
+            wire.Shutdown: lambda _id, _message: self.shut_down(),
+        }
+        #: Sessions by id; one that was replaced under its id is not here any more but still runs.
+        self.sessions: dict[int, Session] = {}
+
+    # Reading
+
+    async def run(self) -> Ending:
+        """Serve until the console closes, breaks or gets out of step, or a shutdown is over."""
+        ending = Ending.CONSOLE_CLOSED
+        with self._shutdown:
+            ending = await self._read()
+        if self._shutdown.cancel_called:
+            await self._end_in_order()
+            return Ending.SHUT_DOWN
+        return ending
+
+    async def _read(self) -> Ending:
+        try:
+            while (frame := await self._source.next_frame()) is not None:
+                await self._take(frame)
+                if self._shutdown.cancel_called:
+                    break  # frames that are buffered already are not worth a checkpoint, but void
+                await self._link.outbox.wait_control_room()
+        except ProtocolError as exc:
+            log(f"the console is out of step: {exc}")
+            return Ending.OUT_OF_STEP
+        except _GONE:
+            pass
+        return Ending.CONSOLE_CLOSED
+
+    async def _take(self, frame: wire.Frame) -> None:
+        try:
+            message = wire.decode(frame)
+        except ProtocolError as exc:
+            self._refuse(frame, exc)
+            return
+        cls = type(message)
+        if cls not in _UNCOUNTED:
+            self._link.activity.note_host_message()
+        session = self.sessions.get(frame.id)
+        if session is not None and cls in session.accepts:
+            if not session.ended:
+                await session.receive(message)
+        elif cls in self._openers:
+            self._open(frame, message)
+        elif cls in self._controls:
+            self._controls[cls](frame.id, message)
+        elif session is not None and cls in _ORPHANS:
+            self._refuse(frame, _bad_session(frame, message, "is a session of another kind"))
+        elif cls in _ORPHANS:
+            self._link.send(_ORPHANS[cls](frame.id), frame.id)
+        # Whatever else there is comes too late to matter, or is the agent's own to send.
+
+    def _refuse(self, frame: wire.Frame, exc: ProtocolError) -> None:
+        """End the frame's session, if there is one; say why, unless the peer would not understand."""
+        error = wire.Error(exc.kind, str(exc), exc.message_type or msgspec.UNSET)
+        understood = exc.version is None or exc.version >= _ERROR_GENERATION
+        session = self.sessions.get(frame.id)
+        if session is not None:
+            session.end(error if understood else None)
+        elif understood:
+            self._link.send(error, frame.id)
+
+    # Sessions
+
+    def _open(self, frame: wire.Frame, message: wire.Message) -> None:
+        owner = self.sessions.get(frame.id)
+        if owner is not None and owner.departed:
+            # A relay gave the id to somebody else before its last owner's session was over.
+            owner.mute()
+            owner = None
+        if owner is not None or not is_session_id(frame.id):
+            # The client forgets an id it gets an error for, so the session that owns it must end as well.
+            why = "is already in use" if owner is not None else "is out of range"
+            self._refuse(frame, _bad_session(frame, message, why))
+            return
+        session = self._openers[type(message)](self._link, frame.id, message)
+        if isinstance(session, wire.Message):
+            self._link.send(session, frame.id)
+            return
+        self.sessions[frame.id] = session
+        self._nursery.start_soon(self._run_session, session)
+
+    async def _run_session(self, session: Session) -> None:
+        try:
+            await session.run()
+        except* _GONE:
+            pass  # the router hears of it, too
+        except* Exception as group:  # noqa: BLE001
+            # A mistake in one session is not to cost the guest all others.
+            log(f"session {session.id} failed\n{''.join(traceback.format_exception(group))}")
+            with contextlib.suppress(*_GONE):
+                self._link.send(wire.Error("invalid_session", "internal error of the agent"), session.id)
+        finally:
+            if self.sessions.get(session.id) is session:
+                del self.sessions[session.id]
+            if not self.sessions:
+                self._idle.set()
+
+    # Messages that belong to no session
+
+    def _ping(self, frame_id: int, _message: wire.Message) -> None:
+        self._link.send(wire.Pong(), frame_id)
+
+    def _touch(self, frame_id: int, _message: wire.Message) -> None:
+        self._link.send(wire.Touched(self._link.activity.seq), frame_id)
+
+    def _clock_sync(self, _id: int, message: wire.Message) -> None:
+        assert isinstance(message, wire.ClockSync)
+        if self._set_clock is not None:
+            self._set_clock(message.unix_time_nanos)
+
+    def _client_disconnected(self, _id: int, message: wire.Message) -> None:
+        assert isinstance(message, wire.ClientDisconnected)
+        for session in self.sessions.values():
+            if message.id_start <= session.id < message.id_end_exclusive:
+                session.depart()
+
+    # Shutdown
+
+    def shut_down(self) -> None:
+        """Stop reading, end all sessions in order, and have `run` return. Idempotent."""
+        self._shutdown.cancel()
+
+    async def _end_in_order(self) -> None:
+        for session in self.sessions.values():
+            session.shut_down()
+        if self.sessions:
+            self._idle = trio.Event()
+            with trio.move_on_after(self._shutdown_grace):
+                await self._idle.wait()
+
+
+def _bad_session(frame: wire.Frame, message: wire.Message, why: str) -> ProtocolError:
+    return ProtocolError(
+        f"id {frame.id} {why}",
+        kind="invalid_session",
+        frame_id=frame.id,
+        message_type=wire.type_of(message).name,
+        version=wire.decode_envelope(frame.body).version,
+    )

@@ -1,0 +1,228 @@
+"""Puts the agent together: one writer, one reader, a nursery of sessions.
+
+Who owns what: the outbox's task is the only one that writes to the console, the router the only one that
+reads from it. When either is done, for whichever reason, the nursery is cancelled, and each session ends
+its processes on its way out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._outbox import Outbox
+from trio_console.agent._boot import BootError, BootTimes, FrameSource, boot
+from trio_console.agent._exec import (
+    LEGACY_STDIN_BUDGET,
+    STDIN_PATIENCE,
+    STDIN_WINDOW,
+    ExecSession,
+)
+from trio_console.agent._limits import FdHeadroom
+from trio_console.agent._link import Activity, Link, Session
+from trio_console.agent._plan import ExecDefaults
+from trio_console.agent._router import Ending, Router
+from trio_console.agent._spawn import Child, spawn
+from trio_console.agent._system import (
+    HEARTBEAT_DIR,
+    Leaders,
+    beat,
+    kill_remaining,
+    reap_orphans,
+    set_clock,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_console.agent._router import Opener
+
+__all__ = ["AgentOptions", "serve_agent"]
+
+AGENT_VERSION: Final = "trio_console 0.1.0"
+
+#: Starts in progress at once. Two keep both halves of a start busy; more only queue for the interpreter.
+_SPAWN_THREADS: Final = 4
+
+_SHUTDOWN_GRACE: Final = 1.0
+_KILL_GRACE: Final = 2.0
+
+#: Whole seconds an agent's process may take to end, whatever hangs.
+_LAST_DEADLINE: Final = 10
+
+
+@final
+@dataclass(frozen=True)
+class AgentOptions:
+    """How an agent behaves. Sizes are bytes, times are seconds.
+
+    Attributes:
+        stdin_window: stdin a client that speaks credit may have outstanding for one command.
+        stdin_budget: stdin queued for one command of a client that does not.
+        stdin_patience: how long such a command may take nothing before its stdin is refused.
+        shutdown_grace: how long commands have to end after SIGTERM.
+        owns_process: the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
+            every descendant that is left at the end, and has SIGALRM sent should the end take too long.
+            Only in the main thread.
+        heartbeat_dir: where the heartbeat file is written, if that directory exists.
+    """
+
+    stdin_window: int = STDIN_WINDOW
+    stdin_budget: int = LEGACY_STDIN_BUDGET
+    stdin_patience: float = STDIN_PATIENCE
+    shutdown_grace: float = _SHUTDOWN_GRACE
+    owns_process: bool = False
+    heartbeat_dir: str = HEARTBEAT_DIR
+
+
+async def serve_agent(
+    stream: trio.abc.Stream,
+    *,
+    options: AgentOptions | None = None,
+    boot_time_ns: int | None = None,
+) -> Ending:
+    """Be the agent at this end of ``stream``: boot, then serve until the console or the guest ends.
+
+    The stream is closed at the end. No child of a session is left then, and with ``owns_process`` no
+    descendant at all.
+
+    Args:
+        stream: the console.
+        options: see `AgentOptions`.
+        boot_time_ns: when the agent began, in nanoseconds of the boot clock; default: now.
+
+    Returns:
+        Why it ended.
+
+    Raises:
+        BootError: the host sent no usable bootstrap, or one that cannot be honoured.
+    """
+    agent = _Agent(stream, options or AgentOptions(), boot_time_ns or BootTimes.now())
+    try:
+        return await agent.run()
+    finally:
+        agent.headroom.restore()
+        if agent.options.owns_process:
+            with trio.move_on_after(_KILL_GRACE, shield=True):
+                await kill_remaining()
+
+
+@final
+class _Agent:
+    def __init__(self, stream: trio.abc.Stream, options: AgentOptions, boot_time_ns: int) -> None:
+        self.options = options
+        self.headroom = FdHeadroom()
+        self._stream = stream
+        self._outbox = Outbox(stream)
+        self._source = FrameSource(stream)
+        self._times = BootTimes(boot_time_ns, BootTimes.now())
+        self._leaders = Leaders()
+        self._threads = trio.CapacityLimiter(_SPAWN_THREADS)
+        self._defaults = ExecDefaults()
+        self._is_init = os.getpid() == 1
+        self._router: Router | None = None
+
+    async def run(self) -> Ending:
+        outcome: Ending | BootError = Ending.CONSOLE_CLOSED
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, nursery.cancel_scope)
+                try:
+                    outcome = await self._boot_and_serve(nursery)
+                except BootError as exc:
+                    outcome = exc  # raised below, where no nursery wraps it
+                except (trio.BrokenResourceError, trio.ClosedResourceError):
+                    pass  # the console went away while it was being booted
+                self._set_last_deadline()
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(self._stream)
+        if isinstance(outcome, BootError):
+            raise outcome
+        return outcome
+
+    def _set_last_deadline(self) -> None:
+        """From now on things may only take so long: a start that hangs in the kernel cannot be cancelled."""
+        if self.options.owns_process:
+            signal.alarm(_LAST_DEADLINE)
+
+    async def _write(self, everything: trio.CancelScope) -> None:
+        await self._outbox.run()
+        everything.cancel()  # the host does not read any more: there is nobody to serve
+
+    async def _boot_and_serve(self, nursery: trio.Nursery) -> Ending:
+        self._defaults = await boot(
+            self._source,
+            self._outbox,
+            times=self._times,
+            agent_version=AGENT_VERSION,
+            stdin_window=self.options.stdin_window,
+            is_init=self._is_init,
+        )
+        link = Link(self._outbox, Activity())
+        router = Router(
+            self._source,
+            link,
+            nursery,
+            openers=self._openers(),
+            set_clock=set_clock if self._is_init else None,
+            shutdown_grace=self.options.shutdown_grace,
+        )
+        self._router = router
+        nursery.start_soon(beat, link.activity, router.sessions, self.options.heartbeat_dir)
+        if self.options.owns_process:
+            nursery.start_soon(reap_orphans, self._leaders)
+            nursery.start_soon(self._obey_sigterm, router)
+        return await router.run()
+
+    async def _obey_sigterm(self, router: Router) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            async for _ in signals:
+                router.shut_down()
+
+    # Kinds of sessions
+
+    def _openers(self) -> Mapping[type[wire.Message], Opener]:
+        return {
+            wire.ExecRequest: self._open_exec,
+            wire.FsRequest: _refuse_files,
+            wire.TcpConnect: _refuse_tcp,
+        }
+
+    def _open_exec(self, link: Link, session_id: int, message: wire.Message) -> Session:
+        assert isinstance(message, wire.ExecRequest)
+        return ExecSession(
+            link,
+            session_id,
+            message,
+            spawn=self._spawn,
+            stdin_window=self.options.stdin_window,
+            stdin_budget=self.options.stdin_budget,
+            stdin_patience=self.options.stdin_patience,
+        )
+
+    async def _spawn(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
+        """Start a child in a worker thread, so that a slow file system holds up nobody else."""
+        assert self._router is not None
+        self.headroom.ensure(len(self._router.sessions))
+        before = self.headroom.for_child()
+        with self._leaders.starting():
+            child = await trio.to_thread.run_sync(
+                spawn, request, size, self._defaults, before, limiter=self._threads
+            )
+            self._leaders.add(child.pid)
+            child.on_reap = self._leaders.discard
+        return child
+
+
+def _refuse_files(_link: Link, _id: int, _message: wire.Message) -> wire.Message:
+    return wire.FsResponse(ok=False, error="filesystem operations are not supported by this agent")
+
+
+def _refuse_tcp(_link: Link, _id: int, _message: wire.Message) -> wire.Message:
+    return wire.TcpFailed("TCP connections are not supported by this agent")

@@ -1,0 +1,222 @@
+"""What the agent does to the machine it runs on: orphans, the clock, the power, the heartbeat.
+
+Most of it is for process 1 of a guest only. An agent that is some child process on somebody's machine
+leaves clock and power alone.
+
+This module knows nothing of frames.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+import trio
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from trio_console.agent._link import Activity
+
+__all__ = [
+    "HEARTBEAT_DIR",
+    "Leaders",
+    "beat",
+    "become_subreaper",
+    "kill_remaining",
+    "power_off",
+    "reap_orphans",
+    "set_clock",
+]
+
+HEARTBEAT_DIR: Final = "/.msb"
+
+_CLOCK_TOLERANCE_NS: Final = 100_000_000
+_PR_SET_CHILD_SUBREAPER: Final = 36
+_RB_POWER_OFF: Final = 0x4321FEDC
+
+#: Seconds between a child's exit and the look for orphans: no session waits for them, and one look serves
+#: a whole burst of exits.
+_REAP_DELAY: Final = 0.5
+
+_KILL_POLL: Final = 0.005
+
+_SYNC_GRACE: Final = 1.0
+
+
+@final
+class Leaders:
+    """Children that belong to a session, which reaps them itself.
+
+    Between the fork and the moment its number is known here, a child is protected by `starting`: while any
+    are, nobody is reaped as an orphan.
+    """
+
+    __slots__ = ("_pids", "_settled", "_starting")
+
+    def __init__(self) -> None:
+        self._pids: set[int] = set()
+        self._starting = 0
+        self._settled = trio.Event()
+
+    @contextlib.contextmanager
+    def starting(self) -> Iterator[None]:
+        """Hold around a start, `add` included."""
+        self._starting += 1
+        try:
+            yield
+        finally:
+            self._starting -= 1
+            if not self._starting:
+                self._settled.set()
+
+    async def wait_settled(self) -> None:
+        """Wait for a moment in which all leaders have been added; it lasts to the next checkpoint."""
+        while self._starting:
+            self._settled = trio.Event()
+            await self._settled.wait()
+
+    def add(self, pid: int) -> None:
+        self._pids.add(pid)
+
+    def discard(self, pid: int) -> None:
+        self._pids.discard(pid)
+
+    def __contains__(self, pid: int) -> bool:
+        return pid in self._pids
+
+
+# --- orphans --------------------------------------------------------------------------------------
+
+
+def become_subreaper() -> None:
+    """Have orphaned descendants become children of this process, as they do for process 1.
+
+    So a daemon that left its session's process group is still found and ended with the guest.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+async def reap_orphans(leaders: Leaders) -> None:
+    """Wait for children that are nobody's, for ever. Only in the main thread, and only one at a time."""
+    with trio.open_signal_receiver(signal.SIGCHLD) as exits:
+        async for _ in exits:
+            await trio.sleep(_REAP_DELAY)
+            await leaders.wait_settled()
+            # No checkpoint from here on: no session can start a leader or reap one meanwhile.
+            for pid, state in _children():
+                if state == b"Z" and pid not in leaders:
+                    _reap(pid)
+
+
+async def kill_remaining() -> None:
+    """Kill and reap every descendant that is left, until there are none; to be given a deadline.
+
+    Children of a killed process become ours, hence the rounds.
+    """
+    while children := list(_children()):
+        for pid, _ in children:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+            _reap(pid)
+        await trio.sleep(_KILL_POLL)
+
+
+def _reap(pid: int) -> None:
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+
+
+def _children() -> Iterator[tuple[int, bytes]]:
+    """Number and state letter of each child of this process."""
+    own = str(os.getpid()).encode()
+    for name in os.listdir("/proc"):
+        if not name.isdigit():
+            continue
+        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
+            # The command's name, in parentheses, may hold anything; what follows may not.
+            state, parent = file.read().rpartition(b")")[2].split(None, 2)[:2]
+            if parent == own:
+                yield int(name), state
+
+
+# --- clock and power ------------------------------------------------------------------------------
+
+
+def set_clock(unix_time_ns: int) -> bool:
+    """Step the wall clock if it is off by more than 100 ms; return whether it was stepped.
+
+    Not being allowed to is no error: then somebody else looks after the clock.
+    """
+    if abs(time.time_ns() - unix_time_ns) <= _CLOCK_TOLERANCE_NS:
+        return False
+    try:
+        time.clock_settime_ns(time.CLOCK_REALTIME, unix_time_ns)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+async def flush_disks() -> None:
+    """Write everything to disk, waiting for at most a second."""
+    with trio.move_on_after(_SYNC_GRACE, shield=True):
+        await trio.to_thread.run_sync(os.sync, abandon_on_cancel=True)
+
+
+def power_off() -> None:
+    """Turn the machine off. Returns only if that is not allowed."""
+    ctypes.CDLL(None).reboot(_RB_POWER_OFF)
+
+
+# --- heartbeat ------------------------------------------------------------------------------------
+
+
+async def beat(activity: Activity, sessions: Mapping[int, object], directory: str = HEARTBEAT_DIR) -> None:
+    """Rewrite the heartbeat file each second, for ever; return at once if its directory is missing."""
+    path = os.path.join(directory, "heartbeat.json")
+    seq = 0
+    while await trio.to_thread.run_sync(os.path.isdir, directory):
+        seq += 1
+        text = msgspec.json.encode(_heartbeat(seq, activity, sessions))
+        with contextlib.suppress(OSError):  # a full or read-only disk is no reason to stop
+            await trio.to_thread.run_sync(_replace_file, path, text)
+        await trio.sleep(1)
+
+
+def _heartbeat(seq: int, activity: Activity, sessions: Mapping[int, object]) -> dict[str, object]:
+    kinds = [getattr(session, "kind", "") for session in sessions.values()]
+    return {
+        "heartbeat_seq": seq,
+        "activity_seq": activity.seq,
+        "timestamp": _rfc3339(time.time()),
+        "last_activity": _rfc3339(activity.last),
+        "active_exec_sessions": kinds.count("exec"),
+        "active_fs_streams": kinds.count("fs"),
+        "active_tcp_streams": kinds.count("tcp"),
+        "activity_counters": {
+            "host_messages": activity.host_messages,
+            "guest_messages": activity.guest_messages,
+            "exec_output_bytes": activity.exec_output_bytes,
+            "fs_bytes": activity.fs_bytes,
+            "tcp_bytes": activity.tcp_bytes,
+        },
+    }
+
+
+def _rfc3339(seconds: float) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)) + f".{int(seconds % 1 * 1000):03}Z"
+
+
+def _replace_file(path: str, data: bytes) -> None:
+    """Readers see the old file or the new one, never half of one."""
+    temporary = path + ".tmp"
+    with open(temporary, "wb") as file:
+        file.write(data)
+    os.replace(temporary, path)

@@ -1,0 +1,108 @@
+"""Who a command runs as: ``USER``, ``UID``, ``USER:GROUP`` and so on, looked up in the guest's own files.
+
+The look-ups go through the C library and may read files or ask a name service, so they belong in a
+worker thread. This module knows nothing of sessions or messages.
+"""
+
+from __future__ import annotations
+
+import grp
+import os
+import pwd
+from dataclasses import dataclass
+from typing import Final, final
+
+__all__ = ["Account", "UnknownUserError", "find_account", "own_home"]
+
+# The last value means "leave it as it is" to setuid(2) and its kin: whoever asked for it would keep the
+# agent's identity, which is root's.
+_LAST_ID: Final = 2**32 - 2
+_ID_DIGITS: Final = 10
+
+
+class UnknownUserError(LookupError):
+    """A user or group is not known here, or the text that names it makes no sense."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The identity of a command: ids, all its groups, and its home if anybody knows it."""
+
+    uid: int
+    gid: int
+    groups: tuple[int, ...]
+    home: str | None
+
+    def is_current(self) -> bool:
+        """Whether this process is that already, so that nothing has to be switched."""
+        if (self.uid, self.gid) != (os.geteuid(), os.getegid()):
+            return False
+        # Only root may set groups. Anybody else asking for itself is meant as it is.
+        return self.uid != 0 or {*self.groups, self.gid} == {*os.getgroups(), self.gid}
+
+
+def find_account(text: str) -> Account:
+    """The account that ``text`` names.
+
+    A part that is a 32-bit number is an id and need not be known, anything else is a name. The group is
+    the part after the colon, else the user's own, else that of this process. Further groups are
+    those the group file lists for the user, if the user is known.
+
+    Raises:
+        UnknownUserError: a name is not known, or a part is empty.
+    """
+    user_part, colon, group_part = (part.strip() for part in text.strip().partition(":"))
+    if not user_part or (colon and not group_part):
+        raise UnknownUserError(f"invalid user {text!r}")
+    uid, entry = _find_user(user_part)
+    gid = _find_group(group_part) if colon else (entry.pw_gid if entry else os.getegid())
+    if entry is None:
+        return Account(uid, gid, (), None)
+    groups = tuple(os.getgrouplist(entry.pw_name, gid))
+    return Account(uid, gid, groups, entry.pw_dir)
+
+
+def own_home() -> str | None:
+    """The home of whoever runs this process, from the same files."""
+    entry = _passwd_by_id(os.geteuid())
+    return None if entry is None else entry.pw_dir
+
+
+def _as_id(part: str) -> int | None:
+    if not (part.isascii() and part.isdigit() and len(part) <= _ID_DIGITS):
+        return None
+    number = int(part)
+    if number > _LAST_ID + 1:
+        return None
+    if number > _LAST_ID:
+        raise UnknownUserError(f"{part} is not an id")
+    return number
+
+
+def _find_user(part: str) -> tuple[int, pwd.struct_passwd | None]:
+    number = _as_id(part)
+    if number is not None:
+        return number, _passwd_by_id(number)
+    try:
+        entry = pwd.getpwnam(part)
+    except (KeyError, ValueError):  # ValueError: a NUL in the name
+        raise UnknownUserError(f"unknown user {part!r}") from None
+    return entry.pw_uid, entry
+
+
+def _find_group(part: str) -> int:
+    number = _as_id(part)
+    if number is not None:
+        return number
+    try:
+        return grp.getgrnam(part).gr_gid
+    except (KeyError, ValueError):
+        raise UnknownUserError(f"unknown group {part!r}") from None
+
+
+def _passwd_by_id(uid: int) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwuid(uid)
+    except KeyError:
+        return None
