@@ -17,16 +17,22 @@ from ._wake import WakePipe
 
 if TYPE_CHECKING:
     from ._channel import open_console as open_console
+    from ._client._file import GuestFile as GuestFile
     from ._client._guest import Guest as Guest
     from ._client._guest import GuestReady as GuestReady
     from ._client._guest import GuestStatistics as GuestStatistics
+    from ._client._path import GuestPath as GuestPath
     from ._client._process import GuestProcess as GuestProcess
     from ._guests import CommandGuest as CommandGuest
     from ._guests import GuestSpec as GuestSpec
     from ._guests import ProcessGuest as ProcessGuest
     from ._guests import SocketGuest as SocketGuest
-    from ._guests import open_guest as open_guest
     from ._lost import GuestLostError as GuestLostError
+    from ._open import connect_guest as connect_guest
+    from ._open import open_guest as open_guest
+    from ._open import serve_relay as serve_relay
+    from ._relay._serve import Relay as Relay
+    from ._relay._server import RelayStatistics as RelayStatistics
     from ._stream import ConsoleStatistics as ConsoleStatistics
     from ._stream import ConsoleStream as ConsoleStream
 
@@ -39,7 +45,9 @@ __all__ = [
     "ConsoleStream",
     "Guest",
     "GuestDevice",
+    "GuestFile",
     "GuestLostError",
+    "GuestPath",
     "GuestProcess",
     "GuestReady",
     "GuestSpec",
@@ -47,20 +55,30 @@ __all__ = [
     "LaneStatistics",
     "ProcessGuest",
     "ProtocolError",
+    "Relay",
+    "RelayStatistics",
     "SocketGuest",
     "UnsupportedByPeer",
     "WakePipe",
+    "connect_guest",
     "open_console",
     "open_guest",
+    "serve_relay",
 ]
 
 #: Where the names live that need trio. The block above says the same to type checkers; a test compares.
 _LAZY: Final = {
+    "serve_relay": "_open",
+    "connect_guest": "_open",
+    "RelayStatistics": "_relay._server",
+    "Relay": "_relay._serve",
     "CommandGuest": "_guests",
     "ConsoleStatistics": "_stream",
     "ConsoleStream": "_stream",
     "Guest": "_client._guest",
+    "GuestFile": "_client._file",
     "GuestLostError": "_lost",
+    "GuestPath": "_client._path",
     "GuestProcess": "_client._process",
     "GuestReady": "_client._guest",
     "GuestSpec": "_guests",
@@ -68,7 +86,7 @@ _LAZY: Final = {
     "ProcessGuest": "_guests",
     "SocketGuest": "_guests",
     "open_console": "_channel",
-    "open_guest": "_guests",
+    "open_guest": "_open",
 }
 
 

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -25,14 +25,15 @@ from ._channel import SHORT_GRACE, open_console
 from ._client._boot import boot, make_bootstrap
 from ._client._connection import Connection
 from ._client._guest import Guest
+from ._devices import as_device
 from ._leftovers import GUEST_MARK, kill_marked_processes
 from ._lost import GuestLostError
 from ._nursery import hidden_nursery
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from ._devices import ConsoleDevice
+    from ._devices import ConsoleDevice, GuestDevice
 
 __all__ = ["CommandGuest", "GuestSpec", "ProcessGuest", "SocketGuest", "open_guest"]
 
@@ -56,10 +57,10 @@ _STDERR_TAIL: Final = 4096
 
 
 @final
-class _Host:
+class Host:
     """A started guest as `open_guest` needs it: its console, and its process on this machine if it has one."""
 
-    def __init__(self, device: ConsoleDevice, process: trio.Process | None = None, name: str = "") -> None:
+    def __init__(self, device: GuestDevice, process: trio.Process | None = None, name: str = "") -> None:
         self.device = device
         self._name = name
         self._process = process
@@ -111,7 +112,7 @@ class GuestSpec(ABC):
 
     @abstractmethod
     def _launch(self) -> Any:
-        """An async context manager that gives a `_Host`, and on leaving ends what it started, by force."""
+        """An async context manager that gives a `Host`, and on leaving ends what it started, by force."""
 
 
 @final
@@ -138,11 +139,11 @@ class ProcessGuest(GuestSpec):
         return "ProcessGuest()"
 
     @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[_Host]:
+    async def _launch(self) -> AsyncIterator[Host]:
         mark = secrets.token_hex(16)
         env = {**(os.environ if self._env is None else self._env), GUEST_MARK: mark}
         ours, theirs = socket.socketpair()
-        with ours, theirs:
+        with theirs, _owned(ours) as device:
             # Its modules are found where this program's were, installed or not.
             code = f"import sys; sys.path[:] = {sys.path!r}; from trio_console.agent import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
@@ -157,11 +158,13 @@ class ProcessGuest(GuestSpec):
             )
             theirs.close()
             try:
-                async with _watch(_Host(ours, process, "the agent"), process) as host:
+                async with _watch(Host(device, process, "the agent"), process) as host:
                     yield host
             finally:
+                # On a limiter of its own: this must not wait for threads of other people.
+                limiter = trio.CapacityLimiter(1)
                 with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(kill_marked_processes, mark)
+                    await trio.to_thread.run_sync(kill_marked_processes, mark, limiter=limiter)
 
 
 @final
@@ -200,27 +203,25 @@ class CommandGuest(GuestSpec):
         return f"CommandGuest({self._command!r})"
 
     @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[_Host]:
-        their_in, our_out = os.pipe()
-        our_in, their_out = os.pipe()
-        try:
-            process = await trio.lowlevel.open_process(
-                self._command,
-                stdin=their_in,
-                stdout=their_out,
-                stderr=subprocess.PIPE,
-                env=self._env,
-                cwd=self._cwd,
-            )
-        except BaseException:
-            os.close(our_in)
-            os.close(our_out)
-            raise
-        finally:
-            os.close(their_in)
-            os.close(their_out)
-        async with _watch(_Host((our_in, our_out), process, os.path.basename(self._command[0])), process) as host:
-            yield host
+    async def _launch(self) -> AsyncIterator[Host]:
+        name = os.path.basename(self._command[0])
+        with ExitStack() as theirs:
+            their_in, our_out = os.pipe()
+            theirs.callback(os.close, their_in)
+            our_in, their_out = os.pipe()
+            theirs.callback(os.close, their_out)
+            with _owned((our_in, our_out)) as device:
+                process = await trio.lowlevel.open_process(
+                    self._command,
+                    stdin=their_in,
+                    stdout=their_out,
+                    stderr=subprocess.PIPE,
+                    env=self._env,
+                    cwd=self._cwd,
+                )
+                theirs.close()
+                async with _watch(Host(device, process, name), process) as host:
+                    yield host
 
 
 @final
@@ -241,20 +242,49 @@ class SocketGuest(GuestSpec):
         return f"SocketGuest({self._path!r})"
 
     @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[_Host]:
+    async def _launch(self) -> AsyncIterator[Host]:
         sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         with sock:
             try:
                 await sock.connect(self._path)
             except OSError as exc:
-                raise type(exc)(
-                    exc.errno, f"{exc.strerror} (connecting to the guest's console)", self._path
-                ) from exc
-            yield _Host(socket.socket(fileno=sock.detach()))
+                # (A path that is too long comes without an errno.)
+                why = f"{exc.strerror or exc} (connecting to the guest's console)"
+                raise type(exc)(exc.errno, why, self._path) from exc
+            with _owned(socket.socket(fileno=sock.detach())) as device:
+                yield Host(device)
 
 
 @asynccontextmanager
-async def _watch(host: _Host, process: trio.Process) -> AsyncIterator[_Host]:
+async def attached_host(device: ConsoleDevice) -> AsyncIterator[Host]:
+    """A guest that somebody else has started and will end."""
+    port = as_device(device)
+    try:
+        yield Host(port)
+    finally:
+        port.close()
+
+
+@contextmanager
+def _owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
+    """Our end of a console, as a device; closed at the latest when the block is left, however it is left."""
+    try:
+        device = as_device(ends)
+    except BaseException:
+        if isinstance(ends, tuple):
+            for fd in ends:
+                os.close(fd)
+        else:
+            ends.close()
+        raise
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+@asynccontextmanager
+async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
     """Read a guest process's error output, and end the process when the block is left."""
     assert process.stderr is not None
     async with hidden_nursery() as nursery:
@@ -268,7 +298,7 @@ async def _watch(host: _Host, process: trio.Process) -> AsyncIterator[_Host]:
             nursery.cancel_scope.cancel()
 
 
-async def _keep_tail(host: _Host, stderr: trio.abc.ReceiveStream) -> None:
+async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream) -> None:
     async with stderr:
         with suppress(trio.BrokenResourceError):
             async for data in stderr:
@@ -319,11 +349,11 @@ async def open_guest(
         try:
             yield guest
         finally:
-            await _end(guest, connection, host, grace)
+            await _end(guest, connection, channel, host, grace)
             nursery.cancel_scope.cancel()
 
 
-async def _connect(host: _Host, channel: trio.abc.Stream, bootstrap: Any, ready_timeout: float) -> Connection:
+async def _connect(host: Host, channel: trio.abc.Stream, bootstrap: Any, ready_timeout: float) -> Connection:
     try:
         with trio.fail_after(ready_timeout):
             booted = await boot(channel, bootstrap)
@@ -335,12 +365,16 @@ async def _connect(host: _Host, channel: trio.abc.Stream, bootstrap: Any, ready_
     return Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
 
 
-async def _end(guest: Guest, connection: Connection, host: _Host, grace: float) -> None:
+async def _end(guest: Guest, connection: Connection, channel: trio.abc.Stream, host: Host, grace: float) -> None:
     """The orderly part of the teardown."""
     if trio.current_effective_deadline() == -math.inf:
         grace = min(grace, _CANCELLED_GRACE)
-    with trio.CancelScope(shield=True), trio.move_on_after(max(0.0, grace - _FORCE_TIME)):
-        await guest.shutdown()
-        await host.wait()
-    if connection.lost is None:
-        connection.lose("the guest did not shut down in time and was ended by force")
+    try:
+        with trio.CancelScope(shield=True), trio.move_on_after(max(0.0, grace - _FORCE_TIME)):
+            await guest.shutdown()
+            # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
+            await channel.aclose()
+            await host.wait()
+    finally:
+        if connection.lost is None:
+            connection.lose("the guest did not shut down in time and was ended by force")

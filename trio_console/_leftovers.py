@@ -19,6 +19,10 @@ __all__ = ["GUEST_MARK", "kill_marked_processes"]
 #: The environment variable that carries the mark.
 GUEST_MARK: Final = "TRIO_CONSOLE_GUEST"
 
+#: Scans in a row that must find nothing. One is not enough: a process in the middle of an exec shows no
+#: environment, and one may come and its parent go between the listing and the look at them.
+_CLEAN_SCANS: Final = 2
+
 #: Scans, at most. A process that forks between two scans is found by the next; one that forks
 #: faster than it can be killed for so long is a fork bomb, and needs other means.
 _MAX_SCANS: Final = 20
@@ -31,11 +35,13 @@ def kill_marked_processes(mark: str) -> int:
     """
     killed: set[int] = set()
     needle = f"{GUEST_MARK}={mark}".encode()
+    clean = 0
     for _ in range(_MAX_SCANS):
         found = set(_marked(needle))
-        if not found:
-            break
         killed |= found
+        clean = 0 if found else clean + 1
+        if clean == _CLEAN_SCANS:
+            break
     return len(killed)
 
 

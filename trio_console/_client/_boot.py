@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Booted", "boot", "make_bootstrap"]
 
+#: What an agent says while it boots, as far as it concerns anybody.
+_AWAITED: Final = frozenset(wire.type_of(cls).name for cls in (wire.InitResolved, wire.Ready))
+
 _FIELDS: Final = frozenset(field.name for field in msgspec.structs.fields(wire.Bootstrap))
 
 
@@ -75,7 +78,7 @@ async def boot(stream: trio.abc.Stream, bootstrap: wire.Bootstrap) -> Booted:
     while True:
         for frame in decoder:
             # Whatever else an agent says before it is ready is for nobody.
-            if frame.id != 0:
+            if frame.id != 0 or wire.peek_type(frame.body) not in _AWAITED:
                 continue
             message = wire.decode(frame)
             if isinstance(message, wire.InitResolved):
@@ -84,5 +87,6 @@ async def boot(stream: trio.abc.Stream, bootstrap: wire.Bootstrap) -> Booted:
                 return Booted(message, frame, wire.decode_envelope(frame.body).version, decoder)
         data = await stream.receive_some()
         if not data:
-            raise GuestLostError("the guest closed its console before it was ready")
+            where = ", in the middle of a frame" if decoder.pending else ""
+            raise GuestLostError(f"the guest closed its console before it was ready{where}")
         decoder.feed(bytes(data))

@@ -30,9 +30,10 @@ _UNLIMITED = 2**64 - 1
 @final
 @dataclass(frozen=True)
 class Command:
-    """A checked command. ``args`` is what the user gave, as a list of strings."""
+    """A checked command. ``given`` is what the user gave, ``argv`` what it means."""
 
-    args: list[str]
+    given: CommandLine
+    argv: list[str]
     env: list[str]
     cwd: str | None
     user: str | None
@@ -44,8 +45,8 @@ class Command:
     def request(self, window: int | None) -> wire.ExecRequest:
         """The request; with a window, one that asks for credit."""
         return wire.ExecRequest(
-            cmd=self.args[0],
-            args=self.args[1:],
+            cmd=self.argv[0],
+            args=self.argv[1:],
             env=self.env,
             cwd=self.cwd,
             user=self.user,
@@ -71,7 +72,8 @@ def make_command(
 ) -> Command:
     """Check what the user gave; raises `TypeError` and `ValueError` before anything is sent."""
     return Command(
-        args=_arguments(command, shell),
+        given=command,
+        argv=_arguments(command, shell),
         env=[f"{_env_key(key)}={_text(value, 'an environment value')}" for key, value in (env or {}).items()],
         cwd=None if cwd is None else _text(cwd, "cwd"),
         user=None if user is None else _text(str(user), "user"),

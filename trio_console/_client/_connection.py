@@ -30,6 +30,10 @@ __all__ = ["Connection", "Session"]
 #: Seconds a guest's owner may take to find out why the console ended, before the sessions are told.
 _EXPLANATION_TIME: Final = 0.25
 
+#: Seconds of silence allowed to a guest that takes nothing any more. What a dying guest had written before is
+#: here at once; one that merely has closed its input will never answer anything again.
+_LAST_WORDS_TIME: Final = 1.0
+
 
 class Session(abc.ABC):
     """Everything that shares one id, as the client sees it. Called by the reader; must not block."""
@@ -89,19 +93,38 @@ class Connection:
         self._explain = explain
         self._expected: str | None = None
         self._ended = trio.Event()
+        # Shielded: when everything around is cancelled, sessions still have to hear how their processes ended.
+        # `lose` ends it, and whoever started `run` calls that.
+        self._running = trio.CancelScope(shield=True)
+        self._patience = trio.CancelScope()
+        self._door = trio.Lock()
 
     # Its tasks
 
     async def run(self) -> None:
         """Read and write until the stream ends; then tell every session. Never raises for what peers do."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self.outbox.run)
-            reason, cause = await self._read()
-            if self._expected is None:
-                with trio.move_on_after(_EXPLANATION_TIME):
-                    reason = f"{reason}: {await self._explain()}"
-            self.lose(self._expected or reason, cause)
-            nursery.cancel_scope.cancel()
+        with self._running:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write)
+                reason, cause = await self._read()
+                if self._expected is None:
+                    with trio.move_on_after(_EXPLANATION_TIME):
+                        reason = f"{reason}: {await self._explain()}"
+                self.lose(self._expected or reason, cause)
+
+    async def _write(self) -> None:
+        await self.outbox.run()
+        # The stream broke, or we were told to stop. Either way nothing we say arrives, so that answers are not
+        # to be waited for; what was said already is.
+        self._patience.deadline = trio.current_time() + _LAST_WORDS_TIME
+
+    async def _receive(self) -> bytes | None:
+        """More bytes, ``b""`` at the end; `None` if it is no use to wait for either."""
+        with trio.CancelScope() as self._patience:
+            if self.outbox.closed:
+                self._patience.deadline = trio.current_time() + _LAST_WORDS_TIME
+            return bytes(await self._stream.receive_some())
+        return None
 
     async def _read(self) -> tuple[str, BaseException | None]:
         try:
@@ -111,11 +134,13 @@ class Connection:
                     session = self._route(frame)
                     if session is not None and session.congested:
                         await session.wait_relieved()
-                data = await self._stream.receive_some()
+                data = await self._receive()
+                if data is None:
+                    return "the guest takes nothing from its console any more", None
                 if not data:
                     self._decoder.feed_eof()
                     return "the guest closed its console", None
-                self._decoder.feed(bytes(data))
+                self._decoder.feed(data)
         except ProtocolError as exc:
             return f"the console is out of step ({exc})", exc
         except trio.BrokenResourceError as exc:
@@ -149,7 +174,7 @@ class Connection:
         self._expected = reason
 
     def lose(self, reason: str, cause: BaseException | None = None) -> None:
-        """The guest is gone: tell every session. Idempotent; the first reason stays."""
+        """The guest is gone: tell every session, and end `run`. Idempotent; the first reason stays."""
         if self.lost is None:
             self.lost = GuestLostError(reason)
             self.lost.__cause__ = cause
@@ -158,6 +183,7 @@ class Connection:
         for session in sessions.values():
             session.on_error(self.lost)
         self._ended.set()
+        self._running.cancel()
 
     async def wait_ended(self) -> None:
         await self._ended.wait()
@@ -181,14 +207,31 @@ class Connection:
                 f"({self.ready.agent_version or 'no version given'}) speaks {self.peer_generation}"
             )
 
+    async def wait_may_open(self) -> None:
+        """Wait while too many requests lie unsent, because the guest does not read. Before every `open`.
+
+        Otherwise requests that were given up would pile up for as long as the guest is stopped.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        async with self._door:
+            await self.outbox.wait_control_room()
+
     def open(self, session: Session, request: wire.Message) -> int:
-        """Register a session and send what opens it. Atomic: no checkpoint."""
+        """Register a session and send what opens it. Atomic: no checkpoint.
+
+        Raises:
+            GuestLostError, UnsupportedByPeer: nothing was sent.
+            ValueError: a field does not fit the protocol; nothing was sent.
+            ProtocolError: the request is longer than a frame may be; nothing was sent.
+        """
         self.check_alive()
         self.check_supported(type(request))
         id_ = self._new_id()
         frame = wire.encode(request, id_)
         self._sessions[id_] = session
-        self.outbox.send_control(frame)
+        # When the writer has failed and the reader has not found out yet, the session is told by `lose`.
+        if not self.outbox.closed:
+            self.outbox.send_control(frame)
         return id_
 
     def _new_id(self) -> int:

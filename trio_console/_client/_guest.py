@@ -13,7 +13,7 @@ import trio
 from trio_console import _protocol as wire
 from trio_console._client._command import make_command
 from trio_console._client._connection import Connection, Session
-from trio_console._client._plumbing import Output, attach_input, attach_output, feed
+from trio_console._client._plumbing import Output, attach_input, attach_output, check_targets, feed
 from trio_console._client._process import GuestProcess, completed
 from trio_console._errors import ProtocolError, again
 from trio_console._nursery import hidden_nursery
@@ -161,7 +161,9 @@ class Guest:
                 ``nursery.start`` only.
             capture_stdout, capture_stderr: return the output in the result.
             check: raise if the command exits with another status than 0.
-            deliver_cancel: async function that ends the process given to it; see `trio.run_process`.
+            deliver_cancel: async function that ends the process given to it; see `trio.run_process`. It is
+                cancelled when the process has ended. When it returns before that, the process has the grace of
+                `open_guest` to end by itself, and is then killed.
             stdout, stderr: instead of capturing: ``subprocess.DEVNULL``, or ``subprocess.PIPE`` under
                 ``nursery.start``; for stderr also ``subprocess.STDOUT``.
             env: variables set on top of the guest's own environment.
@@ -178,7 +180,8 @@ class Guest:
             ProtocolError: a side broke the protocol, which ended this command.
             TypeError, ValueError: the arguments make no sense; nothing was sent.
         """
-        if stdin == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
+        check_targets(stdin, stdout, stderr)
+        if isinstance(stdin, int) and stdin == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
             raise ValueError("stdin=subprocess.PIPE is only valid with nursery.start, which gives the pipe")
         for name, capture, target in (("stdout", capture_stdout, stdout), ("stderr", capture_stderr, stderr)):
             if capture and target is not None:
@@ -198,7 +201,8 @@ class Guest:
                 await process.wait()
             except BaseException:
                 if not process.ended:
-                    await self._deliver_cancel(process, deliver_cancel or self._terminate)
+                    process.discard_unclaimed_output()
+                    await self._deliver_cancel(process, deliver_cancel)
                 raise
         return completed(
             process, None if out is None else b"".join(out), None if err is None else b"".join(err), check
@@ -237,6 +241,7 @@ class Guest:
             OSError: the command could not be started.
             GuestLostError, ProtocolError, TypeError, ValueError: as in `run_process`.
         """
+        check_targets(stdin, stdout, stderr)
         request = make_command(
             command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
         )
@@ -255,6 +260,7 @@ class Guest:
         process.close()
 
     async def _start(self, request: Command) -> GuestProcess:
+        await self._connection.wait_may_open()
         process = GuestProcess(self._connection, request)
         try:
             await process.wait_started()
@@ -280,6 +286,7 @@ class Guest:
             nursery.start_soon(job)
 
     async def _terminate(self, process: GuestProcess) -> None:
+        process.discard_output()  # whoever had a pipe for it was most likely cancelled with us
         process.terminate()
         await trio.sleep(_TERMINATE_TIME)
         warnings.warn(
@@ -292,15 +299,24 @@ class Guest:
     async def _deliver_cancel(
         self,
         process: GuestProcess,
-        deliver_cancel: Callable[[GuestProcess], Awaitable[object]],
+        deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None,
     ) -> None:
         """End a process whose `run_process` was cancelled, however long its user wants that to take."""
         with trio.CancelScope(shield=True):
             async with trio.open_nursery() as delivery:
 
                 async def deliver() -> None:
-                    await deliver_cancel(process)
-                    await self._end_process(process)
+                    try:
+                        if deliver_cancel is None:
+                            await self._terminate(process)
+                        else:
+                            await deliver_cancel(process)
+                            with trio.move_on_after(self._grace):
+                                await process.wait_ended()
+                    finally:
+                        # Also when the user's function failed. (Nothing is left to do if the process has ended.)
+                        with trio.CancelScope(shield=True):
+                            await self._end_process(process)
 
                 delivery.start_soon(deliver)
                 await process.wait_ended()
@@ -342,7 +358,7 @@ class Guest:
         return (await self._ask(wire.Touch(), wire.Touched)).activity_seq
 
     async def _ask(self, request: wire.Message, expected: type[_M]) -> _M:
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await self._connection.wait_may_open()
         call = _Request()
         self._connection.open(call, request)
         # If cancelled the id stays taken until its answer comes, which then finds nobody.

@@ -39,11 +39,14 @@ class StdinStream(trio.abc.SendStream):
     def __init__(self, outbox: Outbox, id_: int, *, window: int | None, tty: bool) -> None:
         self._outbox = outbox
         self._id = id_
-        self._credit = window
+        # The end-of-file characters of a terminal are bytes like others, and count. They are paid in advance, or
+        # closing a full stdin would be an offence.
+        self._credit = window if window is None or not tty else max(1, window - len(_EOT + _EOT))
         self._tty = tty
         self._line_begins = True  # a terminal takes EOT for end of file only there
         self._error: Exception | None = None
         self._closed = False
+        self._ended = False
         self._changed = trio.Event()
         self._conflict = Conflict("another task is already sending to this stdin")
 
@@ -55,10 +58,15 @@ class StdinStream(trio.abc.SendStream):
         self._changed.set()
 
     def fail(self, error: Exception) -> None:
-        """Sending has become impossible."""
+        """Sending has become pointless: the process did not take what was sent. It may still await the end."""
         if self._error is None:
             self._error = error
         self._changed.set()
+
+    def end(self, error: Exception) -> None:
+        """Sending has become impossible: there is no process any more."""
+        self._ended = True
+        self.fail(error)
 
     # The user's side
 
@@ -100,11 +108,20 @@ class StdinStream(trio.abc.SendStream):
                 return wanted
             if self._credit > 0:
                 return min(wanted, self._credit)
-            self._changed = trio.Event()
-            await self._changed.wait()
+            await self._wait_change()
+
+    async def _wait_change(self) -> None:
+        self._changed = trio.Event()
+        await self._changed.wait()
 
     async def _send_slice(self, piece: memoryview) -> None:
-        await self._outbox.reserve(len(piece))
+        try:
+            await self._outbox.reserve(len(piece))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # The console is gone. The connection finds out why within seconds, and tells every session.
+            while not (self._closed or self._error is not None):
+                await self._wait_change()
+            self._check()
         # No checkpoint from here: the slice is sent and paid for, or neither.
         if self._closed or self._error is not None:
             self._outbox.release(len(piece))
@@ -127,7 +144,7 @@ class StdinStream(trio.abc.SendStream):
             return
         self._closed = True
         self._changed.set()
-        if self._error is None and not self._outbox.closed:
+        if not (self._ended or self._outbox.closed):
             data = b"" if not self._tty else _EOT if self._line_begins else _EOT + _EOT
             # Behind the data that was sent before, and without waiting: closing must not block.
             self._outbox.commit(wire.encode_data(wire.ExecStdin, self._id, data), 0)

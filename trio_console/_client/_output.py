@@ -25,8 +25,9 @@ __all__ = ["WINDOW", "CreditAccount", "IncomingStream", "MergedAccounts"]
 #: busy over its round trip (at 500 MB/s and 0.5 ms), small enough for thousands of sessions.
 WINDOW: Final = 256 * 1024
 
-#: Without credit, unread bytes above which the connection's reader waits for the user.
-_UNCREDITED_LIMIT: Final = 1024 * 1024
+#: Unread bytes above which the connection's reader waits for the user. Only an agent without credit comes here,
+#: or one that sends more than it was granted.
+_UNREAD_LIMIT: Final = 1024 * 1024
 
 _RECEIVE_SIZE: Final = 64 * 1024
 
@@ -82,6 +83,7 @@ class IncomingStream(trio.abc.ReceiveStream):
         self._ended = False
         self._error: Exception | None = None
         self._closed = False
+        self._let_go = False
         self._offset = 0  # bytes of the first chunk already taken
         self._conflict = Conflict("another task is already receiving from this stream")
         self._changed = trio.Event()
@@ -92,17 +94,29 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     def put(self, data: bytes) -> None:
         self.bytes_received += len(data)
-        if self._closed:
-            self._discard(len(data))
+        if self._closed or self._let_go:
+            self.bytes_discarded += len(data)
+            self._pay(len(data))
         elif data:
             self._chunks.append(data)
             self._size += len(data)
+            self._changed.set()
+
+    def let_go(self) -> None:
+        """Nobody may be reading any more: what still comes is discarded, so that it holds up nobody.
+
+        What is here already can be read.
+        """
+        if not self._let_go:
+            self._let_go = True
+            self._pay(self._size)  # now instead of when it is read
             self._changed.set()
 
     def take_back(self) -> list[bytes]:
         """Everything queued, as if it had never come. Nobody may have read yet."""
         chunks = list(self._chunks)
         self._chunks.clear()
+        self.bytes_received -= self._size
         self._size = 0
         return chunks
 
@@ -115,7 +129,7 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     @property
     def congested(self) -> bool:
-        return self.account is None and self._size > _UNCREDITED_LIMIT
+        return self._size > _UNREAD_LIMIT and not self._let_go
 
     async def wait_relieved(self) -> None:
         while self.congested:
@@ -163,20 +177,18 @@ class IncomingStream(trio.abc.ReceiveStream):
                 size += len(chunks[0])
                 parts.append(chunks.popleft())
             data = parts[0] if len(parts) == 1 else b"".join(parts)
+        before = self._size
         self._size -= len(data)
-        self._credit(len(data))
+        if self._size <= _UNREAD_LIMIT < before:
+            self._changed.set()
+        if not self._let_go:
+            self._pay(len(data))
         return data
 
-    def _credit(self, size: int) -> None:
-        if self.account is None:
-            if not self.congested:
-                self._changed.set()
-        elif not self._ended:
+    def _pay(self, size: int) -> None:
+        """These bytes count against the agent no longer."""
+        if self.account is not None and not self._ended:
             self.account.consume(size)
-
-    def _discard(self, size: int) -> None:
-        self.bytes_discarded += size
-        self._credit(size)
 
     async def _wait_change(self) -> None:
         if self._changed.is_set():
@@ -189,7 +201,9 @@ class IncomingStream(trio.abc.ReceiveStream):
             self._closed = True
             self._chunks.clear()
             size, self._size = self._size, 0
-            self._discard(size)
+            self.bytes_discarded += size
+            if not self._let_go:
+                self._pay(size)
             self._changed.set()
 
     async def aclose(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from trio_console._client._output import IncomingStream
     from trio_console._client._process import GuestProcess
 
-__all__ = ["Output", "attach_input", "attach_output", "feed"]
+__all__ = ["Output", "attach_input", "attach_output", "check_targets", "feed"]
 
 
 class Output(NamedTuple):
@@ -27,19 +28,36 @@ class Output(NamedTuple):
     collect: list[bytes] | None
 
 
+def check_targets(stdin: object, stdout: object, stderr: object) -> None:
+    """Refuse what cannot be a process's streams, before the process is started.
+
+    Raises:
+        TypeError: says what is allowed.
+    """
+    allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
+    if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
+        raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
+    if not _is_one_of(stdout, allowed):
+        raise _bad_target("stdout", stdout, "PIPE, DEVNULL or None")
+    if not _is_one_of(stderr, {*allowed, subprocess.STDOUT}):
+        raise _bad_target("stderr", stderr, "PIPE, DEVNULL, STDOUT or None")
+
+
+def _is_one_of(value: object, allowed: set[int | None]) -> bool:
+    return value is None or (isinstance(value, int) and value in allowed)
+
+
 def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | int | None) -> bytes | None:
     """Give the process its stdin; returns bytes that are to be fed by a task."""
     if stdin is None and process.has_tty:
         return None  # nobody types
-    if stdin is None or stdin == subprocess.DEVNULL:
-        process.input.close()
-        return None
-    if stdin == subprocess.PIPE:
-        process.stdin = process.input
-        return None
     if isinstance(stdin, (bytes, bytearray, memoryview)):
         return bytes(stdin)
-    raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
+    if stdin == subprocess.PIPE:
+        process.stdin = process.input
+    else:
+        process.input.close()
+    return None
 
 
 def attach_output(process: GuestProcess, out: Output, err: Output) -> Iterator[Callable[[], Awaitable[None]]]:
@@ -68,8 +86,6 @@ def _attach(stream: IncomingStream, output: Output, own_fd: int) -> Callable[[],
         return partial(_pass_on, stream, own_fd)
     if output.target == subprocess.DEVNULL:
         stream.close()
-    elif output.target != subprocess.PIPE:
-        raise _bad_target("stdout" if own_fd == 1 else "stderr", output.target, "PIPE, DEVNULL or None")
     return None
 
 
@@ -97,9 +113,12 @@ async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
 
 async def _pass_on(stream: IncomingStream, fd: int) -> None:
     """Write to this program's own descriptor, as a child process that had inherited it would."""
+    # A thread may be stuck in the write for as long as nobody reads our output. It must not be one of those
+    # that the rest of the program shares.
+    limiter = trio.CapacityLimiter(1)
     try:
         async for chunk in stream:
-            await trio.to_thread.run_sync(_write_all, fd, bytes(chunk), abandon_on_cancel=True)
+            await trio.to_thread.run_sync(_write_all, fd, bytes(chunk), abandon_on_cancel=True, limiter=limiter)
     except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
         pass
     except OSError:
@@ -111,4 +130,9 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
 def _write_all(fd: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
-        view = view[os.write(fd, view) :]
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:  # somebody made it non-blocking, which is for the open file, not for one process
+            poll = select.poll()
+            poll.register(fd, select.POLLOUT)
+            poll.poll()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -47,7 +48,7 @@ class GuestProcess(Session):
     """
 
     def __init__(self, connection: Connection, command: Command) -> None:
-        self.args: Final = command.args
+        self.args: Final = command.given
         self.pid = 0
         self.stdin: trio.abc.SendStream | None = None
         self.stdout: trio.abc.ReceiveStream | None = None
@@ -62,7 +63,10 @@ class GuestProcess(Session):
         self._ended = trio.Event()
         flow = connection.ready.flow
         credited = flow is not wire.UNSET
-        self.id: Final = connection.open(self, command.request(WINDOW if credited else None))
+        try:
+            self.id: Final = connection.open(self, command.request(WINDOW if credited else None))
+        except ProtocolError as exc:  # longer than a frame may be
+            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", command.argv[0]) from None
         self._accounts = {
             name: CreditAccount(partial(self._grant, name)) if credited else None for name in _OUTPUTS
         }
@@ -105,11 +109,13 @@ class GuestProcess(Session):
             case wire.ExecStdinError():
                 self.input.fail(OSError(message.errno or 0, message.message))
             case wire.ExecExited(code, number):
-                self._returncode = code if number is wire.UNSET else -number
+                # A signal below 1 is none, and must not turn an abnormal end into status 0.
+                self._returncode = code if number is wire.UNSET or number < 1 else -number
                 self._end(BrokenPipeError("the process has exited"))
             case wire.ExecFailed():
                 self._fail(_start_error(message, self._command))
             case wire.Error():
+                self._kill_unheard()  # some agents refuse the frame and keep the process
                 self._fail(
                     ProtocolError(
                         f"the guest's agent refused a frame of {self.args!r}: {message.message}",
@@ -152,7 +158,7 @@ class GuestProcess(Session):
         self._end(error, error)
 
     def _end(self, input_error: Exception, output_error: Exception | None = None) -> None:
-        self.input.fail(input_error)
+        self.input.end(input_error)
         self.output.end(output_error)
         self.error_output.end(output_error)
         self._started.set()
@@ -198,9 +204,19 @@ class GuestProcess(Session):
         await self._ended.wait()
 
     def discard_output(self) -> None:
-        """Nobody reads any more: what still comes is counted and dropped, so that it holds nothing up."""
-        self.output.close()
-        self.error_output.close()
+        """Nobody may be reading any more: what still comes is counted and dropped, so that it holds nothing up.
+
+        Otherwise the agent would wait for somebody to read what was written, before it reports the exit.
+        """
+        self.output.let_go()
+        self.error_output.let_go()
+
+    def discard_unclaimed_output(self) -> None:
+        """The same for streams the user does not hold: their readers have been cancelled."""
+        if self.stdout is None:
+            self.output.let_go()
+        if self.stderr is None:
+            self.error_output.let_go()
 
     def give_up(self) -> None:
         """The guest does not say how it ended; nobody waits any longer. Its id stays taken."""
@@ -209,7 +225,8 @@ class GuestProcess(Session):
     def close(self) -> None:
         """Close all streams."""
         self.input.close()
-        self.discard_output()
+        self.output.close()
+        self.error_output.close()
 
     # The user's side
 
@@ -281,13 +298,12 @@ class GuestProcess(Session):
 
 def _start_error(failed: wire.ExecFailed, command: Command) -> OSError:
     """The exception `subprocess` would have raised for the same failure."""
-    filename = command.args[0] if failed.filename is wire.UNSET else failed.filename
-    errno = failed.errno or _KIND_ERRNO.get(failed.kind)
-    if errno is None:
-        error = OSError(failed.message)
-        error.filename = filename
-        return error
-    return OSError(errno, f"{os.strerror(errno)} (guest: {failed.message})", filename)
+    filename = command.argv[0] if failed.filename is wire.UNSET else failed.filename
+    number = failed.errno or _KIND_ERRNO.get(failed.kind)
+    if number is None:
+        # Three arguments, because a copy would lose a file name that was set as an attribute.
+        return OSError(None, failed.message, filename)
+    return OSError(number, f"{os.strerror(number)} (guest: {failed.message})", filename)
 
 
 def completed(

@@ -1,0 +1,180 @@
+"""The command line: ``python -m trio_console relay ...`` and ``python -m trio_console exec ...``."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+import trio_console
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+#: Exit statuses of ``exec`` that are not the command's own, as shells and ``env`` have them.
+_NOT_FOUND = 127
+_NOT_STARTED = 126
+_LOST = 125
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = _parser().parse_args(argv)
+    if args.what == "relay":
+        return _relay(args)
+    return _exec(args)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_console", description="Share a guest, and use a shared one."
+    )
+    commands = parser.add_subparsers(dest="what", required=True, metavar="{relay,exec}")
+    relay = commands.add_parser(
+        "relay",
+        help="boot a guest and serve it on a Unix socket",
+        description="Boot a guest and serve it on a Unix socket, until SIGTERM, Ctrl-C or the guest's end. "
+        "Prints 'ready PATH' once clients are served.",
+    )
+    relay.add_argument("--listen", required=True, metavar="PATH", help="where clients connect")
+    relay.add_argument(
+        "--console",
+        metavar="SOCKET",
+        help="the guest's raw console socket; without it, an agent in a child process",
+    )
+    relay.add_argument("--grace", type=float, default=5.0, metavar="SECONDS", help="for the teardown (default 5)")
+    relay.add_argument("--ready-timeout", type=float, default=60.0, metavar="SECONDS", help="(default 60)")
+    relay.add_argument(
+        "--slow-client",
+        choices=["cut", "pause", "drop"],
+        default="cut",
+        help="what happens to a client that does not read, if the guest's agent counts no credit (default cut)",
+    )
+    run = commands.add_parser(
+        "exec",
+        help="run one command in a relay's guest",
+        description="Run one command in a relay's guest. Its stdin, stdout, stderr and exit status are this "
+        "program's; 125 is a lost guest, 126 a command that could not be started, 127 one that was not found.",
+    )
+    run.add_argument("--relay", required=True, metavar="PATH", help="the relay's socket")
+    run.add_argument("--cwd", metavar="DIR", help="working directory in the guest")
+    run.add_argument("--user", help="USER, UID, USER:GROUP or UID:GID")
+    run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    run.add_argument("--tty", action="store_true", help="give the command a terminal")
+    run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
+    return parser
+
+
+def _fail(message: object, status: int) -> int:
+    print(f"trio_console: {message}", file=sys.stderr)
+    return status
+
+
+# relay
+
+
+def _relay(args: argparse.Namespace) -> int:
+    status = 0
+    try:
+        trio.run(_serve, args)
+    except* (OSError, ValueError, trio_console.GuestLostError) as group:
+        status = _fail(_first(group), 1)
+    return status
+
+
+async def _serve(args: argparse.Namespace) -> None:
+    spec = trio_console.ProcessGuest() if args.console is None else trio_console.SocketGuest(args.console)
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await anext(signals)
+                nursery.cancel_scope.cancel()
+
+            async def serve(task_status: trio.TaskStatus[trio_console.Relay]) -> None:
+                await trio_console.serve_relay(
+                    spec,
+                    args.listen,
+                    grace=args.grace,
+                    ready_timeout=args.ready_timeout,
+                    slow_client=args.slow_client,
+                    task_status=task_status,
+                )
+                nursery.cancel_scope.cancel()  # a client has shut the guest down
+
+            nursery.start_soon(watch)
+            relay = await nursery.start(serve)
+            print(f"ready {relay.path}", flush=True)
+
+
+# exec
+
+
+def _exec(args: argparse.Namespace) -> int:
+    status = 0
+    try:
+        status = trio.run(_run_command, args)
+    except* FileNotFoundError as group:
+        status = _fail(_first(group), _NOT_FOUND)
+    except* trio_console.GuestLostError as group:
+        status = _fail(_first(group), _LOST)
+    except* (OSError, ValueError) as group:
+        status = _fail(_first(group), _NOT_STARTED)
+    if status < 0:
+        _die_of(-status)
+    return status
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
+
+
+def _die_of(number: int) -> NoReturn:
+    """End as the command did: by the same signal, so that whoever runs us sees the same."""
+    if number not in (signal.SIGKILL, signal.SIGSTOP):
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    sys.exit(128 + number)  # a signal whose default is to do nothing
+
+
+async def _run_command(args: argparse.Namespace) -> int:
+    env = dict(item.partition("=")[::2] for item in args.env)
+    async with (
+        trio_console.connect_guest(args.relay) as guest,
+        guest.open_process(
+            args.command, stdin=subprocess.PIPE, env=env, cwd=args.cwd, user=args.user, tty=args.tty
+        ) as process,
+    ):
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pass_stdin, process)
+                nursery.start_soon(_pass_signals, signals, process)
+                status = await process.wait()
+                nursery.cancel_scope.cancel()
+    return status
+
+
+async def _pass_signals(signals: AsyncIterator[int], process: trio_console.GuestProcess) -> None:
+    async for number in signals:
+        process.send_signal(number)
+
+
+async def _pass_stdin(process: trio_console.GuestProcess) -> None:
+    assert process.stdin is not None
+    async with process.stdin as stdin:
+        with suppress(trio.BrokenResourceError):
+            while data := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
+                await stdin.send_all(data)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

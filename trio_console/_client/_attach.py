@@ -1,0 +1,65 @@
+"""The handshake of a client with a relay: which ids it may use, and the guest's ready message."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+from trio_console._lost import GuestLostError
+
+if TYPE_CHECKING:
+    import trio
+
+__all__ = ["Attached", "attach"]
+
+_PREFIX: Final = struct.Struct(">II")
+
+
+class Attached(NamedTuple):
+    """What a relay said."""
+
+    ids: range
+    ready: wire.Ready
+    generation: int
+    decoder: wire.FrameDecoder
+
+
+async def attach(stream: trio.abc.ReceiveStream) -> Attached:
+    """Take a relay's greeting. The client says nothing.
+
+    Raises:
+        trio_console.GuestLostError: the relay closed the connection instead.
+        trio_console.ProtocolError: it is no relay, or one of before version 0.5.
+        trio.BrokenResourceError: the connection broke.
+    """
+    greeting = b""
+    while len(greeting) < _PREFIX.size:
+        data = await stream.receive_some()
+        if not data:
+            if greeting:
+                raise ProtocolError("the relay closed the connection in the middle of its greeting")
+            raise GuestLostError("the relay refused this client: all its slots are taken, or it is not allowed")
+        greeting += data
+    start, stop = _PREFIX.unpack_from(greeting)
+    if start == 0 or start >= stop:
+        raise ProtocolError(
+            f"the relay gave the ids {start} to {stop}, which is no range: it is none, or older than version 0.5"
+        )
+    decoder = wire.FrameDecoder()
+    decoder.feed(greeting[_PREFIX.size :])
+    while (frame := decoder.next_frame()) is None:
+        data = await stream.receive_some()
+        if not data:
+            decoder.feed_eof()
+            raise GuestLostError("the relay closed the connection before it said what the guest is")
+        decoder.feed(bytes(data))
+    # Its id and flags are not checked: relays differ.
+    message = wire.decode(wire.Frame(frame.id, wire.type_of(wire.Ready).flags, frame.body))
+    if not isinstance(message, wire.Ready):
+        raise ProtocolError(
+            f"the relay's first frame is {wire.type_of(message).name}, not core.ready",
+            message_type=wire.type_of(message).name,
+        )
+    return Attached(range(start, stop), message, wire.decode_envelope(frame.body).version, decoder)

@@ -1,0 +1,298 @@
+"""Where the towers meet: guests are opened, attached to, and relayed.
+
+The ending is ordered and has one deadline, the grace: the guest is told to shut down; what it still says is
+delivered; then its console is closed, its processes on this machine are ended by force if they still
+run, and the workers are joined. Leaving takes no longer than the grace, whatever the guest does.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import trio
+
+from ._channel import SHORT_GRACE, open_console
+from ._client._attach import attach
+from ._client._boot import boot, make_bootstrap
+from ._client._connection import Connection
+from ._client._guest import Guest
+from ._guests import GuestSpec, ProcessGuest, attached_host
+from ._lost import GuestLostError
+from ._nursery import hidden_nursery
+from ._relay._router import DEFAULT_CLIENT_BUDGET, RouterLimits
+from ._relay._serve import Relay, listening, relaying
+from ._relay._server import RelayOptions, SlowClient
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+
+    from ._client._boot import Booted
+    from ._devices import ConsoleDevice
+    from ._guests import Host
+    from ._protocol import Bootstrap
+    from ._relay._server import RelayServer
+    from ._relay._socket import RelaySocket
+    from ._stream import ConsoleStream
+
+__all__ = ["connect_guest", "open_guest", "serve_relay"]
+
+#: Seconds for the whole orderly teardown.
+DEFAULT_GRACE: Final = 5.0
+
+#: Seconds of it that remain for what needs no answer from the guest: closing, killing, joining.
+_FORCE_TIME: Final = 2 * SHORT_GRACE
+
+#: Seconds for the orderly part when the leaving was cancelled.
+_CANCELLED_GRACE: Final = 1.0
+
+#: Seconds a guest has to become ready. Upstream's host waits 180 s, for a machine that boots.
+DEFAULT_READY_TIMEOUT: Final = 60.0
+
+#: Seconds a relay has to greet a client, as in upstream's clients.
+_HANDSHAKE_TIMEOUT: Final = 10.0
+
+#: Seconds a guest has to end after a client has told it to, as in upstream's host.
+_SHUTDOWN_TIME: Final = 2.0
+
+#: The correlation ids of the first client, which is all a console without a relay has.
+_IDS: Final = range(1, 33_554_431)
+
+
+@asynccontextmanager
+async def open_guest(
+    spec: GuestSpec | None = None,
+    *,
+    bootstrap: Mapping[str, Any] = MappingProxyType({}),
+    relay_path: str | os.PathLike[str] | None = None,
+    ready_timeout: float = DEFAULT_READY_TIMEOUT,
+    grace: float = DEFAULT_GRACE,
+) -> AsyncIterator[Guest]:
+    """Start a guest, or attach to one, and use it for the time of a block.
+
+    Leaving the block shuts the guest down and takes no longer than ``grace``, whatever the guest does; when
+    cancelled, about a second.
+
+    Args:
+        spec: the guest: a `ProcessGuest` (also if `None`), which **isolates nothing**, a `CommandGuest` or a
+            `SocketGuest`.
+        bootstrap: what the guest is to be, by the field names of the agent protocol: ``user``, ``default_cwd``,
+            ``default_env``, ``rlimits`` and others. An agent refuses what it cannot do.
+        relay_path: serve other processes at the same time, on a Unix socket made there; see `serve_relay`, whose
+            defaults apply. They connect with `connect_guest`.
+        ready_timeout: seconds the guest has to become ready.
+        grace: seconds for the whole teardown, and for each wait for the guest to confirm the end of a process.
+
+    Raises:
+        OSError: the guest could not be started or reached, or the relay's socket not be made.
+        GuestLostError: it ended before it was ready, or was not ready in time; says why.
+        ProtocolError: what came over its console is not the agent protocol.
+        TypeError, ValueError: the arguments make no sense; nothing was started.
+    """
+    if spec is None:
+        spec = ProcessGuest()
+    elif not isinstance(spec, GuestSpec):
+        raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
+    what = make_bootstrap(bootstrap)
+    async with AsyncExitStack() as stack:
+        # The socket first: who connects before the guest is ready waits.
+        made = None if relay_path is None else await stack.enter_async_context(listening(relay_path))
+        host, channel, booted = await stack.enter_async_context(_booted(spec, what, ready_timeout))
+        if made is None:
+            connection = Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
+            guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
+            end = guest.shutdown
+        else:
+            server = await stack.enter_async_context(_serving(channel, booted, made, RelayOptions(), host))
+            stream = await stack.enter_async_context(server.attach())
+            connection = await _attached(stream, host.explain)
+            guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
+            end = partial(_end_relay, server, connection)
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            try:
+                yield guest
+            finally:
+                await _end(end, channel, host, grace)
+                connection.lose("the guest did not shut down in time and was ended by force")
+
+
+@asynccontextmanager
+async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE) -> AsyncIterator[Guest]:
+    """Use a guest that another process serves, through its relay, for the time of a block.
+
+    Leaving the block disconnects; what this client still runs in the guest is killed. The guest goes on. (Its
+    `Guest.shutdown` ends it, for everybody.)
+
+    Args:
+        path: of the relay's Unix socket. Any relay of the agent protocol will do.
+        grace: seconds for each wait for the guest to confirm the end of a process.
+
+    Raises:
+        OSError: there is no relay: ``FileNotFoundError``, ``ConnectionRefusedError``, with ``.filename``.
+        GuestLostError: the relay refused this client, or did not greet it within 10 seconds.
+        ProtocolError: what listens there is no relay of this protocol.
+    """
+    name = os.fspath(path)
+    async with await _connect(name) as stream:
+        connection = await _attached(stream, partial(_explain_relay, name))
+        guest = Guest(connection, grace=grace, force=partial(connection.lose, "the guest was shut down"))
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(connection.run)
+            try:
+                yield guest
+            finally:
+                connection.lose("the connection to the relay was closed on this side")
+
+
+async def serve_relay(
+    device_or_spec: ConsoleDevice | GuestSpec,
+    path: str | os.PathLike[str],
+    *,
+    bootstrap: Mapping[str, Any] = MappingProxyType({}),
+    ready_timeout: float = DEFAULT_READY_TIMEOUT,
+    grace: float = DEFAULT_GRACE,
+    allowed_uids: Collection[int] | None = None,
+    client_budget: int = DEFAULT_CLIENT_BUDGET,
+    slow_client: Literal["cut", "pause", "drop"] = "cut",
+    slow_client_timeout: float = 10.0,
+    task_status: trio.TaskStatus[Relay] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Boot a guest and serve it to other processes over a Unix socket, until cancelled or until it ends.
+
+    For ``nursery.start``, which gives the `Relay` once clients are served. Up to 128 clients share the guest; each
+    has its own ids, and none can read, stall or end the work of another. Returns when a client
+    has shut the guest down. If cancelled, shuts it down within ``grace``.
+
+    The socket is mode 0600, and its file is removed at the end. A socket that a dead relay has left is
+    replaced, a live one never.
+
+    Args:
+        device_or_spec: the guest's console as for `open_console`, or a guest as for `open_guest`.
+        path: where clients connect. Its directory must not be writable by everybody.
+        bootstrap, ready_timeout, grace: as for `open_guest`.
+        allowed_uids: user ids whose processes may connect; `None` is this process's own.
+        client_budget: bytes that may be queued for one client that does not read, at least 8 KiB.
+        slow_client: what happens to a client whose queue is full if the guest's agent cannot pause that client's
+            processes alone (ours can): ``"cut"`` it after ``slow_client_timeout`` seconds, ``"pause"``
+            everybody until it reads, or ``"drop"`` its data and count it.
+        slow_client_timeout: seconds.
+
+    Raises:
+        GuestLostError: the guest is gone; its clients were told.
+        PermissionError: others may write the socket's directory.
+        OSError: the socket could not be made (``EADDRINUSE``: a relay is listening there), or the guest not be
+            started or reached.
+        ProtocolError, TypeError, ValueError: as for `open_guest`.
+    """
+    what = make_bootstrap(bootstrap)
+    options = RelayOptions(
+        limits=RouterLimits(client_budget=client_budget),
+        slow_client=SlowClient(slow_client),
+        slow_client_timeout=slow_client_timeout,
+        allowed_uids=frozenset({os.geteuid()} if allowed_uids is None else allowed_uids),
+    )
+    async with (
+        listening(path) as made,
+        _booted(device_or_spec, what, ready_timeout) as (host, channel, booted),
+        _serving(channel, booted, made, options, host) as server,
+    ):
+        try:
+            task_status.started(Relay(made.path, server, channel.statistics))
+            await server.wait_ended()
+        finally:
+            await _end(partial(_end_relay, server, None), channel, host, grace)
+        if not server.shutdown_requested.is_set():
+            raise GuestLostError(f"{server.reason}: {await host.explain()}") from server.cause
+
+
+# What they are made of
+
+
+@asynccontextmanager
+async def _booted(
+    device_or_spec: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
+) -> AsyncIterator[tuple[Host, ConsoleStream, Booted]]:
+    """A guest that is ready, on its channel."""
+    launched = device_or_spec._launch() if isinstance(device_or_spec, GuestSpec) else attached_host(device_or_spec)
+    async with launched as host, open_console(host.device, grace=SHORT_GRACE) as channel:
+        try:
+            with trio.fail_after(ready_timeout):
+                booted = await boot(channel, bootstrap)
+        except trio.TooSlowError:
+            raise GuestLostError(f"the guest was not ready within {ready_timeout:g} seconds") from None
+        except trio.BrokenResourceError as exc:
+            before = "the console broke before the guest was ready"
+            reason = exc.reason if isinstance(exc, GuestLostError) else before
+            raise GuestLostError(f"{reason}: {await host.explain()}") from exc.__cause__
+        yield host, channel, booted
+
+
+@asynccontextmanager
+async def _serving(
+    channel: ConsoleStream, booted: Booted, made: RelaySocket, options: RelayOptions, host: Host
+) -> AsyncIterator[RelayServer]:
+    """A relay that ends a guest which was told to shut down by a client and does not."""
+    async with relaying(channel, booted, made, options) as server, hidden_nursery() as nursery:
+        nursery.start_soon(_enforce_shutdown, server, channel, host)
+        try:
+            yield server
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _enforce_shutdown(server: RelayServer, channel: ConsoleStream, host: Host) -> None:
+    await server.shutdown_requested.wait()
+    await trio.sleep(_SHUTDOWN_TIME)
+    host.kill()
+    await trio.aclose_forcefully(channel)
+
+
+async def _end_relay(server: RelayServer, connection: Connection | None) -> None:
+    """Stop accepting, tell the guest, and wait until it has gone and the clients have heard of it."""
+    if connection is not None:
+        connection.expect_end("the guest was shut down")
+    server.shut_down()
+    await server.wait_ended()
+
+
+async def _end(shut_down: Callable[[], Awaitable[None]], channel: ConsoleStream, host: Host, grace: float) -> None:
+    """The orderly part of the teardown."""
+    if trio.current_effective_deadline() == -math.inf:
+        grace = min(grace, _CANCELLED_GRACE)
+    with trio.CancelScope(shield=True), trio.move_on_after(max(0.0, grace - _FORCE_TIME)):
+        await shut_down()
+        # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
+        await channel.aclose()
+        await host.wait()
+
+
+async def _connect(path: str) -> trio.SocketStream:
+    try:
+        return await trio.open_unix_socket(path)
+    except OSError as exc:
+        # (A path that is too long comes without an errno.)
+        raise type(exc)(exc.errno, f"{exc.strerror or exc} (connecting to a relay)", path) from exc
+
+
+async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:
+    """A client's connection, once the relay has greeted it."""
+    try:
+        with trio.fail_after(_HANDSHAKE_TIMEOUT):
+            attached = await attach(stream)
+    except trio.TooSlowError:
+        raise GuestLostError(f"the relay did not greet within {_HANDSHAKE_TIMEOUT:g} seconds") from None
+    except trio.BrokenResourceError as exc:
+        if isinstance(exc, GuestLostError):
+            raise
+        raise GuestLostError("the relay broke the connection") from exc
+    return Connection(stream, attached.decoder, attached.ready, attached.generation, attached.ids, explain)
+
+
+async def _explain_relay(path: str) -> str:
+    await trio.lowlevel.checkpoint()
+    return f"the relay at {path} closed the connection; its guest is gone, or it has cut this client"

@@ -1,0 +1,92 @@
+"""A relay's life: its socket, its server, and their ending.
+
+The order of an ending: no client is accepted any more; the guest is told to shut down; what it still says is
+delivered to the clients; they are disconnected; the socket's file is removed. Who owns the console and what was
+started for it ends that afterwards. One deadline, the grace.
+"""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trio_console._nursery import hidden_nursery
+from trio_console._relay._server import RelayServer
+from trio_console._relay._socket import RelaySocket
+
+if TYPE_CHECKING:
+    import os
+    from collections.abc import AsyncIterator, Callable
+
+    from trio_console._client._boot import Booted
+    from trio_console._relay._server import RelayOptions, RelayStatistics
+    from trio_console._stream import ConsoleStatistics
+
+__all__ = ["Relay", "listening", "relaying"]
+
+
+@final
+class Relay:
+    """A running relay, the value of ``nursery.start(serve_relay, ...)``."""
+
+    def __init__(self, path: str, server: RelayServer, console: Callable[[], ConsoleStatistics]) -> None:
+        self._path = path
+        self._server = server
+        self._console = console
+
+    def __repr__(self) -> str:
+        return f"<trio_console.Relay at {self._path!r}>"
+
+    @property
+    def path(self) -> str:
+        """Where clients connect."""
+        return self._path
+
+    def statistics(self) -> RelayStatistics:
+        """Clients, sessions, frames and bytes, and what was refused and dropped."""
+        return self._server.statistics()
+
+    def console_statistics(self) -> ConsoleStatistics:
+        """What went through the guest's console."""
+        return self._console()
+
+
+@asynccontextmanager
+async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
+    """A relay's socket for the time of a block; clients that come before it is served wait."""
+    # In threads: the lock on the directory may be held by a process that is stopped.
+    made = await trio.to_thread.run_sync(RelaySocket, path)
+    try:
+        yield made
+    finally:
+        with trio.CancelScope(shield=True), trio.move_on_after(1):
+            await trio.to_thread.run_sync(made.close, abandon_on_cancel=True)
+        made.sock.close()
+
+
+@asynccontextmanager
+async def relaying(
+    channel: trio.abc.Stream, booted: Booted, made: RelaySocket, options: RelayOptions
+) -> AsyncIterator[RelayServer]:
+    """Serve clients for the time of a block.
+
+    The tasks are shielded: when everything around is cancelled, the guest is still to be told, and clients are
+    still to hear of it. Leaving the block stops them at once, so it is left when `RelayServer.wait_ended` has
+    returned, or the time for that is over.
+    """
+    server = RelayServer(channel, booted, options)
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(made.sock.dup()))
+    async with listener, hidden_nursery() as nursery:
+        scope = trio.CancelScope(shield=True)
+
+        async def run(task_status: trio.TaskStatus[None]) -> None:
+            with scope:
+                await server.run(listener, task_status=task_status)
+
+        try:
+            await nursery.start(run)
+            yield server
+        finally:
+            scope.cancel()
