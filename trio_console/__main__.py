@@ -56,6 +56,7 @@ def _parser() -> argparse.ArgumentParser:
         default="cut",
         help="what happens to a client that does not read, if the guest's agent counts no credit (default cut)",
     )
+    relay.add_argument("--session-log", metavar="FILE", help="record every command and its output, as JSON Lines")
     run = commands.add_parser(
         "exec",
         help="run one command in a relay's guest",
@@ -104,6 +105,7 @@ async def _serve(args: argparse.Namespace) -> None:
                     grace=args.grace,
                     ready_timeout=args.ready_timeout,
                     slow_client=args.slow_client,
+                    session_log=args.session_log,
                     task_status=task_status,
                 )
                 nursery.cancel_scope.cancel()  # a client has shut the guest down

@@ -7,6 +7,7 @@ run, and the workers are joined. Leaving takes no longer than the grace, whateve
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,6 +25,7 @@ from ._client._guest import Guest
 from ._guests import GuestSpec, ProcessGuest, attached_host
 from ._lost import GuestLostError
 from ._nursery import hidden_nursery
+from ._relay._log import SessionLog
 from ._relay._router import DEFAULT_CLIENT_BUDGET, RouterLimits
 from ._relay._serve import Relay, listening, relaying
 from ._relay._server import RelayOptions, SlowClient
@@ -160,6 +162,9 @@ async def serve_relay(
     client_budget: int = DEFAULT_CLIENT_BUDGET,
     slow_client: Literal["cut", "pause", "drop"] = "cut",
     slow_client_timeout: float = 10.0,
+    session_log: str | os.PathLike[str] | None = None,
+    session_log_max_bytes: int = 16 * 1024 * 1024,
+    session_log_backups: int = 4,
     task_status: trio.TaskStatus[Relay] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Boot a guest and serve it to other processes over a Unix socket, until cancelled or until it ends.
@@ -181,6 +186,11 @@ async def serve_relay(
             processes alone (ours can): ``"cut"`` it after ``slow_client_timeout`` seconds, ``"pause"``
             everybody until it reads, or ``"drop"`` its data and count it.
         slow_client_timeout: seconds.
+        session_log: file to which every command and all it writes is recorded, as JSON Lines with ``session``,
+            ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and ``text``, or
+            ``base64`` where it is not UTF-8. A log that cannot keep up says how many bytes are missing.
+        session_log_max_bytes: size at which the file is rotated.
+        session_log_backups: rotated files that are kept.
 
     Raises:
         GuestLostError: the guest is gone; its clients were told.
@@ -190,24 +200,29 @@ async def serve_relay(
         ProtocolError, TypeError, ValueError: as for `open_guest`.
     """
     what = make_bootstrap(bootstrap)
+    log = None
+    if session_log is not None:
+        log = SessionLog(session_log, max_bytes=session_log_max_bytes, backups=session_log_backups)
     options = RelayOptions(
         limits=RouterLimits(client_budget=client_budget),
         slow_client=SlowClient(slow_client),
         slow_client_timeout=slow_client_timeout,
         allowed_uids=frozenset({os.geteuid()} if allowed_uids is None else allowed_uids),
+        session_log=log,
     )
-    async with (
-        listening(path) as made,
-        _booted(device_or_spec, what, ready_timeout) as (host, channel, booted),
-        _serving(channel, booted, made, options, host) as server,
-    ):
-        try:
-            task_status.started(Relay(made.path, server, channel.statistics))
-            await server.wait_ended()
-        finally:
-            await _end(partial(_end_relay, server, None), channel, host, grace)
-        if not server.shutdown_requested.is_set():
-            raise GuestLostError(f"{server.reason}: {await host.explain()}") from server.cause
+    with contextlib.nullcontext() if log is None else contextlib.closing(log):
+        async with (
+            listening(path) as made,
+            _booted(device_or_spec, what, ready_timeout) as (host, channel, booted),
+            _serving(channel, booted, made, options, host) as server,
+        ):
+            try:
+                task_status.started(Relay(made.path, server, channel.statistics))
+                await server.wait_ended()
+            finally:
+                await _end(partial(_end_relay, server, None), channel, host, grace)
+            if not server.shutdown_requested.is_set():
+                raise GuestLostError(f"{server.reason}: {await host.explain()}") from server.cause
 
 
 # What they are made of

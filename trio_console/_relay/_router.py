@@ -27,6 +27,8 @@ from trio_console._relay._slots import Slots, slot_ids, slot_of
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from trio_console._relay._log import SessionLog
+
 __all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
 
 #: ``core.error`` was introduced with this generation; older peers do not know it.
@@ -143,6 +145,7 @@ class Router:
         self._clients: dict[int, Client] = {}
         self._quarantines: dict[int, _Quarantine] = {}
         self._committed = 0
+        self.observer: SessionLog | None = None  # is told of commands and what they say
         self.refused_clients = 0
         self.refused_frames = 0
         self.dropped_frames = 0
@@ -180,6 +183,9 @@ class Router:
         orders = Orders()
         execs = {session.id for session in client.sessions.values() if session.kind == "exec"}
         orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
+        if self.observer is not None:
+            for id_ in execs:
+                self.observer.ended(id_, "killed: its client has disconnected")
         orders.to_agent.append(wire.encode(wire.ClientDisconnected(client.ids.start, client.ids.stop)))
         # Execs end with a frame. The rest ends silently, so a request goes behind: whatever the guest had queued
         # for this slot before it read the two above comes before this answer, which is data's equal in its order.
@@ -305,6 +311,8 @@ class Router:
             client.sessions[frame.id] = RelaySession(frame.id, "call", {}, None, counts=False)
             return raw
         kind = _KINDS[type(message)]
+        if self.observer is not None and isinstance(message, wire.ExecRequest):
+            self.observer.opened(frame.id, message)
         if self._flow is None:
             client.sessions[frame.id] = RelaySession(frame.id, kind, {}, None, counts=False)
             return raw
@@ -402,6 +410,8 @@ class Router:
         data = wire.measure_data(frame)
         if data is None and session is not None and self._is_stdin_credit(client, session, frame, orders):
             return orders
+        if self.observer is not None:
+            self.observer.said(frame, data)
         raw = wire.encode_frame(frame.id, frame.flags, frame.body)
         if frame.flags & wire.FLAG_TERMINAL:
             self._finish(client, session, raw)

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_console._client._boot import Booted
+    from trio_console._relay._log import SessionLog, SessionLogStatistics
     from trio_console._relay._router import Client, Orders
     from trio_console._relay._session import Outgoing
 
@@ -81,12 +82,14 @@ class RelayOptions:
         slow_client: the policy for agents without credit.
         slow_client_timeout: seconds before `SlowClient.CUT` cuts.
         allowed_uids: user ids of clients.
+        session_log: where commands and what they say are recorded.
     """
 
     limits: RouterLimits = field(default_factory=RouterLimits)
     slow_client: SlowClient = SlowClient.CUT
     slow_client_timeout: float = 10.0
     allowed_uids: frozenset[int] = field(default_factory=lambda: frozenset({os.geteuid()}))
+    session_log: SessionLog | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ class RelayStatistics:
         frames_refused: from clients, answered here instead of being forwarded.
         bytes_queued: for clients, now.
         bytes_dropped: queued for, or sent by, clients that had gone or did not read.
+        session_log: of the session log, or `None` if there is none.
     """
 
     clients: int
@@ -120,6 +124,7 @@ class RelayStatistics:
     frames_refused: int
     bytes_queued: int
     bytes_dropped: int
+    session_log: SessionLogStatistics | None
 
 
 @final
@@ -180,6 +185,9 @@ class RelayServer:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._outbox.run)
+                if self._options.session_log is not None:
+                    self._router.observer = self._options.session_log
+                    nursery.start_soon(self._options.session_log.run)
                 async with trio.open_nursery() as front:
                     front.start_soon(self._accept, listener)
                     front.start_soon(self._keep_time)
@@ -412,7 +420,7 @@ class RelayServer:
         await self._relief.wait()
 
     def statistics(self) -> RelayStatistics:
-        router = self._router
+        router, log = self._router, self._options.session_log
         return RelayStatistics(
             clients=len(self._links),
             sessions=sum(len(client.sessions) for client in router.clients),
@@ -426,6 +434,7 @@ class RelayServer:
             frames_refused=router.refused_frames,
             bytes_queued=router.queued_bytes,
             bytes_dropped=router.dropped_bytes + sum(client.dropped_bytes for client in router.clients),
+            session_log=None if log is None else log.statistics(),
         )
 
 
