@@ -63,24 +63,28 @@ async def open_console(
         grace: seconds that leaving may take at most while the device still takes what was sent.
 
     Raises:
-        TypeError, ValueError, OSError: ``device`` is nothing that can be a console.
+        TypeError, ValueError, OSError: ``device`` is nothing that can be a console, and was left alone.
+        ValueError: a bound is below 1. The device was closed.
+        OSError: no descriptor could be made. The device was closed, unless its own adapter failed for that.
 
     Warns:
         RuntimeWarning: a `GuestDevice` did not come back from a blocked call although it was closed. Its
             thread is abandoned; it holds the device until it returns.
     """
     port = as_device(device)
-    shared = ConsoleSharedState(capacity, max_bytes)
+    try:
+        shared = ConsoleSharedState(capacity, max_bytes)
+    except BaseException:
+        port.close()
+        raise
     channel = ConsoleStream(shared)
     async with hidden_nursery() as nursery:
         workers = _Workers(port, shared)
-        workers.start(nursery)
-        nursery.start_soon(workers.close_device_after, channel)
+        workers.start(nursery, channel)
         try:
             yield channel
         finally:
             await _leave(channel, workers, grace)
-            nursery.cancel_scope.cancel()
 
 
 async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> None:
@@ -99,7 +103,11 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
 
 @final
 class _Workers:
-    """The two threads of one console."""
+    """The two threads of one console, and the tasks that close its device.
+
+    All tasks are shielded and end by themselves once `_leave` has run. One that was cancelled from outside would
+    come out of the nursery beside the body's own exception, and wrap it into a group.
+    """
 
     def __init__(self, device: GuestDevice, shared: ConsoleSharedState) -> None:
         self._device = device
@@ -109,9 +117,11 @@ class _Workers:
         self._received = trio.Event()
         self._scopes: list[trio.CancelScope] = []
 
-    def start(self, nursery: trio.Nursery) -> None:
+    def start(self, nursery: trio.Nursery, channel: ConsoleStream) -> None:
         nursery.start_soon(self._run, pump_to_device, self._shared.rx, self._delivered)
         nursery.start_soon(self._run, pump_from_device, self._shared.tx, self._received)
+        nursery.start_soon(self._close_device_after, channel)
+        nursery.start_soon(self._close_device_when_dropped, channel)
 
     async def _run(self, pump: Callable[[GuestDevice, Lane], None], lane: Lane, done: trio.Event) -> None:
         # Shielded: a worker is ended through its lane and its device, so that it can hand over what it
@@ -129,11 +139,19 @@ class _Workers:
         await self._delivered.wait()
         await self._received.wait()
 
-    async def close_device_after(self, channel: ConsoleStream) -> None:
+    async def _close_device_after(self, channel: ConsoleStream) -> None:
         """Once the user has closed the channel and the queue is out, nobody needs the device."""
-        await channel.wait_closed()
-        await self.wait_delivered()
-        self.close_device()
+        with trio.CancelScope(shield=True) as scope:
+            self._scopes.append(scope)
+            await channel.wait_closed()
+            await self.wait_delivered()
+            self.close_device()
+
+    async def _close_device_when_dropped(self, channel: ConsoleStream) -> None:
+        """A forceful close does not wait for a guest that may never read: closing the device frees the worker."""
+        with trio.CancelScope(shield=True):
+            await channel.wait_dropped()
+            self.close_device()
 
     def close_device(self) -> None:
         """Free the workers from whatever call they are in. Nothing a device raises here stops the ending."""

@@ -61,7 +61,7 @@ def as_device(device: ConsoleDevice) -> GuestDevice:
         OSError: a descriptor that is not open.
     """
     if isinstance(device, socket.socket):
-        if not device.type & socket.SOCK_STREAM:
+        if device.type != socket.SOCK_STREAM:
             raise ValueError(f"a console is a byte stream, not a socket of type {device.type!r}")
         fd = device.fileno()
         adapted = _FdDevice(fd, fd)
@@ -132,9 +132,14 @@ class _FdDevice:
 
     def _half_close(self) -> None:
         if self._is_socket:
-            # ENOTCONN: the guest has closed its end already.
-            with contextlib.suppress(OSError), socket.socket(fileno=os.dup(self._write_fd)) as end:
-                end.shutdown(socket.SHUT_WR)
+            # The number is only borrowed: a duplicate could not be had when descriptors are short, and the
+            # guest would wait for ever for the end that it was not told.
+            end = socket.socket(fileno=self._write_fd)
+            try:
+                with contextlib.suppress(OSError):  # ENOTCONN: the guest has closed its end already
+                    end.shutdown(socket.SHUT_WR)
+            finally:
+                end.detach()
         elif self._write_fd != self._read_fd:
             # The number stays ours, on /dev/null, until close(): the bookkeeping is then the same.
             null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)

@@ -20,27 +20,42 @@ __all__ = ["hidden_nursery"]
 
 @asynccontextmanager
 async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
-    """Like `trio.open_nursery`, but a lone exception comes out unwrapped.
+    """Like `trio.open_nursery`, but the body's own exception comes out as it is.
 
-    A group raised by the body stays that group. Background tasks are expected to end by themselves or
-    to be cancelled by the caller before the block is left.
+    So does a lone exception of a background task. Background tasks are expected to end by themselves, or when
+    the body fails and they are cancelled.
     """
     body_error: BaseException | None = None
+    lone: BaseException
     try:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
             except BaseException as exc:
+                if _holds_cancelled(exc):
+                    raise  # the scopes it passes must see it
+                # Kept out of the nursery, which hands on a *copy* of a group: neither the object nor the
+                # class of the one that was raised.
                 body_error = exc
-                raise
+                nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        if len(group.exceptions) != 1 or group is body_error:
+        if body_error is not None:
+            raise BaseExceptionGroup(group.message, [body_error, *group.exceptions]) from None
+        if len(group.exceptions) != 1:
             raise
         lone = group.exceptions[0]
     else:
-        return
+        if body_error is None:
+            return
+        lone = body_error
     # Outside the except block, so that the group does not become the exception's context.
     _reraise(lone)
+
+
+def _holds_cancelled(exc: BaseException) -> bool:
+    if isinstance(exc, BaseExceptionGroup):
+        return exc.subgroup(trio.Cancelled) is not None
+    return isinstance(exc, trio.Cancelled)
 
 
 def _reraise(exc: BaseException) -> None:

@@ -168,7 +168,8 @@ class Outbox:
         Not a checkpoint when there is room. Returns when the stream breaks.
         """
         while self._control_bytes >= self._control_budget and self._broken is None:
-            self._control_room = trio.Event()
+            if self._control_room.is_set():  # one event for all who wait: a new one would strand the others
+                self._control_room = trio.Event()
             await self._control_room.wait()
 
     async def reserve(self, nbytes: int) -> None:

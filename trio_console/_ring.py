@@ -105,7 +105,8 @@ class ChunkRing:
         self._offset = 0  # consumer's: bytes of the first chunk already taken
         self._pushed = 0  # producer's: bytes ever published
         self._popped = 0  # consumer's: bytes ever taken
-        self._data_armed = _DISARMED
+        # A consumer that has never looked may be asleep on the wake already: a device may poll it first.
+        self._data_armed = True
         self._room_armed = _DISARMED
         self._room_wanted = 0  # producer's: bytes that must fit before it is woken
         self.wakes = 0  # wake-ups sent, for statistics: racing threads may miss one
@@ -134,7 +135,7 @@ class ChunkRing:
     # The producer's side
 
     def push(self, chunk: BytesLike) -> None:
-        """Append a chunk; an empty one is not stored.
+        """Append a chunk; an empty one is not stored, and always taken.
 
         A `bytes` object is kept by reference, anything else is copied once.
 
@@ -152,14 +153,16 @@ class ChunkRing:
         else:
             chunk = memoryview(chunk)
             size = chunk.nbytes
+        if not size:
+            return True  # nothing is stored, so it needs no room
         if not self.fits(size):
             return False
-        if not size:
-            return True
+        if type(chunk) is not bytes:
+            chunk = bytes(chunk)  # may fail for want of memory, so before anything is counted
         # Counted before it is published: in the other order the consumer could take the chunk in between, and
         # the ring would hold a negative number of bytes.
         self._pushed += size
-        self._chunks.append(chunk if type(chunk) is bytes else bytes(chunk))
+        self._chunks.append(chunk)
         if self._data_armed:
             self._wake_consumer()
         return True

@@ -32,6 +32,10 @@ DEFAULT_RECEIVE_SIZE: Final = 64 * 1024
 #: A `send_all` queues larger data in pieces of this size. One that fits the ring is queued as it is.
 _SLICE: Final = 64 * 1024
 
+#: Such pieces that one turn of a task queues, so that a device that is always faster cannot keep a large
+#: `send_all` from ever sleeping, and the other tasks from running.
+_SLICES_PER_TURN: Final = 4
+
 
 @dataclass(frozen=True, slots=True)
 class ConsoleStatistics:
@@ -89,13 +93,19 @@ class LaneStream(trio.abc.HalfCloseableStream):
                 while not ring.offer(data):
                     await self._wait_room(len(data))
                 return
-            # bytes(piece) is made by the ring: one copy, of a piece at a time.
             with memoryview(data).cast("B") as view:
-                size = min(_SLICE, ring.max_bytes)
-                for start in range(0, len(view), size):
-                    piece = view[start : start + size]
-                    while not ring.offer(piece):
-                        await self._wait_room(len(piece))
+                await self._send_pieces(view)
+
+    async def _send_pieces(self, view: memoryview) -> None:
+        ring = self._send.ring
+        size = min(_SLICE, ring.max_bytes)
+        for start in range(0, len(view), size):
+            if start and not start % (size * _SLICES_PER_TURN):
+                await trio.lowlevel.checkpoint()
+                self._check_may_send()
+            piece = view[start : start + size]  # the ring copies it: once, and a piece at a time
+            while not ring.offer(piece):
+                await self._wait_room(len(piece))
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is some room, or sending would fail at once. Errors as in `send_all`."""
@@ -252,16 +262,25 @@ class ConsoleStream(LaneStream):
         super().__init__(send=shared.rx, receive=shared.tx)
         self._shared = shared  # keeps the wakes open
         self._was_closed = trio.Event()
+        self._was_dropped = trio.Event()
 
     async def aclose(self) -> None:
         self._was_closed.set()
-        await super().aclose()
+        try:
+            await super().aclose()
+        finally:
+            if self._send.discarded:
+                self._was_dropped.set()
 
     aclose.__doc__ = LaneStream.aclose.__doc__
 
     async def wait_closed(self) -> None:
         """Wait until `aclose` was called."""
         await self._was_closed.wait()
+
+    async def wait_dropped(self) -> None:
+        """Wait until a forceful `aclose` has dropped what was queued: nothing more is to be delivered."""
+        await self._was_dropped.wait()
 
     def statistics(self) -> ConsoleStatistics:
         """What went through, what is queued, and what was dropped."""

@@ -7,7 +7,7 @@ Rules:
 
 * Any thread may call `wake`; `drain` and `wait` belong to the one consumer; anybody may call `close`.
 * A descriptor number is recycled the moment it is closed. So the close happens under the lock that every
-  `wake` holds, and while a thread sleeps in `wait` it is put off until that thread has left.
+  `wake` holds, and while the consumer is in `wait` or `drain` it is put off until the consumer has left.
 * Whether ringing is worth a system call is not decided here; see `_ring`.
 
 This module must not know what is announced by the wake-ups, nor import trio.
@@ -118,7 +118,7 @@ class WakePipe:
         OSError: no descriptor could be made (``EMFILE``, ``ENFILE``).
     """
 
-    __slots__ = ("__weakref__", "_bell", "_closed", "_lock", "_sleepers", "rung")
+    __slots__ = ("__weakref__", "_bell", "_closed", "_draining", "_lock", "_released", "_sleepers", "rung")
 
     #: A hint for consumers who did not sleep and want to save the system call of a needless `drain`: if the
     #: descriptor is readable, this is true, or a thread in `wake` is about to make it true.
@@ -128,7 +128,9 @@ class WakePipe:
         self._bell = _Bell()
         self._lock = threading.Lock()
         self._sleepers = 0
+        self._draining = False
         self._closed = False
+        self._released = False
         self.rung = False
 
     def __repr__(self) -> str:
@@ -149,10 +151,12 @@ class WakePipe:
         # lock inside the call never holds up the thread it has just woken.
         with self._lock:
             if not self._closed:
+                # Before the ring: the consumer may run before that call has returned to us, and would poll
+                # a readable descriptor in circles until we are scheduled again. After it too: `drain` clears
+                # before it silences, so any interleaving leaves the flag set too long (one needless
+                # drain) and never clear for good beside a readable descriptor.
+                self.rung = True
                 self._bell.ring()
-                # After the ring, and `drain` clears before it silences. Any interleaving of the two then
-                # leaves the flag set too long (one needless drain) and never clear for good beside a
-                # readable descriptor, which would make its poller spin.
                 self.rung = True
 
     def drain(self) -> None:
@@ -162,8 +166,16 @@ class WakePipe:
         swallows is then seen.
         """
         self.rung = False
+        # Told without the lock, see `wake`. Story: we look and find the pipe open; another thread closes it;
+        # a third gets the number; we read that file's bytes. So we say that we are here, then look; `close`
+        # says that it is closed, then looks. Whatever the order, we see the one or it sees the other.
+        self._draining = True
         if not self._closed:
             self._bell.silence()
+        self._draining = False
+        if self._closed:
+            with self._lock:
+                self._release_if_left()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until `wake` was called (before or during the wait).
@@ -192,8 +204,13 @@ class WakePipe:
     def _leave(self) -> None:
         with self._lock:
             self._sleepers -= 1
-            if self._closed and not self._sleepers:
-                self._bell.close()
+            self._release_if_left()
+
+    def _release_if_left(self) -> None:
+        """With the lock held: give the descriptor back, once, if it is closed and nobody uses it."""
+        if self._closed and not (self._sleepers or self._draining or self._released):
+            self._released = True
+            self._bell.close()
 
     def close(self) -> None:
         """Give the descriptor back; a thread in `wait` wakes up. Idempotent, from any thread.
@@ -205,12 +222,11 @@ class WakePipe:
             if self._closed:
                 return
             self._closed = True
+            # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at whatever
+            # file gets the number next. So it is woken and closes on its way out.
             if self._sleepers:
-                # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at
-                # whatever file gets the number next. So it is woken and closes on its way out.
                 self._bell.ring()
-            else:
-                self._bell.close()
+            self._release_if_left()
 
     def __enter__(self) -> WakePipe:
         return self

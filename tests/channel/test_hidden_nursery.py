@@ -1,0 +1,91 @@
+"""A nursery that its user does not see: what the body raises is what comes out."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from trio_console._nursery import hidden_nursery
+
+
+class SpecialGroup(ExceptionGroup[Exception]):
+    """A group that means something to its author."""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError(1),
+        KeyboardInterrupt(),
+        ExceptionGroup("mine", [ValueError(1)]),
+        ExceptionGroup("two", [ValueError(1), KeyError(2)]),
+        SpecialGroup("special", [ValueError(1)]),
+    ],
+    ids=["error", "interrupt", "group", "group_of_two", "own_class"],
+)
+@pytest.mark.filterwarnings("ignore::trio.TrioDeprecationWarning")
+@pytest.mark.parametrize("strict", [True, False])
+def test_what_the_body_raises_comes_out_as_it_is(error: BaseException, strict: bool) -> None:
+    async def main() -> None:
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            raise error
+
+    error.__context__ = None
+    with pytest.raises(type(error)) as caught:
+        trio.run(main, strict_exception_groups=strict)
+    assert caught.value is error
+    assert error.__context__ is None
+
+
+async def test_a_failing_background_task_cancels_the_body_and_comes_out_alone() -> None:
+    async def fails() -> None:
+        await trio.lowlevel.checkpoint()
+        raise KeyError("background")
+
+    with pytest.raises(KeyError, match="background"):
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(fails)
+            await trio.sleep_forever()
+
+
+async def test_when_both_fail_neither_error_is_lost() -> None:
+    async def fails() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise KeyError("background")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(fails)
+            await trio.lowlevel.checkpoint()
+            raise ValueError("body")
+    assert [type(exc) for exc in caught.value.exceptions] == [ValueError, KeyError]
+
+
+async def test_a_cancellation_from_outside_passes() -> None:
+    with trio.CancelScope() as scope:
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+async def test_an_error_beside_a_cancellation_passes_without_it() -> None:
+    with pytest.raises(ExceptionGroup) as caught:
+        with trio.CancelScope() as scope:
+            async with hidden_nursery():
+                async with trio.open_nursery() as inner:
+                    inner.start_soon(trio.sleep_forever)
+                    scope.cancel()
+                    raise ValueError("mine")
+    assert caught.group_contains(ValueError, match="mine")
+    assert not caught.group_contains(trio.Cancelled)
+
+
+async def test_the_callers_own_cancel_ends_it_quietly() -> None:
+    async with hidden_nursery() as nursery:
+        nursery.start_soon(trio.sleep_forever)
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,74 @@
+"""What holds for every test: no descriptor and no thread is left behind.
+
+Idle worker threads of trio's cache are not counted: they end by themselves after ten seconds. A descriptor
+that only waits for the garbage collector is not a leak, so one collection is made before judging.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
+#: Seconds that a thread which is just ending may take to be gone.
+GRACE = 5.0
+
+
+def open_descriptors() -> dict[int, str]:
+    """Every open descriptor and what it is."""
+    found = {}
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
+        except OSError:
+            continue  # the one that listed the directory
+    return found
+
+
+def busy_threads() -> set[threading.Thread]:
+    """Threads that are doing something: trio names the idle ones of its cache."""
+    return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
+
+
+def new_descriptors(before: dict[int, str]) -> dict[int, str]:
+    return {fd: what for fd, what in open_descriptors().items() if before.get(fd) != what}
+
+
+_FAILED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed:
+        item.stash[_FAILED] = True
+    return report
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    if sys.platform != "linux":
+        yield
+        return
+    threads_before = busy_threads()
+    before = open_descriptors()
+    yield
+    if request.node.stash.get(_FAILED, False):
+        return  # its traceback keeps things alive, and it says more than we could
+    deadline = time.monotonic() + GRACE
+    while new := busy_threads() - threads_before:
+        if time.monotonic() > deadline:
+            pytest.fail(f"threads left behind: {sorted(thread.name for thread in new)}")
+        next(iter(new)).join(0.005)
+    if new_descriptors(before):
+        gc.collect()
+    if left := new_descriptors(before):
+        pytest.fail(f"descriptors left behind: {left}")

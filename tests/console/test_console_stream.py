@@ -1,0 +1,606 @@
+"""Both ends of a console as trio streams: the contract of trio's own, and no byte lost or made up."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+from trio_console._stream import ConsoleStream, LaneStream
+from trio_console.testing import console_stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+TIMEOUT = 20.0
+
+
+def check_conserved(host: ConsoleStream) -> None:
+    now = host.statistics()
+    for lane in (now.tx, now.rx):
+        assert lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
+        assert min(lane.bytes_in, lane.bytes_out, lane.bytes_dropped, lane.current_buffer_bytes) >= 0
+    assert (now.tasks_waiting_send, now.tasks_waiting_receive) == (0, 0)
+
+
+@asynccontextmanager
+async def pair(**limits: int) -> AsyncIterator[tuple[ConsoleStream, LaneStream]]:
+    """A pair that is closed at the end, and whose bytes are then all accounted for."""
+    host, guest = console_stream_pair(**limits)
+    with trio.fail_after(TIMEOUT):
+        try:
+            yield host, guest
+        finally:
+            await trio.aclose_forcefully(host)
+            await trio.aclose_forcefully(guest)
+    check_conserved(host)
+
+
+async def fill(stream: trio.abc.SendStream) -> int:
+    """Send until it would block; how many bytes went."""
+    sent = 0
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_when_blocked, scope)
+            while True:
+                await stream.send_all(b"x")
+                sent += 1
+    return sent
+
+
+async def cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
+
+
+# trio's own contract
+
+
+@pytest.mark.parametrize("flipped", [False, True])
+async def test_both_ends_keep_trios_contract(flipped: bool) -> None:
+    async def maker() -> tuple[Any, Any]:
+        ends = console_stream_pair()
+        return ends[::-1] if flipped else ends
+
+    async def clogged_maker() -> tuple[Any, Any]:
+        host, guest = console_stream_pair(capacity=2, max_bytes=64)
+        for end in (host, guest):
+            await end.send_all(bytes(64))
+        return (guest, host) if flipped else (host, guest)
+
+    with trio.fail_after(60):
+        await trio.testing.check_half_closeable_stream(maker, clogged_maker)
+
+
+@pytest.mark.parametrize("limits", [{"capacity": 1, "max_bytes": 1}, {"capacity": 1}, {"max_bytes": 7}])
+async def test_both_ends_keep_trios_contract_at_small_bounds(limits: dict[str, int]) -> None:
+    async def maker() -> tuple[Any, Any]:
+        return console_stream_pair(**{"max_bytes": 4096, **limits})
+
+    with trio.fail_after(120):
+        await trio.testing.check_one_way_stream(maker, None)
+
+
+# Sending
+
+
+async def test_bytes_that_fit_pass_by_reference() -> None:
+    async with pair() as (host, guest):
+        chunk = bytes(range(100))
+        await host.send_all(chunk)
+        assert await guest.receive_some() is chunk
+
+
+async def test_a_buffer_may_be_changed_once_it_was_sent() -> None:
+    async with pair() as (host, guest):
+        buffer = bytearray(b"before")
+        await host.send_all(buffer)
+        buffer[:] = b"after!"
+        assert await guest.receive_some() == b"before"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview, lambda data: memoryview(data).cast("I")])
+@pytest.mark.parametrize("size", [4, 96, 100, 104, 1000])
+async def test_data_of_any_kind_and_size_arrives_whole(kind: Any, size: int) -> None:
+    data = bytes(i % 251 for i in range(size))
+    async with pair(max_bytes=100) as (host, guest), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _sends() -> None:
+            await host.send_all(kind(data))
+            await host.send_eof()
+
+        assert await receive_all(guest) == data
+
+
+async def test_sending_nothing_needs_no_room() -> None:
+    async with pair(capacity=1) as (host, _):
+        await host.send_all(b"x")
+        await host.send_all(b"")
+        await host.send_all(bytearray())
+
+
+@pytest.mark.parametrize("limits", [{"capacity": 3}, {"max_bytes": 3}])
+async def test_sending_blocks_at_either_bound(limits: dict[str, int]) -> None:
+    async with pair(**limits) as (host, guest):
+        assert await fill(host) == 3
+        assert await guest.receive_some(3) == b"xxx"
+        await host.send_all(b"x")
+
+
+async def test_two_tasks_cannot_send_at_once() -> None:
+    async with pair(capacity=1) as (host, _):
+        await host.send_all(b"x")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.send_all, b"y")
+            await trio.testing.wait_all_tasks_blocked()
+            assert host.statistics().tasks_waiting_send == 1
+            for use in (lambda: host.send_all(b"z"), host.wait_send_all_might_not_block, host.send_eof):
+                with pytest.raises(trio.BusyResourceError):
+                    await use()
+            nursery.cancel_scope.cancel()
+
+
+async def test_two_tasks_cannot_receive_at_once() -> None:
+    async with pair() as (host, _), trio.open_nursery() as nursery:
+        nursery.start_soon(host.receive_some)
+        await trio.testing.wait_all_tasks_blocked()
+        assert host.statistics().tasks_waiting_receive == 1
+        with pytest.raises(trio.BusyResourceError):
+            await host.receive_some()
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_task_may_send_while_another_receives() -> None:
+    data = bytes(range(256)) * 4000
+    async with pair(max_bytes=5000) as (host, guest):
+        results: list[bytes] = []
+
+        async def receives(stream: LaneStream) -> None:
+            results.append(await receive_all(stream))
+
+        async def sends(stream: LaneStream) -> None:
+            await stream.send_all(data)
+            await stream.send_eof()
+
+        async with trio.open_nursery() as nursery:
+            for end in (host, guest):
+                nursery.start_soon(receives, end)
+                nursery.start_soon(sends, end)
+        assert results == [data, data]
+
+
+class EndlessRing:
+    """A ring whose consumer is always faster."""
+
+    max_bytes = 256 * 1024
+
+    def offer(self, _chunk: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+async def test_a_large_send_lets_other_tasks_run_however_fast_the_device_is(kind: Any) -> None:
+    shared = ConsoleSharedState()
+    host = ConsoleStream(shared)
+    shared.rx.ring = EndlessRing()  # type: ignore[misc, assignment]
+    turns = 0
+
+    async def other_task() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other_task)
+        await host.send_all(kind(4 * 1024 * 1024))
+        nursery.cancel_scope.cancel()
+    assert turns >= 10
+
+
+# Receiving
+
+
+async def test_small_chunks_are_joined() -> None:
+    async with pair() as (host, guest):
+        for chunk in (b"a", b"bc", b"d"):
+            await host.send_all(chunk)
+        assert await guest.receive_some() == b"abcd"
+
+
+async def test_a_turn_takes_a_bounded_number_of_bytes() -> None:
+    async with pair(max_bytes=1 << 20) as (host, guest):
+        await host.send_all(bytes(1 << 20))
+        assert len(await guest.receive_some()) == 64 * 1024
+
+
+async def test_a_fast_sender_does_not_starve_other_tasks() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(bytes(100))
+        turns = 0
+
+        async def other_task() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(other_task)
+            for _ in range(50):
+                await guest.receive_some(1)
+            nursery.cancel_scope.cancel()
+        assert turns >= 40
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"), [(0, ValueError), (-1, ValueError), (1.0, TypeError), ("1", TypeError)]
+)
+async def test_a_wrong_limit_is_refused(wrong: Any, error: type[Exception]) -> None:
+    async with pair() as (host, _):
+        with pytest.raises(error):
+            await host.receive_some(wrong)
+
+
+async def test_the_end_comes_after_everything_that_was_sent() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        await host.send_eof()
+        assert await guest.receive_some(2) == b"ab"
+        assert await guest.receive_some(2) == b"c"
+        assert await guest.receive_some(2) == b""
+        assert await guest.receive_some(2) == b""
+
+
+async def test_after_the_end_the_other_direction_goes_on() -> None:
+    async with pair() as (host, guest):
+        await host.send_eof()
+        await guest.send_all(b"still here")
+        assert await host.receive_some() == b"still here"
+
+
+async def test_the_end_wakes_a_blocked_receiver() -> None:
+    async with pair() as (host, guest), trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _receives() -> None:
+            assert await guest.receive_some() == b""
+
+        await trio.testing.wait_all_tasks_blocked()
+        await host.send_eof()
+
+
+# Endings
+
+
+async def test_everything_is_delivered_before_the_cause() -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    host = ConsoleStream(shared)
+    cause = OSError("the machine is on fire")
+    backend.write(b"last words")
+    shared.guest_gone(cause)
+    assert await host.receive_some(4) == b"last"
+    assert await host.receive_some() == b" words"
+    for _ in range(2):
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await host.receive_some()
+        assert caught.value.__cause__ is cause
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await host.send_all(b"x")
+    assert caught.value.__cause__ is cause
+
+
+async def test_a_guest_that_left_in_order_is_end_of_file_and_cannot_be_sent_to() -> None:
+    shared = ConsoleSharedState()
+    host = ConsoleStream(shared)
+    shared.guest_gone()
+    assert await host.receive_some() == b""
+    with pytest.raises(trio.BrokenResourceError):
+        await host.send_all(b"x")
+    with pytest.raises(trio.BrokenResourceError):
+        await host.wait_send_all_might_not_block()
+
+
+async def test_a_blocked_sender_learns_that_the_guest_has_gone() -> None:
+    shared = ConsoleSharedState(capacity=1)
+    host = ConsoleStream(shared)
+    await host.send_all(b"x")
+    with trio.fail_after(TIMEOUT):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _sends() -> None:
+                with pytest.raises(trio.BrokenResourceError):
+                    await host.send_all(b"y")
+
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(shared.guest_gone)
+
+
+async def test_own_end_closed_is_told_apart_from_the_other_end_gone() -> None:
+    async with pair() as (host, guest):
+        await guest.aclose()
+        with pytest.raises(trio.BrokenResourceError):
+            await host.send_all(b"x")
+        assert await host.receive_some() == b""
+        await host.aclose()
+        for use in (
+            lambda: host.send_all(b"x"),
+            host.receive_some,
+            host.send_eof,
+            host.wait_send_all_might_not_block,
+        ):
+            with pytest.raises(trio.ClosedResourceError):
+                await use()
+
+
+async def test_sending_after_the_end_is_a_mistake_of_ones_own() -> None:
+    async with pair() as (host, guest):
+        await host.send_eof()
+        await guest.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await host.send_all(b"x")
+        await host.send_eof()
+
+
+@pytest.mark.parametrize("end", [0, 1])
+async def test_closing_ends_blocked_tasks_of_its_own_end(end: int) -> None:
+    async with pair(capacity=1) as ends:
+        mine = ends[end]
+        await mine.send_all(b"x")
+
+        async def expect_closed(use: Any, *args: object) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await use(*args)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(expect_closed, mine.send_all, b"y")
+            nursery.start_soon(expect_closed, mine.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            await mine.aclose()
+
+
+async def test_an_orderly_close_still_delivers() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        await host.aclose()
+        assert await guest.receive_some() == b"abc"
+        assert await guest.receive_some() == b""
+        assert host.statistics().rx.bytes_dropped == 0
+
+
+async def test_a_forceful_close_drops_what_is_queued_and_counts_it() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        await trio.aclose_forcefully(host)
+        assert await guest.receive_some() == b""
+        now = host.statistics().rx
+        assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (3, 0, 3)
+
+
+async def test_what_arrives_after_a_close_is_dropped_and_counted() -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    host = ConsoleStream(shared)
+    backend.write(b"abc")
+    await host.aclose()
+    backend.write(b"de")
+    now = host.statistics().tx
+    assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 0, 5)
+    check_conserved(host)
+
+
+async def test_statistics_tell_the_ends() -> None:
+    async with pair(capacity=4, max_bytes=50) as (host, _):
+        now = host.statistics()
+        assert (now.tx.max_buffer_size, now.rx.max_buffer_bytes) == (4, 50)
+        assert not now.closed
+        await host.send_eof()
+        assert host.statistics().rx.finished
+        await host.aclose()
+        now = host.statistics()
+        assert now.closed
+        assert now.tx.abandoned
+
+
+async def test_waiting_for_the_close_ends_with_it() -> None:
+    async with pair() as (host, _):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.wait_closed)
+            await trio.testing.wait_all_tasks_blocked()
+            await host.aclose()
+        await host.wait_closed()
+
+
+# Cancellation
+
+
+async def test_a_cancelled_receive_has_taken_nothing() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await guest.receive_some()
+        assert scope.cancelled_caught
+        assert await guest.receive_some() == b"abc"
+
+
+async def test_a_receive_cancelled_in_its_sleep_has_taken_nothing() -> None:
+    async with pair() as (host, guest):
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(guest.receive_some)
+                await trio.testing.wait_all_tasks_blocked()
+                await host.send_all(b"abc")  # the sleeper is about to be woken
+                scope.cancel()
+        if guest is not None and host.statistics().rx.bytes_out == 0:
+            assert await guest.receive_some() == b"abc"
+        assert host.statistics().rx.bytes_out == 3
+
+
+async def test_a_small_send_cancelled_at_the_full_ring_has_sent_nothing() -> None:
+    async with pair(capacity=1) as (host, guest):
+        await host.send_all(b"x")
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(host.send_all, b"abc")
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        await host.send_eof()
+        assert await receive_all(guest) == b"x"
+
+
+class CountedCancel(trio.abc.Instrument):
+    """Cancels a scope when the task it belongs to has had so many turns."""
+
+    def __init__(self, scope: trio.CancelScope, after: int) -> None:
+        self._scope = scope
+        self._left = after
+        self.task: trio.lowlevel.Task | None = None
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self.task:
+            self._left -= 1
+            if self._left == 0:
+                self._scope.cancel()
+
+
+async def cancelled_after(turns: int, use: Any) -> bool:
+    """Run ``use`` in a task that is cancelled after so many turns; whether it was."""
+    with trio.CancelScope() as scope:
+        instrument = CountedCancel(scope, turns)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def _run() -> None:
+                    instrument.task = trio.lowlevel.current_task()
+                    await use()
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+    return scope.cancelled_caught
+
+
+@pytest.mark.parametrize("limits", [{}, {"max_bytes": 16}, {"capacity": 1}, {"capacity": 1, "max_bytes": 1}])
+async def test_a_receiver_cancelled_at_any_turn_loses_no_byte(limits: dict[str, int]) -> None:
+    data = bytes(range(200))
+    async with pair(**limits) as (host, guest):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _sends() -> None:
+                for start in range(0, len(data), 5):
+                    await host.send_all(data[start : start + 5])
+                await host.send_eof()
+
+            received = bytearray()
+            ended = False
+
+            async def receive_one() -> None:
+                nonlocal ended
+                chunk = await guest.receive_some(3)
+                received.extend(chunk)
+                ended = not chunk
+
+            turns = 0
+            while not ended:
+                turns += 1
+                await cancelled_after(turns % 4 + 1, receive_one)
+        assert received == data
+
+
+@given(
+    sizes=st.lists(st.integers(1, 40), max_size=12),
+    turns=st.lists(st.integers(1, 6), min_size=1, max_size=12),
+    max_bytes=st.integers(1, 30),
+    capacity=st.integers(1, 4),
+)
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+def test_a_sender_cancelled_at_any_turn_sends_a_prefix_of_each_piece(
+    sizes: list[int], turns: list[int], max_bytes: int, capacity: int
+) -> None:
+    async def main() -> None:
+        async with pair(capacity=capacity, max_bytes=max_bytes) as (host, guest):
+            received = bytearray()
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def _receives() -> None:
+                    async for chunk in guest:
+                        received.extend(chunk)
+
+                for index, size in enumerate(sizes):
+                    piece = bytes([index]) * size
+                    await cancelled_after(turns[index % len(turns)], lambda piece=piece: host.send_all(piece))
+                await host.send_eof()
+            assert bytes(received) == b"".join(
+                bytes([index]) * received.count(index) for index in range(len(sizes))
+            )
+            for index, size in enumerate(sizes):
+                assert received.count(index) <= size
+                if size <= max_bytes:
+                    assert received.count(index) in (0, size)
+            assert host.statistics().rx.bytes_out == len(received)
+
+    trio.run(main)
+
+
+# A thread at the other end
+
+
+async def test_a_task_and_a_thread_pass_everything_both_ways() -> None:
+    shared = ConsoleSharedState(capacity=4, max_bytes=1000)
+    backend = AgentConsoleBackend(shared)
+    host = ConsoleStream(shared)
+    data = bytes(range(256)) * 500
+    echoed = bytearray()
+
+    def echo() -> None:
+        while True:
+            try:
+                chunk = backend.read(333)
+            except BlockingIOError:
+                shared.rx_wake.wait()
+                continue
+            if not chunk:
+                shared.tx.finish()
+                return
+            while True:
+                try:
+                    backend.write(chunk)
+                except BlockingIOError:
+                    backend.wait_until_writable()
+                else:
+                    break
+
+    thread = threading.Thread(target=echo)
+    thread.start()
+    with trio.fail_after(TIMEOUT):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _sends() -> None:
+                await host.send_all(data)
+                await host.send_eof()
+
+            async for chunk in host:
+                echoed.extend(chunk)
+    thread.join(TIMEOUT)
+    assert bytes(echoed) == data
+    now = host.statistics()
+    assert now.rx.bytes_in == now.rx.bytes_out == now.tx.bytes_in == now.tx.bytes_out == len(data)
+    check_conserved(host)

@@ -1,0 +1,475 @@
+"""The doorbell: readable while rung, from any thread, and its number never ends up in other hands."""
+
+from __future__ import annotations
+
+import fcntl
+import gc
+import importlib.util
+import os
+import resource
+import select
+import sys
+import threading
+import types
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_console import _wake
+from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+TIMEOUT = 10.0
+
+
+@pytest.fixture(params=["linux", "darwin", "win32"])
+def wake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    """The module as each platform gets it: all three bells work here."""
+    spec = importlib.util.find_spec("trio_console._wake")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "platform", request.param)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def pipe() -> Iterator[_wake.WakePipe]:
+    with _wake.WakePipe() as made:
+        yield made
+
+
+def is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+class Window:
+    """A bell with something happening inside its calls, where another thread could come in."""
+
+    def __init__(self, pipe: _wake.WakePipe, **hooks: Callable[[], object]) -> None:
+        self._bell = pipe._bell
+        self._hooks = hooks
+        pipe._bell = self  # type: ignore[assignment]
+
+    @property
+    def read_fd(self) -> int:
+        return self._bell.read_fd
+
+    def ring(self) -> None:
+        self._bell.ring()
+        self._hooks.get("ring", int)()
+
+    def silence(self) -> None:
+        self._hooks.get("silence", int)()
+        self._bell.silence()
+
+    def close(self) -> None:
+        self._bell.close()
+        self._hooks.get("close", int)()
+
+
+class FakeSelect:
+    """`select` with a poll that tells when it is entered, and what for."""
+
+    POLLIN = select.POLLIN
+
+    def __init__(self, entered: Callable[[float | None], list[Any] | None]) -> None:
+        self._entered = entered
+
+    def poll(self) -> FakeSelect._Poller:
+        return self._Poller(self._entered)
+
+    class _Poller:
+        def __init__(self, entered: Callable[[float | None], list[Any] | None]) -> None:
+            self._entered = entered
+            self._real = select.poll()
+            self.register = self._real.register
+
+        def poll(self, timeout: float | None = None) -> list[Any]:
+            answer = self._entered(timeout)
+            return self._real.poll(timeout) if answer is None else answer
+
+
+# Ringing
+
+
+def test_it_is_not_readable_before_the_first_wake(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        assert not is_readable(pipe.fileno())
+
+
+def test_it_is_readable_from_the_first_wake_until_the_next_drain(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        pipe.wake()
+        assert is_readable(pipe.fileno())
+        assert is_readable(pipe.fileno())
+        pipe.drain()
+        assert not is_readable(pipe.fileno())
+
+
+def test_many_wakes_before_a_drain_are_one(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        for _ in range(100):
+            pipe.wake()
+        pipe.drain()
+        assert not is_readable(pipe.fileno())
+
+
+def test_a_drain_without_a_wake_does_nothing(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        pipe.drain()
+        pipe.drain()
+        pipe.wake()
+        assert is_readable(pipe.fileno())
+
+
+def test_any_number_of_wakes_neither_blocks_nor_fails(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        for _ in range(70_000):  # a pipe holds 65 536
+            pipe.wake()
+        assert is_readable(pipe.fileno())
+        pipe.drain()
+        assert not is_readable(pipe.fileno())
+
+
+def test_a_full_counter_is_readable_like_any_other(pipe: _wake.WakePipe) -> None:
+    os.eventfd_write(pipe.fileno(), 2**64 - 2)
+    pipe.wake()
+    assert is_readable(pipe.fileno())
+
+
+def test_wakes_from_many_threads_are_seen(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        threads = [threading.Thread(target=lambda: [pipe.wake() for _ in range(500)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(TIMEOUT)
+        assert is_readable(pipe.fileno())
+        pipe.drain()
+        assert not is_readable(pipe.fileno())
+
+
+async def test_a_trio_task_can_wait_for_it(wake: Any) -> None:
+    with wake.WakePipe() as pipe, trio.fail_after(TIMEOUT):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.lowlevel.wait_readable, pipe.fileno())
+            await trio.testing.wait_all_tasks_blocked()
+            await trio.to_thread.run_sync(pipe.wake)
+
+
+def test_its_descriptor_never_blocks_and_is_not_inherited(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        assert not os.get_blocking(pipe.fileno())
+        assert fcntl.fcntl(pipe.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+
+
+# The hint for consumers who did not sleep
+
+
+def test_a_readable_pipe_says_that_it_was_rung(pipe: _wake.WakePipe) -> None:
+    assert not pipe.rung
+    pipe.wake()
+    assert pipe.rung
+    pipe.drain()
+    assert not pipe.rung
+
+
+def test_a_consumer_that_overtakes_its_waker_finds_the_hint_set(pipe: _wake.WakePipe) -> None:
+    # The consumer runs as soon as the descriptor is readable, before the waker's call has returned. Without
+    # the hint it would not drain, and poll a readable descriptor until the waker is scheduled again.
+    seen = []
+    Window(pipe, ring=lambda: seen.append(pipe.rung))
+    pipe.wake()
+    assert seen == [True]
+
+
+def test_a_device_that_overtakes_its_waker_does_not_spin() -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    with pytest.raises(BlockingIOError):
+        backend.read(1)
+
+    def the_device_runs() -> None:
+        assert backend.read(10) == b"x"
+        with pytest.raises(BlockingIOError):
+            backend.read(10)
+        assert not is_readable(backend.read_wake_fd())
+
+    Window(shared.rx_wake, ring=the_device_runs)
+    shared.rx_ring.push(b"x")
+    assert shared.rx_ring.wakes == 1
+
+
+def test_a_drain_inside_a_wake_never_leaves_it_readable_without_the_hint(pipe: _wake.WakePipe) -> None:
+    # The consumer drains just before the descriptor becomes readable.
+    Window(pipe, silence=lambda: pipe.wake())
+    pipe.drain()
+    assert pipe.rung or not is_readable(pipe.fileno())
+
+
+# Waiting
+
+
+def test_a_wait_returns_at_once_after_a_wake_and_does_not_drain(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        pipe.wake()
+        assert pipe.wait()
+        assert pipe.wait(0)
+        assert is_readable(pipe.fileno())
+
+
+def test_a_wait_of_nothing_only_looks(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        assert not pipe.wait(0)
+        assert not pipe.wait(-1)
+
+
+def test_a_wait_sleeps_until_a_wake(pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = threading.Event()
+    monkeypatch.setattr(_wake, "select", FakeSelect(lambda _timeout: asleep.set()))
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(pipe.wait()))
+    thread.start()
+    assert asleep.wait(TIMEOUT)
+    pipe.wake()
+    thread.join(TIMEOUT)
+    assert answers == [True]
+
+
+class Clock:
+    """Time that passes only in poll."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, per_poll: float | None = None) -> None:
+        self.now = 1000.0
+        self.polls: list[float] = []
+        self._per_poll = per_poll
+        monkeypatch.setattr(_wake, "time", types.SimpleNamespace(monotonic=lambda: self.now))
+        monkeypatch.setattr(_wake, "select", FakeSelect(self._poll))
+
+    def _poll(self, timeout: float | None) -> list[Any]:
+        assert timeout is not None
+        self.polls.append(timeout)
+        self.now += timeout / 1000 if self._per_poll is None else self._per_poll
+        return []
+
+
+def test_a_wait_that_runs_out_of_time_says_so(pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert not pipe.wait(2.5)
+    assert clock.now == pytest.approx(1002.5)
+    assert clock.polls == [2500]
+
+
+def test_a_poll_that_returns_early_is_continued_until_the_deadline(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch, per_poll=1.0)
+    assert not pipe.wait(3)
+    assert clock.polls == [3000, 2000, 1000]
+
+
+def test_a_wait_of_less_than_a_millisecond_sleeps(pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    assert not pipe.wait(0.0004)
+    assert clock.polls == [1]
+
+
+def test_a_wait_longer_than_poll_can_count_is_made_of_several(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock(monkeypatch)
+    assert not pipe.wait(2_500_000)
+    assert clock.polls == [1e9, 1e9, 5e8]
+    assert max(clock.polls) < 2**31
+
+
+# Closing
+
+
+def test_a_closed_pipe_has_no_descriptor(wake: Any) -> None:
+    pipe = wake.WakePipe()
+    fd = pipe.fileno()
+    pipe.close()
+    assert pipe.fileno() == -1
+    assert not is_open(fd)
+
+
+def test_closing_twice_does_not_close_somebody_elses_file(wake: Any) -> None:
+    pipe = wake.WakePipe()
+    fds = {pipe.fileno()}
+    pipe.close()
+    others = os.pipe()
+    assert fds & set(others)
+    pipe.close()
+    assert all(is_open(fd) for fd in others)
+    for fd in others:
+        os.close(fd)
+
+
+def test_wake_and_drain_after_close_do_not_touch_somebody_elses_file(wake: Any) -> None:
+    pipe = wake.WakePipe()
+    old = pipe.fileno()
+    pipe.close()
+    with wake.WakePipe() as other:
+        assert other.fileno() == old
+        pipe.wake()
+        assert not is_readable(other.fileno())
+        other.wake()
+        pipe.drain()
+        assert is_readable(other.fileno())
+
+
+def test_leaving_the_context_closes(wake: Any) -> None:
+    with wake.WakePipe() as pipe:
+        assert pipe.fileno() >= 0
+    assert pipe.fileno() == -1
+
+
+def test_a_wait_on_a_closed_pipe_is_refused(wake: Any) -> None:
+    pipe = wake.WakePipe()
+    pipe.close()
+    with pytest.raises(ValueError, match="closed"):
+        pipe.wait()
+
+
+def test_a_close_wakes_a_sleeping_thread_and_leaves_it_the_number(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asleep = threading.Event()
+    closed = threading.Event()
+    fd = pipe.fileno()
+    open_then: list[bool] = []
+
+    def in_poll(_timeout: float | None) -> None:
+        asleep.set()
+        assert closed.wait(TIMEOUT)
+        open_then.append(is_open(fd))
+
+    monkeypatch.setattr(_wake, "select", FakeSelect(in_poll))
+    answers: list[bool] = []
+    thread = threading.Thread(target=lambda: answers.append(pipe.wait()))
+    thread.start()
+    assert asleep.wait(TIMEOUT)
+    pipe.close()
+    closed.set()
+    thread.join(TIMEOUT)
+    assert answers == [True]
+    assert open_then == [True]
+    assert not is_open(fd)
+
+
+def test_the_last_of_several_sleepers_closes(pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch) -> None:
+    asleep = threading.Semaphore(0)
+    go = [threading.Event(), threading.Event()]
+    turn = iter(go)
+
+    def in_poll(_timeout: float | None) -> None:
+        mine = next(turn)
+        asleep.release()
+        assert mine.wait(TIMEOUT)
+
+    monkeypatch.setattr(_wake, "select", FakeSelect(in_poll))
+    fd = pipe.fileno()
+    threads = []
+    for _ in go:
+        threads.append(threading.Thread(target=pipe.wait))
+        threads[-1].start()
+        assert asleep.acquire(timeout=TIMEOUT)
+    pipe.close()
+    go[0].set()
+    threads[0].join(TIMEOUT)
+    assert is_open(fd)
+    go[1].set()
+    threads[1].join(TIMEOUT)
+    assert not is_open(fd)
+
+
+def test_the_number_cannot_be_closed_inside_a_wake(pipe: _wake.WakePipe) -> None:
+    # What a close would need is held, so another thread's close waits.
+    free: list[bool] = []
+    Window(pipe, ring=lambda: free.append(pipe._lock.acquire(blocking=False)))
+    pipe.wake()
+    assert free == [False]
+
+
+def test_the_number_is_not_closed_inside_a_drain(pipe: _wake.WakePipe) -> None:
+    fd = pipe.fileno()
+    open_then: list[bool] = []
+
+    def another_thread_closes() -> None:
+        thread = threading.Thread(target=pipe.close)
+        thread.start()
+        thread.join(TIMEOUT)
+        open_then.append(is_open(fd))
+
+    Window(pipe, silence=another_thread_closes)
+    pipe.drain()
+    assert open_then == [True]
+    assert not is_open(fd)
+
+
+def test_a_drain_that_finds_the_pipe_closed_closes_nothing_twice(pipe: _wake.WakePipe) -> None:
+    closes: list[None] = []
+    Window(pipe, close=lambda: closes.append(None))
+    pipe.close()
+    pipe.drain()
+    pipe.close()
+    assert len(closes) == 1
+
+
+def test_one_collected_unclosed_closes_itself(wake: Any) -> None:
+    pipe = wake.WakePipe()
+    fd = pipe.fileno()
+    del pipe
+    gc.collect()
+    assert not is_open(fd)
+
+
+@pytest.fixture
+def no_descriptor_left() -> Iterator[Callable[[int], None]]:
+    """Lower the limit so that only so many more descriptors can be made."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    def leave(count: int) -> None:
+        held = [os.dup(0) for _ in range(count + 1)]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1], hard))
+        for fd in held:
+            os.close(fd)
+
+    yield leave
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+@pytest.mark.parametrize("left", [0, 1])
+def test_where_no_descriptor_can_be_had_nothing_is_left_behind(
+    wake: Any, left: int, no_descriptor_left: Callable[[int], None]
+) -> None:
+    no_descriptor_left(left)
+    if wake._Bell.__doc__.startswith("One descriptor") and left:
+        wake.WakePipe().close()
+        return
+    with pytest.raises(OSError, match="Too many open files"):
+        wake.WakePipe()
+    gc.collect()
+
+
+def test_it_prints_its_descriptor_and_its_end(pipe: _wake.WakePipe) -> None:
+    assert repr(pipe) == f"<WakePipe fd={pipe.fileno()}>"
+    pipe.close()
+    assert repr(pipe) == "<WakePipe closed>"
