@@ -6,12 +6,13 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: help demo test check clean
+.PHONY: help demo test check model clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
 	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
 	@echo "make check   lint, formatting, async rules and types"
+	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -40,6 +41,9 @@ check: $(STAMP)
 	@$(BIN)/flake8 trio_console examples tests
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
+
+model:
+	@model/check
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
