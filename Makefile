@@ -6,6 +6,14 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+# Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.
+# 114 wants a list of every startable function, 128 does not see a task_status that is passed on.
+ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
+
+# Tests stage what these warn of: scopes without checkpoints, nurseries that race with what they close, fakes whose
+# methods wait for nothing, cancellations that are looked at.
+ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
+
 .PHONY: help demo test check model clean
 
 help:
@@ -38,7 +46,8 @@ check: $(STAMP)
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "==> Async rules (flake8-async)"
-	@$(BIN)/flake8 trio_console examples tests
+	@$(BIN)/flake8-async --disable $(ASYNC_OPTIONAL) $$(git ls-files 'trio_console/*.py' 'examples/*.py' 'benchmarks/*.py')
+	@$(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED) $$(git ls-files 'tests/*.py')
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 

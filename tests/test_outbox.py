@@ -80,7 +80,19 @@ async def test_a_control_frame_overtakes_bulk_frames_that_were_queued_before() -
         outbox.send_control(b"control")
         stream.let(10)
         await settle()
-        assert [len(data) for data in stream.sent] == [1, 7, 65_536, 65_536]
+        assert b"".join(stream.sent) == bytes(1) + b"control" + big + big
+
+
+async def test_a_flood_of_control_frames_does_not_starve_bulk() -> None:
+    async with running() as (outbox, stream):
+        for _ in range(4):
+            await outbox.send_bulk(bytes(65_536))
+        for sends in range(1, 5):
+            outbox.send_control(bytes(100_000))
+            await settle()
+            stream.let()
+            await settle()
+            assert b"".join(stream.sent).count(bytes(65_536)) >= sends
 
 
 async def test_a_frame_once_begun_is_not_cut_by_a_control_frame() -> None:

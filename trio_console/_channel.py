@@ -84,7 +84,7 @@ async def open_console(
         try:
             yield channel
         finally:
-            await _leave(channel, workers, grace)
+            await _leave(channel, workers, grace)  # noqa: ASYNC102  (shields itself, for the grace)
 
 
 async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> None:

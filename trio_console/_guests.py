@@ -1,13 +1,10 @@
-"""Ways to start or attach a guest, and `open_guest`, which joins the channel and the session over it.
+"""Ways to start or attach a guest: what a `GuestSpec` starts, it also ends, by force if need be.
 
-The ending is ordered and has one deadline, the grace: the guest is told to shut down; what it still says is
-delivered; then its console is closed, its processes on this machine are ended by force if they still
-run, and the workers are joined. Leaving takes no longer than the grace, whatever the guest does.
+This module must not know what is said over the console; ``_open`` joins it with those who do.
 """
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import signal
@@ -16,18 +13,12 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from ._channel import SHORT_GRACE, open_console
-from ._client._boot import boot, make_bootstrap
-from ._client._connection import Connection
-from ._client._guest import Guest
 from ._devices import as_device
 from ._leftovers import GUEST_MARK, kill_marked_processes
-from ._lost import GuestLostError
 from ._nursery import hidden_nursery
 
 if TYPE_CHECKING:
@@ -35,22 +26,7 @@ if TYPE_CHECKING:
 
     from ._devices import ConsoleDevice, GuestDevice
 
-__all__ = ["CommandGuest", "GuestSpec", "ProcessGuest", "SocketGuest", "open_guest"]
-
-#: Seconds for the whole orderly teardown.
-DEFAULT_GRACE: Final = 5.0
-
-#: Seconds of it that remain for what needs no answer from the guest: closing, killing, joining.
-_FORCE_TIME: Final = 2 * SHORT_GRACE
-
-#: Seconds for the orderly part when the leaving was cancelled.
-_CANCELLED_GRACE: Final = 1.0
-
-#: Seconds a guest has to become ready. Upstream's host waits 180 s, for a machine that boots.
-DEFAULT_READY_TIMEOUT: Final = 60.0
-
-#: The correlation ids of the first client, which is all a console without a relay has.
-_IDS: Final = range(1, 33_554_431)
+__all__ = ["CommandGuest", "GuestSpec", "Host", "ProcessGuest", "SocketGuest", "attached_host"]
 
 #: Bytes of a guest command's error output kept to explain its end.
 _STDERR_TAIL: Final = 4096
@@ -287,94 +263,24 @@ def _owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
 async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
     """Read a guest process's error output, and end the process when the block is left."""
     assert process.stderr is not None
+    # Shielded, and ended only here: a guest that is shutting down may still have something to say, and must not
+    # get stuck saying it.
+    reading = trio.CancelScope(shield=True)
     async with hidden_nursery() as nursery:
-        nursery.start_soon(_keep_tail, host, process.stderr)
+        nursery.start_soon(_keep_tail, host, process.stderr, reading)
         try:
             yield host
         finally:
             process.kill()
             with trio.CancelScope(shield=True):
                 await process.wait()
-            nursery.cancel_scope.cancel()
+            reading.cancel()
 
 
-async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream) -> None:
-    async with stderr:
-        with suppress(trio.BrokenResourceError):
-            async for data in stderr:
-                host.keep_tail(bytes(data))
-        host.end_tail()
-
-
-@asynccontextmanager
-async def open_guest(
-    spec: GuestSpec | None = None,
-    *,
-    bootstrap: Mapping[str, Any] = MappingProxyType({}),
-    ready_timeout: float = DEFAULT_READY_TIMEOUT,
-    grace: float = DEFAULT_GRACE,
-) -> AsyncIterator[Guest]:
-    """Start a guest, or attach to one, and use it for the time of a block.
-
-    Leaving the block shuts the guest down and takes no longer than ``grace``, whatever the guest does; when
-    cancelled, about a second.
-
-    Args:
-        spec: the guest: a `ProcessGuest` (also if `None`), which **isolates nothing**, a `CommandGuest` or a
-            `SocketGuest`.
-        bootstrap: what the guest is to be, by the field names of the agent protocol: ``user``, ``default_cwd``,
-            ``default_env``, ``rlimits`` and others. An agent refuses what it cannot do.
-        ready_timeout: seconds the guest has to become ready.
-        grace: seconds for the whole teardown, and for each wait for the guest to confirm the end of a process.
-
-    Raises:
-        OSError: the guest could not be started or reached.
-        GuestLostError: it ended before it was ready, or was not ready in time; says why.
-        ProtocolError: what came over its console is not the agent protocol.
-        TypeError, ValueError: the arguments make no sense; nothing was started.
-    """
-    if spec is None:
-        spec = ProcessGuest()
-    elif not isinstance(spec, GuestSpec):
-        raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
-    what = make_bootstrap(bootstrap)
-    async with (
-        spec._launch() as host,
-        open_console(host.device, grace=SHORT_GRACE) as channel,
-        hidden_nursery() as nursery,
-    ):
-        connection = await _connect(host, channel, what, ready_timeout)
-        guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
-        nursery.start_soon(connection.run)
-        try:
-            yield guest
-        finally:
-            await _end(guest, connection, channel, host, grace)
-            nursery.cancel_scope.cancel()
-
-
-async def _connect(host: Host, channel: trio.abc.Stream, bootstrap: Any, ready_timeout: float) -> Connection:
-    try:
-        with trio.fail_after(ready_timeout):
-            booted = await boot(channel, bootstrap)
-    except trio.TooSlowError:
-        raise GuestLostError(f"the guest was not ready within {ready_timeout:g} seconds") from None
-    except trio.BrokenResourceError as exc:
-        reason = exc.reason if isinstance(exc, GuestLostError) else "the console broke before the guest was ready"
-        raise GuestLostError(f"{reason}: {await host.explain()}") from exc.__cause__
-    return Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
-
-
-async def _end(guest: Guest, connection: Connection, channel: trio.abc.Stream, host: Host, grace: float) -> None:
-    """The orderly part of the teardown."""
-    if trio.current_effective_deadline() == -math.inf:
-        grace = min(grace, _CANCELLED_GRACE)
-    try:
-        with trio.CancelScope(shield=True), trio.move_on_after(max(0.0, grace - _FORCE_TIME)):
-            await guest.shutdown()
-            # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
-            await channel.aclose()
-            await host.wait()
-    finally:
-        if connection.lost is None:
-            connection.lose("the guest did not shut down in time and was ended by force")
+async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream, reading: trio.CancelScope) -> None:
+    with reading:
+        async with stderr:
+            with suppress(trio.BrokenResourceError):
+                async for data in stderr:
+                    host.keep_tail(bytes(data))
+            host.end_tail()

@@ -31,8 +31,10 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
         async with trio.open_nursery() as nursery:
             try:
                 yield nursery
+            except trio.Cancelled:
+                raise
             except BaseException as exc:
-                if _holds_cancelled(exc):
+                if isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None:
                     raise  # the scopes it passes must see it
                 # Kept out of the nursery, which hands on a *copy* of a group: neither the object nor the
                 # class of the one that was raised.
@@ -50,12 +52,6 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
         lone = body_error
     # Outside the except block, so that the group does not become the exception's context.
     _reraise(lone)
-
-
-def _holds_cancelled(exc: BaseException) -> bool:
-    if isinstance(exc, BaseExceptionGroup):
-        return exc.subgroup(trio.Cancelled) is not None
-    return isinstance(exc, trio.Cancelled)
 
 
 def _reraise(exc: BaseException) -> None:

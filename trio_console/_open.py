@@ -8,6 +8,7 @@ run, and the workers are joined. Leaving takes no longer than the grace, whateve
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,6 +30,7 @@ from ._relay._log import SessionLog
 from ._relay._router import DEFAULT_CLIENT_BUDGET, RouterLimits
 from ._relay._serve import Relay, listening, relaying
 from ._relay._server import RelayOptions, SlowClient
+from ._relay._socket import named_by_descriptor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -60,6 +62,9 @@ _HANDSHAKE_TIMEOUT: Final = 10.0
 
 #: Seconds a guest has to end after a client has told it to, as in upstream's host.
 _SHUTDOWN_TIME: Final = 2.0
+
+#: The least that a client's budget may be.
+_LEAST_CLIENT_BUDGET: Final = 8 * 1024
 
 #: The correlation ids of the first client, which is all a console without a relay has.
 _IDS: Final = range(1, 33_554_431)
@@ -109,7 +114,8 @@ async def open_guest(
             guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
             end = guest.shutdown
         else:
-            server = await stack.enter_async_context(_serving(channel, booted, made, RelayOptions(), host))
+            options = RelayOptions(attached=True)
+            server = await stack.enter_async_context(_serving(channel, booted, made, options, host))
             stream = await stack.enter_async_context(server.attach())
             connection = await _attached(stream, host.explain)
             guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
@@ -119,7 +125,7 @@ async def open_guest(
             try:
                 yield guest
             finally:
-                await _end(end, channel, host, grace)
+                await _end(end, channel, host, grace)  # noqa: ASYNC102  (shields itself, for the grace)
                 connection.lose("the guest did not shut down in time and was ended by force")
 
 
@@ -200,16 +206,11 @@ async def serve_relay(
         ProtocolError, TypeError, ValueError: as for `open_guest`.
     """
     what = make_bootstrap(bootstrap)
+    options = _relay_options(allowed_uids, client_budget, slow_client, slow_client_timeout)
     log = None
     if session_log is not None:
         log = SessionLog(session_log, max_bytes=session_log_max_bytes, backups=session_log_backups)
-    options = RelayOptions(
-        limits=RouterLimits(client_budget=client_budget),
-        slow_client=SlowClient(slow_client),
-        slow_client_timeout=slow_client_timeout,
-        allowed_uids=frozenset({os.geteuid()} if allowed_uids is None else allowed_uids),
-        session_log=log,
-    )
+        options = dataclasses.replace(options, session_log=log)
     with contextlib.nullcontext() if log is None else contextlib.closing(log):
         async with (
             listening(path) as made,
@@ -220,12 +221,29 @@ async def serve_relay(
                 task_status.started(Relay(made.path, server, channel.statistics))
                 await server.wait_ended()
             finally:
-                await _end(partial(_end_relay, server, None), channel, host, grace)
+                await _end(partial(_end_relay, server, None), channel, host, grace)  # noqa: ASYNC102  (as above)
             if not server.shutdown_requested.is_set():
                 raise GuestLostError(f"{server.reason}: {await host.explain()}") from server.cause
 
 
 # What they are made of
+
+
+def _relay_options(
+    allowed_uids: Collection[int] | None, client_budget: int, slow_client: str, slow_client_timeout: float
+) -> RelayOptions:
+    if client_budget < _LEAST_CLIENT_BUDGET:
+        raise ValueError(f"client_budget must be at least {_LEAST_CLIENT_BUDGET} bytes, not {client_budget}")
+    if not slow_client_timeout > 0:
+        raise ValueError(f"slow_client_timeout must be above 0 seconds, not {slow_client_timeout}")
+    # One client alone is never to use up what all have together.
+    total = max(RouterLimits().total_budget, 2 * client_budget)
+    return RelayOptions(
+        limits=RouterLimits(client_budget=client_budget, total_budget=total),
+        slow_client=SlowClient(slow_client),
+        slow_client_timeout=slow_client_timeout,
+        allowed_uids=frozenset({os.geteuid()} if allowed_uids is None else allowed_uids),
+    )
 
 
 @asynccontextmanager
@@ -288,7 +306,8 @@ async def _end(shut_down: Callable[[], Awaitable[None]], channel: ConsoleStream,
 
 async def _connect(path: str) -> trio.SocketStream:
     try:
-        return await trio.open_unix_socket(path)
+        with named_by_descriptor(path) as name:
+            return await trio.open_unix_socket(name)
     except OSError as exc:
         # (A path that is too long comes without an errno.)
         raise type(exc)(exc.errno, f"{exc.strerror or exc} (connecting to a relay)", path) from exc

@@ -18,11 +18,11 @@ import trio.testing
 
 from trio_console import _channel, _devices
 from trio_console._channel import open_console
-from trio_console._console import ConsoleSharedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from trio_console._console import ConsoleSharedState
     from trio_console._stream import ConsoleStream
 
 TIMEOUT = 30.0
@@ -316,6 +316,33 @@ async def test_a_devices_failing_close_does_not_stop_the_ending() -> None:
     async with open_console(device) as channel:
         await channel.send_all(b"abc")
     assert device.written == b"abc"
+
+
+async def test_a_descriptor_closed_by_somebody_else_is_an_error_and_no_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_fd, other = os.pipe()
+
+    def closed_under_it(fd: int, _size: int) -> bytes:
+        os.close(fd)
+        raise BlockingIOError
+
+    monkeypatch.setattr(_devices, "os", OsWith(read=closed_under_it))
+    async with open_console((read_fd, other)) as channel:
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await channel.receive_some()
+        assert isinstance(caught.value.__cause__, OSError)
+        assert caught.value.__cause__.errno == errno.EBADF
+
+
+class OsWith:
+    """`os` with something else in its place."""
+
+    def __init__(self, **instead: Any) -> None:
+        self.__dict__.update(instead)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
 
 
 # Leaving
@@ -651,5 +678,3 @@ async def test_telling_the_end_needs_no_descriptor(no_more_descriptors: Callable
         no_more_descriptors()
         await channel.send_eof()
         assert b"".join([chunk async for chunk in guest]) == b"x"
-
-

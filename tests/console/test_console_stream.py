@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+from trio_console._ring import ChunkRing
 from trio_console._stream import ConsoleStream, LaneStream
 from trio_console.testing import console_stream_pair
 
@@ -280,6 +281,70 @@ async def test_the_end_wakes_a_blocked_receiver() -> None:
 
         await trio.testing.wait_all_tasks_blocked()
         await host.send_eof()
+
+
+# What comes in the moment before sleep
+
+
+class Obliging(ChunkRing):
+    """The other side always moves just before this one goes to sleep."""
+
+    def arm_room(self, size: int) -> bool:  # type: ignore[misc]
+        self.pop()
+        return super().arm_room(size)
+
+    def arm_data(self) -> bool:  # type: ignore[misc]
+        self.push(b"in time")
+        return super().arm_data()
+
+
+async def test_room_that_comes_just_before_the_sleep_is_used() -> None:
+    async with pair() as (host, _):
+        host._send.ring = Obliging(1, 10)  # type: ignore[misc]
+        for _ in range(5):
+            await host.send_all(b"x")
+
+
+async def test_bytes_that_come_just_before_the_sleep_are_received() -> None:
+    async with pair() as (host, _):
+        host._receive.ring = Obliging(1, 10)  # type: ignore[misc]
+        assert await host.receive_some() == b"in time"
+
+
+def test_a_device_uses_what_comes_just_before_it_would_sleep() -> None:
+    shared = ConsoleSharedState()
+    shared.rx.ring = Obliging(1, 10)  # type: ignore[misc]
+    shared.tx.ring = Obliging(1, 10)  # type: ignore[misc]
+    backend = AgentConsoleBackend(shared)
+    assert backend.read(10) == b"in time"
+    backend.write(b"x")
+    with pytest.raises(BlockingIOError):
+        backend.write(b"y")
+    assert backend.wait_until_writable()
+
+
+async def test_a_sleeper_that_is_told_its_descriptor_goes_looks_at_the_flags() -> None:
+    shared = ConsoleSharedState()
+    host = ConsoleStream(shared)
+    with trio.fail_after(TIMEOUT):
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _receives() -> None:
+                assert await host.receive_some() == b""
+
+            await trio.testing.wait_all_tasks_blocked()
+            shared.tx.finished = True
+            trio.lowlevel.notify_closing(shared.tx_wake.fileno())
+
+
+async def test_without_its_wakes_a_receiver_can_still_be_cancelled() -> None:
+    shared = ConsoleSharedState()
+    host = ConsoleStream(shared)
+    shared.close_wakes()
+    with trio.move_on_after(0) as scope:
+        await host.receive_some()
+    assert scope.cancelled_caught
 
 
 # Endings

@@ -103,6 +103,6 @@ class RingModel(RuleBasedStateMachine):
 
 
 RingModel.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, database=None, derandomize=True
+    max_examples=80, stateful_step_count=40, deadline=None, database=None, derandomize=True
 )
 TestRingAgainstItsModel = RingModel.TestCase

@@ -76,7 +76,7 @@ def make_command(
         argv=_arguments(command, shell),
         env=[f"{_env_key(key)}={_text(value, 'an environment value')}" for key, value in (env or {}).items()],
         cwd=None if cwd is None else _text(cwd, "cwd"),
-        user=None if user is None else _text(str(user), "user"),
+        user=None if user is None else _user(user),
         rlimits=list(_limits(rlimits or {})),
         tty=tty,
         rows=rows,
@@ -107,6 +107,12 @@ def _env_key(key: str) -> str:
     if not key or "=" in key:
         raise ValueError(f"illegal environment variable name {key!r}")
     return key
+
+
+def _user(user: object) -> str:
+    if not isinstance(user, (str, int)) or isinstance(user, bool):
+        raise TypeError(f"user must be a string or a number, not {type(user).__name__}")
+    return _text(str(user), "user")
 
 
 def _text(value: object, what: str) -> str:

@@ -6,22 +6,30 @@ import subprocess
 import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, final, overload
 
 import trio
 
 from trio_console import _protocol as wire
 from trio_console._client._command import make_command
 from trio_console._client._connection import Connection, Session
+from trio_console._client._file_open import open_guest_file
+from trio_console._client._fs import FileSystem
+from trio_console._client._path import GuestPath, path_text
 from trio_console._client._plumbing import Output, attach_input, attach_output, check_targets, feed
 from trio_console._client._process import GuestProcess, completed
+from trio_console._client._tcp import open_guest_tcp_stream
 from trio_console._errors import ProtocolError, again
 from trio_console._nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
+    from _typeshed import OpenBinaryMode, OpenTextMode
+
     from trio_console._client._command import Command, CommandLine, Rlimits, StrOrPath
+    from trio_console._client._file import GuestFile
     from trio_console._stream import ConsoleStatistics
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
@@ -202,7 +210,7 @@ class Guest:
             except BaseException:
                 if not process.ended:
                     process.discard_unclaimed_output()
-                    await self._deliver_cancel(process, deliver_cancel)
+                    await self._deliver_cancel(process, deliver_cancel)  # noqa: ASYNC102  (shields itself)
                 raise
         return completed(
             process, None if out is None else b"".join(out), None if err is None else b"".join(err), check
@@ -336,6 +344,103 @@ class Guest:
                     RuntimeWarning,
                     stacklevel=1,
                 )
+
+    # Files
+
+    @overload
+    async def open_file(
+        self,
+        path: StrOrPath | GuestPath,
+        mode: OpenTextMode = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> GuestFile[str]: ...
+
+    @overload
+    async def open_file(
+        self,
+        path: StrOrPath | GuestPath,
+        mode: OpenBinaryMode,
+        buffering: int = -1,
+        encoding: None = None,
+        errors: None = None,
+        newline: None = None,
+    ) -> GuestFile[bytes]: ...
+
+    @overload
+    async def open_file(
+        self,
+        path: StrOrPath | GuestPath,
+        mode: str,
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> GuestFile[Any]: ...
+
+    async def open_file(
+        self,
+        path: StrOrPath | GuestPath,
+        mode: str = "r",
+        buffering: int = -1,
+        encoding: str | None = None,
+        errors: str | None = None,
+        newline: str | None = None,
+    ) -> GuestFile[Any]:
+        """Open a file of the guest, as `trio.open_file` opens one of this machine.
+
+        If cancelled, no file stays open, but one may have been created or truncated.
+
+        Args:
+            path: in the guest; a relative one is relative to the agent's working directory, mostly ``/``.
+            mode: as in `open`.
+            buffering: bytes of the buffer, at most 64 KiB, which is also the default; 0 for none (binary mode
+                only); 1 to write out each line (text mode only).
+            encoding: of a text file; by default UTF-8, whatever either side's locale is.
+            errors, newline: as in `open`; by default, lines are written with the guest's line end, ``\\n``.
+
+        Raises:
+            OSError: the guest could not open it: the subclass for its errno, with ``.filename``.
+            GuestLostError: the guest is gone.
+            UnsupportedByPeer: the agent is older than file operations.
+            TypeError, ValueError, LookupError: the arguments make no sense; nothing was sent.
+        """
+        fs = FileSystem(self._connection, self._grace)
+        return await open_guest_file(fs, path_text(path), mode, buffering, encoding, errors, newline)
+
+    def path(self, path: StrOrPath | GuestPath) -> GuestPath:
+        """Make a `GuestPath`, which is to the guest's files what `trio.Path` is to this machine's.
+
+        Raises:
+            TypeError: it is no path.
+            ValueError: it has a null character, or is not UTF-8.
+        """
+        return GuestPath(FileSystem(self._connection, self._grace), PurePosixPath(path_text(path)))
+
+    # Network
+
+    async def open_tcp_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+        """Connect to a TCP port as the guest sees it, as `trio.open_tcp_stream` does from this machine.
+
+        If cancelled, the guest gives up connecting, or closes the connection.
+
+        Args:
+            host: a name, resolved in the guest, or an address.
+            port: between 0 and 65535.
+
+        Returns:
+            A stream of bytes both ways; its `aclose` never blocks.
+
+        Raises:
+            OSError: the guest could not connect: the subclass for its errno, such as `ConnectionRefusedError`
+                or `TimeoutError`.
+            GuestLostError: the guest is gone.
+            UnsupportedByPeer: the agent is older than connections.
+            TypeError, ValueError: the arguments make no sense; nothing was sent.
+        """
+        return await open_guest_tcp_stream(self._connection, host, port)
 
     # Maintenance
 

@@ -182,6 +182,7 @@ class GuestProcess(Session):
 
     @property
     def has_tty(self) -> bool:
+        """Whether it was given a terminal."""
         return self._tty
 
     def merge_output(self) -> None:

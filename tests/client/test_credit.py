@@ -1,0 +1,324 @@
+"""Flow control of a process's streams, with agents that know credit and agents that do not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_console import _protocol as wire
+
+from ._fake import WINDOW, Talk, begin, talking
+from .test_process import PIPE, opened, run
+
+if TYPE_CHECKING:
+    from ._fake import FakeAgent
+
+HALF = WINDOW // 2
+MIB = 1024 * 1024
+
+
+async def receive_exactly(stream: trio.abc.ReceiveStream, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        chunk = await stream.receive_some(size - len(got))
+        assert chunk
+        got += chunk
+    return got
+
+
+async def send(agent: FakeAgent, cls: Any, id_: int, size: int) -> None:
+    while size:
+        await agent.send(cls(bytes(min(size, 32768))), id_)
+        size -= min(size, 32768)
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def block(talk: Talk, **options: Any) -> tuple[Any, int]:
+    process, id_, _ = await opened(talk, stdin=PIPE, **options)
+    return process, id_
+
+
+# Output
+
+
+async def test_the_request_asks_for_credit_only_if_the_agent_knows_it() -> None:
+    async with talking() as talk:
+        run(talk)
+        _, request = await talk.agent.expect(wire.ExecRequest)
+        assert request.window == WINDOW
+    async with talking(window=None) as talk:
+        run(talk)
+        _, request = await talk.agent.expect(wire.ExecRequest)
+        assert request.window is wire.UNSET
+
+
+async def test_credit_is_given_when_half_a_window_has_been_read_and_not_before() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        await receive_exactly(process.stdout, HALF - 1)
+        await talk.agent.nothing_more()
+        await receive_exactly(process.stdout, 1)
+        assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit(stream="stdout", bytes=HALF))
+        await receive_exactly(process.stdout, HALF)
+        assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit(stream="stdout", bytes=HALF))
+
+
+async def test_each_stream_has_an_account_of_its_own() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, HALF - 1)
+        await send(talk.agent, wire.ExecStderr, id_, HALF)
+        await receive_exactly(process.stdout, HALF - 1)
+        await talk.agent.nothing_more()
+        await receive_exactly(process.stderr, HALF)
+        assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit(stream="stderr", bytes=HALF))
+
+
+async def test_no_credit_is_given_to_an_agent_that_does_not_know_it() -> None:
+    async with talking(window=None) as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        await receive_exactly(process.stdout, WINDOW)
+        await talk.agent.nothing_more()
+
+
+async def test_no_credit_is_given_to_a_process_that_has_ended() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await process.wait()
+        await receive_exactly(process.stdout, WINDOW)
+        assert await process.stdout.receive_some() == b""
+        await talk.agent.nothing_more()
+
+
+async def granted(agent: FakeAgent, name: str) -> int:
+    """The sum of all grants that have been sent."""
+    total = 0
+    while (got := await agent.receive_if_any()) is not None:
+        credit = got[1]
+        assert isinstance(credit, wire.Credit)
+        assert credit.stream == name
+        total += credit.bytes
+    return total
+
+
+async def test_closing_a_stream_gives_back_what_was_unread_and_what_still_comes() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        await process.stdout.aclose()
+        assert await granted(talk.agent, "stdout") == WINDOW
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        assert await granted(talk.agent, "stdout") == WINDOW
+
+
+async def test_a_stream_that_leads_nowhere_is_credited_as_it_comes() -> None:
+    async with talking() as talk:
+        _, id_ = await block(talk, stdout=subprocess.DEVNULL)
+        await send(talk.agent, wire.ExecStdout, id_, 2 * WINDOW)
+        assert await granted(talk.agent, "stdout") == 2 * WINDOW
+
+
+async def test_leaving_the_block_gives_credit_so_that_the_exit_can_be_reported() -> None:
+    async with talking() as talk:
+        process, id_, left = await opened(talk, stdin=PIPE)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        left.leave.set()
+        got = [(await talk.agent.receive())[1] for _ in range(2)]
+        assert wire.ExecSignal(9) in got
+        assert wire.Credit(stream="stdout", bytes=WINDOW) in got
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await left.result.wait()
+        assert process.returncode == -9
+
+
+async def test_a_cancelled_run_process_gives_credit_so_that_its_end_can_be_reported() -> None:
+    async with talking() as talk:
+        result = run(talk, stdin=None)
+        id_ = await talk.agent.expect_start()
+        await talk.agent.expect(wire.ExecStdin)
+        await send(talk.agent, wire.ExecStdout, id_, HALF - 1)
+        result.scope.cancel()
+        await talk.agent.expect(wire.ExecSignal)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)
+        assert await granted(talk.agent, "stdout") > HALF
+        await talk.agent.send(wire.ExecExited(-1, signal=15), id_)
+        await result.wait()
+
+
+async def test_merged_output_is_credited_to_the_accounts_it_came_from() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk, stderr=subprocess.STDOUT)
+        assert process.stderr is None
+        await send(talk.agent, wire.ExecStdout, id_, HALF)
+        await send(talk.agent, wire.ExecStderr, id_, HALF)
+        await send(talk.agent, wire.ExecStdout, id_, HALF)
+        await receive_exactly(process.stdout, HALF)
+        assert (await talk.agent.expect(wire.Credit))[1].stream == "stdout"
+        await receive_exactly(process.stdout, HALF)
+        assert (await talk.agent.expect(wire.Credit))[1].stream == "stderr"
+        await receive_exactly(process.stdout, HALF)
+        assert (await talk.agent.expect(wire.Credit))[1].stream == "stdout"
+        await talk.agent.nothing_more()
+
+
+async def test_merged_output_that_is_discarded_is_credited_to_the_accounts_it_came_from() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk, stderr=subprocess.STDOUT)
+        await send(talk.agent, wire.ExecStdout, id_, HALF)
+        await send(talk.agent, wire.ExecStderr, id_, HALF)
+        await process.stdout.aclose()
+        assert {(await talk.agent.expect(wire.Credit))[1].stream for _ in range(2)} == {"stdout", "stderr"}
+
+
+async def test_output_that_came_before_it_was_merged_is_kept_and_credited() -> None:
+    async with talking() as talk:
+        result = begin(
+            talk.nursery,
+            lambda: talk.guest.run_process(["cmd"], capture_stdout=True, stderr=subprocess.STDOUT),
+        )
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        frames = [wire.ExecStarted(7), wire.ExecStdout(bytes(HALF)), wire.ExecStderr(bytes(HALF))]
+        await talk.agent.send_raw(b"".join(wire.encode(frame, id_) for frame in frames))
+        got = set()
+        while len(got) < 2:
+            _, message = await talk.agent.receive()
+            if isinstance(message, wire.Credit):
+                got.add((message.stream, message.bytes))
+        assert got == {("stdout", HALF), ("stderr", HALF)}
+        await talk.agent.send(wire.ExecExited(0), id_)
+        assert len((await result.wait()).stdout) == WINDOW
+
+
+async def test_an_agent_that_sends_more_than_it_was_granted_has_to_wait() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        for _ in range(64):
+            await talk.agent.send(wire.ExecStdout(bytes(65536)), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.connection.frames_received < 20 + 2
+        got = await receive_exactly(process.stdout, 64 * 65536)
+        assert len(got) == 64 * 65536
+
+
+# Agents without credit
+
+
+async def test_unread_output_pauses_an_agent_without_credit_and_reading_resumes_it() -> None:
+    async with talking(window=None) as talk:
+        process, id_ = await block(talk)
+        for _ in range(64):
+            await talk.agent.send(wire.ExecStdout(bytes(65536)), id_)
+        ping = begin(talk.nursery, talk.guest.ping)
+        ping_id, _ = await talk.agent.expect(wire.Ping)
+        await talk.agent.send(wire.Pong(), ping_id)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not ping.done.is_set()
+        assert talk.connection.frames_received <= 17 + 1
+        await receive_exactly(process.stdout, 64 * 65536)
+        await ping.wait()
+
+
+@pytest.mark.parametrize("way", ["close the stream", "leave the block"])
+async def test_letting_go_of_unread_output_resumes_an_agent_without_credit(way: str) -> None:
+    async with talking(window=None) as talk:
+        process, id_, left = await opened(talk, stdin=PIPE)
+        for _ in range(64):
+            await talk.agent.send(wire.ExecStdout(bytes(65536)), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        if way == "close the stream":
+            await process.stdout.aclose()
+        else:
+            left.leave.set()
+            await talk.agent.expect(wire.ExecSignal)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        with trio.fail_after(5):
+            await process.wait()
+
+
+async def test_a_lost_guest_is_told_also_while_the_reader_is_paused() -> None:
+    async with talking(window=None) as talk:
+        process, id_ = await block(talk)
+        for _ in range(64):
+            await talk.agent.send(wire.ExecStdout(bytes(65536)), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        talk.connection.lose("it was ended by force")
+        with pytest.raises(trio.BrokenResourceError, match="by force"):
+            await process.wait()
+
+
+# Input
+
+
+async def test_input_waits_for_credit_and_resumes() -> None:
+    async with talking(window=1000) as talk:
+        process, id_ = await block(talk)
+        data = os.urandom(2500)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(data))
+        got = b""
+        for expected in (1000, 2000, 2500):
+            while len(got) < expected:
+                got += (await talk.agent.expect(wire.ExecStdin))[1].data
+            await talk.agent.nothing_more()
+            assert sending.done.is_set() == (expected == 2500)
+            await talk.agent.send(wire.Credit(stream="stdin", bytes=1000), id_)
+        await sending.wait()
+        assert got == data
+
+
+async def test_waiting_until_input_might_not_block_waits_for_credit() -> None:
+    async with talking(window=10) as talk:
+        process, id_ = await block(talk)
+        await process.stdin.wait_send_all_might_not_block()
+        await process.stdin.send_all(bytes(10))
+        waiting = begin(talk.nursery, process.stdin.wait_send_all_might_not_block)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not waiting.done.is_set()
+        await talk.agent.send(wire.Credit(stream="stdin", bytes=1), id_)
+        await waiting.wait()
+
+
+async def test_end_of_file_needs_no_credit() -> None:
+    async with talking(window=10) as talk:
+        process, _ = await block(talk)
+        await process.stdin.send_all(bytes(10))
+        await process.stdin.aclose()
+        assert (await talk.agent.expect(wire.ExecStdin))[1].data == bytes(10)
+        assert (await talk.agent.expect(wire.ExecStdin))[1].data == b""
+
+
+async def test_a_cancelled_sender_has_paid_exactly_for_what_was_sent() -> None:
+    async with talking(window=1000) as talk:
+        process, id_ = await block(talk)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(bytes(5000)))
+        await trio.testing.wait_all_tasks_blocked()
+        sending.scope.cancel()
+        await sending.done.wait()
+        assert len((await talk.agent.expect(wire.ExecStdin))[1].data) == 1000
+        await talk.agent.send(wire.Credit(stream="stdin", bytes=500), id_)
+        again = begin(talk.nursery, lambda: process.stdin.send_all(b"x" * 600))
+        assert (await talk.agent.expect(wire.ExecStdin))[1].data == b"x" * 500
+        await talk.agent.nothing_more()
+        again.scope.cancel()
+
+
+async def test_without_credit_input_is_bounded_by_the_console() -> None:
+    async with talking(window=None, streams=trio.testing.lockstep_stream_pair) as talk:
+        process, _ = await block(talk)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(bytes(4 * MIB)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not sending.done.is_set()
+        got = 0
+        while got < 4 * MIB:
+            _, message = await talk.agent.expect(wire.ExecStdin)
+            assert len(message.data) <= 65536
+            got += len(message.data)
+        await sending.wait()

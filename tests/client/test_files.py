@@ -1,0 +1,656 @@
+"""Files of the guest on the wire: what is asked for, in what portions, and what is left when things go wrong."""
+
+# ruff: noqa: ASYNC240 (the files of a test are at hand, and small)
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+import trio_console
+from trio_console import _protocol as wire
+
+from ._fake import WINDOW, begin, talking
+from ._fake_files import serving_files
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MIB = 1024 * 1024
+FLOWS = pytest.mark.parametrize("window", [WINDOW, None], ids=["credit", "no-credit"])
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"contents")
+    return path
+
+
+async def cancelled(call: Any) -> Any:
+    """Start a call, and cancel it once nothing moves any more; the result holder."""
+    async with trio.open_nursery() as nursery:
+        result = begin(nursery, call)
+        await wait_all_tasks_blocked()
+        assert not result.done.is_set()
+        result.scope.cancel()
+    assert result.scope.cancelled_caught
+    return result
+
+
+# What is asked for
+
+
+async def test_a_whole_file_is_one_read(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            assert await guest_file.read() == b"contents"
+        assert [type(op) for op in files.ops] == [wire.OpOpenFile, wire.OpFStat, wire.OpRead, wire.OpCloseHandle]
+        assert files.ops[2] == wire.OpRead(1, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "expected"),
+    [
+        ("r", "read"),
+        ("r+", "read write"),
+        ("w", "write create truncate"),
+        ("w+", "read write create truncate"),
+        ("a", "write append create"),
+        ("a+", "read write append create"),
+        ("x", "write create create_new"),
+        ("x+", "read write create create_new"),
+    ],
+)
+async def test_a_mode_says_what_open_2_is_to_do(file: Path, mode: str, expected: str) -> None:
+    async with serving_files() as (talk, files):
+        file.unlink() if "x" in mode else None
+        await (await talk.guest.open_file(file, mode)).aclose()
+        options = files.ops[0].options
+        names = ["read", "write", "append", "create", "truncate", "create_new"]
+        assert " ".join(name for name in names if getattr(options, name)) == expected
+        assert options.mode is None
+
+
+@FLOWS
+async def test_lines_are_read_ahead_in_buffers(file: Path, window: int | None) -> None:
+    file.write_bytes(b"".join(b"line %d\n" % i for i in range(20_000)))
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file) as guest_file:
+            count = 0
+            async for line in guest_file:
+                assert line == f"line {count}\n"
+                count += 1
+        assert count == 20_000
+        assert files.count(wire.OpRead) == file.stat().st_size // 65536 + 2
+
+
+@FLOWS
+async def test_small_writes_are_written_together(file: Path, window: int | None) -> None:
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, "wb") as guest_file:
+            for _ in range(65_536 + 10):
+                await guest_file.write(b"x")
+        assert [op.len for op in files.ops if isinstance(op, wire.OpWrite)] == [65_536, 10]
+    assert file.read_bytes() == b"x" * 65_546
+
+
+async def test_a_line_longer_than_the_buffer_is_whole(file: Path) -> None:
+    file.write_bytes(b"x" * MIB + b"\n" + b"y")
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file) as guest_file:
+            assert len(await guest_file.readline()) == MIB + 1
+            assert await guest_file.readline() == "y"
+        assert files.count(wire.OpRead) <= 8
+
+
+async def test_line_buffering_writes_out_each_line(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "w", buffering=1) as guest_file:
+            assert guest_file.line_buffering
+            await guest_file.write("no end")
+            assert files.count(wire.OpWrite) == 0
+            await guest_file.write(" yet\n")
+            assert file.read_bytes() == b"no end yet\n"
+
+
+async def test_binary_files_can_be_peeked_and_read_into(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            assert (await guest_file.peek()).startswith(b"c")
+            assert await guest_file.read1(3) == b"con"
+            buffer = bytearray(10)
+            assert await guest_file.readinto(buffer) == 5
+            assert buffer == b"tents\0\0\0\0\0"
+            assert await guest_file.read1() == b""
+            assert await guest_file.tell() == 8
+        assert files.count(wire.OpRead) == 3
+
+
+async def test_a_text_file_has_no_byte_methods(file: Path) -> None:
+    async with serving_files() as (talk, _):
+        async with await talk.guest.open_file(file) as guest_file:
+            with pytest.raises(io.UnsupportedOperation):
+                await guest_file.read1()
+            with pytest.raises(io.UnsupportedOperation):
+                await guest_file.readinto(bytearray(1))
+            with pytest.raises(io.UnsupportedOperation):
+                await guest_file.peek()
+            with pytest.raises(io.UnsupportedOperation):
+                guest_file.fileno()
+
+
+async def test_a_file_tells_how_it_was_opened(file: Path) -> None:
+    async with serving_files() as (talk, _):
+        async with await talk.guest.open_file(file, errors="replace") as text:
+            assert (text.name, text.mode, text.encoding, text.errors) == (str(file), "r", "utf-8", "replace")
+            assert isinstance(text, trio_console.GuestFile)
+        async with await talk.guest.open_file(file, "rb") as binary:
+            assert (binary.mode, binary.encoding, binary.errors, binary.newlines) == ("rb", None, None, None)
+        assert str(file) in repr(text)
+        assert str(file) in repr(binary)
+
+
+# Flow
+
+
+async def test_a_read_larger_than_the_window_is_paid_for_as_it_is_consumed(file: Path) -> None:
+    file.write_bytes(os.urandom(3 * MIB))
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            assert await guest_file.read() == file.read_bytes()
+        assert files.credit_granted >= 2 * MIB
+
+
+async def test_an_agent_without_credit_is_not_spoken_to_of_it(file: Path) -> None:
+    file.write_bytes(os.urandom(3 * MIB))
+    async with serving_files(window=None) as (talk, files):
+        async with await talk.guest.open_file(file, "rb+") as guest_file:
+            data = await guest_file.read()
+            assert data == file.read_bytes()
+            await guest_file.seek(0)
+            await guest_file.write(data[::-1])
+        assert file.read_bytes() == data[::-1]
+        assert files.credit_granted == 0
+        assert all(request.window is wire.UNSET for request in files.requests)
+
+
+async def test_only_reads_and_writes_ask_for_credit(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb+") as guest_file:
+            await guest_file.read()
+            await guest_file.write(b"x")
+        asking = [type(one.op) for one in files.requests if one.window is not wire.UNSET]
+        assert asking == [wire.OpRead, wire.OpWrite]
+
+
+async def test_a_large_write_is_one_request_within_the_window(file: Path) -> None:
+    data = os.urandom(2 * MIB)
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "wb") as guest_file:
+            files.grant_writes = False
+            writing = begin(talk.nursery, lambda: guest_file.write(data))
+            await wait_all_tasks_blocked()
+            (live,) = files.lives.values()
+            assert live.most_outstanding == WINDOW
+            assert not writing.done.is_set()
+            files.grant_writes = True
+            live.changed.set()
+            assert await writing.wait() == len(data)
+        assert files.count(wire.OpWrite) == 1
+    assert file.read_bytes() == data
+
+
+async def test_a_small_window_makes_a_small_buffer(file: Path) -> None:
+    data = os.urandom(5000)
+    async with serving_files(window=1000) as (talk, files):
+        async with await talk.guest.open_file(file, "wb+") as guest_file:
+            for start in range(0, 5000, 100):
+                await guest_file.write(data[start : start + 100])
+            await guest_file.write(data)
+            await guest_file.seek(0)
+            assert await guest_file.read() == data + data
+        assert max(op.len for op in files.ops if isinstance(op, wire.OpWrite) and op.len < 5000) <= 1000
+
+
+# Errors
+
+
+async def test_the_error_of_an_open_is_python_s_own(tmp_path: Path) -> None:
+    path = tmp_path / "missing"
+    with pytest.raises(FileNotFoundError) as expected:
+        await trio.open_file(path)
+    async with serving_files() as (talk, _):
+        with pytest.raises(FileNotFoundError) as caught:
+            await talk.guest.open_file(path)
+    assert str(caught.value) == str(expected.value)
+    assert caught.value.errno == errno.ENOENT
+    assert caught.value.filename == str(path)
+
+
+async def test_more_than_the_errno_is_kept_of_what_the_guest_says(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        files.failing[wire.OpOpenFile] = "open: opendir: something unusual (os error 13)"
+        with pytest.raises(PermissionError, match="something unusual"):
+            await talk.guest.open_file(file)
+
+
+async def test_an_error_without_a_number_is_a_plain_one(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        files.failing[wire.OpOpenFile] = "too many open handles"
+        with pytest.raises(OSError, match="too many open handles") as caught:
+            await talk.guest.open_file(file)
+        assert type(caught.value) is OSError
+        assert caught.value.filename == str(file)
+
+
+async def test_a_directory_is_not_opened_and_its_handle_closed(tmp_path: Path) -> None:
+    async with serving_files() as (talk, _):
+        for mode in ("r", "rb", "w", "a"):
+            with pytest.raises(IsADirectoryError):
+                await talk.guest.open_file(tmp_path, mode)
+
+
+async def test_an_error_in_the_middle_of_a_read_consumes_nothing(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            files.failing[wire.OpRead] = "read: Input/output error (os error 5)"
+            with pytest.raises(OSError, match="Input/output") as caught:
+                await guest_file.read()
+            assert caught.value.errno == errno.EIO
+            assert caught.value.filename == str(file)
+            files.failing.clear()
+            assert await guest_file.read() == b"contents"
+
+
+async def test_a_failed_flush_keeps_what_was_not_written(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "wb") as guest_file:
+            await guest_file.write(b"data")
+            files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+            with pytest.raises(OSError, match="No space left") as caught:
+                await guest_file.flush()
+            assert caught.value.errno == errno.ENOSPC
+            files.failing.clear()
+        assert file.read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+async def test_a_failing_write_is_told_at_the_close_which_closes_all_the_same(file: Path, mode: str) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, mode)
+        await guest_file.write(b"data")
+        files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+        with pytest.raises(OSError, match="No space left"):
+            await guest_file.aclose()
+        assert not files.open
+        assert guest_file.closed
+        await guest_file.aclose()
+
+
+async def test_an_append_that_failed_is_not_tried_again(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, "ab")
+        await guest_file.write(b"data")
+        files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+        with pytest.raises(OSError, match="No space left"):
+            await guest_file.flush()
+        files.failing.clear()
+        with pytest.raises(OSError, match="No space left"):
+            await guest_file.aclose()
+    assert file.read_bytes() == b"contents"
+
+
+async def test_an_error_ends_a_large_write_at_once(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "wb") as guest_file:
+            files.failing[wire.OpWrite] = "write: File too large (os error 27)"
+            with pytest.raises(OSError, match="File too large"):
+                await guest_file.write(bytes(4 * MIB))
+            files.failing.clear()
+            await guest_file.write(b"x")
+        assert file.read_bytes() == b"x"
+
+
+async def test_an_error_of_the_close_is_told(file: Path) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file, "wb"))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        await talk.agent.send(wire.FsResponse(ok=True, data=wire.ResultHandle(1)), id_)
+        guest_file = await opening.wait()
+        closing = begin(talk.nursery, guest_file.aclose)
+        id_, request = await talk.agent.expect(wire.FsRequest)
+        assert request.op == wire.OpCloseHandle(1)
+        await talk.agent.send(wire.FsResponse(ok=False, error="close: Disk quota exceeded (os error 122)"), id_)
+        with pytest.raises(OSError, match="quota"):
+            await closing.wait()
+
+
+async def test_an_old_agent_is_told_apart_and_nothing_sent(file: Path) -> None:
+    async with talking(generation=1) as talk:
+        with pytest.raises(trio_console.UnsupportedByPeer):
+            await talk.guest.open_file(file)
+        with pytest.raises(trio_console.UnsupportedByPeer):
+            await talk.guest.path(file).stat()
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (wire.Error(kind="invalid_payload", message="no"), "invalid_payload"),
+        (wire.FsResponse(ok=True), "invalid_payload"),
+        (wire.FsResponse(ok=True, data=wire.ResultPath("/x")), "invalid_payload"),
+        (wire.FsData(b"x"), "invalid_session"),
+        (wire.TcpEof(), "invalid_session"),
+        (wire.Pong(), "invalid_session"),
+    ],
+)
+async def test_an_answer_that_is_none_is_a_protocol_error(file: Path, answer: wire.Message, kind: str) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        await talk.agent.send(answer, id_)
+        with pytest.raises(trio_console.ProtocolError) as caught:
+            await opening.wait()
+        assert caught.value.kind == kind
+
+
+async def test_a_handle_behind_a_misplaced_frame_is_closed(file: Path) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        await talk.agent.send(wire.FsData(b"x"), id_)
+        with pytest.raises(trio_console.ProtocolError):
+            await opening.wait()
+        await talk.agent.send(wire.FsResponse(ok=True, data=wire.ResultHandle(9)), id_)
+        _, request = await talk.agent.expect(wire.FsRequest)
+        assert request.op == wire.OpCloseHandle(9)
+
+
+@pytest.mark.parametrize("path", ["a\0b", "\udcff", b"\xff"])
+async def test_a_path_the_protocol_cannot_carry_is_refused(path: Any) -> None:
+    async with talking() as talk:
+        with pytest.raises(ValueError):
+            await talk.guest.open_file(path)
+        with pytest.raises(ValueError):
+            talk.guest.path(path)
+        await talk.agent.nothing_more()
+
+
+async def test_a_path_longer_than_a_frame_is_too_long() -> None:
+    async with talking() as talk:
+        with pytest.raises(OSError) as caught:
+            await talk.guest.open_file("x" * (5 * MIB))
+        assert caught.value.errno == errno.ENAMETOOLONG
+        assert talk.connection.active_sessions == 0
+
+
+# One task at a time
+
+
+async def test_a_second_task_is_told_that_the_file_is_in_use(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        for mode in ("r", "rb"):
+            async with await talk.guest.open_file(file, mode) as guest_file:
+                files.held[wire.OpRead] = trio.Event()
+                reading = begin(talk.nursery, guest_file.read)
+                await wait_all_tasks_blocked()
+                with pytest.raises(trio.BusyResourceError):
+                    await guest_file.readline()
+                files.held.pop(wire.OpRead).set()
+                await reading.wait()
+
+
+@pytest.mark.parametrize("mode", ["r", "rb"])
+async def test_closing_a_file_in_use_complains_and_closes(file: Path, mode: str) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, mode)
+        files.held[wire.OpRead] = trio.Event()
+        reading = begin(talk.nursery, guest_file.read)
+        await wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await guest_file.aclose()
+        assert guest_file.closed
+        files.held.pop(wire.OpRead).set()
+        await reading.done.wait()
+
+
+# Cancellation
+
+
+@FLOWS
+async def test_a_handle_that_comes_too_late_is_closed(file: Path, window: int | None) -> None:
+    async with serving_files(window=window) as (talk, files):
+        files.held[wire.OpOpenFile] = trio.Event()
+        await cancelled(lambda: talk.guest.open_file(file))
+        files.held.pop(wire.OpOpenFile).set()
+        await wait_all_tasks_blocked()
+        assert [type(op) for op in files.ops] == [wire.OpOpenFile, wire.OpCloseHandle]
+        assert talk.connection.active_sessions == 0
+
+
+async def test_a_handle_that_comes_with_the_cancellation_is_closed(file: Path) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        # The task is woken to be cancelled, and before it runs its answer is there.
+        opening.scope.cancel()
+        frame = wire.Frame(id_, 1, wire.encode(wire.FsResponse(ok=True, data=wire.ResultHandle(3)), id_)[9:])
+        talk.connection._route(frame)
+        await opening.done.wait()
+        assert opening.scope.cancelled_caught
+        _, request = await talk.agent.expect(wire.FsRequest)
+        assert request.op == wire.OpCloseHandle(3)
+
+
+@FLOWS
+async def test_a_cancelled_read_has_read_nothing(file: Path, window: int | None) -> None:
+    data = os.urandom(MIB)
+    file.write_bytes(data)
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            assert await guest_file.read(10) == data[:10]
+            files.grant_reads = False
+            await cancelled(guest_file.read)
+            files.grant_reads = True
+            for live in files.lives.values():
+                live.changed.set()
+            assert await guest_file.tell() == 10
+            assert await guest_file.read() == data[10:]
+        assert bool(files.cancelled) == (window is not None)
+
+
+@FLOWS
+async def test_a_cancelled_large_write_ends_and_the_file_goes_on(file: Path, window: int | None) -> None:
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, "wb") as guest_file:
+            files.grant_writes = False
+            await cancelled(lambda: guest_file.write(b"x" * 4 * MIB))
+            files.grant_writes = True
+            for live in files.lives.values():
+                live.changed.set()
+            assert await guest_file.tell() == 0
+            assert await guest_file.truncate(0) == 0
+            await guest_file.write(b"after")
+        assert bool(files.cancelled) == (window is not None)
+        assert file.read_bytes() == b"after"
+
+
+@FLOWS
+@pytest.mark.parametrize("mode", ["wb", "ab"])
+async def test_a_flush_cancelled_after_it_was_sent_is_done_once(file: Path, window: int | None, mode: str) -> None:
+    file.write_bytes(b"")
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, mode) as guest_file:
+            await guest_file.write(b"one ")
+            files.held[wire.OpWrite] = trio.Event()
+            await cancelled(guest_file.flush)
+            files.held.pop(wire.OpWrite).set()
+            await guest_file.write(b"two ")
+            await guest_file.flush()
+        assert files.count(wire.OpWrite) == 2
+    assert file.read_bytes() == b"one two "
+
+
+async def test_the_error_of_a_write_nobody_waited_for_comes_with_the_next_call(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, "wb")
+        await guest_file.write(b"one ")
+        held = files.held[wire.OpWrite] = trio.Event()
+        await cancelled(guest_file.flush)
+        files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+        held.set()
+        with pytest.raises(OSError, match="No space"):
+            await guest_file.aclose()
+
+
+@pytest.mark.parametrize("mode", ["wb", "ab", "w"])
+async def test_a_cancelled_close_still_writes_and_closes(file: Path, mode: str) -> None:
+    file.write_bytes(b"")
+    async with serving_files() as (talk, files):
+        with trio.CancelScope() as scope:
+            async with await talk.guest.open_file(file, mode) as guest_file:
+                await guest_file.write(b"data" if "b" in mode else "data")
+                scope.cancel()
+        assert scope.cancelled_caught
+        assert not files.open
+        assert file.read_bytes() == b"data"
+
+
+@pytest.mark.parametrize("held", [wire.OpWrite, wire.OpCloseHandle])
+async def test_a_cancelled_close_takes_no_longer_than_the_grace(
+    file: Path, held: type, autojump_clock: MockClock
+) -> None:
+    async with serving_files(grace=3) as (talk, files):
+        guest_file = await talk.guest.open_file(file, "wb")
+        await guest_file.write(b"data")
+        files.held[held] = trio.Event()
+        start = trio.current_time()
+        with trio.move_on_after(1) as scope:
+            await guest_file.aclose()
+        assert scope.cancelled_caught
+        assert trio.current_time() - start == pytest.approx(4)
+
+
+async def test_cancelling_anywhere_leaves_no_handle_and_no_session(file: Path) -> None:
+    async def session(guest: trio_console.Guest) -> None:
+        async with await guest.open_file(file, "r+") as guest_file:
+            await guest_file.readline()
+            await guest_file.seek(0)
+            await guest_file.write("x" * 100_000)
+            await guest_file.truncate(5)
+        path = guest.path(file)
+        await path.touch()
+        list(await path.parent.iterdir())
+        assert await path.read_bytes() == b"xxxxx"
+
+    finished = False
+    after = 0
+    while not finished:
+        file.write_bytes(b"contents\n")
+        async with serving_files() as (talk, _):
+            with trio.CancelScope() as scope:
+                counter = Countdown(scope, after)
+                trio.lowlevel.add_instrument(counter)
+                try:
+                    await session(talk.guest)
+                    finished = True
+                finally:
+                    trio.lowlevel.remove_instrument(counter)
+        after += 1
+    assert after > 20
+
+
+class Countdown(trio.abc.Instrument):
+    """Cancels a scope when the task that made this has been scheduled so many times."""
+
+    def __init__(self, scope: trio.CancelScope, after: int) -> None:
+        self._scope = scope
+        self._left = after
+        self._task = trio.lowlevel.current_task()
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            if self._left == 0:
+                self._scope.cancel()
+            self._left -= 1
+
+
+# A guest that is gone
+
+
+async def test_a_read_ends_with_the_reason_when_the_guest_is_lost(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, "rb")
+        files.held[wire.OpRead] = trio.Event()
+        reading = begin(talk.nursery, guest_file.read)
+        await wait_all_tasks_blocked()
+        talk.connection.lose("power cut")
+        with pytest.raises(trio_console.GuestLostError, match="power cut"):
+            await reading.wait()
+        await guest_file.aclose()  # nothing was left to write
+
+
+@pytest.mark.parametrize("size", [4, 4 * MIB])
+async def test_data_that_was_not_written_is_missed_when_the_guest_is_lost(file: Path, size: int) -> None:
+    async with serving_files() as (talk, files):
+        guest_file = await talk.guest.open_file(file, "wb")
+        files.grant_writes = False
+        writing = begin(talk.nursery, lambda: guest_file.write(b"x" * size))
+        await wait_all_tasks_blocked()
+        talk.connection.lose("power cut")
+        if size > MIB:
+            with pytest.raises(trio_console.GuestLostError, match="power cut"):
+                await writing.wait()
+            await guest_file.aclose()
+        else:
+            with pytest.raises(trio_console.GuestLostError, match="power cut"):
+                await guest_file.aclose()
+        with pytest.raises(trio_console.GuestLostError):
+            await talk.guest.open_file(file)
+
+
+@pytest.mark.parametrize("size", [4, 4 * MIB])
+async def test_a_console_that_takes_nothing_more_is_a_lost_guest(
+    file: Path, size: int, autojump_clock: MockClock
+) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file, "wb"))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        await talk.agent.send(wire.FsResponse(ok=True, data=wire.ResultHandle(1)), id_)
+        guest_file = await opening.wait()
+        talk.agent.stream.receive_stream.close()  # type: ignore[attr-defined]
+        with pytest.raises(trio_console.GuestLostError):
+            await guest_file.write(b"x" * size)
+            await guest_file.flush()
+        if size > MIB:
+            await guest_file.aclose()
+        else:
+            with pytest.raises(trio_console.GuestLostError):
+                await guest_file.aclose()
+
+
+async def test_a_write_begun_when_the_console_is_gone_waits_for_the_reason(
+    file: Path, autojump_clock: MockClock
+) -> None:
+    async with talking() as talk:
+        opening = begin(talk.nursery, lambda: talk.guest.open_file(file, "wb", 0))
+        id_, _ = await talk.agent.expect(wire.FsRequest)
+        await talk.agent.send(wire.FsResponse(ok=True, data=wire.ResultHandle(1)), id_)
+        guest_file = await opening.wait()
+        talk.agent.stream.receive_stream.close()  # type: ignore[attr-defined]
+        begin(talk.nursery, talk.guest.ping)  # the writer finds out, the reader does not yet
+        await wait_all_tasks_blocked()
+        assert talk.connection.outbox.closed
+        assert talk.connection.lost is None
+        for size in (1, MIB):
+            with pytest.raises(trio_console.GuestLostError):
+                await guest_file.write(b"x" * size)
+        await guest_file.aclose()

@@ -1,0 +1,247 @@
+"""Files of the guest behave as `trio.open_file`'s: the same script run on both."""
+
+from __future__ import annotations
+
+import io
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ._fake_files import serving_files
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+CONTENTS = b"first\nsecond line\r\nthird\rfourth, \xc3\xa4\xe2\x82\xac\n\nlast without end"
+
+
+async def outcome(call: Callable[[], Any]) -> Any:
+    """What a step gives, in a form that can be compared."""
+    try:
+        value = await call()
+    except Exception as exc:
+        return type(exc), getattr(exc, "errno", None)
+    return value if isinstance(value, (bytes, str, int, list, type(None))) else type(value)
+
+
+async def play(open_file: Callable[[], Any], steps: list[Any]) -> list[Any]:
+    """Run steps on a file: method name and arguments. Positions are remembered by number."""
+    results: list[Any] = []
+    try:
+        file = await open_file()
+    except Exception as exc:
+        return [(type(exc), getattr(exc, "errno", None))]
+    marks: list[int] = []
+    async with file:
+        for name, *args in steps:
+            if name == "mark":
+                got = await outcome(file.tell)
+                if isinstance(got, int):
+                    marks.append(got)
+                    got = "a position"
+                results.append(got)
+            elif name == "back":
+                if marks:
+                    got = await outcome(partial(file.seek, marks[args[0] % len(marks)]))
+                    results.append("a position" if isinstance(got, int) else got)
+            else:
+                got = await outcome(partial(getattr(file, name), *args))
+                if isinstance(got, int) and got >> 64:
+                    got = "a position"  # where it means more than an offset, every implementation has its own
+                results.append((name, args, got))
+        results += [file.closed]
+        for name in ("readable", "writable", "seekable", "isatty"):
+            results.append((name, getattr(file, name)()))
+    results.append(file.closed)
+    results.append(await outcome(file.flush))
+    return results
+
+
+async def same(tmp_path: Path, contents: bytes | None, mode: str, steps: list[Any], **options: Any) -> list[Any]:
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path in (here, there):
+        path.unlink(missing_ok=True)
+        if contents is not None:
+            path.write_bytes(contents)
+    if "b" not in mode:
+        options.setdefault("encoding", "utf-8")
+    expected = await play(partial(trio.open_file, here, mode, **options), steps)
+    async with serving_files() as (talk, _):
+        with trio.fail_after(20):
+            got = await play(lambda: talk.guest.open_file(there, mode, **options), steps)
+    assert got == expected
+    assert here.exists() == there.exists()
+    if here.exists():
+        assert there.read_bytes() == here.read_bytes()
+    return got
+
+
+MODES = ["r", "r+", "w", "w+", "a", "a+", "x", "x+"]
+
+READS: list[Any] = [
+    ("read", 3), ("readline",), ("read", 0), ("readline", 2), ("mark",), ("readline", 0),
+    ("read", -1), ("read",), ("back", 0), ("readlines",), ("back", 0), ("readlines", 4),
+    ("seek", 0), ("read", None), ("seek", 0, 2), ("read",), ("seek", 0), ("readline",),
+    ("seek", 0, 1), ("readline",),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", ["r", "rb", "r+", "rb+"])
+@pytest.mark.parametrize("contents", [CONTENTS, b"", b"\n", b"\r", b"\r\n", b"x" * 70_000 + b"\n" + b"y" * 70_000])
+async def test_reading_is_as_in_io(tmp_path: Path, mode: str, contents: bytes) -> None:
+    await same(tmp_path, contents, mode, READS)
+
+
+@pytest.mark.parametrize("newline", [None, "", "\n", "\r", "\r\n"])
+async def test_line_ends_are_as_in_io(tmp_path: Path, newline: str | None) -> None:
+    await same(tmp_path, CONTENTS, "r", READS, newline=newline)
+    contents = b"a\r\nb\rc\n" * 5000
+    await same(tmp_path, contents, "r", [("readline",)] * 12 + [("read",)], newline=newline)
+    await same(tmp_path, None, "w+", [("write", "a\nb\r\nc\rd"), ("seek", 0), ("readlines",)], newline=newline)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.parametrize("contents", [CONTENTS, None])
+async def test_every_mode_allows_what_it_allows_in_io(
+    tmp_path: Path, mode: str, binary: bool, contents: bytes | None
+) -> None:
+    data: Any = b"new\xff\n" if binary else "neü\n"
+    steps = [
+        *[("tell",), ("write", data), ("tell",), ("flush",), ("seek", 0), ("read", 4)],
+        # What was read ahead shows io a write in the middle that in truth was appended.
+        ("seek", 0, 2) if "a" in mode else ("seek", 2),
+        *[("tell",), ("write", data), ("seek", 0), ("read",), ("truncate", 3), ("seek", 0), ("read",)],
+        *[("seek", 0, 2), ("tell",), ("writelines", [data, data]), ("truncate",), ("seek", 0), ("readlines",)],
+    ]
+    await same(tmp_path, contents, mode + ("b" if binary else ""), steps)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [("seek", -1)],
+        [("seek", 1, 1)],
+        [("seek", -3, 2), ("read",)],
+        [("seek", 3, 2), ("read",), ("tell",)],
+        [("seek", 0, 7)],
+        [("seek", "x")],
+        [("write", 3)],
+        [("read", "x")],
+        [("truncate", -1)],
+    ],
+)
+@pytest.mark.parametrize("mode", ["r+", "rb+"])
+async def test_nonsense_is_refused_as_in_io(tmp_path: Path, mode: str, steps: list[Any]) -> None:
+    await same(tmp_path, CONTENTS, mode, [("read", 1), *steps] if steps[0][0] != "seek" else steps)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16", "utf-8-sig", "ascii", "cp1252"])
+@pytest.mark.parametrize("mode", ["w", "a", "r+", "w+"])
+async def test_encodings_write_their_marks_as_in_io(tmp_path: Path, encoding: str, mode: str) -> None:
+    steps = [("write", "one\n"), ("write", "two"), ("seek", 0), ("readline",), ("mark",), ("read",), ("back", 0)]
+    contents = "zero\nnull\n".encode(encoding)
+    await same(tmp_path, contents, mode, [*steps, ("read",)], encoding=encoding)
+
+
+@pytest.mark.parametrize("errors", ["strict", "replace", "ignore", "surrogateescape"])
+async def test_bytes_that_are_no_text_are_dealt_with_as_in_io(tmp_path: Path, errors: str) -> None:
+    await same(tmp_path, b"ab\xffcd\n\xe2\x82", "r", [("readline",), ("read",)], errors=errors)
+
+
+@pytest.mark.parametrize(
+    ("mode", "options"),
+    [
+        *[(mode, {}) for mode in ("", "q", "rw", "rr", "bt", "rbt", "b", "+", "wa", "r++", "U")],
+        ("rb", {"encoding": "utf-8"}),
+        ("rb", {"errors": "strict"}),
+        ("rb", {"newline": ""}),
+        ("r", {"newline": "x"}),
+        ("r", {"encoding": "no such"}),
+        ("r", {"encoding": "hex"}),
+        ("r", {"buffering": 0}),
+    ],
+)
+async def test_what_open_refuses_is_refused(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"contents")
+    with pytest.raises((ValueError, LookupError)) as expected:
+        await trio.open_file(path, mode, **options)
+    async with serving_files() as (talk, files):
+        with pytest.raises(expected.type):
+            await talk.guest.open_file(path, mode, **options)
+        assert not files.ops
+
+
+@pytest.mark.parametrize("buffering", [0, 2, 7, 100])
+async def test_any_buffer_size_gives_the_same_bytes(tmp_path: Path, buffering: int) -> None:
+    steps = [("write", b"0123456"), ("write", b"7"), ("seek", 2), ("read", 3), ("write", b"xyz"), ("readline",),
+             ("seek", 0), ("readlines",)]  # fmt: skip
+    await same(tmp_path, CONTENTS, "rb+", steps, buffering=buffering)
+
+
+BINARY_STEP = st.one_of(
+    st.tuples(st.just("read"), st.integers(-1, 40)),
+    st.tuples(st.just("readline"), st.integers(-1, 40)),
+    st.tuples(st.just("write"), st.binary(max_size=30)),
+    st.tuples(st.just("seek"), st.integers(0, 60)),
+    st.tuples(st.just("seek"), st.integers(-20, 20), st.integers(0, 2)),
+    st.tuples(st.just("truncate"), st.integers(0, 60)),
+    st.sampled_from([("tell",), ("flush",), ("truncate",), ("readlines",)]),
+)
+
+TEXT_STEP = st.one_of(
+    st.tuples(st.just("read"), st.integers(-1, 40)),
+    st.tuples(st.just("readline"), st.integers(-1, 40)),
+    st.tuples(st.just("write"), st.text("ab\n\r\u00e4\u20ac\U0001f600", max_size=12)),
+    st.tuples(st.just("back"), st.integers(0, 9)),
+    st.sampled_from([("mark",), ("mark",), ("seek", 0), ("seek", 0, 1), ("seek", 0, 2), ("flush",)]),
+)
+
+ANYTHING = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+
+
+@ANYTHING
+@given(
+    mode=st.sampled_from(["rb", "rb+", "wb+"]),
+    buffering=st.sampled_from([-1, 5, 16]),
+    steps=st.lists(BINARY_STEP, max_size=14),
+)
+def test_any_script_on_a_binary_file_is_as_in_io(
+    tmp_path: Path, mode: str, buffering: int, steps: list[Any]
+) -> None:
+    trio.run(partial(same, tmp_path, CONTENTS, mode, steps, buffering=buffering))
+
+
+@ANYTHING
+@given(
+    mode=st.sampled_from(["r", "r+", "w+", "a+"]),
+    newline=st.sampled_from([None, "", "\n", "\r\n"]),
+    steps=st.lists(TEXT_STEP, max_size=14),
+)
+def test_any_script_on_a_text_file_is_as_in_io(
+    tmp_path: Path, mode: str, newline: str | None, steps: list[Any]
+) -> None:
+    # Without a seek between, io writes behind what it has read ahead, and reads before it has written out.
+    parted = [[("seek", 0, 1), step, ("flush",)] if step[0] == "write" else [step] for step in steps]
+    steps = [one for part in parted for one in part]
+    trio.run(partial(same, tmp_path, CONTENTS, mode, steps, newline=newline))
+
+
+async def test_lines_come_by_iteration(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(CONTENTS)
+    async with serving_files() as (talk, _):
+        async with await talk.guest.open_file(path) as file:
+            assert [line async for line in file] == io.StringIO(CONTENTS.decode(), newline=None).readlines()
+        async with await talk.guest.open_file(path, "rb") as binary:
+            assert [line async for line in binary] == io.BytesIO(CONTENTS).readlines()

@@ -1,0 +1,87 @@
+"""Output that is passed on to this program's own descriptors."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import trio
+import trio.testing
+
+from trio_console._client._output import IncomingStream
+from trio_console._client._plumbing import _pass_on
+
+from ._fake import PATIENCE
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DATA = bytes(range(256)) * 4096
+
+
+@contextmanager
+def pipe(*, blocking: bool) -> Iterator[tuple[int, int]]:
+    """A pipe whose writing end blocks or not."""
+    reading, writing = os.pipe()
+    os.set_blocking(writing, blocking)
+    try:
+        yield reading, writing
+    finally:
+        os.close(reading)
+        os.close(writing)
+
+
+def full_stream() -> IncomingStream:
+    stream = IncomingStream(None)
+    stream.put(DATA)
+    stream.end()
+    return stream
+
+
+async def read_exactly(fd: int, size: int) -> bytes:
+    got = b""
+    while len(got) < size:
+        await trio.lowlevel.wait_readable(fd)
+        got += os.read(fd, 65536)
+    return got
+
+
+async def test_a_non_blocking_descriptor_gets_everything_too() -> None:
+    # The flag is the open file's, not the process's: whoever else holds our terminal may have set it.
+    with pipe(blocking=False) as (reading, writing), trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pass_on, full_stream(), writing)
+            assert await read_exactly(reading, len(DATA)) == DATA
+
+
+async def test_a_blocked_descriptor_does_not_take_the_programs_threads() -> None:
+    with pipe(blocking=True) as (reading, writing), trio.fail_after(PATIENCE):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pass_on, full_stream(), writing)
+            await trio.lowlevel.wait_readable(reading)
+            await trio.testing.wait_all_tasks_blocked()
+            assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
+            assert await read_exactly(reading, len(DATA)) == DATA
+
+
+async def test_output_that_nobody_reads_any_more_is_counted_and_holds_up_nobody() -> None:
+    stream = IncomingStream(None)
+    stream.put(DATA)
+    with trio.fail_after(PATIENCE):
+        await _pass_on(stream, -1)
+    stream.put(DATA)
+    assert stream.bytes_received == 2 * len(DATA)
+    assert stream.bytes_discarded >= len(DATA)
+    assert not stream.congested
+
+
+def test_what_was_discarded_and_what_was_read_add_up() -> None:
+    stream = IncomingStream(None)
+    stream.put(b"abc")
+    stream.let_go()
+    stream.put(b"defg")
+    assert stream._take(2) == b"ab"
+    stream.close()
+    stream.put(b"h")
+    assert (stream.bytes_received, stream.bytes_discarded) == (8, 6)

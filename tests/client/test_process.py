@@ -1,0 +1,641 @@
+"""A process's session, with a scripted agent: its start, streams, end, and what goes wrong."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_console import GuestLostError, ProtocolError
+from trio_console import _protocol as wire
+
+from ._fake import PATIENCE, Talk, begin, talking
+
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+STDOUT = subprocess.STDOUT
+
+
+def run(talk: Talk, *command: str, **options: Any) -> Any:
+    options.setdefault("capture_stdout", "stdout" not in options)
+    options.setdefault("capture_stderr", "stderr" not in options)
+    return begin(talk.nursery, lambda: talk.guest.run_process(list(command) or ["cmd"], **options))
+
+
+class Opened:
+    """A process opened in the background, until `leave`."""
+
+    def __init__(self, talk: Talk, **options: Any) -> None:
+        self.talk = talk
+        self.process: Any = None
+        self.leave = trio.Event()
+        options.setdefault("stdout", PIPE)
+        options.setdefault("stderr", PIPE)
+        self._options = options
+        self._opened = trio.Event()
+        self.result = begin(talk.nursery, self._run)
+
+    async def _run(self) -> None:
+        async with self.talk.guest.open_process(["cmd"], **self._options) as self.process:
+            self._opened.set()
+            await self.leave.wait()
+
+    async def ready(self) -> Any:
+        with trio.fail_after(PATIENCE):
+            await self._opened.wait()
+        return self.process
+
+
+async def opened(talk: Talk, **options: Any) -> tuple[Any, int, Opened]:
+    """A started process, its id, and how to leave it. What it sends to begin with is received."""
+    block = Opened(talk, **options)
+    id_ = await talk.agent.expect_start()
+    return await block.ready(), id_, block
+
+
+# The start
+
+
+async def test_the_request_says_what_the_user_said() -> None:
+    async with talking() as talk:
+        run(
+            talk, "ls", "-l", env={"A": "1"}, cwd="/tmp", user=1000, tty=True, rows=3, cols=4,
+            rlimits={"NOFILE": (10, -1), "core": 0},
+        )  # fmt: skip
+        _, request = await talk.agent.expect(wire.ExecRequest)
+        assert (request.cmd, request.args) == ("ls", ["-l"])
+        assert (request.env, request.cwd, request.user) == (["A=1"], "/tmp", "1000")
+        assert (request.tty, request.rows, request.cols) == (True, 3, 4)
+        assert request.rlimits == [wire.Rlimit("nofile", 10, 2**64 - 1), wire.Rlimit("core", 0, 0)]
+
+
+async def test_a_shell_command_is_one_string_and_stays_the_users_in_args() -> None:
+    async with talking() as talk:
+        result = begin(
+            talk.nursery, lambda: talk.guest.run_process("exit 3", shell=True, check=False, capture_stdout=True)
+        )
+        id_, request = await talk.agent.expect(wire.ExecRequest)
+        assert (request.cmd, request.args) == ("/bin/sh", ["-c", "exit 3"])
+        await talk.agent.send(wire.ExecStarted(7), id_)
+        await talk.agent.send(wire.ExecExited(3), id_)
+        completed = await result.wait()
+        assert (completed.args, completed.returncode) == ("exit 3", 3)
+
+
+async def test_a_process_knows_its_pid_and_shows_it() -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk)
+        assert process.pid == 7
+        assert "guest pid 7" in repr(process)
+
+
+@pytest.mark.parametrize(
+    ("failed", "error", "filename"),
+    [
+        (wire.ExecFailed(kind="not_found", errno=2, message="m"), FileNotFoundError, "cmd"),
+        (wire.ExecFailed(kind="not_found", errno=2, message="m", filename="/cwd"), FileNotFoundError, "/cwd"),
+        (wire.ExecFailed(kind="permission_denied", errno=13, message="m"), PermissionError, "cmd"),
+        (wire.ExecFailed(kind="bad_cwd", errno=20, message="m"), NotADirectoryError, "cmd"),
+        (wire.ExecFailed(kind="not_found", message="m"), FileNotFoundError, "cmd"),
+        (wire.ExecFailed(kind="permission_denied", message="m"), PermissionError, "cmd"),
+        (wire.ExecFailed(kind="other", message="no such user"), OSError, "cmd"),
+    ],
+)
+async def test_a_failed_start_is_the_os_error_of_its_errno(
+    failed: wire.ExecFailed, error: type[OSError], filename: str
+) -> None:
+    async with talking() as talk:
+        result = run(talk)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.send(failed, id_)
+        with pytest.raises(error, match=failed.message) as caught:
+            await result.wait()
+        assert type(caught.value) is error
+        assert caught.value.filename == filename
+        assert talk.guest.statistics().active_sessions == 0
+        await talk.agent.nothing_more()
+
+
+async def test_a_failed_start_comes_out_of_nursery_start_unwrapped() -> None:
+    async with talking() as talk:
+
+        async def start() -> None:
+            await talk.nursery.start(talk.guest.run_process, ["cmd"])
+
+        result = begin(talk.nursery, start)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.send(wire.ExecFailed(kind="not_found", errno=2, message="m"), id_)
+        with pytest.raises(FileNotFoundError):
+            await result.wait()
+
+
+async def test_a_command_longer_than_a_frame_is_refused_as_the_system_refuses_it() -> None:
+    async with talking() as talk:
+        with pytest.raises(OSError, match="too long") as caught:
+            await talk.guest.run_process(["cmd", "x" * 5_000_000])
+        assert (caught.value.errno, caught.value.filename) == (7, "cmd")
+        await talk.agent.nothing_more()
+        assert talk.guest.statistics().active_sessions == 0
+
+
+async def test_a_start_that_is_cancelled_kills_and_waits_for_the_confirmation() -> None:
+    async with talking() as talk:
+        result = run(talk)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        result.scope.cancel()
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not result.done.is_set()
+        await talk.agent.send(wire.ExecStarted(7), id_)
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await result.wait()
+        assert talk.guest.statistics().active_sessions == 0
+
+
+# The end
+
+
+@pytest.mark.parametrize(
+    ("exited", "returncode"),
+    [
+        (wire.ExecExited(0), 0),
+        (wire.ExecExited(3), 3),
+        (wire.ExecExited(-1), -1),
+        (wire.ExecExited(-1, signal=15), -15),
+        (wire.ExecExited(-1, signal=0), -1),
+    ],
+)
+async def test_the_returncode_is_pythons(exited: wire.ExecExited, returncode: int) -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk)
+        assert process.poll() is None
+        await talk.agent.send(exited, id_)
+        assert await process.wait() == returncode
+        assert process.poll() == process.returncode == returncode
+        assert str(returncode) in repr(process)
+
+
+async def test_any_number_of_tasks_can_wait_for_one_process() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk)
+        waiters = [begin(talk.nursery, process.wait) for _ in range(3)]
+        waiters[0].scope.cancel()
+        await talk.agent.send(wire.ExecExited(5), id_)
+        assert [await waiter.wait() for waiter in waiters[1:]] == [5, 5]
+        assert await process.wait() == 5
+
+
+async def test_a_result_has_what_was_captured() -> None:
+    async with talking() as talk:
+        result = run(talk, "a", "b")
+        id_ = await talk.agent.expect_start()
+        await talk.agent.send(wire.ExecStdout(b"out"), id_)
+        await talk.agent.send(wire.ExecStderr(b"err"), id_)
+        await talk.agent.send(wire.ExecStdout(b"put"), id_)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        completed = await result.wait()
+        assert type(completed) is subprocess.CompletedProcess
+        assert (completed.args, completed.returncode) == (["a", "b"], 0)
+        assert (completed.stdout, completed.stderr) == (b"output", b"err")
+
+
+async def test_a_failed_check_has_what_was_captured() -> None:
+    async with talking() as talk:
+        result = run(talk, "a", "b")
+        id_ = await talk.agent.expect_start()
+        await talk.agent.send(wire.ExecStdout(b"out"), id_)
+        await talk.agent.send(wire.ExecStderr(b"err"), id_)
+        await talk.agent.send(wire.ExecExited(4), id_)
+        with pytest.raises(subprocess.CalledProcessError) as caught:
+            await result.wait()
+        error = caught.value
+        assert (error.returncode, error.cmd, error.output, error.stderr) == (4, ["a", "b"], b"out", b"err")
+
+
+async def test_leaving_the_block_kills_and_waits_for_the_confirmation() -> None:
+    async with talking() as talk:
+        process, id_, block = await opened(talk)
+        await talk.agent.expect(wire.ExecStdin)  # the end of file of stdin=None
+        block.leave.set()
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not block.result.done.is_set()
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await block.result.wait()
+        assert process.returncode == -9
+
+
+async def test_leaving_the_block_of_an_ended_process_sends_nothing() -> None:
+    async with talking() as talk:
+        _, id_, block = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        block.leave.set()
+        await block.result.wait()
+        await talk.agent.nothing_more()
+
+
+async def test_a_block_that_raises_kills_too_and_its_exception_comes_out_as_it_is() -> None:
+    async with talking() as talk:
+
+        async def body() -> None:
+            async with talk.guest.open_process(["cmd"], stdin=PIPE, stdout=PIPE):
+                raise LookupError("mine")
+
+        result = begin(talk.nursery, body)
+        id_ = await talk.agent.expect_start()
+        await talk.agent.expect(wire.ExecSignal)
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        with pytest.raises(LookupError, match="mine"):
+            await result.wait()
+
+
+async def test_a_guest_that_never_confirms_is_given_up_with_a_warning(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with talking(grace=3) as talk:
+        process, _, block = await opened(talk)
+        began = trio.current_time()
+        block.leave.set()
+        with pytest.warns(RuntimeWarning, match="did not confirm within 3 seconds"):
+            await block.result.wait()
+        assert trio.current_time() - began == 3
+        with pytest.raises(GuestLostError, match="did not confirm"):
+            await process.wait()
+        assert process.returncode is None
+
+
+async def test_what_a_given_up_process_still_says_is_heard_by_nobody(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with talking(grace=3) as talk:
+        process, id_, block = await opened(talk)
+        block.leave.set()
+        with pytest.warns(RuntimeWarning, match="did not confirm"):
+            await block.result.wait()
+        assert talk.guest.statistics().active_sessions == 1
+        await talk.agent.send(wire.ExecStdout(b"late"), id_)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.guest.statistics().active_sessions == 0
+        with pytest.raises(GuestLostError):
+            await process.wait()
+
+
+async def test_signals_go_to_the_process_and_after_its_end_to_nobody() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        process.terminate()
+        process.kill()
+        process.send_signal(signal.SIGUSR1)
+        got = [(await talk.agent.expect(wire.ExecSignal))[1].signal for _ in range(3)]
+        assert got == [15, 9, int(signal.SIGUSR1)]
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await process.wait()
+        process.terminate()
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize("number", [0, -1, 32, 64, 2**40])
+async def test_a_signal_that_no_guest_takes_is_refused(number: int) -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        with pytest.raises(ValueError, match="only 1 to 31"):
+            process.send_signal(number)
+        await talk.agent.nothing_more()
+
+
+async def test_a_terminal_is_resized() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE, tty=True)
+        process.resize(50, 132)
+        assert await talk.agent.expect(wire.ExecResize) == (id_, wire.ExecResize(50, 132))
+        with pytest.raises(ValueError, match="rows"):
+            process.resize(65536, 1)
+        with pytest.raises(ValueError, match="cols"):
+            process.resize(1, -1)
+        await talk.agent.nothing_more()
+
+
+async def test_without_a_terminal_there_is_nothing_to_resize() -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        with pytest.raises(ValueError, match="tty=True"):
+            process.resize(1, 1)
+
+
+# Protocol errors
+
+
+async def test_a_refused_frame_ends_the_session_with_its_kind_and_kills_the_process() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        error = wire.Error(kind="invalid_payload", message="bad stdin", offending_type="core.exec.stdin")
+        await talk.agent.send(error, id_)
+        with pytest.raises(ProtocolError, match="bad stdin") as caught:
+            await process.wait()
+        assert caught.value.kind == "invalid_payload"
+        assert caught.value.message_type == "core.exec.stdin"
+        assert caught.value.frame_id == id_
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+
+
+async def test_a_bad_frame_ends_the_session_and_kills_the_process() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecStdout(b"before"), id_)
+        await talk.agent.send_raw(wire.encode_frame(id_, 0, b"\xff"))
+        with pytest.raises(ProtocolError) as caught:
+            await process.wait()
+        assert caught.value.frame_id == id_
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        assert await process.stdout.receive_some() == b"before"
+        with pytest.raises(ProtocolError):
+            await process.stdout.receive_some()
+
+
+async def test_a_message_that_has_no_place_in_a_session_ends_it() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.TcpEof(), id_)
+        with pytest.raises(ProtocolError, match=r"core\.tcp\.eof") as caught:
+            await process.wait()
+        assert caught.value.kind == "invalid_session"
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+
+
+# A guest that is lost in the middle
+
+
+async def test_all_that_came_is_delivered_before_the_loss_is_told() -> None:
+    async with talking() as talk:
+        process, id_, block = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecStdout(b"one "), id_)
+        await talk.agent.send(wire.ExecStdout(b"two"), id_)
+        await talk.agent.send(wire.ExecStderr(b"three"), id_)
+        await talk.agent.close()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await process.wait()
+        assert await process.stdout.receive_some() == b"one two"
+        assert await process.stderr.receive_some() == b"three"
+        for stream in (process.stdout, process.stderr):
+            with pytest.raises(GuestLostError, match="nobody knows why"):
+                await stream.receive_some()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await process.stdin.send_all(b"x")
+        assert process.returncode is None
+        block.leave.set()
+        await block.result.wait()
+
+
+async def test_a_lost_guest_ends_run_process() -> None:
+    async with talking() as talk:
+        result = run(talk)
+        id_ = await talk.agent.expect_start()
+        await talk.agent.send(wire.ExecStdout(b"one "), id_)
+        await talk.agent.close()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await result.wait()
+
+
+async def test_a_lost_guest_wakes_whoever_waits_for_credit() -> None:
+    async with talking(window=10) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(bytes(100)))
+        await trio.testing.wait_all_tasks_blocked()
+        await talk.agent.close()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await sending.wait()
+
+
+async def test_a_lost_guest_wakes_whoever_waits_for_the_console() -> None:
+    async with talking(window=2**24, streams=trio.testing.lockstep_stream_pair) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(bytes(2**24)))
+        await trio.testing.wait_all_tasks_blocked()
+        talk.connection.lose("it was ended by force")
+        with pytest.raises(GuestLostError, match="by force"):
+            await sending.wait()
+
+
+async def test_a_console_that_breaks_under_a_sender_is_a_lost_guest() -> None:
+    async with talking(window=2**24, streams=trio.testing.lockstep_stream_pair) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(bytes(2**24)))
+        await trio.testing.wait_all_tasks_blocked()
+        await talk.agent.close()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await sending.wait()
+
+
+async def test_a_start_that_was_not_answered_is_a_lost_guest() -> None:
+    async with talking() as talk:
+        result = run(talk)
+        await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.close()
+        with pytest.raises(GuestLostError):
+            await result.wait()
+
+
+# Misuse
+
+
+async def test_two_tasks_cannot_use_one_stream_at_once() -> None:
+    async with talking(window=1) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        begin(talk.nursery, process.stdout.receive_some)
+        begin(talk.nursery, lambda: process.stdin.send_all(b"abc"))
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await process.stdout.receive_some()
+        with pytest.raises(trio.BusyResourceError):
+            await process.stdin.send_all(b"d")
+        with pytest.raises(trio.BusyResourceError):
+            await process.stdin.wait_send_all_might_not_block()
+
+
+async def test_a_closed_stream_is_refused_also_to_whoever_waits_in_it() -> None:
+    async with talking(window=1) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE)
+        receiving = begin(talk.nursery, process.stdout.receive_some)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(b"abc"))
+        await trio.testing.wait_all_tasks_blocked()
+        await process.stdout.aclose()
+        await process.stdin.aclose()
+        for call in (receiving, sending):
+            with pytest.raises(trio.ClosedResourceError):
+                await call.wait()
+        with pytest.raises(trio.ClosedResourceError):
+            await process.stdout.receive_some()
+        with pytest.raises(trio.ClosedResourceError):
+            await process.stdin.send_all(b"")
+        await process.stdout.aclose()
+        await process.stdin.aclose()
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+async def test_a_receive_limit_below_1_is_refused(limit: int) -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk)
+        with pytest.raises(ValueError, match="at least 1"):
+            await process.stdout.receive_some(limit)
+
+
+async def test_a_receive_limit_that_is_no_integer_is_refused() -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk)
+        with pytest.raises(TypeError):
+            await process.stdout.receive_some(1.5)
+
+
+async def test_a_small_receive_limit_splits_chunks_and_loses_nothing() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk)
+        for chunk in (b"abcdef", b"g", b"", b"hij"):
+            await talk.agent.send(wire.ExecStdout(chunk), id_)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await process.wait()
+        got = []
+        while chunk := await process.stdout.receive_some(4):
+            got.append(chunk)
+        assert (got[0], b"".join(got)) == (b"abcd", b"abcdefghij")
+        assert max(map(len, got)) <= 4
+
+
+# Where streams lead
+
+
+async def test_pipes_are_there_exactly_where_they_were_asked_for() -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk, stdin=PIPE, stdout=PIPE, stderr=PIPE)
+        assert process.stdin
+        assert process.stderr
+        assert process.stdio.send_stream is process.stdin
+        assert process.stdio.receive_stream is process.stdout
+        process, _, _ = await opened(talk, stdout=DEVNULL, stderr=DEVNULL)
+        assert (process.stdin, process.stdout, process.stderr, process.stdio) == (None, None, None, None)
+
+
+@pytest.mark.parametrize("stdin", [None, DEVNULL, b"", bytearray(), memoryview(b"")])
+async def test_no_input_is_an_immediate_end_of_file(stdin: Any) -> None:
+    async with talking() as talk:
+        _, id_, _ = await opened(talk, stdin=stdin)
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b""))
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize("stdin", [b"abc", bytearray(b"abc"), memoryview(b"abc")])
+async def test_bytes_are_fed_and_then_end_of_file(stdin: Any) -> None:
+    async with talking() as talk:
+        await opened(talk, stdin=stdin)
+        assert [(await talk.agent.expect(wire.ExecStdin))[1].data for _ in range(2)] == [b"abc", b""]
+
+
+async def test_nobody_types_on_a_terminal_without_input() -> None:
+    async with talking() as talk:
+        await opened(talk, stdin=None, tty=True)
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize(
+    ("typed", "end"), [(b"", b"\4"), (b"line\n", b"\4"), (b"half", b"\4\4"), (b"\4", b"\4"), (b"a\n\4", b"\4")]
+)
+async def test_closing_a_terminals_input_types_the_end_of_file(typed: bytes, end: bytes) -> None:
+    async with talking() as talk:
+        process, _, _ = await opened(talk, stdin=PIPE, tty=True)
+        await process.stdin.send_all(typed)
+        await process.stdin.aclose()
+        got = b""
+        while got != typed + end:
+            got += (await talk.agent.expect(wire.ExecStdin))[1].data
+            assert (typed + end).startswith(got)
+        await talk.agent.nothing_more()
+
+
+async def test_the_end_of_file_of_a_terminal_stays_within_the_window() -> None:
+    async with talking(window=100) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE, tty=True)
+        sending = begin(talk.nursery, lambda: process.stdin.send_all(b"x" * 200))
+        await trio.testing.wait_all_tasks_blocked()
+        await process.stdin.aclose()
+        with pytest.raises(trio.ClosedResourceError):
+            await sending.wait()
+        got = b""
+        while not got.endswith(b"\4\4"):
+            got += (await talk.agent.expect(wire.ExecStdin))[1].data
+        assert len(got) <= 100
+
+
+async def test_input_errors_break_the_stdin_and_leave_the_process_alone() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecStdinError(errno=32, errno_name="EPIPE", message="broken pipe"), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BrokenResourceError, match="broken pipe") as caught:
+            await process.stdin.send_all(b"x")
+        assert isinstance(caught.value.__cause__, OSError)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        assert await process.wait() == 0
+
+
+async def test_end_of_file_is_sent_even_if_the_process_did_not_take_everything() -> None:
+    # It may be one that was only slow, and now waits for the end.
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecStdinError(errno=28, errno_name="ENOSPC", message="queue full"), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        await process.stdin.aclose()
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b""))
+
+
+async def test_an_exited_process_takes_no_input() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk, stdin=PIPE)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await process.wait()
+        with pytest.raises(trio.BrokenResourceError, match="exited"):
+            await process.stdin.send_all(b"x")
+        await process.stdin.aclose()
+        await talk.agent.nothing_more()
+
+
+async def test_run_process_does_not_mind_unread_input() -> None:
+    async with talking(window=10) as talk:
+        result = run(talk, stdin=bytes(1000))
+        id_ = await talk.agent.expect_start()
+        await talk.agent.send(wire.ExecExited(0), id_)
+        assert (await result.wait()).returncode == 0
+
+
+@pytest.mark.parametrize(("fd", "message"), [(1, wire.ExecStdout), (2, wire.ExecStderr)])
+async def test_uncaptured_output_goes_to_this_programs_own(
+    fd: int, message: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with talking() as talk:
+        result = begin(talk.nursery, lambda: talk.guest.run_process(["cmd"]))
+        id_ = await talk.agent.expect_start()
+        await talk.agent.send(message(b"hello"), id_)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        completed = await result.wait()
+        assert (completed.stdout, completed.stderr) == (None, None)
+    assert capfd.readouterr()[fd - 1] == "hello"
+
+
+async def test_what_was_written_before_leaving_the_block_is_still_passed_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async with talking() as talk:
+        _, id_, block = await opened(talk, stdout=None, stderr=None)
+        frames = [wire.ExecStdout(b"x" * 1000)] * 100
+        await talk.agent.send_raw(b"".join(wire.encode(frame, id_) for frame in frames))
+        await trio.testing.wait_all_tasks_blocked()
+        block.leave.set()
+        await talk.agent.expect(wire.ExecStdin)
+        await talk.agent.expect(wire.ExecSignal)
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await block.result.wait()
+    assert capfd.readouterr().out == "x" * 100_000

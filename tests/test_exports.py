@@ -1,0 +1,134 @@
+"""The package's public face: its names, where they live, and what using them imports."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import trio_console
+import trio_console.agent
+import trio_console.testing
+
+SOURCE = pathlib.Path(trio_console.__file__)
+
+#: Names that need no event loop.
+THREAD_SIDE = ["AgentConsoleBackend", "ChunkRing", "ConsoleSharedState", "WakePipe"]
+
+DOORS = [trio_console, trio_console.agent, trio_console.testing]
+
+PUBLIC = [(door, name) for door in DOORS for name in door.__all__]
+
+
+def names_for_type_checkers() -> dict[str, str]:
+    """What the block for type checkers imports: name to module."""
+    found = {}
+    for node in ast.parse(SOURCE.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            for statement in node.body:
+                assert isinstance(statement, ast.ImportFrom)
+                for alias in statement.names:
+                    assert alias.asname == alias.name, "only `import X as X` makes a name public for type checkers"
+                    found[alias.name] = statement.module or ""
+    return found
+
+
+def test_what_type_checkers_see_is_what_is_there() -> None:
+    named = {name: module for name, module in names_for_type_checkers().items() if module}
+    assert named == trio_console._LAZY
+
+
+def test_every_public_name_is_reachable_and_no_other_is_lazy() -> None:
+    assert set(trio_console._LAZY) <= set(trio_console.__all__)
+    for name in trio_console.__all__:
+        assert getattr(trio_console, name) is not None
+    assert set(trio_console.__all__) <= set(dir(trio_console))
+
+
+@pytest.mark.parametrize("door", DOORS, ids=lambda door: door.__name__)
+def test_all_is_sorted_and_without_repetition(door: object) -> None:
+    names = door.__all__  # type: ignore[attr-defined]
+    assert sorted(set(names)) == sorted(names)
+    assert all(not name.startswith("_") for name in names)
+
+
+def test_an_unknown_name_is_an_attribute_error_that_says_so() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'open_gust'"):
+        trio_console.open_gust  # type: ignore[attr-defined]  # noqa: B018
+    with pytest.raises(ImportError):
+        from trio_console import open_gust  # type: ignore[attr-defined]  # noqa: F401
+
+
+def test_a_lazy_name_is_looked_up_once() -> None:
+    first = trio_console.open_guest
+    assert vars(trio_console)["open_guest"] is first
+
+
+@pytest.mark.parametrize(("door", "name"), PUBLIC, ids=lambda value: getattr(value, "__name__", value))
+def test_every_public_name_has_a_docstring(door: object, name: str) -> None:
+    value = getattr(door, name)
+    if inspect.isclass(value) or inspect.isroutine(value):
+        assert inspect.getdoc(value), name
+        assert value.__doc__, f"{name} has only an inherited docstring"
+
+
+@pytest.mark.parametrize("name", trio_console.__all__)
+def test_every_public_method_has_a_docstring(name: str) -> None:
+    value = getattr(trio_console, name)
+    if inspect.isclass(value):
+        for attribute, member in inspect.getmembers(value):
+            if not attribute.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):
+                assert inspect.getdoc(member), f"{name}.{attribute}"
+
+
+@pytest.mark.parametrize("name", [*THREAD_SIDE, "ProtocolError", "UnsupportedByPeer", "GuestDevice"])
+def test_the_thread_side_is_public(name: str) -> None:
+    assert name in trio_console.__all__
+
+
+USE_THE_THREAD_SIDE = """
+import sys
+import trio_console
+from trio_console import AgentConsoleBackend, ChunkRing, ConsoleSharedState, WakePipe
+
+with WakePipe() as wake:
+    wake.wake()
+    assert wake.wait(1)
+ring = ChunkRing()
+ring.push(b"abc")
+assert ring.pop() == b"abc"
+shared = ConsoleSharedState()
+backend = AgentConsoleBackend(shared)
+assert backend.write(b"abc") == 3
+try:
+    backend.read(10)
+except BlockingIOError:
+    pass
+"""
+
+
+def run_python(code: str) -> None:
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+
+
+def test_using_the_thread_side_does_not_import_trio() -> None:
+    run_python(USE_THE_THREAD_SIDE + "assert 'trio' not in sys.modules, 'trio was imported'\n")
+
+
+def test_the_first_use_of_another_name_does() -> None:
+    run_python("import sys, trio_console\ntrio_console.open_guest\nassert 'trio' in sys.modules\n")
+
+
+@pytest.mark.parametrize("name", ["_client._guest", "_guests", "_open", "_relay._serve", "agent", "testing"])
+def test_each_module_can_be_the_first_that_is_imported(name: str) -> None:
+    run_python(f"import trio_console.{name}")
+
+
+def test_every_lazy_name_is_where_it_is_said_to_be() -> None:
+    for name, module in trio_console._LAZY.items():
+        assert hasattr(importlib.import_module(f"trio_console.{module}"), name)

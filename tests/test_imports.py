@@ -1,0 +1,204 @@
+"""Who may import whom, as data, held against the source.
+
+A module belongs to a room. Rooms are listed from the ground up, and imports point down only: each may import
+itself and the rooms named for it. A new module fails the first test until it has been given a room.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import pathlib
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+import trio_console
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from collections.abc import Set as AbstractSet
+
+PACKAGE = pathlib.Path(trio_console.__file__).parent
+TESTS = pathlib.Path(__file__).parent
+
+
+class Room(NamedTuple):
+    """Modules (a package stands for all in it), what they import, and what they only name in annotations."""
+
+    modules: AbstractSet[str]
+    below: AbstractSet[str] = frozenset()
+    trio: bool = True
+    named: AbstractSet[str] = frozenset()
+
+
+ROOMS = {
+    "errors": Room({"_errors"}, trio=False),
+    "lost": Room({"_lost"}),
+    "manners": Room({"_conflict", "_nursery"}),
+    # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
+    "console": Room({"_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
+    "channel": Room({"_stream", "_channel"}, {"console", "manners"}),
+    # The tower of frames: it knows trio's abstract streams, and no console.
+    "protocol": Room({"_protocol"}, {"errors"}, trio=False),
+    "outbox": Room({"_outbox"}),
+    "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
+    "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox"}),
+    "relay": Room({"_relay"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel", "client"}),
+    # Where the towers meet.
+    "leftovers": Room({"_leftovers"}, trio=False),
+    "guests": Room(
+        {"_guests", "_open"},
+        {"channel", "console", "client", "relay", "protocol", "lost", "manners", "leftovers"},
+    ),
+    "testing": Room({"testing"}, {"console", "channel"}),
+    "doors": Room(
+        {"", "__main__"},
+        {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing"},
+    ),
+}
+
+
+class Import(NamedTuple):
+    importer: str
+    imported: str  # relative to the package, or "trio"
+    named_only: bool
+
+    def __str__(self) -> str:
+        return f"{self.importer or 'the package'} imports {self.imported or 'the package'}"
+
+
+def modules(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
+    for path in sorted(root.rglob("*.py")):
+        parts = path.relative_to(root).with_suffix("").parts
+        yield ".".join(parts).removesuffix("__init__").removesuffix("."), path
+
+
+def room_of(module: str) -> str | None:
+    for name, room in ROOMS.items():
+        if module in room.modules or module.partition(".")[0] in room.modules:
+            return name
+    return None
+
+
+def parse(path: pathlib.Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+@functools.cache
+def imports(module: str, path: pathlib.Path) -> tuple[Import, ...]:
+    """Every import in a module, wherever it stands."""
+    return tuple(_imports(module, path))
+
+
+def _imports(module: str, path: pathlib.Path) -> Iterator[Import]:
+    tree = parse(path)
+    typing_only = {
+        id(inner)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for statement in node.body
+        for inner in ast.walk(statement)
+    }
+    parts = ["trio_console", *(module.split(".") if module else [])]
+    package = parts if path.name == "__init__.py" else parts[:-1]
+    for node in ast.walk(tree):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) + 1 - node.level], *(node.module or "").split(".")]
+            start = ".".join(filter(None, base)) if node.level else node.module or ""
+            names = [f"{start}.{alias.name}" for alias in node.names]
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top == "trio":
+                yield Import(module, "trio", id(node) in typing_only)
+            elif top == "trio_console":
+                yield Import(module, _module_in(rest), id(node) in typing_only)
+
+
+def _module_in(dotted: str) -> str:
+    """The module part of a dotted name, whose end may be something inside a module."""
+    parts = dotted.split(".")
+    while parts and parts != [""]:
+        path = PACKAGE.joinpath(*parts)
+        if path.with_suffix(".py").exists() or path.joinpath("__init__.py").exists():
+            return ".".join(parts)
+        parts.pop()
+    return ""
+
+
+ALL = list(modules(PACKAGE))
+
+
+@pytest.mark.parametrize("module", [module for module, _ in ALL])
+def test_every_module_has_a_room(module: str) -> None:
+    assert room_of(module), f"{module}: say in ROOMS what it may import"
+
+
+@pytest.mark.parametrize(("module", "path"), ALL, ids=[module or "package" for module, _ in ALL])
+def test_imports_point_down_only(module: str, path: pathlib.Path) -> None:
+    own = room_of(module)
+    assert own
+    room = ROOMS[own]
+    for each in imports(module, path):
+        if each.imported == "trio":
+            assert room.trio or each.named_only, each
+        else:
+            allowed = {own} | room.below | (room.named if each.named_only else set())
+            assert room_of(each.imported) in allowed or module == "__main__", each
+
+
+def test_the_rooms_have_an_order() -> None:
+    done: set[str] = set()
+    for name, room in ROOMS.items():
+        assert room.below | room.named <= done, f"{name} is listed before what it stands on"
+        done.add(name)
+
+
+def test_client_and_agent_never_import_each_other() -> None:
+    for module, path in ALL:
+        for each in imports(module, path):
+            assert {room_of(module), room_of(each.imported)} != {"client", "agent"}, each
+
+
+def test_only_the_guests_room_joins_the_towers() -> None:
+    bytes_tower, frames_tower = {"console", "channel"}, {"protocol", "outbox", "client", "agent", "relay"}
+    joining = set()
+    for module, path in ALL:
+        used = {room_of(each.imported) for each in imports(module, path) if not each.named_only}
+        if used & bytes_tower and used & frames_tower:
+            joining.add(room_of(module))
+    assert joining <= {"guests"}
+
+
+def test_the_agent_runs_without_the_hosts_half() -> None:
+    for module, path in ALL:
+        if room_of(module) == "agent":
+            used = {room_of(each.imported) for each in imports(module, path)}
+            assert used <= {None, "agent", "protocol", "errors", "manners", "outbox"}, module
+
+
+def private_names_of_trio(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            parts = ast.unparse(node).split(".")
+            if parts[0] == "trio" and any(part.startswith("_") and not part.endswith("__") for part in parts):
+                yield ".".join(parts)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "trio":
+            parts = [*(node.module or "").split("."), *(alias.name for alias in node.names)]
+            if any(part.startswith("_") for part in parts):
+                yield ".".join(parts)
+
+
+@pytest.mark.parametrize("root", [PACKAGE, TESTS], ids=["package", "tests"])
+def test_private_names_of_trio_are_not_used(root: pathlib.Path) -> None:
+    used = {str(path): list(private_names_of_trio(parse(path))) for _, path in modules(root)}
+    assert {path: names for path, names in used.items() if names} == {}
+
+
+def test_a_private_name_of_trio_would_be_found() -> None:
+    for line in ("trio._core.run()", "from trio._util import x", "from trio import _core", "trio.testing._x"):
+        assert list(private_names_of_trio(ast.parse(line))), line
+    assert not list(private_names_of_trio(ast.parse("trio.__version__; trio.lowlevel.checkpoint")))

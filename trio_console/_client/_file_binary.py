@@ -1,0 +1,349 @@
+"""Files of the guest as bytes, buffered as `io.BufferedRandom` buffers local ones.
+
+Of the two buffers at most one is in use. The position is that of the user: what was read ahead lies behind
+it, what is not written yet before it.
+
+    read ahead:  file offset _position   = first unread byte of _ahead
+    to write:    file offset _position   = end of _behind
+
+In append mode the guest decides where bytes go, so the position after a write is not known here: `None`
+then, meaning the end, and asked for when somebody wants to know.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import operator
+import os
+from contextlib import suppress
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trio_console._client._file import GuestFile, raise_closed
+from trio_console._conflict import Conflict
+from trio_console._errors import ProtocolError, again
+
+if TYPE_CHECKING:
+    from trio_console._client._handle import FileHandle
+
+__all__ = ["BinaryFile"]
+
+
+@final
+class BinaryFile(GuestFile[bytes]):
+    """See `GuestFile`.
+
+    Args:
+        buffer_size: of each buffer, in bytes; 0 writes and reads just what is asked for.
+        grace: seconds closing may take once it was cancelled.
+    """
+
+    def __init__(
+        self,
+        handle: FileHandle,
+        *,
+        name: str,
+        mode: str,
+        readable: bool,
+        writable: bool,
+        append: bool,
+        buffer_size: int,
+        grace: float,
+    ) -> None:
+        self._handle = handle
+        self._name = name
+        self._mode = mode
+        self._readable = readable
+        self._writable = writable
+        self._append = append
+        self._limit = min(buffer_size, handle.unit)
+        self._grace = grace
+        self._position: int | None = None if append else 0
+        self._ahead = b""
+        self._taken = 0  # bytes of _ahead that were read
+        self._behind = bytearray()
+        self._failure: OSError | None = None  # of appended bytes that cannot be written again
+        self._closed = False
+        self._conflict = Conflict("another task is using this file")
+
+    def __repr__(self) -> str:
+        return f"<trio_console.GuestFile name={self._name!r} mode={self._mode!r}>"
+
+    # State
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    @property
+    def mode(self) -> str:
+        return self._mode
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def readable(self) -> bool:
+        self._check()
+        return self._readable
+
+    def writable(self) -> bool:
+        self._check()
+        return self._writable
+
+    def _check(self) -> None:
+        if self._closed:
+            raise_closed()
+
+    def check_readable(self) -> None:
+        self._check()
+        if not self._readable:
+            raise io.UnsupportedOperation("not readable")
+
+    def check_writable(self) -> None:
+        self._check()
+        if not self._writable:
+            raise io.UnsupportedOperation("not writable")
+
+    async def _where(self) -> int:
+        if self._position is None:
+            self._position = (await self._handle.stat()).st_size
+        return self._position
+
+    # Reading
+
+    @property
+    def _available(self) -> int:
+        return len(self._ahead) - self._taken
+
+    async def read(self, size: int | None = -1, /) -> bytes:
+        self.check_readable()
+        size = -1 if size is None else operator.index(size)
+        with self._conflict:
+            await self._flush()
+            if 0 <= size <= self._available:
+                return self._take(size)
+            if 0 <= size < self._limit:
+                await self._fill()
+                return self._take(size)
+            # Past the buffer: the bytes go straight to the user.
+            start = await self._where()
+            have = self._available
+            rest = await self._handle.read(start + have, None if size < 0 else size - have)
+            data = self._take(have) + rest if have else rest
+            self._position = start + len(data)
+            return data
+
+    def _take(self, size: int) -> bytes:
+        size = min(size, self._available)
+        data = self._ahead[self._taken : self._taken + size]
+        self._taken += size
+        if size:
+            assert self._position is not None
+            self._position += size
+        return data
+
+    async def _fill(self, size: int = 0) -> bool:
+        """Read ahead one buffer more, or ``size`` bytes if that is more; whether there was anything."""
+        start = await self._where()
+        data = await self._handle.read(start + self._available, max(self._limit, size, 1))
+        self._ahead = self._ahead[self._taken :] + data
+        self._taken = 0
+        return bool(data)
+
+    def _forget_ahead(self) -> None:
+        self._ahead = b""
+        self._taken = 0
+
+    async def read1(self, size: int = -1, /) -> bytes:
+        self.check_readable()
+        size = operator.index(size)
+        with self._conflict:
+            await self._flush()
+            if size < 0:
+                size = max(self._limit, self._available, 1)
+            if size and not self._available:
+                await self._fill(size)
+            return self._take(size)
+
+    async def peek(self, size: int = 0, /) -> bytes:
+        self.check_readable()
+        with self._conflict:
+            await self._flush()
+            if not self._available:
+                await self._fill()
+            return self._ahead[self._taken :]
+
+    async def readinto(self, buffer: bytearray | memoryview, /) -> int:
+        with memoryview(buffer).cast("B") as view:
+            data = await self.read(len(view))
+            view[: len(data)] = data
+            return len(data)
+
+    async def readline(self, size: int = -1, /) -> bytes:
+        self.check_readable()
+        limit = operator.index(size)
+        with self._conflict:
+            await self._flush()
+            searched = 0
+            while True:
+                end = self._ahead.find(b"\n", self._taken + searched)
+                found = self._available if end < 0 else end + 1 - self._taken
+                if 0 <= limit <= found:
+                    return self._take(limit)
+                if end >= 0:
+                    return self._take(found)
+                searched = self._available
+                # A line longer than the buffer is asked for in pieces that double, so that joining them does
+                # not cost more and more.
+                if not await self._fill(self._wanted_of_line(searched, limit)):
+                    return self._take(searched)
+
+    def _wanted_of_line(self, have: int, limit: int) -> int:
+        if self._limit == 0 and have == 0:
+            return io.DEFAULT_BUFFER_SIZE  # unbuffered: what is behind the line is kept all the same
+        return have if limit < 0 else min(have, limit)
+
+    # Writing
+
+    async def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        self.check_writable()
+        with self._conflict, memoryview(data).cast("B") as view:
+            size = len(view)
+            if len(self._behind) + size > self._limit:
+                await self._flush()
+            else:
+                await trio.lowlevel.checkpoint()
+            start = self._position
+            if size > self._limit:
+                await self._handle.write(start or 0, view)
+            else:
+                self._behind += view
+            self._forget_ahead()
+            self._position = None if start is None or self._append else start + size
+            return size
+
+    async def flush(self) -> None:
+        self._check()
+        with self._conflict:
+            await self._flush()
+
+    async def _flush(self) -> None:
+        """Write out what was written; a checkpoint in any case. May be repeated after any outcome.
+
+        What was handed over is the handle's to settle, whether or not this was cancelled before it was heard
+        of; so nothing is ever appended twice.
+        """
+        await self._handle.settle()
+        if not self._behind:
+            return
+        start = 0 if self._append else (self._position or 0) - len(self._behind)
+        data = bytes(self._behind)
+        try:
+            await self._handle.write(start, memoryview(data))
+        except OSError as exc:
+            # As io does, keep it for another try, which may find more room. How much of it was
+            # appended is not known.
+            if self._append:
+                self._failure = exc
+                self._behind.clear()
+            raise
+        except BaseException:
+            if not self._handle.settled:
+                self._behind.clear()
+            raise
+        self._behind.clear()
+
+    async def truncate(self, size: int | None = None, /) -> int:
+        self.check_writable()
+        with self._conflict:
+            await self._flush()
+            size = await self._where() if size is None else operator.index(size)
+            if size < 0:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self._name)
+            await self._handle.truncate(size)
+            self._forget_ahead()
+            return size
+
+    # Positions
+
+    async def seek(self, target: int, whence: int = 0, /) -> int:
+        self._check()
+        target = operator.index(target)
+        if whence not in (0, 1, 2):
+            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        with self._conflict:
+            await self._flush()
+            if whence == 1:
+                target += await self._where()
+            elif whence == 2:
+                target += (await self._handle.stat()).st_size
+            if target < 0:
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self._name)
+            self._go(target)
+            return target
+
+    def _go(self, target: int) -> None:
+        """Move the position; what was read ahead stays if it is still ahead."""
+        if self._available and self._position is not None:
+            moved = self._taken + target - self._position
+            if 0 <= moved <= len(self._ahead):
+                self._taken = moved
+            else:
+                self._forget_ahead()
+        else:
+            self._forget_ahead()
+        self._position = target
+
+    async def tell(self) -> int:
+        self._check()
+        with self._conflict:
+            if self._position is None:
+                await self._flush()
+            else:
+                await trio.lowlevel.checkpoint()
+            return await self._where()
+
+    # The end
+
+    def abandon(self) -> None:
+        """Close without a word, and without waiting."""
+        self._closed = True
+        self._handle.drop()
+
+    async def aclose(self) -> None:
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+            return
+        try:
+            self._conflict.__enter__()
+        except trio.BusyResourceError:
+            self.abandon()
+            raise
+        self._closed = True
+        try:
+            await self._finish()
+        except trio.Cancelled:
+            with trio.CancelScope(shield=True), trio.move_on_after(self._grace):
+                await self._finish()
+            raise
+        finally:
+            self._handle.drop()  # nothing, unless there was no time to close it in order
+
+    async def _finish(self) -> None:
+        """Write out and close. May be repeated if it was cancelled."""
+        error: Exception | None = None
+        try:
+            await self._flush()
+            if self._failure is not None:
+                error = again(self._failure)
+        except (OSError, trio.BrokenResourceError, ProtocolError) as exc:
+            error = exc
+        if error is None:
+            await self._handle.close()
+        else:
+            with suppress(OSError, ProtocolError):  # the first error is the one to tell
+                await self._handle.close()
+            raise error

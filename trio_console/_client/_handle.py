@@ -1,0 +1,154 @@
+"""An open file of the guest: bytes at offsets.
+
+Reads leave no trace when cancelled. A write of up to one `unit` is handed over as a whole, without waiting
+between its frames: cancelled before that, nothing happened; cancelled after, it will be done. Either way
+what was handed over is settled before the next operation is sent, because an agent may order one handle's
+operations as it likes, and the error of a write that nobody waited for must still be seen.
+
+This module must not know of buffers or positions.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._client._bulk import SLICE
+from trio_console._client._fs import FsCall, FsRead, FsWrite, drop_handle, stat_result
+from trio_console._client._output import WINDOW
+from trio_console._errors import ProtocolError
+
+if TYPE_CHECKING:
+    import os
+
+    from trio_console._client._fs import FileSystem
+
+__all__ = ["FileHandle"]
+
+
+@final
+class FileHandle:
+    """A handle the guest has given, for one task at a time. Errors are those of `FileSystem.ask`.
+
+    Args:
+        number: the handle.
+        path: for errors.
+    """
+
+    def __init__(self, fs: FileSystem, number: int, path: str) -> None:
+        self._fs = fs
+        self._number = number
+        self._path = path
+        self._unsettled: FsWrite | None = None
+        self._unheard = False  # what the unsettled write says does not matter: its caller was told enough
+        self._closing: FsCall | None = None
+        flow = fs.connection.ready.flow
+        #: Bytes that can be written as a whole: a window holds them, and they fit one frame.
+        self.unit: Final = SLICE if flow is wire.UNSET else max(1, min(SLICE, flow.window))
+
+    async def read(self, offset: int, size: int | None = None) -> bytes:
+        """Read ``size`` bytes, fewer only at the end of the file; `None` is all there is."""
+        await self.settle()
+        await self._fs.connection.wait_may_open()
+        parts: list[bytes] = []
+        call = FsRead(self._fs.connection, wire.OpRead(self._number, offset, size), self._path)
+        try:
+            while data := await call.stream.receive_some(WINDOW):
+                parts.append(data)
+        except BaseException:
+            call.abort()
+            raise
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def write(self, offset: int, data: memoryview) -> None:
+        """Write all of ``data``. If cancelled: nothing or all of a `unit`, an unknown part of more."""
+        await self.settle()
+        if len(data) <= self.unit:
+            await self._write_unit(offset, data)
+        else:
+            await self._write_long(offset, data)
+
+    async def _write_unit(self, offset: int, data: memoryview) -> None:
+        connection = self._fs.connection
+        await connection.wait_may_open()
+        try:
+            await connection.outbox.reserve(len(data))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            gone: Exception | None = exc
+        else:
+            gone = None
+        if gone is not None:
+            await connection.wait_ended()  # it finds out why, within seconds
+            connection.check_alive()
+            raise gone
+        # No checkpoint from here until everything is handed over: the request and its data, or neither.
+        try:
+            call = FsWrite(connection, wire.OpWrite(self._number, offset, len(data)), self._path)
+        except BaseException:
+            connection.outbox.release(len(data))
+            raise
+        self._unsettled, self._unheard = call, False
+        call.sender.put(data)
+        call.end()
+        await self.settle()
+
+    async def _write_long(self, offset: int, data: memoryview) -> None:
+        await self._fs.connection.wait_may_open()
+        call = FsWrite(self._fs.connection, wire.OpWrite(self._number, offset, len(data)), self._path)
+        try:
+            sent = await call.sender.send(data)
+            if sent:
+                call.end()
+            await call.done.wait()
+        except BaseException:
+            call.abort()
+            self._unsettled, self._unheard = call, True
+            raise
+        call.result()
+        if not sent:
+            raise ProtocolError("the guest's agent ended a write before its data", kind="invalid_session")
+
+    @property
+    def settled(self) -> bool:
+        """Whether every write was heard of."""
+        return self._unsettled is None
+
+    async def settle(self) -> None:
+        """Wait for a write that was handed over, and raise its error; a checkpoint in any case."""
+        call = self._unsettled
+        if call is None:
+            await trio.lowlevel.checkpoint()
+            return
+        await call.done.wait()
+        self._unsettled = None
+        if not self._unheard:
+            call.result()
+
+    async def stat(self) -> os.stat_result:
+        await self.settle()
+        answer = await self._fs.ask(wire.OpFStat(self._number), wire.ResultStat, self._path)
+        return stat_result(answer.value)
+
+    async def truncate(self, size: int) -> None:
+        await self.settle()
+        await self._fs.do(wire.OpFSetStat(self._number, wire.SetAttrs(size=size)), self._path)
+
+    def drop(self) -> None:
+        """Close without waiting for that; nothing if `close` has begun to."""
+        if self._closing is None:
+            drop_handle(self._fs.connection, self._number)
+
+    async def close(self) -> None:
+        """Close. A lost guest has no handles, and that is no error. May be repeated if it was cancelled."""
+        if self._closing is None:
+            if self._unsettled is not None:
+                await self._unsettled.done.wait()  # its data must not be overtaken
+                self._unsettled = None
+            with suppress(trio.BrokenResourceError):
+                self._closing = FsCall(self._fs.connection, wire.OpCloseHandle(self._number), self._path)
+        if self._closing is not None:
+            with suppress(trio.BrokenResourceError):
+                await self._closing.wait()

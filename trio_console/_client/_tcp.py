@@ -1,0 +1,253 @@
+"""Connections the guest makes, as streams.
+
+The guest answers the opening message, and nothing after the client's close; so the session is forgotten with
+it, and whatever the guest still says of it finds nobody.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from typing import Final, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console._client._bulk import DataSender
+from trio_console._client._connection import Connection, Session
+from trio_console._client._output import WINDOW, CreditAccount, IncomingStream
+from trio_console._conflict import Conflict
+from trio_console._errors import ProtocolError, again
+
+__all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
+
+_OS_ERROR: Final = re.compile(r"\s*\(os error (\d+)\)")
+
+
+def _tcp_error(text: str) -> OSError:
+    """The `OSError` for what the agent says of a connection, such as ``connect H:P: ... (os error 111)``."""
+    found = _OS_ERROR.search(text)
+    if found is not None:
+        return OSError(int(found[1]), _OS_ERROR.sub("", text) or os.strerror(int(found[1])))
+    if text.endswith("timed out"):
+        return OSError(errno.ETIMEDOUT, text)
+    return OSError(text)
+
+
+@final
+class _TcpSession(Session):
+    """What the connection's reader and the stream share."""
+
+    def __init__(self, connection: Connection, host: str, port: int) -> None:
+        self.connection: Final = connection
+        flow = connection.ready.flow
+        self.credited: Final = flow is not wire.UNSET
+        self.connected: Final = trio.Event()  # or failed
+        self.ended = False  # nothing more will be heard of it
+        self.error: Exception | None = None
+        self.incoming: Final = IncomingStream(CreditAccount(self._grant) if self.credited else None)
+        request = wire.TcpConnect(host, port, window=WINDOW if self.credited else wire.UNSET)
+        self.id: Final = connection.open(self, request)
+        window = flow.window if flow is not wire.UNSET else None
+        self.sender: Final = DataSender(connection.outbox, wire.TcpData, self.id, window)
+
+    def _grant(self, size: int) -> None:
+        self.connection.send(wire.Credit(stream="data", bytes=size), self.id)
+
+    def on_message(self, message: wire.Message) -> None:
+        match message:
+            case wire.TcpData(data):
+                self.incoming.put(data)
+            case wire.Credit():
+                self.sender.grant(message.bytes)
+            case wire.TcpConnected():
+                self.connected.set()
+            case wire.TcpEof():
+                self.incoming.end()
+            case wire.TcpFailed(text):
+                self._end(_tcp_error(text))
+            case wire.TcpClosed():
+                self._end(OSError("the guest's agent has dropped the connection"))
+            case wire.Error():
+                self.connection.send(wire.TcpClose(), self.id)  # some agents refuse the frame and keep the session
+                self._end(
+                    ProtocolError(
+                        f"the guest's agent refused a frame of a connection: {message.message}",
+                        kind=message.kind,
+                        frame_id=self.id,
+                        message_type=message.offending_type or None,
+                    )
+                )
+            case _:
+                name = wire.type_of(message).name
+                self.connection.send(wire.TcpClose(), self.id)
+                self._end(
+                    ProtocolError(
+                        f"{name} (id {self.id}) has no place in a connection",
+                        kind="invalid_session",
+                        frame_id=self.id,
+                        message_type=name,
+                    )
+                )
+                self.connection._forget(self.id)
+
+    def on_error(self, error: Exception) -> None:
+        if isinstance(error, ProtocolError):
+            # Ours is the only side that knows: the guest would keep the connection for ever.
+            self.connection.send(wire.TcpClose(), self.id)
+        self._end(error)
+
+    def _end(self, error: Exception) -> None:
+        self.ended = True
+        self.error = error
+        self.sender.stop()
+        # After the bytes that came, and not at all if their end came already.
+        self.incoming.end(_broken(error))
+        self.connected.set()
+
+    @property
+    def congested(self) -> bool:
+        return self.incoming.congested
+
+    async def wait_relieved(self) -> None:
+        await self.incoming.wait_relieved()
+
+    def cancel(self) -> None:
+        """Give up before the connection was made."""
+        if self.ended:
+            return
+        self.incoming.end()
+        self.incoming.close()
+        if self.credited:
+            self.connection.send(wire.Cancel(), self.id)
+        else:
+            self.close()
+
+    def close(self) -> None:
+        """Say that we are done, behind everything that was sent."""
+        self.incoming.close()
+        self.sender.stop()
+        if not self.ended:
+            self.ended = True
+            self.sender.follow(wire.TcpClose())
+            self.connection._forget(self.id)
+
+
+def _broken(error: Exception) -> Exception:
+    """What a stream raises for it."""
+    if isinstance(error, (trio.BrokenResourceError, ProtocolError)):
+        return error
+    broken = trio.BrokenResourceError(str(error))
+    broken.__cause__ = error
+    return broken
+
+
+@final
+class GuestTcpStream(trio.abc.HalfCloseableStream):
+    """A TCP connection that the guest made. `Guest.open_tcp_stream` makes them.
+
+    As a `trio.SocketStream`, without the socket. Both directions are bounded: with an agent that counts credit
+    a connection nobody reads holds up its own peer, and nobody else.
+    """
+
+    def __init__(self, session: _TcpSession) -> None:
+        self._session = session
+        self._closed = False
+        self._eof = False
+        self._conflict = Conflict("another task is currently sending data on this connection")
+
+    def _check(self) -> None:
+        """Raise why nothing can be sent, if so."""
+        if self._closed:
+            raise trio.ClosedResourceError("this connection was closed")
+        error = self._session.error
+        if error is not None:
+            if isinstance(error, trio.BrokenResourceError):
+                raise again(error)
+            raise trio.BrokenResourceError(str(error)) from error
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``, waiting while the other end takes no more.
+
+        If cancelled, an unknown part may have been sent.
+
+        Raises:
+            trio.BrokenResourceError: the connection broke, or the other end is closed.
+            trio_console.GuestLostError: the guest is gone.
+            trio.ClosedResourceError: this stream was closed, or `send_eof` called.
+            trio.BusyResourceError: another task is sending.
+        """
+        with self._conflict:
+            if self._eof:
+                raise trio.ClosedResourceError("can't send data after sending EOF")
+            self._check()
+            await trio.lowlevel.checkpoint()
+            with memoryview(data).cast("B") as view:
+                sent = await self._session.sender.send(view)
+            self._check()
+            assert sent, "a sender is stopped by closing, or by an error"
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until some bytes may be sent, or sending would fail at once. Errors as in `send_all`."""
+        with self._conflict:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            await self._session.sender.wait_credit(1)
+            self._check()
+
+    async def send_eof(self) -> None:
+        """Tell the other end that nothing more comes, behind what was sent. Never blocks. Idempotent.
+
+        Raises: as `send_all`.
+        """
+        with self._conflict:
+            self._check()
+            await trio.lowlevel.checkpoint()
+            self._check()
+            if not self._eof:
+                self._eof = True
+                self._session.sender.follow(wire.TcpEof())
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Receive at least one byte, waiting for it; ``b""`` once the other end has sent its last.
+
+        If cancelled, nothing was taken. What had arrived is delivered before an error.
+
+        Raises:
+            trio.BrokenResourceError: the connection broke, such as by a reset.
+            trio_console.GuestLostError: the guest is gone.
+            trio.ClosedResourceError: this stream was closed.
+            trio.BusyResourceError: another task is receiving.
+            ValueError: ``max_bytes`` is below 1.
+        """
+        return await self._session.incoming.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        """Close both directions. What was sent before still goes out. Never blocks. Idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+        await trio.lowlevel.checkpoint()
+
+
+async def open_guest_tcp_stream(connection: Connection, host: str, port: int) -> GuestTcpStream:
+    """See `Guest.open_tcp_stream`."""
+    if not isinstance(host, str):
+        raise TypeError(f"host must be str, not {type(host).__name__}")
+    if not host or "\0" in host:
+        raise ValueError(f"not a host name or address: {host!r}")
+    if isinstance(port, bool) or not isinstance(port, int):
+        raise TypeError(f"port must be int, not {port!r}")
+    if not 0 <= port <= 65535:
+        raise ValueError(f"port must be between 0 and 65535, not {port}")
+    await connection.wait_may_open()
+    session = _TcpSession(connection, host, port)
+    try:
+        await session.connected.wait()
+    except BaseException:
+        session.cancel()
+        raise
+    if session.error is not None:
+        raise again(session.error)
+    return GuestTcpStream(session)
