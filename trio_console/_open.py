@@ -125,8 +125,11 @@ async def open_guest(
             try:
                 yield guest
             finally:
-                await _end(end, channel, host, grace)  # noqa: ASYNC102  (shields itself, for the grace)
-                connection.lose("the guest did not shut down in time and was ended by force")
+                # `connection.run` is shielded: only `lose` ends it, also if this is interrupted by Ctrl-C.
+                try:
+                    await _end(end, channel, host, grace)  # noqa: ASYNC102  (shields itself, for the grace)
+                finally:
+                    connection.lose("the guest did not shut down in time and was ended by force")
 
 
 @asynccontextmanager

@@ -603,6 +603,19 @@ async def test_an_exited_process_takes_no_input() -> None:
         await talk.agent.nothing_more()
 
 
+async def test_run_process_minds_input_that_the_agent_has_lost() -> None:
+    async with talking(window=10) as talk:
+        result = run(talk, stdin=bytes(1000))
+        id_ = await talk.agent.expect_start()
+        await talk.agent.expect(wire.ExecStdin)
+        await talk.agent.send(wire.ExecStdinError(errno=28, errno_name="ENOSPC", message="queue full"), id_)
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b""))
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(signal.SIGTERM))
+        await talk.agent.send(wire.ExecExited(-1, 9), id_)
+        with pytest.raises(trio.BrokenResourceError, match="queue full"):
+            await result.wait()
+
+
 async def test_run_process_does_not_mind_unread_input() -> None:
     async with talking(window=10) as talk:
         result = run(talk, stdin=bytes(1000))

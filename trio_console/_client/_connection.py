@@ -85,6 +85,7 @@ class Connection:
         self.lost: GuestLostError | None = None
         self.frames_received = 0
         self.frames_dropped = 0
+        self.bytes_discarded = 0
         self._stream = stream
         self._decoder = decoder
         self._ids = ids
@@ -193,6 +194,10 @@ class Connection:
     @property
     def active_sessions(self) -> int:
         return len(self._sessions)
+
+    def note_discarded(self, size: int) -> None:
+        """Bytes came that nobody reads."""
+        self.bytes_discarded += size
 
     def check_alive(self) -> None:
         if self.lost is not None:

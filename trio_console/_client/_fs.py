@@ -177,7 +177,9 @@ class FsRead(FsCall):
 
     def __init__(self, connection: Connection, op: wire.OpRead, *filenames: str) -> None:
         self._credited = connection.ready.flow is not wire.UNSET
-        self.stream: Final = IncomingStream(CreditAccount(self._grant) if self._credited else None)
+        self.stream: Final = IncomingStream(
+            CreditAccount(self._grant) if self._credited else None, connection.note_discarded
+        )
         super().__init__(connection, op, *filenames, window=WINDOW if self._credited else None)
 
     def _grant(self, size: int) -> None:

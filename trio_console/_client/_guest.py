@@ -71,12 +71,14 @@ class GuestStatistics:
         active_sessions: processes and requests that the guest has not finished.
         frames_received: frames that came from the guest.
         frames_dropped: of those, frames of sessions that nobody waits for any more.
+        bytes_discarded: bytes that came for streams that were closed here.
         console: the channel below, or `None` if the guest is reached through a relay.
     """
 
     active_sessions: int
     frames_received: int
     frames_dropped: int
+    bytes_discarded: int
     console: ConsoleStatistics | None
 
 
@@ -501,5 +503,6 @@ class Guest:
             active_sessions=connection.active_sessions,
             frames_received=connection.frames_received,
             frames_dropped=connection.frames_dropped,
+            bytes_discarded=connection.bytes_discarded,
             console=None if self._console is None else self._console(),
         )

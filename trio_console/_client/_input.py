@@ -115,17 +115,22 @@ class StdinStream(trio.abc.SendStream):
         await self._changed.wait()
 
     async def _send_slice(self, piece: memoryview) -> None:
+        gone = False
         try:
             await self._outbox.reserve(len(piece))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            # The console is gone. The connection finds out why within seconds, and tells every session.
+            gone = True
+        else:
+            # The writer may have broken, or the process exited, between the share and our turn.
+            gone = self._outbox.closed
+            if gone or self._closed or self._error is not None:
+                self._outbox.release(len(piece))
+        if gone:
+            # The connection finds out why within seconds, and tells every session.
             while not (self._closed or self._error is not None):
                 await self._wait_change()
-            self._check()
+        self._check()
         # No checkpoint from here: the slice is sent and paid for, or neither.
-        if self._closed or self._error is not None:
-            self._outbox.release(len(piece))
-            self._check()
         self._outbox.commit(wire.encode_data(wire.ExecStdin, self._id, piece), len(piece))
         if self._credit is not None:
             self._credit -= len(piece)

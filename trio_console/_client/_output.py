@@ -76,7 +76,7 @@ class IncomingStream(trio.abc.ReceiveStream):
     cases after everything that had arrived.
     """
 
-    def __init__(self, account: CreditAccount | None) -> None:
+    def __init__(self, account: CreditAccount | None, note_discarded: Callable[[int], None]) -> None:
         self.account: CreditAccount | MergedAccounts | None = account
         self._chunks: deque[bytes] = deque()
         self._size = 0
@@ -88,14 +88,14 @@ class IncomingStream(trio.abc.ReceiveStream):
         self._conflict = Conflict("another task is already receiving from this stream")
         self._changed = trio.Event()
         self.bytes_received = 0
-        self.bytes_discarded = 0
+        self._note_discarded = note_discarded
 
     # The connection's side
 
     def put(self, data: bytes) -> None:
         self.bytes_received += len(data)
         if self._closed or self._let_go:
-            self.bytes_discarded += len(data)
+            self._note_discarded(len(data))
             self._pay(len(data))
         elif data:
             self._chunks.append(data)
@@ -201,7 +201,7 @@ class IncomingStream(trio.abc.ReceiveStream):
             self._closed = True
             self._chunks.clear()
             size, self._size = self._size, 0
-            self.bytes_discarded += size
+            self._note_discarded(size)
             if not self._let_go:
                 self._pay(size)
             self._changed.set()

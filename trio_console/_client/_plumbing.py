@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import select
 import subprocess
@@ -96,10 +96,17 @@ def _bad_target(name: str, value: object, allowed: str) -> Exception:
 
 
 async def feed(stdin: StdinStream, data: bytes) -> None:
-    """Send all the input, then end of file. A process that does not want it all is none of our business."""
+    """Send all the input, then end of file.
+
+    A process that does not want it all is none of our business, as on this machine. But an agent that could not
+    queue it (one without credit) has lost some, and then the result is wrong.
+    """
     async with stdin:
-        with contextlib.suppress(trio.BrokenResourceError):
+        try:
             await stdin.send_all(data)
+        except trio.BrokenResourceError as exc:
+            if isinstance(exc.__cause__, OSError) and exc.__cause__.errno == errno.ENOSPC:
+                raise
 
 
 async def _collect(stream: IncomingStream, into: list[bytes]) -> None:

@@ -71,8 +71,8 @@ class GuestProcess(Session):
             name: CreditAccount(partial(self._grant, name)) if credited else None for name in _OUTPUTS
         }
         self._merged: MergedAccounts | None = None
-        self.output: Final = IncomingStream(self._accounts["stdout"])
-        self.error_output: Final = IncomingStream(self._accounts["stderr"])
+        self.output: Final = IncomingStream(self._accounts["stdout"], connection.note_discarded)
+        self.error_output: Final = IncomingStream(self._accounts["stderr"], connection.note_discarded)
         self.input: Final = StdinStream(
             connection.outbox,
             self.id,

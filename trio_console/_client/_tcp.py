@@ -46,7 +46,9 @@ class _TcpSession(Session):
         self.connected: Final = trio.Event()  # or failed
         self.ended = False  # nothing more will be heard of it
         self.error: Exception | None = None
-        self.incoming: Final = IncomingStream(CreditAccount(self._grant) if self.credited else None)
+        self.incoming: Final = IncomingStream(
+            CreditAccount(self._grant) if self.credited else None, connection.note_discarded
+        )
         request = wire.TcpConnect(host, port, window=WINDOW if self.credited else wire.UNSET)
         self.id: Final = connection.open(self, request)
         window = flow.window if flow is not wire.UNSET else None

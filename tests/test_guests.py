@@ -1,0 +1,718 @@
+"""Every way to come to a guest, with the real agent at the other end; and consoles that are none."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_console import (
+    CommandGuest,
+    GuestLostError,
+    ProcessGuest,
+    ProtocolError,
+    SocketGuest,
+    open_guest,
+)
+from trio_console._leftovers import GUEST_MARK, kill_marked_processes
+from trio_console.agent import serve_agent
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from contextlib import AbstractAsyncContextManager
+
+    from trio_console import Guest, GuestProcess
+    from trio_console._guests import GuestSpec
+
+    OpenGuest = Callable[..., AbstractAsyncContextManager[Guest]]
+
+PIPE = subprocess.PIPE
+DEVNULL = subprocess.DEVNULL
+STDOUT = subprocess.STDOUT
+
+#: Seconds any single test may take on a busy machine.
+PATIENCE = 40.0
+
+#: Carried in the environment of everything a test starts.
+MARK = "TRIO_CONSOLE_TEST"
+
+AGENT = [sys.executable, "-m", "trio_console.agent"]
+
+
+def marked(needle: bytes) -> set[int]:
+    """Living processes, other than this one, with this in their environment."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if needle in file.read().split(b"\0"):
+                        found.add(int(name))
+            except OSError:
+                continue
+    return found
+
+
+def stopped(pid: int) -> bool:
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        return file.read().rpartition(b")")[2].split()[0] == b"T"
+
+
+@pytest.fixture(autouse=True)
+def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    needle = f"{MARK}={mark}".encode()
+    yield
+    gc.collect()
+    left = marked(needle)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left
+
+
+@asynccontextmanager
+async def _over_a_socket(**options: Any) -> AsyncIterator[Guest]:
+    """A guest behind a Unix socket, as a machine monitor would give it."""
+    with tempfile.TemporaryDirectory() as directory, trio.socket.socket(socket.AF_UNIX) as listener:
+        path = os.path.join(directory, "console")
+        await listener.bind(path)
+        listener.listen()
+        left = trio.Event()
+
+        async def serve(task_status: Any) -> None:
+            task_status.started()
+            console, _ = await listener.accept()
+            with console:
+                fd = console.fileno()
+                agent = await trio.lowlevel.open_process([*AGENT, "--fd", str(fd)], pass_fds=[fd], stdin=DEVNULL)
+            # It ends when its console does, unless it was stopped.
+            with trio.CancelScope(shield=True):
+                await left.wait()
+                agent.send_signal(signal.SIGCONT)
+                await agent.wait()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            try:
+                async with open_guest(SocketGuest(path), **options) as guest:
+                    yield guest
+            finally:
+                left.set()
+
+
+@asynccontextmanager
+async def _over_stdio(**options: Any) -> AsyncIterator[Guest]:
+    async with open_guest(CommandGuest([*AGENT, "--stdio"]), **options) as guest:
+        yield guest
+
+
+GUESTS: dict[str, OpenGuest] = {
+    "process": open_guest,
+    "command": _over_stdio,
+    "socket": _over_a_socket,
+}
+
+
+@pytest.fixture(params=list(GUESTS))
+def any_guest(request: pytest.FixtureRequest) -> OpenGuest:
+    """Each way in turn."""
+    return GUESTS[request.param]
+
+
+@pytest.fixture
+async def deadline() -> AsyncIterator[None]:
+    """Fails a test that takes too long: a fixture that crashes has the test cancelled."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_too_late)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def _too_late() -> None:
+    await trio.sleep(PATIENCE)
+    raise trio.TooSlowError(f"the test took longer than {PATIENCE} seconds")
+
+
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
+
+
+async def receive_line(stream: trio.abc.ReceiveStream) -> bytes:
+    line = b""
+    while not line.endswith(b"\n"):
+        byte = await stream.receive_some(1)
+        assert byte, f"the stream ended after {line!r}"
+        line += byte
+    return line
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something of the kernel's that tells nobody; the test's deadline is the bound."""
+    while not condition():
+        await trio.sleep(0.001)
+
+
+async def agent_pid(guest: Guest) -> int:
+    done = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
+    return int(done.stdout)
+
+
+def describe(exc: BaseException) -> tuple[Any, ...]:
+    """What of an exception is the same for trio's own call and for a guest's."""
+    if isinstance(exc, OSError):
+        return type(exc), exc.errno, exc.filename
+    if isinstance(exc, subprocess.CalledProcessError):
+        return type(exc), exc.returncode, exc.cmd, exc.output, exc.stderr
+    return (type(exc),)
+
+
+# The same suite for each
+
+
+TWINS: list[tuple[Any, dict[str, Any]]] = [
+    (["echo", "hello"], {}),
+    (["sh", "-c", "echo out; echo err >&2; exit 3"], {"check": False}),
+    (["sh", "-c", "echo out; echo err >&2; exit 3"], {}),
+    (["sh", "-c", "kill -TERM $$"], {"check": False}),
+    (["sh", "-c", "kill -KILL $$"], {}),
+    (["cat"], {"stdin": b"fed\0\xff"}),
+    (["cat"], {}),
+    (["cat"], {"stdin": DEVNULL}),
+    ("echo $0 $((1 + 1)); exit 4", {"shell": True, "check": False}),
+    (["pwd"], {"cwd": "/"}),
+    (["sh", "-c", "echo $MINE"], {"env": {**os.environ, "MINE": "mine"}}),
+    (["printf", "%s|", "", "a b", "\N{SNOWMAN}", "$HOME"], {}),
+    (["sh", "-c", "exec <&-; exit 0"], {"stdin": b"x" * 1_000_000}),
+    (["no-such-command"], {}),
+    (["/no/such/command"], {}),
+    (["/etc/passwd"], {}),
+    (["/etc/passwd/command"], {}),
+    (["true"], {"cwd": "/no/such/directory"}),
+    (["sh", "-c", "echo lost"], {"capture_stdout": False, "stdout": DEVNULL}),
+    (["sh", "-c", "echo merged >&2"], {"capture_stderr": False, "stderr": STDOUT}),
+]
+
+
+async def outcome(run: Any, command: Any, options: dict[str, Any]) -> tuple[Any, ...]:
+    options = {"capture_stdout": True, "capture_stderr": True, **options}
+    try:
+        done = await run(command, **options)
+    except (OSError, subprocess.CalledProcessError) as exc:
+        return describe(exc)
+    assert type(done) is subprocess.CompletedProcess
+    return done.args, done.returncode, done.stdout, done.stderr
+
+
+async def test_run_process_does_what_trios_does(any_guest: OpenGuest, deadline: None) -> None:
+    async with any_guest() as guest:
+        for command, options in TWINS:
+            expected = await outcome(trio.run_process, command, options)
+            assert await outcome(guest.run_process, command, options) == expected, command
+
+
+async def test_output_arrives_while_the_process_runs(any_guest: OpenGuest, deadline: None) -> None:
+    async with (
+        any_guest() as guest,
+        guest.open_process(
+            ["sh", "-c", "echo one; read x; echo $x >&2; read y"], stdin=PIPE, stdout=PIPE, stderr=PIPE
+        ) as process,
+    ):
+        assert await receive_line(process.stdout) == b"one\n"
+        await process.stdin.send_all(b"two\n")
+        assert await receive_line(process.stderr) == b"two\n"
+        assert process.poll() is None
+        await process.stdin.aclose()
+        assert await process.wait() == 1
+        assert await process.stdout.receive_some() == b""
+
+
+async def test_8_mib_go_through_cat_unharmed(any_guest: OpenGuest, deadline: None) -> None:
+    data = os.urandom(1024 * 1024) * 8
+    async with any_guest() as guest:
+        done = await guest.run_process(["cat"], stdin=data, capture_stdout=True)
+    assert hashlib.sha256(done.stdout).digest() == hashlib.sha256(data).digest()
+
+
+async def test_a_terminal_has_a_size_that_can_be_changed(any_guest: OpenGuest, deadline: None) -> None:
+    script = "stty -echo; stty size; read x; stty size; read y; echo end"
+    async with (
+        any_guest() as guest,
+        guest.open_process(
+            ["sh", "-c", script], stdin=PIPE, stdout=PIPE, stderr=PIPE, tty=True, rows=11, cols=22
+        ) as process,
+    ):
+        assert await receive_line(process.stdout) == b"11 22\r\n"
+        process.resize(33, 44)
+        await process.stdin.send_all(b"\n")
+        assert await receive_line(process.stdout) == b"33 44\r\n"
+        await process.stdin.aclose()  # types the end of file
+        assert await receive_line(process.stdout) == b"end\r\n"
+        assert await process.wait() == 0
+
+
+async def test_uncaptured_output_is_this_programs(
+    any_guest: OpenGuest, deadline: None, capfd: pytest.CaptureFixture[str]
+) -> None:
+    async with any_guest() as guest:
+        await guest.run_process(["sh", "-c", "echo out; echo err >&2"])
+        async with guest.open_process(["sh", "-c", "echo more; echo worse >&2"]) as process:
+            await process.wait()
+    assert capfd.readouterr() == ("out\nmore\n", "err\nworse\n")
+
+
+async def test_several_processes_run_at_once(any_guest: OpenGuest, deadline: None) -> None:
+    async with any_guest() as guest, trio.open_nursery() as nursery:
+        first: list[GuestProcess] = [
+            await nursery.start(
+                lambda task_status: guest.run_process(
+                    ["cat"], stdin=PIPE, stdout=PIPE, capture_stderr=True, task_status=task_status
+                )
+            )
+            for _ in range(8)
+        ]
+        for number, process in enumerate(reversed(first)):
+            await process.stdin.send_all(b"%d\n" % number)
+        for number, process in enumerate(reversed(first)):
+            assert await receive_line(process.stdout) == b"%d\n" % number
+            await process.stdin.aclose()
+        for process in first:
+            assert await process.wait() == 0
+
+
+async def test_leaving_the_block_ends_the_whole_process_group(any_guest: OpenGuest, deadline: None) -> None:
+    async with any_guest() as guest:
+        script = "sleep 1000 & echo $!; wait"
+        async with guest.open_process(["sh", "-c", script], stdout=PIPE, stderr=PIPE) as process:
+            grandchild = int(await receive_line(process.stdout))
+        assert process.returncode == -9
+        assert not alive(process.pid)
+        # (A child whose parent is gone is reaped by somebody else, in that one's own time.)
+        await until(lambda: not alive(grandchild))
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
+    except OSError:
+        return False
+
+
+async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the_output(
+    any_guest: OpenGuest, deadline: None
+) -> None:
+    # (yes and cat end by themselves when nobody is at the other end of their pipes any more.)
+    async with any_guest() as guest:
+        pid = await agent_pid(guest)
+        async with guest.open_process(["yes", "abc"], stdout=PIPE, stderr=PIPE) as process:
+            got = await process.stdout.receive_some()
+            os.kill(pid, signal.SIGKILL)
+            with pytest.raises(GuestLostError) as caught:
+                while True:
+                    got += await process.stdout.receive_some()
+            assert got == (b"abc\n" * (len(got) // 4 + 1))[: len(got)]
+            with pytest.raises(GuestLostError) as waited:
+                await process.wait()
+            assert waited.value.reason == caught.value.reason
+        for call in (guest.ping, lambda: guest.run_process(["true"])):
+            with pytest.raises(GuestLostError):
+                await call()
+
+
+async def test_after_a_shutdown_calls_say_so(any_guest: OpenGuest, deadline: None) -> None:
+    async with any_guest() as guest:
+        assert 0 <= await guest.ping() < PATIENCE
+        assert await guest.touch() < await guest.touch()
+        assert guest.ready.generation == 7
+        assert guest.statistics().active_sessions == 0
+        async with guest.open_process(["cat"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+            await guest.shutdown()
+            with pytest.raises(GuestLostError, match="was shut down"):
+                await process.wait()
+        with pytest.raises(GuestLostError, match="was shut down"):
+            await guest.run_process(["true"])
+
+
+async def test_a_stopped_agent_costs_no_more_than_the_grace_and_leaves_nothing(
+    any_guest: OpenGuest, deadline: None
+) -> None:
+    began = 0.0
+    async with any_guest(grace=1.0) as guest:
+        pid = await agent_pid(guest)
+        os.kill(pid, signal.SIGSTOP)
+        await until(lambda: stopped(pid))
+        began = trio.current_time()
+    assert trio.current_time() - began < 10
+
+
+async def test_a_cancelled_body_ends_its_process_without_delay(any_guest: OpenGuest, deadline: None) -> None:
+    async with trio.open_nursery() as nursery, any_guest() as guest:
+        await nursery.start(
+            lambda task_status: guest.run_process(
+                ["sleep", "1000"], check=False, task_status=task_status, capture_stdout=True
+            )
+        )
+        nursery.cancel_scope.cancel()
+        await trio.sleep_forever()
+    assert nursery.cancel_scope.cancelled_caught
+
+
+# One of them is enough for these
+
+
+async def test_a_cancelled_run_process_whose_process_never_stops_talking_ends_at_sigterm(deadline: None) -> None:
+    async with open_guest() as guest, trio.open_nursery() as nursery:
+        process: list[GuestProcess] = []
+
+        async def run(task_status: Any) -> None:
+            await guest.run_process(
+                ["sh", "-c", "echo started; exec yes"], stdin=None, capture_stderr=True, stdout=PIPE,
+                task_status=task_status,
+            )  # fmt: skip
+
+        process.append(await nursery.start(run))
+        await receive_line(process[0].stdout)
+        await until(lambda: process[0].output.bytes_received >= 256 * 1024)
+        nursery.cancel_scope.cancel()
+    # SIGPIPE would be -13, and SIGKILL -9.
+    assert process[0].returncode == -15
+
+
+async def test_a_body_cancelled_from_outside_ends_its_processes_in_order(deadline: None) -> None:
+    # Cancelling everything at once must not take away the connection over which processes are ended.
+    with trio.CancelScope() as scope:
+        async with open_guest() as guest, trio.open_nursery() as nursery:
+
+            async def start() -> GuestProcess:
+                process: GuestProcess = await nursery.start(
+                    lambda task_status: guest.run_process(
+                        ["sleep", "1000"], capture_stdout=True, capture_stderr=True, task_status=task_status
+                    )
+                )
+                return process
+
+            processes = [await start(), await start()]
+            scope.cancel()
+    assert [process.returncode for process in processes] == [-15, -15]
+
+
+class MyError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_what_a_body_raises_comes_out_as_it_is(deadline: None, cancelled: bool) -> None:
+    error = MyError("mine")
+    with pytest.raises(MyError) as caught, trio.CancelScope() as scope:
+        async with open_guest() as guest:
+            await guest.ping()
+            if cancelled:
+                scope.cancel()
+            raise error
+    assert caught.value is error
+    assert not isinstance(error.__context__, BaseExceptionGroup)
+
+
+async def test_a_group_that_a_body_raises_comes_out_as_it_is(deadline: None) -> None:
+    error = ExceptionGroup("mine", [MyError(), MyError()])
+    with pytest.RaisesGroup(MyError, MyError) as caught:
+        async with open_guest():
+            raise error
+    assert caught.value is error
+
+
+async def test_a_daemon_of_a_killed_agent_is_found_and_killed(deadline: None) -> None:
+    async with open_guest() as guest:
+        pid = await agent_pid(guest)
+        done = await guest.run_process(
+            ["sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' &"], capture_stdout=True
+        )
+        daemon = int(done.stdout)
+        assert alive(daemon)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(GuestLostError, match="killed by SIGKILL"):
+            await guest.ping()
+    assert not alive(daemon)
+
+
+async def test_a_guests_environment_and_directory_can_be_chosen(deadline: None, tmp_path: Any) -> None:
+    env = {**os.environ, "MINE": "mine"}
+    async with open_guest(ProcessGuest(env=env, cwd=tmp_path)) as guest:
+        done = await guest.run_process(["sh", "-c", "echo $MINE; pwd"], capture_stdout=True)
+    assert done.stdout.decode().split() == ["mine", str(tmp_path.resolve())]
+
+
+async def test_what_a_bootstrap_says_holds_for_every_command(deadline: None) -> None:
+    bootstrap = {"default_cwd": "/usr", "default_env": [{"key": "MINE", "value": "mine"}]}
+    async with open_guest(bootstrap=bootstrap) as guest:
+        done = await guest.run_process(["sh", "-c", "echo $MINE; pwd"], capture_stdout=True)
+    assert done.stdout.decode().split() == ["mine", "/usr"]
+
+
+async def test_a_guest_shows_whether_it_runs(deadline: None) -> None:
+    async with open_guest() as guest:
+        assert "running" in repr(guest)
+        console = guest.statistics().console
+        assert console is not None
+        assert not console.closed
+    assert "lost: the guest was shut down" in repr(guest)
+
+
+async def test_40_guests_can_be_used_at_once(deadline: None, tmp_path: Any) -> None:
+    # More than twice as many threads as trio's default limiter has tokens.
+    path = str(tmp_path / "console")
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(path)
+        listener.listen(64)
+        pings = 0
+        all_open = trio.Event()
+
+        async def serve(nursery: trio.Nursery) -> None:
+            while True:
+                console, _ = await listener.accept()
+                nursery.start_soon(serve_agent, trio.SocketStream(console))
+
+        async def use() -> None:
+            nonlocal pings
+            async with open_guest(SocketGuest(path)) as guest:
+                await guest.ping()
+                pings += 1
+                if pings == 40:
+                    all_open.set()
+                await all_open.wait()
+
+        async with trio.open_nursery() as agents:
+            agents.start_soon(serve, agents)
+            async with trio.open_nursery() as nursery:
+                for _ in range(40):
+                    nursery.start_soon(use)
+            agents.cancel_scope.cancel()
+    assert pings == 40
+
+
+# Consoles that are none
+
+
+async def fails_to_open(
+    spec: GuestSpec, error: type[Exception] | tuple[type[Exception], ...], **options: Any
+) -> Any:
+    with pytest.raises(error) as caught, trio.fail_after(PATIENCE):
+        async with open_guest(spec, **options):
+            raise AssertionError
+    return caught.value
+
+
+async def test_a_command_that_exits_before_it_is_ready_says_why() -> None:
+    spec = CommandGuest(["sh", "-c", "echo no such machine >&2; exit 3"])
+    error = await fails_to_open(spec, GuestLostError)
+    assert "exited with status 3" in error.reason
+    assert "no such machine" in error.reason
+
+
+async def test_a_command_that_is_killed_before_it_is_ready_says_so() -> None:
+    error = await fails_to_open(CommandGuest(["sh", "-c", "kill -9 $$"]), GuestLostError)
+    assert "killed by SIGKILL" in error.reason
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo some words that are garbage",
+        "printf '\\377\\376\\375\\374\\373\\372\\371\\370'",
+        "printf '\\0\\0\\0\\1garbage'",
+        "yes Welcome to the machine | head -c 1000000; exec sleep 1000",
+        "printf '\\0\\0\\0\\10\\0\\0\\0\\0\\0abc'; exec sleep 1000",
+    ],
+)
+async def test_garbage_on_the_console_is_an_error_at_once(command: str) -> None:
+    began = trio.current_time()
+    await fails_to_open(CommandGuest(["sh", "-c", command]), (ProtocolError, GuestLostError))
+    assert trio.current_time() - began < 20  # of the 60 seconds a guest has to become ready
+
+
+async def test_a_guest_that_says_nothing_is_given_up_after_the_ready_timeout() -> None:
+    error = await fails_to_open(CommandGuest(["sleep", "1000"]), GuestLostError, ready_timeout=0.1)
+    assert "not ready within 0.1 seconds" in error.reason
+
+
+async def test_opening_can_be_cancelled() -> None:
+    with trio.fail_after(PATIENCE), trio.move_on_after(0.1) as scope:
+        async with open_guest(CommandGuest(["sleep", "1000"])):
+            raise AssertionError
+    assert scope.cancelled_caught
+
+
+async def test_a_command_that_does_not_exist_is_a_file_not_found_error() -> None:
+    error = await fails_to_open(CommandGuest(["/no/such/command"]), FileNotFoundError)
+    assert error.filename == "/no/such/command"
+
+
+async def test_a_socket_that_does_not_exist_is_a_file_not_found_error() -> None:
+    error = await fails_to_open(SocketGuest("/no/such/socket"), FileNotFoundError)
+    assert error.filename == "/no/such/socket"
+
+
+async def test_a_socket_nobody_listens_on_is_a_connection_refused_error(tmp_path: Any) -> None:
+    path = str(tmp_path / "dead")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    error = await fails_to_open(SocketGuest(path), ConnectionRefusedError)
+    assert error.filename == path
+
+
+async def test_a_socket_path_that_is_too_long_is_an_os_error_with_the_path() -> None:
+    path = "/tmp/" + "x" * 200
+    error = await fails_to_open(SocketGuest(path), OSError)
+    assert error.filename == path
+    assert "too long" in str(error)
+
+
+async def test_a_socket_whose_owner_hangs_up_is_a_lost_guest(tmp_path: Any) -> None:
+    path = str(tmp_path / "console")
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(path)
+        listener.listen()
+
+        async def hang_up() -> None:
+            console, _ = await listener.accept()
+            console.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up)
+            await fails_to_open(SocketGuest(path), GuestLostError)
+
+
+SPEAKS_GARBAGE_LATER = """
+import os, sys
+from trio_console import _protocol as wire
+os.write(1, wire.encode(wire.Ready(boot_time_ns=1, init_time_ns=1, ready_time_ns=1)))
+os.read(0, 1 << 16)   # the bootstrap
+os.read(0, 1 << 16)   # a ping
+os.write(1, b"\\xff" * 100)
+while os.read(0, 1 << 16): pass
+"""
+
+
+async def test_a_guest_that_is_out_of_step_ends_when_its_console_is_closed() -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_guest(CommandGuest([sys.executable, "-c", SPEAKS_GARBAGE_LATER]), grace=PATIENCE) as guest:
+            with pytest.raises(GuestLostError, match="out of step") as caught:
+                await guest.ping()
+            assert isinstance(caught.value.__cause__, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: CommandGuest("ssh host"), TypeError),  # type: ignore[arg-type]
+        (lambda: CommandGuest([]), ValueError),
+        (lambda: SocketGuest(3), TypeError),  # type: ignore[arg-type]
+    ],
+)
+def test_a_guest_that_makes_no_sense_is_refused(make: Callable[[], object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make()
+
+
+async def test_what_is_no_guest_is_refused() -> None:
+    with pytest.raises(TypeError, match="ProcessGuest"):
+        async with open_guest("agent.sock"):  # type: ignore[arg-type]
+            raise AssertionError
+    with pytest.raises(ValueError, match="unknown bootstrap field"):
+        async with open_guest(bootstrap={"usr": "root"}):
+            raise AssertionError
+
+
+# Leftovers
+
+
+def test_exactly_the_marked_processes_are_killed() -> None:
+    mine, other = secrets.token_hex(8), secrets.token_hex(8)
+    with (
+        subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: mine}) as first,
+        subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: other}) as second,
+    ):
+        try:
+            assert kill_marked_processes(mine) == 1
+            assert first.wait() == -9
+            assert second.poll() is None
+            assert kill_marked_processes(mine) == 0
+        finally:
+            first.kill()
+            second.kill()
+
+
+def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = (
+        "import os; from trio_console._leftovers import kill_marked_processes as kill;"
+        f"raise SystemExit(kill(os.environ[{GUEST_MARK!r}]))"
+    )
+    env = {**os.environ, GUEST_MARK: secrets.token_hex(8)}
+    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
+
+
+# What is not theirs to keep
+
+
+@pytest.mark.parametrize("spec", [ProcessGuest(), CommandGuest(["cat"])])
+async def test_a_console_that_cannot_be_opened_leaves_no_descriptor(
+    spec: GuestSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_ends: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("trio_console._guests.as_device", fail)
+    error = await fails_to_open(spec, OSError)
+    assert error.errno == 24
+
+
+async def test_cleaning_up_needs_none_of_the_programs_threads(deadline: None) -> None:
+    limiter = trio.to_thread.current_default_thread_limiter()
+    async with open_guest() as guest:
+        await guest.ping()
+        before = limiter.total_tokens
+        holders = [object() for _ in range(int(before))]
+        for holder in holders:
+            limiter.acquire_on_behalf_of_nowait(holder)
+    for holder in holders:
+        limiter.release_on_behalf_of(holder)
+
+
+INTERRUPTED = """
+import os, signal, sys
+import trio, trio_console
+
+async def main():
+    async with trio_console.open_guest(grace=2.0) as guest:
+        result = await guest.run_process("echo $PPID", shell=True, capture_stdout=True)
+        os.kill(int(result.stdout), signal.SIGSTOP)
+        print("leaving", flush=True)
+
+trio.run(main)
+"""
+
+
+async def test_ctrl_c_while_leaving_a_stopped_guest_ends_the_program() -> None:
+    async def run(task_status: Any) -> None:
+        command = [sys.executable, "-c", INTERRUPTED]
+        await trio.run_process(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, task_status=task_status
+        )
+
+    with trio.fail_after(30):
+        async with trio.open_nursery() as nursery:
+            program = await nursery.start(run)
+            assert (await program.stdout.receive_some()).startswith(b"leaving")
+            program.send_signal(signal.SIGINT)
+            assert await program.wait() != 0
