@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -25,6 +27,7 @@ _LOST = 125
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
+    _open_standard_descriptors()
     args = _parser().parse_args(argv)
     if args.what == "relay":
         return _relay(args)
@@ -61,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "exec",
         help="run one command in a relay's guest",
         description="Run one command in a relay's guest. Its stdin, stdout, stderr and exit status are this "
-        "program's; 125 is a lost guest, 126 a command that could not be started, 127 one that was not found.",
+        "program's; 125 is a relay that cannot be reached or a lost guest, 126 a command that could not be "
+        "started, 127 one that was not found.",
     )
     run.add_argument("--relay", required=True, metavar="PATH", help="the relay's socket")
     run.add_argument("--cwd", metavar="DIR", help="working directory in the guest")
@@ -70,6 +74,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tty", action="store_true", help="give the command a terminal")
     run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     return parser
+
+
+def _open_standard_descriptors() -> None:
+    """Whoever ran us may have closed one of them. The next thing opened would get its number, and our output."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 def _fail(message: object, status: int) -> int:
@@ -112,7 +125,8 @@ async def _serve(args: argparse.Namespace) -> None:
 
             nursery.start_soon(watch)
             relay = await nursery.start(serve)
-            print(f"ready {relay.path}", flush=True)
+            sys.stdout.write(f"ready {relay.path}\n")  # in one piece, also if it is not buffered
+            sys.stdout.flush()
 
 
 # exec
@@ -122,9 +136,13 @@ def _exec(args: argparse.Namespace) -> int:
     status = 0
     try:
         status = trio.run(_run_command, args)
+    except* KeyboardInterrupt:
+        status = -signal.SIGINT
+    except* BrokenPipeError:
+        status = -signal.SIGPIPE  # nobody reads our output
     except* FileNotFoundError as group:
         status = _fail(_first(group), _NOT_FOUND)
-    except* trio_console.GuestLostError as group:
+    except* (trio_console.GuestLostError, _NoRelayError) as group:
         status = _fail(_first(group), _LOST)
     except* (OSError, ValueError) as group:
         status = _fail(_first(group), _NOT_STARTED)
@@ -144,23 +162,51 @@ def _die_of(number: int) -> NoReturn:
     """End as the command did: by the same signal, so that whoever runs us sees the same."""
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # it is not our state that is of interest
     os.kill(os.getpid(), number)
     sys.exit(128 + number)  # a signal whose default is to do nothing
+
+
+class _NoRelayError(Exception):
+    """The relay cannot be used; the command was not even tried."""
+
+
+@asynccontextmanager
+async def _connected(path: str) -> AsyncIterator[trio_console.Guest]:
+    async with AsyncExitStack() as stack:
+        try:
+            guest = await stack.enter_async_context(trio_console.connect_guest(path))
+        except (OSError, ValueError) as exc:
+            raise _NoRelayError(exc) from exc
+        yield guest
 
 
 async def _run_command(args: argparse.Namespace) -> int:
     env = dict(item.partition("=")[::2] for item in args.env)
     async with (
-        trio_console.connect_guest(args.relay) as guest,
+        _connected(args.relay) as guest,
         guest.open_process(
-            args.command, stdin=subprocess.PIPE, env=env, cwd=args.cwd, user=args.user, tty=args.tty
+            args.command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=env,
+            cwd=args.cwd,
+            user=args.user,
+            tty=args.tty,
         ) as process,
     ):
+        assert process.stdout is not None
+        assert process.stderr is not None
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pass_stdin, process)
                 nursery.start_soon(_pass_signals, signals, process)
-                status = await process.wait()
+                async with trio.open_nursery() as outputs:
+                    outputs.start_soon(_pass_output, process.stdout, 1)
+                    outputs.start_soon(_pass_output, process.stderr, 2)
+                    status = await process.wait()
                 nursery.cancel_scope.cancel()
     return status
 
@@ -173,9 +219,34 @@ async def _pass_signals(signals: AsyncIterator[int], process: trio_console.Guest
 async def _pass_stdin(process: trio_console.GuestProcess) -> None:
     assert process.stdin is not None
     async with process.stdin as stdin:
-        with suppress(trio.BrokenResourceError):
-            while data := await trio.to_thread.run_sync(os.read, 0, 65536, abandon_on_cancel=True):
+        # A stdin that cannot be read is one that is at its end.
+        with suppress(trio.BrokenResourceError, OSError):
+            while data := await trio.to_thread.run_sync(_read_stdin, abandon_on_cancel=True):
                 await stdin.send_all(data)
+
+
+async def _pass_output(stream: trio.abc.ReceiveStream, fd: int) -> None:
+    # A lost guest is told by process.wait(), with the same reason.
+    with suppress(trio.BrokenResourceError):
+        async for data in stream:
+            await trio.to_thread.run_sync(_write_all, fd, bytes(data), abandon_on_cancel=True)
+
+
+def _read_stdin() -> bytes:
+    while True:
+        try:
+            return os.read(0, 65536)
+        except BlockingIOError:  # whoever shares it with us has made it non-blocking
+            select.select([0], [], [])
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        try:
+            view = view[os.write(fd, view) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
 
 
 if __name__ == "__main__":

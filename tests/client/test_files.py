@@ -1,6 +1,6 @@
 """Files of the guest on the wire: what is asked for, in what portions, and what is left when things go wrong."""
 
-# ruff: noqa: ASYNC240 (the files of a test are at hand, and small)
+
 
 from __future__ import annotations
 

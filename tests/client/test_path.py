@@ -1,6 +1,6 @@
 """Paths of the guest behave as `trio.Path`: the same calls made on both, in two directories alike."""
 
-# ruff: noqa: ASYNC240 (the files of a test are at hand, and small)
+
 
 from __future__ import annotations
 

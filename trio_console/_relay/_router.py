@@ -7,13 +7,11 @@ what comes back: frames for the agent (`Orders.to_agent`), and clients whose que
 Nothing in here assumes an agent of our own: no credit unless it was announced, no frame after the terminal one
 is surprising, no id it speaks of needs to exist.
 
-What a client sends is looked at before it is forwarded. An agent of another make exits at a body it cannot
-decode, and the guest with it; and a message that only a relay may send could end other clients' work.
+What a client sends is looked at before it is forwarded; see `_gate`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
@@ -21,8 +19,11 @@ import msgspec
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._session import Flow, Outgoing, RelaySession, stream_name
-from trio_console._relay._slots import Slots, slot_ids, slot_of
+from trio_console._relay._clients import Client
+from trio_console._relay._gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, refusal
+from trio_console._relay._limits import DEFAULT_CLIENT_BUDGET, RouterLimits
+from trio_console._relay._session import STREAMS, Flow, Outgoing, RelaySession
+from trio_console._relay._slots import Slots, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,51 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
 
-#: ``core.error`` was introduced with this generation; older peers do not know it.
-_ERROR_GENERATION: Final = 5
-
 _SIGKILL: Final = 9
 
-_KINDS: Final = {wire.ExecRequest: "exec", wire.FsRequest: "fs", wire.TcpConnect: "tcp"}
-_CALLS: Final = (wire.Ping, wire.Touch)
-
-#: Must stay behind the data of their session.
-_BEHIND_DATA: Final = (wire.TcpEof, wire.TcpClose)
-
-#: May overtake data on their way to a client.
-_HURRIED: Final = (wire.Pong, wire.Touched, wire.ExecStarted, wire.TcpConnected, wire.Credit)
-
-
-DEFAULT_CLIENT_BUDGET: Final = 4 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class RouterLimits:
-    """Bounds, in bytes unless said otherwise.
-
-    Attributes:
-        window: for each stream from the agent, sent ahead of the client's socket.
-        least_window: the same for streams opened when the client's or the total budget is used up.
-        client_budget: windows of one client together; and what may be queued for a client of an agent
-            without credit before the slow-client policy applies.
-        total_budget: the same for all clients together.
-        pending_budget: what a client may have sent that the agent does not take yet.
-        answers_budget: what may be queued for a client beyond its budget (at least two of the largest frames)
-            before it is cut.
-        slice: largest piece of data forwarded at once to the agent.
-        sessions: a client's sessions at once (a number).
-        quarantine: seconds the guest has to finish with a slot whose client has gone.
-    """
-
-    window: int = 256 * 1024
-    least_window: int = 4 * 1024
-    client_budget: int = DEFAULT_CLIENT_BUDGET
-    total_budget: int = 64 * 1024 * 1024
-    pending_budget: int = 1024 * 1024
-    answers_budget: int = 16 * 1024 * 1024
-    slice: int = 64 * 1024
-    sessions: int = 4096
-    quarantine: float = 60.0
+#: May overtake data on their way to a client, as answers to calls do.
+_HURRIED: Final = (wire.ExecStarted, wire.TcpConnected, wire.Credit)
 
 
 @dataclass(slots=True)
@@ -84,38 +44,15 @@ class Orders:
 
     Attributes:
         to_agent: control frames to send, in order.
+        behind: frames to send behind all data that was handed over for the agent before.
         wake: clients that have got something to send, to the socket or to the agent.
         shutdown: a client has asked the guest to shut down, which it will.
     """
 
     to_agent: list[bytes] = field(default_factory=list)
+    behind: list[bytes] = field(default_factory=list)
     wake: set[Client] = field(default_factory=set)
     shutdown: bool = False
-
-
-@final
-class Client:
-    """One client: its ids, its sessions, and what is queued for it."""
-
-    def __init__(self, slot: int) -> None:
-        self.slot: Final = slot
-        self.ids: Final = slot_ids(slot)
-        self.sessions: dict[int, RelaySession] = {}
-        self.hurried: deque[Outgoing] = deque()
-        self.outgoing: deque[Outgoing] = deque()
-        self.outgoing_bytes = 0
-        self.pending_bytes = 0  # of its sessions, to the agent
-        self.committed = 0  # windows of its streams
-        self.round: deque[RelaySession] = deque()  # sessions with something sendable
-        self.frames_in = 0
-        self.frames_out = 0
-        self.bytes_in = 0
-        self.bytes_out = 0
-        self.dropped_bytes = 0
-
-    def queue(self, item: Outgoing, *, hurried: bool = False) -> None:
-        (self.hurried if hurried else self.outgoing).append(item)
-        self.outgoing_bytes += len(item.frame)
 
 
 @final
@@ -162,6 +99,11 @@ class Router:
         return self._slots
 
     @property
+    def committed(self) -> int:
+        """Windows of all streams together."""
+        return self._committed
+
+    @property
     def queued_bytes(self) -> int:
         """Everything queued for clients' sockets."""
         return sum(client.outgoing_bytes for client in self._clients.values())
@@ -178,10 +120,9 @@ class Router:
     def disconnect(self, client: Client, now: float) -> Orders:
         """A client has gone, for whatever reason: end its work in the guest, and hold its slot until then."""
         del self._clients[client.slot]
-        self._committed -= client.committed
-        self.dropped_bytes += client.dropped_bytes + client.outgoing_bytes + client.pending_bytes
         orders = Orders()
-        execs = {session.id for session in client.sessions.values() if session.kind == "exec"}
+        # (Those that wait here with their terminal frame have ended in the guest.)
+        execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.last is None}
         orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
         if self.observer is not None:
             for id_ in execs:
@@ -189,11 +130,18 @@ class Router:
         orders.to_agent.append(wire.encode(wire.ClientDisconnected(client.ids.start, client.ids.stop)))
         # Execs end with a frame. The rest ends silently, so a request goes behind: whatever the guest had queued
         # for this slot before it read the two above comes before this answer, which is data's equal in its order.
+        # And it goes behind the data that this client has sent and that may still wait for the console: that
+        # would reach the sessions of the next one otherwise.
         fence = next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
         stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
-        orders.to_agent.append(wire.encode(stat, fence))
+        orders.behind.append(wire.encode(stat, fence))
         self._quarantines[client.slot] = _Quarantine(execs, fence)
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
+        for session in client.sessions.values():
+            self._release(client, session)
+        self._committed -= client.committed  # of sessions that are over, with the last of it still queued
+        client.committed = 0
+        self.dropped_bytes += client.dropped_bytes + client.outgoing_bytes
         return orders
 
     def tick(self, now: float) -> list[int]:
@@ -210,7 +158,7 @@ class Router:
 
         Raises:
             ProtocolError: one for which the connection must be cut: an id that is not the client's, or a
-                mistake of a peer too old to be told of it.
+                mistake of a peer that cannot be told of it.
         """
         client.frames_in += 1
         client.bytes_in += wire.HEADER_SIZE + len(frame.body)
@@ -223,135 +171,143 @@ class Router:
             )
         try:
             message = wire.decode(frame)
-            self._check_allowed(message)
+            check_allowed(message, credit=self._flow is not None)
             self._accept(client, frame, message, orders)
         except ProtocolError as exc:
+            exc.frame_id = frame.id
             self._refuse(client, frame, exc, orders)
         return orders
-
-    def _check_allowed(self, message: wire.Message) -> None:
-        row = wire.type_of(message)
-        if not row.direction & wire.Direction.HOST_TO_AGENT or (
-            row.control and not isinstance(message, wire.Shutdown)
-        ):
-            raise ProtocolError(
-                f"{row.name} is not a client's to send", kind="unsupported_message_type", message_type=row.name
-            )
 
     def _refuse(self, client: Client, frame: wire.Frame, exc: ProtocolError, orders: Orders) -> None:
         """Answer in the agent's place, so that the agent never sees it."""
         self.refused_frames += 1
-        version = exc.version
-        if version is None:
-            try:
-                version = wire.decode_envelope(frame.body).version
-            except ProtocolError:
-                version = wire.GENERATION  # unknown; every client since generation 5 can be told
-        if version < _ERROR_GENERATION:
-            exc.frame_id = frame.id
-            raise exc
-        error = wire.Error(exc.kind, str(exc), wire.UNSET if exc.message_type is None else exc.message_type)
-        session = client.sessions.pop(frame.id, None)
-        if session is not None and exc.kind != "invalid_session":
+        error = answer_to(frame, exc)
+        session = client.sessions.get(frame.id)
+        if session is not None:
             # The frame that says so is terminal: the client forgets the id, so what runs there must end.
             self._abandon(client, session, orders)
-        elif session is not None:
-            client.sessions[frame.id] = session
-        client.queue(Outgoing(wire.encode(error, frame.id)), hurried=True)
+        self._answer(client, error, frame.id, orders)
+
+    def _answer(self, client: Client, message: wire.Message, id_: int, orders: Orders) -> None:
+        client.queue(Outgoing(wire.encode(message, id_)), hurried=True)
         orders.wake.add(client)
 
     def _abandon(self, client: Client, session: RelaySession, orders: Orders) -> None:
         """End a session in the guest whose client does not know of it any more."""
         self._release(client, session)
-        if session.kind == "exec":
+        if session.over:
+            return
+        session.over = True
+        if session.last is not None:  # it has ended in the guest
+            self._forget(client, session)
+        elif session.kind == "exec":
             orders.to_agent.append(wire.encode(wire.ExecSignal(_SIGKILL), session.id))
         elif session.kind == "tcp":
             orders.to_agent.append(wire.encode(wire.TcpClose(), session.id))
-        elif self._flow is not None:
+            self._forget(client, session)  # that is not answered
+        elif session.kind == "fs" and self._flow is not None:
             orders.to_agent.append(wire.encode(wire.Cancel(), session.id))
-        # Kept, under its id, until the guest's terminal frame comes: the id is taken until then.
-        client.sessions[session.id] = RelaySession(session.id, session.kind, {}, None, counts=False)
+        # Else it is kept, under its id, until the guest's terminal frame comes: the id is taken until then.
 
     def _accept(self, client: Client, frame: wire.Frame, message: wire.Message, orders: Orders) -> None:
-        raw = wire.encode_frame(frame.id, frame.flags, frame.body)
-        if type(message) in _KINDS or isinstance(message, _CALLS):
-            raw = self._open(client, frame, message, raw)
-            orders.to_agent.append(raw)
-            return
-        session = client.sessions.get(frame.id)
+        cls = type(message)
+        if cls in OPENERS:
+            orders.to_agent.append(self._open(client, frame, message))
+        elif isinstance(message, wire.Shutdown):
+            orders.to_agent.append(wire.encode(message))
+            orders.shutdown = True
+        else:
+            session = client.sessions.get(frame.id)
+            if session is None:
+                if cls in ORPHANS:
+                    self._answer(client, ORPHANS[cls](frame.id), frame.id, orders)
+                # Everything else that comes for a session that has ended is ignored.
+            elif session.over:
+                self.dropped_bytes += len(frame.body)
+            else:
+                self._accept_within(client, session, frame, message, orders)
+
+    def _accept_within(
+        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
+    ) -> None:
+        kind = WITHIN.get(type(message), session.kind)
+        if kind != session.kind:
+            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {kind} session")
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
-        elif session is not None and isinstance(message, wire.DataMessage):
-            session.add_pending(type(message), message.data)
-            client.pending_bytes += len(message.data)
+        elif isinstance(message, wire.DataMessage):
+            client.pending_bytes += session.add_pending(type(message), message.data)
             self._enter_round(client, session, orders)
-        elif session is not None and isinstance(message, _BEHIND_DATA):
-            session.add_pending(None, raw)
-            session.closing = isinstance(message, wire.TcpClose)
-            client.pending_bytes += len(raw)
+        elif isinstance(message, (wire.TcpEof, wire.TcpClose)):
+            # Stay behind the data of their session.
+            raw = wire.encode_frame(frame.id, frame.flags, frame.body)
+            client.pending_bytes += session.add_pending(None, raw)
+            session.closing |= isinstance(message, wire.TcpClose)
             self._enter_round(client, session, orders)
         else:
-            # Signals and the like overtake. Data for an id that is not open is the agent's to answer.
-            orders.to_agent.append(raw)
-            orders.shutdown = isinstance(message, wire.Shutdown)
+            # Signals and the like overtake it.
+            if isinstance(message, wire.Cancel):
+                self._drop_pending(client, session)
+            orders.to_agent.append(wire.encode_frame(frame.id, frame.flags, frame.body))
 
-    def _open(self, client: Client, frame: wire.Frame, message: wire.Message, raw: bytes) -> bytes:
+    def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
         """Register a session; returns the request as the agent gets it."""
         if frame.id in client.sessions:
-            raise ProtocolError(
-                f"id {frame.id} is still in use", kind="invalid_session", message_type=wire.type_of(message).name
-            )
+            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is still in use")
         if len(client.sessions) >= self._limits.sessions:
-            raise ProtocolError(
-                f"this client has {self._limits.sessions} sessions already",
-                kind="invalid_session",
-                message_type=wire.type_of(message).name,
+            raise refusal(
+                message,
+                "invalid_session",
+                f"would be more than the {self._limits.sessions} sessions a client may have",
             )
-        if not isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
-            client.sessions[frame.id] = RelaySession(frame.id, "call", {}, None, counts=False)
-            return raw
-        kind = _KINDS[type(message)]
+        kind = OPENERS[type(message)]
+        if self._flow is None or not isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
+            raw = wire.encode_frame(frame.id, frame.flags, frame.body)
+            session = RelaySession(frame.id, kind, {}, None, counts=False)
+        else:
+            wanted = None if message.window is wire.UNSET else message.window
+            streams = STREAMS[kind]
+            window = self._window(client, len(streams), wanted)
+            version = wire.decode_envelope(frame.body).version
+            # First of all: with the window in it the request may have become too large.
+            raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
+            flows = {cls: Flow(frame.id, cls, name, window, wanted) for cls, name in streams.items()}
+            session = RelaySession(frame.id, kind, flows, self._flow.window, counts=wanted is not None)
+            client.committed += window * len(flows)
+            self._committed += window * len(flows)
+        client.sessions[frame.id] = session
         if self.observer is not None and isinstance(message, wire.ExecRequest):
             self.observer.opened(frame.id, message)
-        if self._flow is None:
-            client.sessions[frame.id] = RelaySession(frame.id, kind, {}, None, counts=False)
-            return raw
-        counts = message.window is not wire.UNSET
-        wanted = message.window if message.window is not wire.UNSET else None
-        names: tuple[wire.StreamName, ...] = ("stdout", "stderr") if kind == "exec" else ("data",)
-        window = self._commit_windows(client, len(names), wanted)
-        flows = {name: Flow(frame.id, name, window, wanted) for name in names}
-        credit = None if counts else self._flow.window
-        client.sessions[frame.id] = RelaySession(frame.id, kind, flows, credit, counts=counts)
-        version = wire.decode_envelope(frame.body).version
-        return wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
+        return raw
 
-    def _commit_windows(self, client: Client, count: int, wanted: int | None) -> int:
+    def _window(self, client: Client, count: int, wanted: int | None) -> int:
         """Bytes of window for each of ``count`` new streams, out of what is left of the budgets."""
         limits = self._limits
         left = min(limits.client_budget - client.committed, limits.total_budget - self._committed)
         window = max(limits.least_window, min(limits.window, left // count))
-        if wanted is not None:
-            window = max(1, min(window, wanted))
-        client.committed += window * count
-        self._committed += window * count
-        return window
+        return window if wanted is None else max(1, min(window, wanted))
 
     def _release(self, client: Client, session: RelaySession) -> None:
-        """A session is over: its windows are free, and what the agent has not taken yet is dropped."""
-        freed = sum(flow.window for flow in session.flows.values())
-        client.committed -= freed
-        self._committed -= freed
-        client.pending_bytes -= session.pending_bytes
-        self.dropped_bytes += session.pending_bytes
-        session.pending.clear()
-        session.pending_bytes = 0
+        """A session is over: its windows are free, and what was not passed on is dropped. Idempotent."""
+        self._drop_pending(client, session)
+        if session.released:
+            return
+        session.released = True
+        for flow in session.flows.values():
+            flow.closed = True
+            client.committed -= flow.window
+            self._committed -= flow.window
+            self.dropped_bytes += flow.held_bytes
+            flow.let_go()
 
-    def _client_grants(
-        self, client: Client, session: RelaySession | None, message: wire.Credit, orders: Orders
-    ) -> None:
-        flow = None if session is None else session.flows.get(message.stream)
-        if session is None or flow is None:
+    def _drop_pending(self, client: Client, session: RelaySession) -> None:
+        dropped, cost = session.drop_pending()
+        client.pending_bytes -= cost
+        self.dropped_bytes += dropped
+
+    def _client_grants(self, client: Client, session: RelaySession, message: wire.Credit, orders: Orders) -> None:
+        flow = session.flow_named(message.stream)
+        if flow is None:
             return
         for item in flow.grant(message.bytes):
             client.queue(item)
@@ -391,9 +347,14 @@ class Router:
     def overflows(self, client: Client) -> bool:
         """Whether more is queued for a client than any client that reads its socket would ever have.
 
-        Credit bounds data; this bounds the answers to what a client has asked without reading them.
+        Credit bounds data; this bounds the answers to what a client has asked without reading them, and what an
+        agent says that nobody has asked for.
         """
-        return client.outgoing_bytes > self._limits.client_budget + self._limits.answers_budget
+        limits = self._limits
+        queued = client.outgoing_bytes
+        return queued > limits.client_budget + limits.answers_budget or (
+            queued > limits.client_budget and self.queued_bytes > limits.total_budget + limits.answers_budget
+        )
 
     # From the agent
 
@@ -408,31 +369,73 @@ class Router:
             return orders
         session = client.sessions.get(frame.id)
         data = wire.measure_data(frame)
-        if data is None and session is not None and self._is_stdin_credit(client, session, frame, orders):
+        cls = None if data is not None else _class_of(frame)
+        if cls is wire.Credit and session is not None and self._is_credit_for_us(client, session, frame, orders):
             return orders
         if self.observer is not None:
             self.observer.said(frame, data)
+        if session is not None and session.over:
+            self._let_end(client, session, frame)
+            return orders
         raw = wire.encode_frame(frame.id, frame.flags, frame.body)
-        if frame.flags & wire.FLAG_TERMINAL:
+        if session is None:
+            client.queue(Outgoing(raw))  # for nobody we know; the client's to ignore
+        elif frame.flags & wire.FLAG_TERMINAL:
             self._finish(client, session, raw)
         elif data is not None:
-            self._deliver_data(client, session, raw, *data)
+            self._deliver_data(client, session, raw, data, orders)
         else:
-            client.queue(Outgoing(raw), hurried=_may_hurry(frame))
+            self._deliver(client, session, cls, raw)
         orders.wake.add(client)
         return orders
 
+    def _let_end(self, client: Client, session: RelaySession, frame: wire.Frame) -> None:
+        """A frame of a session of which the client was told that it is over."""
+        if frame.flags & wire.FLAG_TERMINAL:
+            self._forget(client, session)
+        else:
+            self.dropped_frames += 1
+            self.dropped_bytes += len(frame.body)
+
     def _deliver_data(
-        self, client: Client, session: RelaySession | None, raw: bytes, cls: type[wire.DataMessage], size: int
+        self,
+        client: Client,
+        session: RelaySession,
+        raw: bytes,
+        data: tuple[type[wire.DataMessage], int],
+        orders: Orders,
     ) -> None:
-        flow = None if session is None else session.flows.get(stream_name(cls))
+        cls, size = data
+        flow = session.flows.get(cls)
         item = Outgoing(raw, flow, size)
-        if flow is None or flow.admit(item):
+        if flow is None:
+            client.queue(item)
+        elif session.last is not None:
+            self.dropped_frames += 1  # behind the terminal frame
+            self.dropped_bytes += size
+        elif flow.overrun(size):
+            self._abandon(client, session, orders)
+            why = f"the guest sent far more of {flow.name} than its window of {flow.window} bytes"
+            self._answer(client, wire.Error("invalid_session", why), session.id, orders)
+        elif flow.admit(item):
             client.queue(item)
 
-    def _finish(self, client: Client, session: RelaySession | None, raw: bytes) -> None:
-        if session is None:
-            client.queue(Outgoing(raw))  # for nobody we know; the client's to ignore
+    def _deliver(self, client: Client, session: RelaySession, cls: type[wire.Message] | None, raw: bytes) -> None:
+        """What carries no data: some of it overtakes, the rest stays behind what is held of its session."""
+        item = Outgoing(raw)
+        if cls in _HURRIED:
+            client.queue(item, hurried=True)
+            return
+        for flow in session.flows.values():
+            if flow.held:
+                flow.admit(item)
+                return
+        client.queue(item)
+
+    def _finish(self, client: Client, session: RelaySession, raw: bytes) -> None:
+        self._drop_pending(client, session)
+        if session.last is not None:
+            self.dropped_frames += 1  # it has had its last word, and data in front of that is held
             return
         session.last = Outgoing(raw, ends=session)
         self._say_last(client, session)
@@ -440,17 +443,16 @@ class Router:
     def _say_last(self, client: Client, session: RelaySession) -> None:
         """Pass the terminal frame on, once no data is held in front of it. The id is free then."""
         if session.last is not None and not session.held:
-            client.queue(session.last)
-            session.last = None
+            client.queue(session.last, hurried=session.kind == "call")
             self._forget(client, session)
 
     def _forget(self, client: Client, session: RelaySession) -> None:
         if client.sessions.get(session.id) is session:
             del client.sessions[session.id]
 
-    def _is_stdin_credit(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
-        """Take credit that the agent gives to the relay: its client does not know what that is."""
-        if session.counts or session.credit is None or frame.flags:
+    def _is_credit_for_us(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
+        """Take credit that the agent gives. Whether its client is not to see it, because it does not count."""
+        if session.credit is None or frame.flags:
             return False
         try:
             message = wire.decode(frame)
@@ -460,7 +462,7 @@ class Router:
             return False
         session.credit += message.bytes
         self._enter_round(client, session, orders)
-        return True
+        return not session.counts
 
     def _quarantined_frame(self, slot: int, frame: wire.Frame) -> bool:
         """A frame for a slot whose client has gone. Whether it was expected."""
@@ -478,18 +480,18 @@ class Router:
             self._slots.release(slot)
         return True
 
+    def lose_agent(self) -> None:
+        """The guest is gone: nobody will be asked for credit any more, so everything held goes out."""
+        for client in self._clients.values():
+            client.release_held()
+            for session in list(client.sessions.values()):
+                self._say_last(client, session)
+
     # To a client
 
     def next_for_client(self, client: Client, limit: int) -> list[Outgoing]:
         """Take frames for a client's socket, at least one if there is any, together about ``limit`` bytes."""
-        batch: list[Outgoing] = []
-        size = 0
-        for queue in (client.hurried, client.outgoing):
-            while queue and (not batch or size + len(queue[0].frame) <= limit):
-                item = queue.popleft()
-                batch.append(item)
-                size += len(item.frame)
-        return batch
+        return client.take(limit)
 
     def sent_to_client(self, client: Client, batch: list[Outgoing]) -> Orders:
         """The client's socket took these: give credit back to the agent."""
@@ -499,7 +501,7 @@ class Router:
             client.frames_out += 1
             client.bytes_out += len(item.frame)
             flow = item.flow
-            if flow is not None and flow.session_id in client.sessions:
+            if flow is not None:
                 grant = flow.taken(item.size)
                 if grant:
                     orders.to_agent.append(wire.encode(wire.Credit(flow.name, grant), flow.session_id))
@@ -512,7 +514,8 @@ class Router:
         """Drop what is queued of data for a client, and count it; the policy of an agent without credit."""
         kept = [item for item in client.outgoing if wire.measure_data(_parse(item.frame)) is None]
         dropped = sum(len(item.frame) for item in client.outgoing) - sum(len(item.frame) for item in kept)
-        client.outgoing = deque(kept)
+        client.outgoing.clear()
+        client.outgoing.extend(kept)
         client.outgoing_bytes -= dropped
         client.dropped_bytes += dropped
         return dropped
@@ -522,9 +525,10 @@ def _parse(raw: bytes) -> wire.Frame:
     return wire.Frame(int.from_bytes(raw[4:8], "big"), raw[8], raw[9:])
 
 
-def _may_hurry(frame: wire.Frame) -> bool:
+def _class_of(frame: wire.Frame) -> type[wire.Message] | None:
+    """What a frame from the agent says it is, without looking any further."""
     try:
         row = wire.MESSAGE_TYPES.get(wire.peek_type(frame.body))
     except ProtocolError:
-        return False  # a newer agent's, or nonsense: the client's to judge
-    return row is not None and issubclass(row.cls, _HURRIED)
+        return None  # a newer agent's, or nonsense: the client's to judge
+    return None if row is None else row.cls

@@ -12,22 +12,22 @@ Clients are cut by cancelling their scope, which runs the same ending as their o
 
 from __future__ import annotations
 
-import enum
 import logging
-import os
+import math
 import socket
 import struct
 import time
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
+from trio_console._lost import GuestLostError
 from trio_console._outbox import Outbox
-from trio_console._relay._router import Router, RouterLimits
+from trio_console._relay._options import RelayOptions, RelayStatistics, SlowClient
+from trio_console._relay._router import Router
 from trio_console._relay._slots import MAX_CLIENTS
 from trio_console._relay._socket import peer_uid
 
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_console._client._boot import Booted
-    from trio_console._relay._log import SessionLog, SessionLogStatistics
     from trio_console._relay._router import Client, Orders
     from trio_console._relay._session import Outgoing
 
@@ -45,6 +44,12 @@ log: Final = logging.getLogger("trio_console.relay")
 
 #: Bytes sent to a client's socket, or read from it, at once.
 _BATCH: Final = 64 * 1024
+
+#: Bytes of control frames for the agent above which clients are not read.
+_CONTROL_BUDGET: Final = 64 * 1024
+
+#: Frames of one client that are handled in a row, before other tasks have their turn.
+_ROW: Final = 32
 
 #: Seconds between two looks at the clocks, as upstream's relay has them: sync at least every 60 s, and at once
 #: when the wall clock has jumped by 6 s against the monotonic one.
@@ -59,74 +64,6 @@ _FAREWELL: Final = 1.0
 _ACCEPT_PAUSE: Final = 0.1
 
 
-class SlowClient(enum.Enum):
-    """What happens when a client does not read, and the agent knows no credit.
-
-    With an agent that counts credit this is never asked: such a client pauses its own processes.
-    """
-
-    #: Cut it after a time. Until then, others wait only once the total budget is used up.
-    CUT = "cut"
-    #: Stop reading from the guest: everybody waits for the slowest, and nothing is lost.
-    PAUSE = "pause"
-    #: Drop the data queued for it, and count it.
-    DROP = "drop"
-
-
-@dataclass(frozen=True, slots=True)
-class RelayOptions:
-    """What the caller of `serve_relay` may choose.
-
-    Attributes:
-        limits: bounds.
-        slow_client: the policy for agents without credit.
-        slow_client_timeout: seconds before `SlowClient.CUT` cuts.
-        allowed_uids: user ids of clients.
-        session_log: where commands and what they say are recorded.
-    """
-
-    limits: RouterLimits = field(default_factory=RouterLimits)
-    slow_client: SlowClient = SlowClient.CUT
-    slow_client_timeout: float = 10.0
-    allowed_uids: frozenset[int] = field(default_factory=lambda: frozenset({os.geteuid()}))
-    session_log: SessionLog | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RelayStatistics:
-    """A relay at one moment; totals since it began unless it says "now".
-
-    Attributes:
-        clients: connected now.
-        sessions: open now, of all clients.
-        clients_served: that got a slot.
-        clients_refused: that found no slot, or were not allowed.
-        clients_cut: that were disconnected by the relay.
-        slots_quarantined: waiting for the guest's last word, now.
-        slots_retired: given up, because it did not come in time.
-        frames_from_agent: all of them.
-        frames_dropped: of those, frames for ids that nobody has.
-        frames_refused: from clients, answered here instead of being forwarded.
-        bytes_queued: for clients, now.
-        bytes_dropped: queued for, or sent by, clients that had gone or did not read.
-        session_log: of the session log, or `None` if there is none.
-    """
-
-    clients: int
-    sessions: int
-    clients_served: int
-    clients_refused: int
-    clients_cut: int
-    slots_quarantined: int
-    slots_retired: int
-    frames_from_agent: int
-    frames_dropped: int
-    frames_refused: int
-    bytes_queued: int
-    bytes_dropped: int
-    session_log: SessionLogStatistics | None
-
-
 @final
 class _Link:
     """A client's tasks, as the rest of the server sees them."""
@@ -137,7 +74,18 @@ class _Link:
         self.output = trio.Event()  # something for its socket
         self.input = trio.Event()  # something for the agent
         self.room = trio.Event()  # its reader may go on
-        self.slow_since: float | None = None
+        self.was_cut = False
+
+    @property
+    def is_slow(self) -> bool:
+        """Whether it is over its budget, and will be cut unless it reads before the deadline."""
+        return self.scope.deadline != math.inf
+
+    def set_slow(self, timeout: float) -> None:
+        self.scope.deadline = trio.current_time() + timeout
+
+    def set_prompt(self) -> None:
+        self.scope.deadline = math.inf
 
 
 @final
@@ -161,11 +109,15 @@ class RelayServer:
         self._credited = flow is not wire.UNSET
         self._router = Router(flow if flow is not wire.UNSET else None, options.limits)
         self._links: dict[Client, _Link] = {}
-        self._outbox = Outbox(channel)
+        # Short, because everybody's control frames wait behind those that one client sends in a row.
+        self._outbox = Outbox(channel, control_budget=_CONTROL_BUDGET)
+        # Whoever comes before the guest is ready waits for a slot; the client of this program is not to be last.
+        self._own_client = self._router.connect() if options.attached else None
         self._relief = trio.Event()
         self._ended = trio.Event()
         self._lost = False
         self._front = trio.CancelScope()
+        self._reading = trio.CancelScope()
         self.shutdown_requested: Final = trio.Event()  # by a client
         self.reason = ""
         self.cause: BaseException | None = None
@@ -184,7 +136,7 @@ class RelayServer:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
-                nursery.start_soon(self._outbox.run)
+                nursery.start_soon(self._write_agent)
                 if self._options.session_log is not None:
                     self._router.observer = self._options.session_log
                     nursery.start_soon(self._options.session_log.run)
@@ -211,16 +163,26 @@ class RelayServer:
 
     @asynccontextmanager
     async def attach(self) -> AsyncIterator[trio.SocketStream]:
-        """A client's end, for a client in this program."""
+        """A client's end, for a client in this program.
+
+        Raises:
+            GuestLostError: the guest has gone meanwhile.
+        """
         assert self._nursery is not None
+        assert self._own_client is not None
+        if self._ended.is_set():
+            raise GuestLostError(self.reason) from self.cause
+        client, self._own_client = self._own_client, None
         ours, theirs = socket.socketpair()
-        self._nursery.start_soon(self._serve, trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._nursery.start_soon(self._serve_client, stream, client)
         async with trio.SocketStream(trio.socket.from_stdlib_socket(theirs)) as stream:
             yield stream
 
     async def _say_farewell(self) -> None:
         """The guest is gone: clients get what is queued for them, and then end of file."""
         self._lost = True
+        self._router.lose_agent()
         for link in self._links.values():
             link.output.set()
         with trio.move_on_after(_FAREWELL):
@@ -273,12 +235,18 @@ class RelayServer:
             if client is None:
                 log.warning("refused a client: all %d slots are taken", MAX_CLIENTS)
                 return
+            await self._serve_client(stream, client)
+
+    async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
+        async with stream:
             self._served += 1
             link = self._links[client] = _Link(client)
             try:
                 with link.scope:
                     await self._talk(link, stream)
             finally:
+                if link.is_slow and link.scope.cancelled_caught and not link.was_cut and not self._lost:
+                    self._note_cut(link, f"it has read nothing for {self._options.slow_client_timeout:g} s")
                 del self._links[client]
                 self._carry_out(self._router.disconnect(client, trio.current_time()))
                 self._relief.set()
@@ -298,9 +266,13 @@ class RelayServer:
     def cut(self, link: _Link, why: str) -> None:
         """Disconnect a client."""
         if not link.scope.cancel_called:
-            self._cut += 1
-            log.warning("cut the client in slot %d: %s", link.client.slot, why)
+            self._note_cut(link, why)
             link.scope.cancel()
+
+    def _note_cut(self, link: _Link, why: str) -> None:
+        link.was_cut = True
+        self._cut += 1
+        log.warning("cut the client in slot %d: %s", link.client.slot, why)
 
     async def _read_client(self, link: _Link, stream: trio.SocketStream) -> None:
         client = link.client
@@ -312,12 +284,13 @@ class RelayServer:
                     await link.room.wait()
                 data = await stream.receive_some(_BATCH)
                 if not data:
-                    decoder.feed_eof()
-                    return
+                    return  # perhaps in the middle of a frame, which is then nobody's
                 decoder.feed(bytes(data))
-                for frame in decoder:
-                    self._carry_out(self._router.from_client(client, frame))
+                for number, frame in enumerate(decoder):
+                    if number % _ROW == _ROW - 1:
+                        await trio.lowlevel.checkpoint()
                     await self._outbox.wait_control_room()
+                    self._carry_out(self._router.from_client(client, frame))
         except ProtocolError as exc:
             self.cut(link, str(exc))
 
@@ -333,7 +306,7 @@ class RelayServer:
                 continue
             await stream.send_all(_join(batch))
             self._carry_out(self._router.sent_to_client(client, batch))
-            link.slow_since = None
+            link.set_prompt()
             link.room.set()
             self._relief.set()
 
@@ -344,13 +317,19 @@ class RelayServer:
                 link.input = trio.Event()
                 await link.input.wait()
                 continue
-            await self._outbox.send_bulk(frame)
+            try:
+                await self._outbox.send_bulk(frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError):
+                # The guest is gone. The client may have something to read yet, so it is not for us to end this.
+                await trio.sleep_forever()
             link.room.set()
 
     def _carry_out(self, orders: Orders) -> None:
         if not self._outbox.closed:
             for frame in orders.to_agent:
                 self._outbox.send_control(frame)
+            for frame in orders.behind:
+                self._outbox.commit(frame, 0)
         if orders.shutdown:
             self.shutdown_requested.set()
         for client in orders.wake:
@@ -361,7 +340,18 @@ class RelayServer:
 
     # The agent
 
+    async def _write_agent(self) -> None:
+        await self._outbox.run()
+        # What the guest has said before it stopped listening is still to come, and then its end.
+        await trio.sleep(_FAREWELL)
+        self._reading.cancel()
+
     async def _read_agent(self) -> tuple[str, BaseException | None]:
+        with self._reading:
+            return await self._read_frames()
+        return "the guest's console takes nothing any more", None
+
+    async def _read_frames(self) -> tuple[str, BaseException | None]:
         try:
             while True:
                 for frame in self._decoder:
@@ -387,10 +377,13 @@ class RelayServer:
         link = self._links.get(client)
         if link is None:
             return
-        if self._router.overflows(client) and self._options.slow_client is not SlowClient.PAUSE:
-            self.cut(link, f"it does not read, and {client.outgoing_bytes} bytes are queued for it")
-        elif not self._credited and client.outgoing_bytes > self._limits.client_budget:
+        if not self._credited and client.outgoing_bytes > self._limits.client_budget:
             await self._be_patient(link)
+        elif self._router.overflows(client):
+            self._cut_overflowing(link)
+
+    def _cut_overflowing(self, link: _Link) -> None:
+        self.cut(link, f"it does not read, and {link.client.outgoing_bytes} bytes are queued for it")
 
     async def _be_patient(self, link: _Link) -> None:
         """A client's queue is over its budget, and the agent cannot be told."""
@@ -398,22 +391,16 @@ class RelayServer:
         if self._options.slow_client is SlowClient.DROP:
             dropped = self._router.drop_data(client)
             log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
-            return
-        if self._options.slow_client is SlowClient.PAUSE:
-            while link.client in self._links and client.outgoing_bytes > limits.client_budget:
+            if client.outgoing_bytes > limits.client_budget:
+                self._cut_overflowing(link)  # by answers alone, which are not dropped
+        elif self._options.slow_client is SlowClient.PAUSE:
+            while client in self._links and client.outgoing_bytes > limits.client_budget:
                 await self._wait_relief()
-            return
-        if link.slow_since is None:
-            link.slow_since = trio.current_time()
-            assert self._nursery is not None
-            self._nursery.start_soon(self._cut_if_still_slow, link, link.slow_since)
-        while self._router.queued_bytes > limits.total_budget:
-            await self._wait_relief()
-
-    async def _cut_if_still_slow(self, link: _Link, since: float) -> None:
-        await trio.sleep_until(since + self._options.slow_client_timeout)
-        if link.slow_since == since and link.client in self._links:
-            self.cut(link, f"it has read nothing for {self._options.slow_client_timeout:g} s")
+        else:
+            if not link.is_slow:
+                link.set_slow(self._options.slow_client_timeout)
+            while self._router.queued_bytes > limits.total_budget:
+                await self._wait_relief()
 
     async def _wait_relief(self) -> None:
         self._relief = trio.Event()

@@ -5,8 +5,10 @@
   unbound socket had.
 * A socket that a dead relay has left is replaced, a live one never: looking and replacing are done under a lock
   on the directory, and so is removing.
+* Who may read the directory may lock it and keep it so: the lock is waited for a short time only.
+* A path may be longer than a socket address: directories are named by a descriptor.
 
-Blocking calls, bounded except for the lock, which is held for these few calls only.
+Blocking calls, all of them bounded.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
@@ -25,10 +28,30 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["RelaySocket", "peer_uid"]
+__all__ = ["RelaySocket", "named_by_descriptor", "peer_uid"]
 
 #: Connections the kernel queues before they are accepted: all clients at once, and some to be refused.
 _BACKLOG: Final = 256
+
+#: Bytes of a path that fit a socket address on every system; Linux has room for 107.
+_ADDRESS_SIZE: Final = 100
+
+#: Seconds to wait for the lock, which relays hold for a few calls only; and between attempts.
+_LOCK_TIME: Final = 2.0
+_LOCK_PAUSE: Final = 0.02
+
+
+@contextlib.contextmanager
+def named_by_descriptor(path: str) -> Iterator[str]:
+    """A name for a path that fits a socket address, however long the directory's own is."""
+    if len(os.fsencode(path)) <= _ADDRESS_SIZE:
+        yield path
+        return
+    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
+    finally:
+        os.close(directory)
 
 
 @final
@@ -41,7 +64,8 @@ class RelaySocket:
     Raises:
         PermissionError: the directory may be written by others.
         FileExistsError: there is something at the path that is no socket.
-        OSError: ``EADDRINUSE``: a relay is listening there; or what the system says.
+        OSError: ``EADDRINUSE``: a relay is listening there; ``ENAMETOOLONG``: the last part of the path is longer
+            than about 80 bytes; ``EWOULDBLOCK``: somebody holds a lock on the directory; or what the system says.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -67,7 +91,16 @@ class RelaySocket:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        fcntl.flock(self._directory, fcntl.LOCK_EX)
+        deadline = time.monotonic() + _LOCK_TIME
+        while True:
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError as exc:
+                if time.monotonic() > deadline:
+                    why = "somebody holds a lock on the directory"
+                    raise BlockingIOError(exc.errno, why, os.path.dirname(self.path)) from None
+            time.sleep(_LOCK_PAUSE)
         try:
             yield
         finally:
@@ -94,8 +127,11 @@ class RelaySocket:
             try:
                 probe.connect(self._short_path)
             except ConnectionRefusedError:
-                os.unlink(self._name, dir_fd=self._directory)  # whoever listened there is dead
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._name, dir_fd=self._directory)  # whoever listened there is dead
                 return
+            except FileNotFoundError:
+                return  # removed meanwhile
             except BlockingIOError:
                 pass  # its queue is full, so it is alive
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
@@ -104,22 +140,32 @@ class RelaySocket:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             os.fchmod(sock.fileno(), 0o600)
-            sock.bind(self._short_path)
+            self._bind_to(sock)
             sock.listen(_BACKLOG)
         except BaseException:
             sock.close()
             raise
         return sock
 
+    def _bind_to(self, sock: socket.socket) -> None:
+        try:
+            sock.bind(self._short_path)
+        except OSError as exc:
+            if exc.errno is None:  # it does not fit an address, says Python without a number
+                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path) from None
+            raise
+
     def close(self) -> None:
         """Remove the socket's file, if it is still this one's. The socket itself belongs to who listens on it."""
         if self._directory < 0:
             return
-        with self._locked(), contextlib.suppress(OSError):
-            if self._identify() == self._identity:
-                os.unlink(self._name, dir_fd=self._directory)
-        os.close(self._directory)
-        self._directory = -1
+        try:
+            with contextlib.suppress(OSError), self._locked():
+                if self._identify() == self._identity:
+                    os.unlink(self._name, dir_fd=self._directory)
+        finally:
+            os.close(self._directory)
+            self._directory = -1
 
 
 def peer_uid(sock: trio.socket.SocketType) -> int:

@@ -1,0 +1,93 @@
+"""Frames and messages, for tests of the relay; and a router with a client or two."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from trio_console import _protocol as wire
+from trio_console._relay._limits import RouterLimits
+from trio_console._relay._router import Orders, Router
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from trio_console._relay._router import Client
+
+KIB = 1024
+WINDOW = 64 * KIB
+SMALL = RouterLimits(
+    window=16 * KIB,
+    least_window=1 * KIB,
+    client_budget=64 * KIB,
+    total_budget=128 * KIB,
+    pending_budget=32 * KIB,
+    answers_budget=64 * KIB,
+    slice=4 * KIB,
+    sessions=100,
+    quarantine=60.0,
+)
+
+
+def frame(message: wire.Message, id_: int = 0, *, version: int = 7) -> wire.Frame:
+    """A message as the frame that a decoder would give."""
+    return parse(wire.encode(message, id_, version=version))[0]
+
+
+def parse(raw: bytes | Iterable[bytes]) -> list[wire.Frame]:
+    decoder = wire.FrameDecoder()
+    decoder.feed(raw if isinstance(raw, bytes) else b"".join(raw))
+    frames = list(decoder)
+    decoder.feed_eof()
+    return frames
+
+
+def said(raw: bytes | Iterable[bytes]) -> list[tuple[int, wire.Message]]:
+    """Ids and messages of whole frames."""
+    return [(one.id, wire.decode(one)) for one in parse(raw)]
+
+
+class Table:
+    """A router, told and asked in messages."""
+
+    def __init__(self, *, window: int | None = WINDOW, **limits: float) -> None:
+        flow = None if window is None else wire.Flow(window)
+        self.router = Router(flow, replace(SMALL, **limits))
+
+    def connect(self) -> Client:
+        client = self.router.connect()
+        assert client is not None
+        return client
+
+    def client_says(self, client: Client, message: wire.Message, id_: int) -> Orders:
+        return self.router.from_client(client, frame(message, id_))
+
+    def agent_says(self, message: wire.Message, id_: int) -> Orders:
+        return self.router.from_agent(frame(message, id_))
+
+    def to_agent(self, client: Client, orders: Orders | None = None) -> list[tuple[int, wire.Message]]:
+        """What the agent gets now: the control frames ordered, then all data of a client."""
+        got = list(orders.to_agent) if orders is not None else []
+        while (data := self.router.next_for_agent(client)) is not None:
+            got.append(data)
+        return said(got)
+
+    def to_client(self, client: Client) -> list[tuple[int, wire.Message]]:
+        """What the client's socket would get now; it is not taken yet, as far as credit goes."""
+        return said(item.frame for item in self.router.next_for_client(client, 1 << 40))
+
+    def client_reads(
+        self, client: Client
+    ) -> tuple[list[tuple[int, wire.Message]], list[tuple[int, wire.Message]]]:
+        """Let the client's socket take everything; returns that, and what the agent gets for it."""
+        got, orders = [], Orders()
+        while batch := self.router.next_for_client(client, 1 << 40):
+            got += [item.frame for item in batch]
+            orders.to_agent += self.router.sent_to_client(client, batch).to_agent
+        return said(got), said(orders.to_agent)
+
+    def open(self, client: Client, request: wire.Message, offset: int = 0) -> int:
+        """Open a session; returns its id."""
+        id_ = client.ids[offset]
+        self.client_says(client, request, id_)
+        return id_

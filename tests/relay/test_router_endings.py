@@ -1,0 +1,182 @@
+"""Clients that go, and the slots they leave."""
+
+from __future__ import annotations
+
+import pytest
+
+from trio_console import _protocol as wire
+from trio_console._relay._slots import MAX_CLIENTS
+
+from ._frames import KIB, Table, parse, said
+
+EXEC = wire.ExecRequest(cmd="true")
+READ = wire.FsRequest(wire.OpRead(handle=1, offset=0))
+STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
+DONE = wire.FsResponse(ok=True)
+
+
+def test_a_disconnect_kills_each_command_then_tells_then_asks() -> None:
+    table = Table()
+    table.connect()
+    client = table.connect()
+    ids = [table.open(client, EXEC, offset) for offset in (0, 5, 2)]
+    ended = table.open(client, EXEC, 7)
+    table.agent_says(wire.ExecExited(0), ended)
+    orders = table.router.disconnect(client, 0)
+    assert said(orders.to_agent) == [
+        *((id_, wire.ExecSignal(9)) for id_ in sorted(ids)),
+        (0, wire.ClientDisconnected(client.ids.start, client.ids.stop)),
+    ]
+    assert said(orders.behind) == [(client.ids[-1], STAT)]
+
+
+def test_only_commands_are_killed_by_signal() -> None:
+    table = Table()
+    client = table.connect()
+    table.open(client, READ)
+    table.open(client, wire.TcpConnect("h", 1), 1)
+    table.open(client, wire.Ping(), 2)
+    orders = table.router.disconnect(client, 0)
+    assert said(orders.to_agent) == [(0, wire.ClientDisconnected(client.ids.start, client.ids.stop))]
+
+
+def test_the_question_at_the_end_has_an_id_that_is_free() -> None:
+    table = Table()
+    client = table.connect()
+    table.open(client, EXEC, -1)
+    orders = table.router.disconnect(client, 0)
+    [(id_, _)] = said(orders.behind)
+    assert id_ == client.ids[-2]
+
+
+def test_the_question_waits_behind_data_that_may_still_be_on_its_way() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(b"x"), id_)
+    orders = table.router.disconnect(client, 0)
+    assert [type(message) for _, message in said(orders.behind)] == [wire.FsRequest]
+    assert wire.FsRequest not in [type(message) for _, message in said(orders.to_agent)]
+
+
+def quarantined() -> tuple[Table, int, int, int]:
+    """A slot whose client has gone: the table, the ids of its two commands, and of the question."""
+    table = Table()
+    client = table.connect()
+    first, second = (table.open(client, EXEC, offset) for offset in (0, 1))
+    [(fence, _)] = said(table.router.disconnect(client, 100).behind)
+    return table, first, second, fence
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
+def test_a_slot_is_free_once_every_command_and_the_question_are_answered(order: tuple[int, ...]) -> None:
+    table, *ids = quarantined()
+    for index in order:
+        assert table.router.connect().slot != 0  # type: ignore[union-attr]
+        table.agent_says(DONE if index == 2 else wire.ExecExited(-1), ids[index])
+    assert table.connect().slot == 0
+    assert table.router.dropped_frames == 0
+
+
+def test_what_a_quarantined_slot_still_says_is_dropped_and_counted() -> None:
+    table, first, *_ = quarantined()
+    table.agent_says(wire.ExecStdout(b"late"), first)
+    assert table.router.dropped_frames == 1
+    assert table.router.slots.quarantined == 1
+
+
+def test_an_answer_that_came_before_does_not_count_twice() -> None:
+    table, first, second, fence = quarantined()
+    table.agent_says(wire.ExecExited(-1), first)
+    table.agent_says(wire.ExecExited(-1), first)
+    table.agent_says(DONE, fence)
+    assert table.router.slots.quarantined == 1
+    table.agent_says(wire.ExecExited(-1), second)
+    assert table.router.slots.quarantined == 0
+
+
+def test_a_slot_is_retired_when_the_guest_does_not_finish_with_it() -> None:
+    table, *_ = quarantined()
+    assert table.router.tick(159.9) == []
+    assert table.router.tick(160.0) == [0]
+    assert table.router.slots.retired == 1
+    assert table.connect().slot == 1
+
+
+def test_late_words_about_a_retired_slot_change_nothing() -> None:
+    table, first, second, fence = quarantined()
+    table.router.tick(1000)
+    for id_ in (first, second, fence):
+        table.agent_says(wire.ExecExited(-1), id_)
+    assert table.router.dropped_frames == 3
+    assert table.connect().slot == 1
+
+
+def test_a_command_that_has_ended_behind_held_output_is_not_waited_for() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="x", window=10))
+    table.agent_says(wire.ExecStdout(b"x" * 10), id_)
+    table.agent_says(wire.ExecStdout(b"y"), id_)
+    table.agent_says(wire.ExecExited(0), id_)
+    assert id_ in client.sessions
+    orders = table.router.disconnect(client, 0)
+    assert [type(message) for _, message in said(orders.to_agent)] == [wire.ClientDisconnected]
+    table.agent_says(DONE, said(orders.behind)[0][0])
+    assert table.router.slots.quarantined == 0
+
+
+def test_all_slots_can_be_used_again_and_again() -> None:
+    table = Table()
+    for _ in range(3):
+        clients = [table.connect() for _ in range(MAX_CLIENTS)]
+        assert table.router.connect() is None
+        for client in clients:
+            orders = table.router.disconnect(client, 0)
+            table.agent_says(DONE, said(orders.behind)[0][0])
+    assert table.router.committed == 0
+
+
+def test_whatever_was_kept_for_a_client_is_given_back_and_counted() -> None:
+    table = Table()
+    client = table.connect()
+    held = table.open(client, wire.ExecRequest(cmd="x", window=100))
+    queued = table.open(client, EXEC, 1)
+    table.client_says(client, wire.ExecStdin(b"i" * 7), queued)
+    table.agent_says(wire.ExecStdout(b"h" * 100), held)
+    table.agent_says(wire.ExecStdout(b"h" * 11), held)
+    table.agent_says(wire.ExecStdout(b"q" * 13), queued)
+    in_queue = client.outgoing_bytes
+    table.router.disconnect(client, 0)
+    assert table.router.committed == 0
+    assert table.router.dropped_bytes == in_queue + 11 + 7
+
+
+def test_the_last_of_a_session_in_the_queue_does_not_keep_its_window_after_the_client() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.agent_says(wire.ExecExited(0), id_)
+    assert table.router.committed > 0
+    table.router.disconnect(client, 0)
+    assert table.router.committed == 0
+
+
+def test_when_the_guest_is_lost_held_output_goes_out_before_the_last_frame() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="x", window=1 * KIB))
+    table.agent_says(wire.ExecStdout(b"x" * KIB), id_)
+    table.agent_says(wire.ExecStdout(b"y"), id_)
+    table.agent_says(wire.ExecExited(3), id_)
+    table.router.lose_agent()
+    assert [message for _, message in table.to_client(client)][-2:] == [wire.ExecStdout(b"y"), wire.ExecExited(3)]
+
+
+def test_frames_of_a_client_never_reach_another() -> None:
+    table = Table()
+    one, other = table.connect(), table.connect()
+    id_ = table.open(one, EXEC)
+    table.agent_says(wire.ExecStdout(b"mine"), id_)
+    assert table.to_client(other) == []
+    assert parse(item.frame for item in table.router.next_for_client(one, 1))

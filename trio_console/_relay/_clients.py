@@ -1,0 +1,74 @@
+"""What the router knows of one client: its ids, its sessions, and what is queued for it.
+
+Pure bookkeeping.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, final
+
+from trio_console._relay._slots import slot_ids
+
+if TYPE_CHECKING:
+    from trio_console._relay._session import Outgoing, RelaySession
+
+__all__ = ["Client"]
+
+#: Bytes queued for a client from which on pieces of one stream are joined. Below, frames pass as they came.
+_BACKLOG: Final = 128 * 1024
+
+
+@final
+class Client:
+    """One client: its ids, its sessions, and what is queued for it."""
+
+    def __init__(self, slot: int) -> None:
+        self.slot: Final = slot
+        self.ids: Final = slot_ids(slot)
+        self.sessions: dict[int, RelaySession] = {}
+        self.hurried: deque[Outgoing] = deque()
+        self.outgoing: deque[Outgoing] = deque()
+        self.outgoing_bytes = 0
+        self.pending_bytes = 0  # of its sessions, to the agent
+        self.committed = 0  # windows of its streams
+        self.round: deque[RelaySession] = deque()  # sessions with something sendable
+        self.frames_in = 0
+        self.frames_out = 0
+        self.bytes_in = 0
+        self.bytes_out = 0
+        self.dropped_bytes = 0
+
+    def queue(self, item: Outgoing, *, hurried: bool = False) -> None:
+        """Queue a frame for its socket; a hurried one overtakes those that are not."""
+        queue = self.hurried if hurried else self.outgoing
+        if queue and self.outgoing_bytes > _BACKLOG:
+            joined = queue[-1].joined(item)
+            if joined is not None:
+                self.outgoing_bytes += len(joined.frame) - len(queue[-1].frame)
+                queue[-1] = joined
+                return
+        queue.append(item)
+        self.outgoing_bytes += len(item.frame)
+
+    def take(self, limit: int) -> list[Outgoing]:
+        """Take frames for its socket, at least one if there is any, together at most about ``limit`` bytes."""
+        batch: list[Outgoing] = []
+        size = 0
+        for queue in (self.hurried, self.outgoing):
+            while queue and (not batch or size + len(queue[0].frame) <= limit):
+                item = queue.popleft()
+                batch.append(item)
+                size += len(item.frame)
+        return batch
+
+    def held_bytes(self) -> int:
+        """Bytes held back until the client gives credit."""
+        return sum(flow.held_bytes for session in self.sessions.values() for flow in session.flows.values())
+
+    def release_held(self) -> None:
+        """Queue everything held back, whatever the client's credit: nobody will be there to give it later."""
+        for session in list(self.sessions.values()):
+            for flow in session.flows.values():
+                for item in flow.let_go():
+                    self.queue(item)
