@@ -97,6 +97,58 @@ class Host:
     async def sh(self, script: str, **fields: Any) -> Outcome:
         return await self.run("/bin/sh", "-c", script, **fields)
 
+    # Files
+
+    async def fs(self, op: Any, *, sid: int | None = None, **fields: Any) -> wire.FsResponse:
+        """Ask for a file operation that has one answer."""
+        sid = sid or self.new_id()
+        await self.send(wire.FsRequest(op, **fields), sid)
+        response = await self.receive(sid)
+        assert isinstance(response, wire.FsResponse), response
+        return response
+
+    async def ok(self, op: Any, **fields: Any) -> Any:
+        """Ask for a file operation that has to succeed; return its result."""
+        response = await self.fs(op, **fields)
+        assert response.ok, response
+        assert response.error is None
+        return None if response.data is None else response.data.value
+
+    async def error(self, op: Any, **fields: Any) -> str:
+        """Ask for a file operation that has to fail; return what is said of it."""
+        response = await self.fs(op, **fields)
+        assert not response.ok
+        assert response.data is None
+        assert response.error is not None
+        return response.error
+
+    async def open_file(self, path: object, how: str, *, mode: int | None = None, **fields: Any) -> int:
+        """Open a file, ``how`` being a list of options; return its handle."""
+        names = ("read", "write", "append", "create", "truncate", "create_new")
+        options = wire.OpenOptions(**{name: name in how.split() for name in names}, mode=mode)
+        handle = await self.ok(wire.OpOpenFile(str(path), options), **fields)
+        assert isinstance(handle, int)
+        return handle
+
+    async def read_file(self, op: wire.OpRead, **fields: Any) -> tuple[bytes, wire.FsResponse]:
+        """A whole read; the client must not count credit."""
+        sid = self.new_id()
+        await self.send(wire.FsRequest(op, **fields), sid)
+        *chunks, last = (await self.collect(sid)).messages
+        assert isinstance(last, wire.FsResponse)
+        assert all(isinstance(chunk, wire.FsData) and chunk.data for chunk in chunks)
+        return b"".join(chunk.data for chunk in chunks if isinstance(chunk, wire.FsData)), last
+
+    async def write_file(self, op: wire.OpWrite, *chunks: bytes, **fields: Any) -> wire.FsResponse:
+        """A whole write."""
+        sid = self.new_id()
+        await self.send(wire.FsRequest(op, **fields), sid)
+        for chunk in (*chunks, b""):
+            await self.send(wire.FsData(chunk), sid)
+        response = (await self.collect(sid)).last
+        assert isinstance(response, wire.FsResponse)
+        return response
+
     # Receiving
 
     async def receive_frame(self, sid: int | None = None) -> wire.Frame | None:
@@ -175,6 +227,19 @@ def process_exists(pid: int) -> bool:
             return file.read().rpartition(b")")[2].split()[0] != b"Z"
     except OSError:
         return False
+
+
+async def wait_gone(pid: int) -> None:
+    """Wait for a process that was killed to be gone."""
+    try:
+        pidfd = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        with trio.fail_after(PATIENCE):
+            await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
 
 
 def pid_is_taken(pid: int) -> bool:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left_behind() -> Iterator[None]:
-    """No child, no descriptor, and no more threads than are kept for the next spawn."""
+    """No child, no descriptor, and no more threads than are kept for what comes next."""
     children, fds = child_pids(), _open_fds()
     yield
     gc.collect()
     assert child_pids() <= children
     assert _open_fds() <= fds
-    assert threading.active_count() <= 8
+    assert threading.active_count() <= 16  # four that start commands, nine for files, and trio's own
 
 
 def _open_fds() -> set[str]:

@@ -11,7 +11,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console.agent import Ending, serve_agent
-from trio_console.agent._router import is_session_id
+from trio_console.agent._ids import is_session_id
 
 from ._host import PATIENCE, Host, process_exists
 
@@ -131,20 +131,6 @@ async def test_data_of_another_kind_of_session_is_a_mistake(host: Host) -> None:
     sid = await host.start("sleep", "60")
     await host.send(wire.TcpData(b"x"), sid)
     assert (await host.collect(sid)).last.kind == "invalid_session"
-
-
-# --- what is not there yet ------------------------------------------------------------------------
-
-
-async def test_file_operations_are_refused(host: Host) -> None:
-    await host.send(wire.FsRequest(wire.OpList("/")), 5)
-    text = "filesystem operations are not supported by this agent"
-    assert await host.receive(5) == wire.FsResponse(ok=False, error=text)
-
-
-async def test_connections_are_refused(host: Host) -> None:
-    await host.send(wire.TcpConnect("localhost", 1), 5)
-    assert isinstance(await host.receive(5), wire.TcpFailed)
 
 
 async def test_data_for_unknown_transfers_is_answered(host: Host) -> None:

@@ -24,15 +24,17 @@ import math
 import os
 import signal
 import termios
+from functools import partial
 from typing import Final, Protocol, final
 
 import msgspec
 import trio
 
 from trio_console import _protocol as wire
-from trio_console.agent._link import Link, Session
+from trio_console.agent._inflow import Put
+from trio_console.agent._link import Link, SendCredit, Session
 from trio_console.agent._spawn import Child, StartError, os_error_text
-from trio_console.agent._stdin import Put, StdinFeed
+from trio_console.agent._stdin import StdinFeed
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
@@ -74,29 +76,18 @@ class Spawn(Protocol):
 
 @final
 class _Output:
-    """One stream of output and its credit."""
+    """One stream of output."""
 
-    __slots__ = ("_grown", "_outstanding", "_room", "_window", "cls", "fd", "grace", "left", "name")
+    __slots__ = ("_grown", "cls", "credit", "fd", "grace", "left", "name")
 
     def __init__(self, name: str, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
         self.name = name
         self.fd = fd
         self.cls = cls
+        self.credit = SendCredit(window)
         self.grace = trio.CancelScope()
         self.left: float = math.inf  # bytes to deliver after the grace; set when the leader exits
-        self._window = window
-        self._outstanding = 0
         self._grown = False
-        self._room = trio.Event()
-
-    async def wait_credit(self) -> int:
-        """Wait until something may be sent; return how much, at most a chunk."""
-        if self._window is None:
-            return _CHUNK
-        while self._outstanding >= self._window:
-            self._room = trio.Event()
-            await self._room.wait()
-        return min(_CHUNK, self._window - self._outstanding)
 
     def grow(self) -> None:
         """Have the pipe hold more, once: it was found as full as a pipe can be."""
@@ -105,15 +96,6 @@ class _Output:
             # Not a pipe, or this user has enough large ones: then it stays as it is.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _GROWN_PIPE)
-
-    def note_sent(self, nbytes: int) -> None:
-        self._outstanding += nbytes
-        self.left -= nbytes
-
-    def grant(self, nbytes: int) -> None:
-        # A client that grants more than it got only cheats itself: the window never grows.
-        self._outstanding = max(0, self._outstanding - nbytes)
-        self._room.set()
 
 
 @final
@@ -244,7 +226,7 @@ class ExecSession(Session):
             if not full:
                 # Also first thing: a read that finds nothing would take its turn on the console in vain.
                 await trio.lowlevel.wait_readable(output.fd)
-            share = await output.wait_credit()
+            share = await output.credit.wait(_CHUNK)
             data = await self._read(output, share)
             if data == b"":
                 return
@@ -255,29 +237,17 @@ class ExecSession(Session):
     async def _deliver_rest(self, output: _Output) -> None:
         """What was there when the leader exited and is not delivered yet, without waiting for more."""
         while output.left > 0:
-            share = min(await output.wait_credit(), int(output.left))
+            share = await output.credit.wait(min(_CHUNK, int(output.left)))
             if not await self._read(output, share):
                 return
 
     async def _read(self, output: _Output, share: int) -> bytes | None:
-        """Read at most ``share`` bytes and send them; ``None`` if there are none, empty at the end.
-
-        The console's room is taken before the pipe is read. Between the read and the commit there is no
-        checkpoint, so that bytes are either still in the pipe or on their way.
-        """
-        outbox = self._link.outbox
-        await outbox.reserve(share)
-        data: bytes | None = None
-        try:
-            if not self.ended:
-                data = _read_some(output.fd, share)
-        finally:
-            if not data:
-                outbox.release(share)
+        """Read at most ``share`` bytes and send them; ``None`` if there are none, empty at the end."""
+        data = await self._pass_on(output.cls, share, partial(_read_some, output.fd))
         if data:
-            output.note_sent(len(data))
+            output.credit.note_sent(len(data))
+            output.left -= len(data)
             self._link.activity.exec_output_bytes += len(data)
-            self._link.commit_data(output.cls, self.id, data, share)
         return data
 
     async def _still(self, child: Child, *, kill: bool) -> None:
@@ -307,7 +277,7 @@ class ExecSession(Session):
                 if self._child is not None:
                     self._child.resize(*self._size)
             case wire.Credit() if message.stream in self._outputs:
-                self._outputs[message.stream].grant(message.bytes)
+                self._outputs[message.stream].credit.grant(message.bytes)
 
     def shut_down(self) -> None:
         """See `Session.shut_down`: a polite signal, and no word of the exit."""

@@ -90,20 +90,26 @@ class FdHeadroom:
     __slots__ = ("_original", "_soft")
 
     _PER_SESSION = 8  # three pipes and a pidfd at rest, twice that while the child is being started
+    _PER_HANDLE = 2  # a directory; a file takes one
     _RESERVE = 64
 
     def __init__(self) -> None:
         self._soft, hard = _get(resource.RLIMIT_NOFILE)
         self._original = Limit(resource.RLIMIT_NOFILE, self._soft, hard)
 
-    def ensure(self, sessions: int) -> None:
-        """Raise the soft limit, as far as the hard one allows, if so many sessions need it."""
-        need = sessions * self._PER_SESSION + self._RESERVE
+    def ensure(self, sessions: int, handles: int = 0) -> None:
+        """Raise the soft limit, as far as the hard one allows, if so many of these need it."""
+        # Open files may take half of all there are, so that commands can always be started.
+        need = sessions * self._PER_SESSION + 2 * handles * self._PER_HANDLE + self._RESERVE
         if need <= self._soft or self._soft >= self._original.hard:
             return
         soft = min(max(2 * self._soft, need), self._original.hard)
         apply_limit(Limit(resource.RLIMIT_NOFILE, soft, self._original.hard))
         self._soft = soft
+
+    def takes_handles(self, handles: int) -> bool:
+        """Whether so many may be open at once."""
+        return 2 * handles * self._PER_HANDLE <= self._soft
 
     def for_child(self) -> tuple[Limit, ...]:
         """What a child has to set so as not to notice."""

@@ -7,21 +7,28 @@ from __future__ import annotations
 
 import abc
 import time
-from typing import TYPE_CHECKING, ClassVar, Final, final
+from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 
 import trio
 
 from trio_console import _protocol as wire
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_console._outbox import Outbox
 
-__all__ = ["Activity", "Link", "Session"]
+__all__ = ["Activity", "Link", "PromptSession", "SendCredit", "Session"]
+
+_B = TypeVar("_B", bytes, memoryview)
 
 _UNCOUNTED: Final = (wire.Pong, wire.Touched, wire.Error)
 
 # A share of the bulk lane for frames whose size does not matter; the lane counts what they really are.
 _SMALL_FRAME: Final = 128
+
+#: Bytes of frames that are queued without asking for room, until the router waits for some.
+_UNRESERVED_BUDGET: Final = 64 * 1024
 
 
 @final
@@ -68,11 +75,12 @@ class Link:
     sessions let that pass, the router deals with it.
     """
 
-    __slots__ = ("activity", "outbox")
+    __slots__ = ("_unreserved", "activity", "outbox")
 
     def __init__(self, outbox: Outbox, activity: Activity) -> None:
         self.outbox = outbox
         self.activity = activity
+        self._unreserved = 0
 
     def send(self, message: wire.Message, session_id: int) -> None:
         """Send at once, overtaking data of all sessions. Never blocks."""
@@ -80,7 +88,9 @@ class Link:
         if type(message) not in _UNCOUNTED:
             self.activity.note_guest_message()
 
-    def commit_data(self, cls: type[wire.DataMessage], session_id: int, data: bytes, reserved: int) -> None:
+    def commit_data(
+        self, cls: type[wire.DataMessage], session_id: int, data: bytes | memoryview, reserved: int
+    ) -> None:
         """Send data against a share of the bulk lane that was reserved before it was read."""
         self.outbox.commit(wire.encode_data(cls, session_id, data), reserved)
         self.activity.note_guest_message()
@@ -99,6 +109,66 @@ class Link:
         """Send nothing after all."""
         self.outbox.release(_SMALL_FRAME)
 
+    def commit_frame(self, frame: bytes, reserved: int) -> None:
+        """Send a whole frame behind all data, against a share of the bulk lane."""
+        self.outbox.commit(frame, reserved)
+        self.activity.note_guest_message()
+
+    def commit_unreserved(self, message: wire.Message, session_id: int) -> None:
+        """Send a small frame behind all data at once, whether or not there is room. See `wait_room`."""
+        frame = wire.encode(message, session_id)
+        self._unreserved += len(frame)
+        self.outbox.commit(frame, 0)
+        if type(message) not in _UNCOUNTED:
+            self.activity.note_guest_message()
+
+    async def wait_room(self) -> None:
+        """Wait while too much is queued that nobody waited to send. For the router, between two frames.
+
+        Not a checkpoint when there is room.
+        """
+        await self.outbox.wait_control_room()
+        if self._unreserved >= _UNRESERVED_BUDGET:
+            await self.outbox.reserve(0)  # that is: until the lane is within its budget
+            self.outbox.release(0)
+            self._unreserved = 0
+
+
+@final
+class SendCredit:
+    """What a client lets us send of one stream.
+
+    Args:
+        window: bytes that may be sent and not granted anew, or ``None`` if the client does not count.
+    """
+
+    __slots__ = ("_outstanding", "_room", "_window")
+
+    def __init__(self, window: int | None) -> None:
+        self._window = window
+        self._outstanding = 0
+        self._room = trio.Event()
+
+    async def wait(self, wanted: int) -> int:
+        """Wait until something may be sent; return how much, at most ``wanted``. One task waits at a time.
+
+        Not a checkpoint when something may be.
+        """
+        if self._window is None:
+            return wanted
+        while self._outstanding >= self._window:
+            self._room = trio.Event()
+            await self._room.wait()
+        return min(wanted, self._window - self._outstanding)
+
+    def note_sent(self, nbytes: int) -> None:
+        self._outstanding += nbytes
+
+    def grant(self, nbytes: int) -> None:
+        # A client that grants more than it got only cheats itself: the window never grows.
+        self._outstanding = max(0, self._outstanding - nbytes)
+        self._room.set()
+
 
 class Session(abc.ABC):
     """Everything that shares one id, from the opening frame to the terminal frame.
@@ -109,7 +179,7 @@ class Session(abc.ABC):
 
     __slots__ = ("_departed", "_ending", "_link", "_muted", "_scope", "id")
 
-    #: A word for the heartbeat's counters: ``exec``, ``fs`` or ``tcp``.
+    #: A word for the heartbeat's counters: ``exec``, ``fs`` or ``tcp``; empty: not counted.
     kind: ClassVar[str]
 
     #: Message classes `receive` takes. Others that come with this id are treated as if it were free.
@@ -152,8 +222,16 @@ class Session(abc.ABC):
 
     @property
     def departed(self) -> bool:
-        """Whether the client is gone, so that somebody else may come to use the id."""
+        """Whether the id may be used by somebody else: its client, or the session itself, is done with it.
+
+        The session may still have to let go of what it holds.
+        """
         return self._departed
+
+    @property
+    def muted(self) -> bool:
+        """Whether nothing may be sent any more: see `mute`, or the terminal frame was."""
+        return self._muted
 
     @property
     def ended(self) -> bool:
@@ -175,8 +253,29 @@ class Session(abc.ABC):
 
     def _send_now(self, message: wire.Message) -> None:
         """Send at once, unless the session was ended."""
-        if not self.ended:
+        if not (self.ended or self._muted):
             self._link.send(message, self.id)
+
+    async def _pass_on(
+        self, cls: type[wire.DataMessage], share: int, read: Callable[[int], _B | None]
+    ) -> _B | None:
+        """Read at most ``share`` bytes without blocking and send them; return what ``read`` returned.
+
+        The console's room is taken before the bytes are. Between the read and the commit there is no
+        checkpoint, so that bytes are either still where they were or on their way.
+        """
+        outbox = self._link.outbox
+        await outbox.reserve(share)
+        data: _B | None = None
+        try:
+            if not self.ended:
+                data = read(share)
+        finally:
+            if not data:
+                outbox.release(share)
+        if data:
+            self._link.commit_data(cls, self.id, data, share)
+        return data
 
     async def _say_last(self, message: wire.Message) -> None:
         """Send the terminal frame behind the session's data, unless somebody has forbidden it meanwhile."""
@@ -185,3 +284,45 @@ class Session(abc.ABC):
             self._link.release_small()
         else:
             self._link.commit_small(self._ending or message, self.id)
+
+
+class PromptSession(Session):
+    """A session that gives its id back the moment it is ended.
+
+    Its task may take longer: a thread inside a system call cannot be stopped, and what that call uses must
+    not be let go of before it returns. So the terminal frame is said at once and not by the task.
+    """
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def _cut_short(self) -> wire.Message:
+        """The terminal message of a session that is ended and nobody says with which."""
+
+    def end(self, ending: wire.Message | None = None) -> None:
+        """See `Session.end`."""
+        self._scope.cancel()
+        if not self._muted:
+            self._let_go_of_id()
+            self._link.commit_unreserved(ending or self._cut_short(), self.id)
+
+    def depart(self) -> None:
+        """The client is gone: end without a word."""
+        self.mute()
+        super().depart()
+
+    def _let_go_of_id(self) -> None:
+        self._muted = self._departed = True
+
+    async def _answer(self, frame: bytes) -> bool:
+        """Send the terminal frame, an encoded one, behind the session's data; whether it was sent.
+
+        It is not if the session was ended meanwhile.
+        """
+        await self._link.outbox.reserve(len(frame))
+        if self._muted:
+            self._link.outbox.release(len(frame))
+            return False
+        self._let_go_of_id()
+        self._link.commit_frame(frame, len(frame))
+        return True

@@ -2,7 +2,8 @@
 
 The router holds the table of sessions and nothing of what happens inside them. A frame that makes no
 sense ends the session it belongs to, never the agent; only a length out of bounds does that, because
-after it nobody knows where the next frame begins.
+after it nobody knows where the next frame begins. What is said of an id never overtakes what was said before of
+the same id, so all that ends one goes behind the data.
 
 To add a kind of session, add its opening message to ``openers``, and to `_ORPHANS` what its messages are
 answered when they come for an id that is not open.
@@ -21,6 +22,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
+from trio_console.agent._ids import is_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -31,11 +33,7 @@ if TYPE_CHECKING:
     #: Makes a session for an opening message, or returns the terminal message that refuses it.
     Opener: TypeAlias = Callable[[Link, int, wire.Message], "Session | wire.Message"]
 
-__all__ = ["Ending", "Router", "is_session_id", "log"]
-
-#: Ids are given out in 128 ranges of this size; the first of each range, and what follows the last range,
-#: belong to nobody.
-_ID_STEP: Final = (2**32 - 1) // 128
+__all__ = ["Ending", "Router", "log"]
 
 #: Generations before this one do not know ``core.error``.
 _ERROR_GENERATION: Final = 5
@@ -59,11 +57,6 @@ class Ending(enum.Enum):
     SHUT_DOWN = enum.auto()
 
 
-def is_session_id(number: int) -> bool:
-    """Whether an id may belong to a client."""
-    return number % _ID_STEP != 0 and number < 128 * _ID_STEP
-
-
 def log(text: str) -> None:
     """Tell whoever reads the agent's stderr."""
     print(f"trio_console.agent: {text}", file=sys.stderr, flush=True)  # noqa: T201
@@ -78,6 +71,7 @@ class Router:
         link: where they go.
         nursery: where sessions run. Cancelling it is up to the owner, when `run` has returned.
         openers: kinds of sessions by the class of their opening message.
+        forget_files: called with a range of ids (start, end) whose client has gone.
         set_clock: called with nanoseconds since the epoch, or ``None`` to leave the clock alone.
         shutdown_grace: seconds that sessions are given to end in order.
     """
@@ -89,6 +83,7 @@ class Router:
         nursery: trio.Nursery,
         *,
         openers: Mapping[type[wire.Message], Opener],
+        forget_files: Callable[[int, int], object],
         set_clock: Callable[[int], object] | None,
         shutdown_grace: float,
     ) -> None:
@@ -96,6 +91,7 @@ class Router:
         self._link = link
         self._nursery = nursery
         self._openers = openers
+        self._forget_files = forget_files
         self._set_clock = set_clock
         self._shutdown_grace = shutdown_grace
         self._idle = trio.Event()
@@ -128,7 +124,7 @@ class Router:
                 await self._take(frame)
                 if self._shutdown.cancel_called:
                     break  # frames that are buffered already are not worth a checkpoint, but void
-                await self._link.outbox.wait_control_room()
+                await self._link.wait_room()
         except ProtocolError as exc:
             log(f"the console is out of step: {exc}")
             return Ending.OUT_OF_STEP
@@ -145,7 +141,7 @@ class Router:
         cls = type(message)
         if cls not in _UNCOUNTED:
             self._link.activity.note_host_message()
-        session = self.sessions.get(frame.id)
+        session = self._owner(frame.id)
         if session is not None and cls in session.accepts:
             if not session.ended:
                 await session.receive(message)
@@ -156,27 +152,32 @@ class Router:
         elif session is not None and cls in _ORPHANS:
             self._refuse(frame, _bad_session(frame, message, "is a session of another kind"))
         elif cls in _ORPHANS:
-            self._link.send(_ORPHANS[cls](frame.id), frame.id)
+            self._link.commit_unreserved(_ORPHANS[cls](frame.id), frame.id)
         # Whatever else there is comes too late to matter, or is the agent's own to send.
 
     def _refuse(self, frame: wire.Frame, exc: ProtocolError) -> None:
         """End the frame's session, if there is one; say why, unless the peer would not understand."""
         error = wire.Error(exc.kind, str(exc), exc.message_type or msgspec.UNSET)
         understood = exc.version is None or exc.version >= _ERROR_GENERATION
-        session = self.sessions.get(frame.id)
+        session = self._owner(frame.id)
         if session is not None:
             session.end(error if understood else None)
         elif understood:
-            self._link.send(error, frame.id)
+            self._link.commit_unreserved(error, frame.id)
 
     # Sessions
 
+    def _owner(self, session_id: int) -> Session | None:
+        """The session an id stands for now."""
+        session = self.sessions.get(session_id)
+        return None if session is None or session.departed else session
+
     def _open(self, frame: wire.Frame, message: wire.Message) -> None:
-        owner = self.sessions.get(frame.id)
-        if owner is not None and owner.departed:
-            # A relay gave the id to somebody else before its last owner's session was over.
-            owner.mute()
-            owner = None
+        owner = self._owner(frame.id)
+        former = self.sessions.get(frame.id)
+        if former is not None and owner is None:
+            # The id was given to somebody else before its former owner's session was quite over.
+            former.mute()
         if owner is not None or not is_session_id(frame.id):
             # The client forgets an id it gets an error for, so the session that owns it must end as well.
             why = "is already in use" if owner is not None else "is out of range"
@@ -184,7 +185,7 @@ class Router:
             return
         session = self._openers[type(message)](self._link, frame.id, message)
         if isinstance(session, wire.Message):
-            self._link.send(session, frame.id)
+            self._link.commit_unreserved(session, frame.id)
             return
         self.sessions[frame.id] = session
         self._nursery.start_soon(self._run_session, session)
@@ -197,8 +198,10 @@ class Router:
         except* Exception as group:  # noqa: BLE001
             # A mistake in one session is not to cost the guest all others.
             log(f"session {session.id} failed\n{''.join(traceback.format_exception(group))}")
-            with contextlib.suppress(*_GONE):
-                self._link.send(wire.Error("invalid_session", "internal error of the agent"), session.id)
+            if not session.muted:
+                with contextlib.suppress(*_GONE):
+                    error = wire.Error("invalid_session", "internal error of the agent")
+                    self._link.commit_unreserved(error, session.id)
         finally:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
@@ -223,6 +226,7 @@ class Router:
         for session in self.sessions.values():
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()
+        self._forget_files(message.id_start, message.id_end_exclusive)
 
     # Shutdown
 

@@ -23,6 +23,9 @@ from trio_console.agent._exec import (
     STDIN_WINDOW,
     ExecSession,
 )
+from trio_console.agent._files import FILE_PATIENCE, Files
+from trio_console.agent._fs import FsOpener
+from trio_console.agent._handles import HANDLES_PER_CLIENT
 from trio_console.agent._limits import FdHeadroom
 from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._plan import ExecDefaults
@@ -36,6 +39,7 @@ from trio_console.agent._system import (
     reap_orphans,
     set_clock,
 )
+from trio_console.agent._tcp import TcpSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -62,9 +66,12 @@ class AgentOptions:
     """How an agent behaves. Sizes are bytes, times are seconds.
 
     Attributes:
-        stdin_window: stdin a client that speaks credit may have outstanding for one command.
-        stdin_budget: stdin queued for one command of a client that does not.
-        stdin_patience: how long such a command may take nothing before its stdin is refused.
+        stdin_window: input a client that speaks credit may have outstanding for one session: a command's
+            stdin, a file that is written, a connection.
+        stdin_budget: input queued for one session of a client that does not.
+        stdin_patience: how long such a command or connection may take nothing before input is refused.
+        file_patience: the same for a file.
+        handles_per_client: files and directories a client may have open (a number).
         shutdown_grace: how long commands have to end after SIGTERM.
         owns_process: the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
             every descendant that is left at the end, and has SIGALRM sent should the end take too long.
@@ -75,6 +82,8 @@ class AgentOptions:
     stdin_window: int = STDIN_WINDOW
     stdin_budget: int = LEGACY_STDIN_BUDGET
     stdin_patience: float = STDIN_PATIENCE
+    file_patience: float = FILE_PATIENCE
+    handles_per_client: int = HANDLES_PER_CLIENT
     shutdown_grace: float = _SHUTDOWN_GRACE
     owns_process: bool = False
     heartbeat_dir: str = HEARTBEAT_DIR
@@ -126,6 +135,7 @@ class _Agent:
         self._defaults = ExecDefaults()
         self._is_init = os.getpid() == 1
         self._router: Router | None = None
+        self._files = Files(handles_per_client=options.handles_per_client, has_room=self._has_room_for_handles)
 
     async def run(self) -> Ending:
         outcome: Ending | BootError = Ending.CONSOLE_CLOSED
@@ -141,6 +151,7 @@ class _Agent:
                 self._set_last_deadline()
                 nursery.cancel_scope.cancel()
         finally:
+            self._files.close()
             await trio.aclose_forcefully(self._stream)
         if isinstance(outcome, BootError):
             raise outcome
@@ -170,10 +181,12 @@ class _Agent:
             link,
             nursery,
             openers=self._openers(),
+            forget_files=self._files.forget,
             set_clock=set_clock if self._is_init else None,
             shutdown_grace=self.options.shutdown_grace,
         )
         self._router = router
+        nursery.start_soon(self._files.run)
         nursery.start_soon(beat, link.activity, router.sessions, self.options.heartbeat_dir)
         if self.options.owns_process:
             nursery.start_soon(reap_orphans, self._leaders)
@@ -190,8 +203,13 @@ class _Agent:
     def _openers(self) -> Mapping[type[wire.Message], Opener]:
         return {
             wire.ExecRequest: self._open_exec,
-            wire.FsRequest: _refuse_files,
-            wire.TcpConnect: _refuse_tcp,
+            wire.FsRequest: FsOpener(
+                self._files,
+                window=self.options.stdin_window,
+                budget=self.options.stdin_budget,
+                patience=self.options.file_patience,
+            ),
+            wire.TcpConnect: self._open_tcp,
         }
 
     def _open_exec(self, link: Link, session_id: int, message: wire.Message) -> Session:
@@ -206,10 +224,31 @@ class _Agent:
             stdin_patience=self.options.stdin_patience,
         )
 
+    def _open_tcp(self, link: Link, session_id: int, message: wire.Message) -> Session:
+        assert isinstance(message, wire.TcpConnect)
+        self._ensure_headroom()
+        return TcpSession(
+            link,
+            session_id,
+            message,
+            window=self.options.stdin_window,
+            budget=self.options.stdin_budget,
+            patience=self.options.stdin_patience,
+        )
+
+    def _ensure_headroom(self, handles: int | None = None) -> None:
+        """Have enough descriptors for what is open and about to be."""
+        assert self._router is not None
+        count = self._files.handles.count if handles is None else handles
+        self.headroom.ensure(len(self._router.sessions) + 1, count)
+
+    def _has_room_for_handles(self, handles: int) -> bool:
+        self._ensure_headroom(handles)
+        return self.headroom.takes_handles(handles)
+
     async def _spawn(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
         """Start a child in a worker thread, so that a slow file system holds up nobody else."""
-        assert self._router is not None
-        self.headroom.ensure(len(self._router.sessions))
+        self._ensure_headroom()
         before = self.headroom.for_child()
         with self._leaders.starting():
             child = await trio.to_thread.run_sync(
@@ -218,11 +257,3 @@ class _Agent:
             self._leaders.add(child.pid)
             child.on_reap = self._leaders.discard
         return child
-
-
-def _refuse_files(_link: Link, _id: int, _message: wire.Message) -> wire.Message:
-    return wire.FsResponse(ok=False, error="filesystem operations are not supported by this agent")
-
-
-def _refuse_tcp(_link: Link, _id: int, _message: wire.Message) -> wire.Message:
-    return wire.TcpFailed("TCP connections are not supported by this agent")

@@ -1,0 +1,106 @@
+"""From a file request to its session, or to the reason why there is none.
+
+What can be told without touching the file system is told here: who owns a handle, what it is good for, how
+much a client has waiting. This module does no I/O.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+
+from trio_console import _protocol as wire
+from trio_console.agent._fs_calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
+from trio_console.agent._fs_streams import FsRead, FsWrite
+from trio_console.agent._handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle
+from trio_console.agent._ids import slot_of
+from trio_console.agent._inflow import Inflow
+from trio_console.agent._paths import FsError, check_paths, verb
+from trio_console.agent._spawn import os_error_text
+
+if TYPE_CHECKING:
+    from trio_console.agent._files import Files
+    from trio_console.agent._link import Link
+
+__all__ = ["FsOpener"]
+
+#: Operations of one client that may be waiting. Each costs a task and a path or two.
+_SESSIONS_PER_CLIENT: Final = 4096
+
+
+@final
+class FsOpener:
+    """Makes sessions of ``core.fs.request``.
+
+    Args:
+        files: what they share.
+        window: bytes of a write that a client which counts credit may have outstanding.
+        budget: bytes of a write that are queued for a client that does not.
+        patience: seconds a file may take none before such a client is refused.
+    """
+
+    __slots__ = ("_budget", "_files", "_patience", "_window")
+
+    def __init__(self, files: Files, *, window: int, budget: int, patience: float) -> None:
+        self._files = files
+        self._window = window
+        self._budget = budget
+        self._patience = patience
+
+    def __call__(self, link: Link, session_id: int, message: wire.Message) -> FsSession | wire.Message:
+        """Make a session of a request, or refuse it."""
+        assert isinstance(message, wire.FsRequest)
+        slot = slot_of(session_id)
+        try:
+            if self._files.sessions[slot] >= _SESSIONS_PER_CLIENT:
+                raise FsError(f"{verb(message.op)}: {os_error_text(errno.EAGAIN)}")
+            check_paths(message.op)
+            return self._make(link, session_id, slot, message)
+        except FsError as exc:
+            return failure(exc)
+
+    def _make(self, link: Link, session_id: int, slot: int, message: wire.FsRequest) -> FsSession:
+        files = self._files
+        window = None if message.window is msgspec.UNSET else message.window
+        match op := message.op:
+            case wire.OpRead():
+                return FsRead(link, session_id, files, self._find_stream(op, slot), op, window)
+            case wire.OpWrite():
+                queue = partial(
+                    Inflow,
+                    window=None if window is None else self._window,
+                    budget=self._budget,
+                    patience=self._patience,
+                    since=-math.inf,
+                )
+                return FsWrite(link, session_id, files, self._find_stream(op, slot), op, queue)
+            case wire.OpOpenFile():
+                return FsOpen(link, session_id, files, partial(FileHandle, op), verb(op))
+            case wire.OpOpenDir():
+                return FsOpen(link, session_id, files, partial(DirHandle, op), verb(op))
+            case wire.OpCloseHandle():
+                return FsClose(link, session_id, files, files.handles.find(op.handle, slot, Handle))
+            case wire.OpReadDir():
+                directory = files.handles.find(op.handle, slot, DirHandle)
+                return FsHandleCall(link, session_id, files, directory, partial(directory.read_page, op.limit))
+            case wire.OpFStat():
+                file = files.handles.find(op.handle, slot, FileHandle)
+                return FsHandleCall(link, session_id, files, file, file.stat)
+            case wire.OpFSetStat():
+                file = files.handles.find(op.handle, slot, FileHandle)
+                return FsHandleCall(link, session_id, files, file, partial(file.set_attributes, op.attrs))
+            case _:
+                return FsCall(link, session_id, files, op)
+
+    def _find_stream(self, op: wire.OpRead | wire.OpWrite, slot: int) -> FileHandle:
+        handle = self._files.handles.find(op.handle, slot, FileHandle)
+        reads = isinstance(op, wire.OpRead)
+        if not (handle.readable if reads else handle.writable):
+            raise FsError(f"handle {op.handle} is not open for {'reading' if reads else 'writing'}")
+        if op.offset > LARGEST_OFFSET:
+            raise FsError(f"seek: {os_error_text(errno.EINVAL)}")
+        return handle

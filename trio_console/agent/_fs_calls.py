@@ -1,0 +1,215 @@
+"""File operations with one answer: a call in a worker thread each, and what all operations have in common.
+
+All run with the agent's own identity, whatever user commands run as. Whoever cancels one has its id back at
+once. A call that is under way goes on; only when it has returned does the session let go of its handle, so the
+next operation on that handle waits for it, and what the call opened is closed again.
+
+This module knows nothing of other kinds of sessions.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, final
+
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+from trio_console.agent._ids import slot_of
+from trio_console.agent._link import Link, PromptSession
+from trio_console.agent._paths import FsError, failing, perform, too_large
+from trio_console.agent._trees import Stop
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_console.agent._files import Files
+    from trio_console.agent._handles import Handle
+    from trio_console.agent._paths import PathOp
+
+__all__ = ["FsCall", "FsClose", "FsHandleCall", "FsHandleSession", "FsOpen", "FsSession", "failure"]
+
+
+def failure(exc: FsError) -> wire.FsResponse:
+    return wire.FsResponse(ok=False, error=str(exc))
+
+
+def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> bytes:
+    """Make a call and encode its result, all of it in the worker thread: a listing may be long."""
+    result: wire.FsResult | None = None
+    try:
+        result = call()
+        return wire.encode(wire.FsResponse(ok=True, data=result), session_id)
+    except FsError as exc:
+        return wire.encode(failure(exc), session_id)
+    except ProtocolError:
+        assert isinstance(result, wire.ResultList)
+        error = FsError(f"readdir: {too_large(len(result.value))}")
+        return wire.encode(failure(error), session_id)
+
+
+class FsSession(PromptSession):
+    """What all operations have in common. ``_stop`` asks a call that takes long to end early."""
+
+    __slots__ = ("_counted", "_files", "_stop")
+
+    kind = ""
+    accepts = frozenset({wire.Cancel})
+
+    def __init__(self, link: Link, session_id: int, files: Files) -> None:
+        super().__init__(link, session_id)
+        self._files = files
+        self._stop = Stop()
+        self._counted = True
+        files.sessions[slot_of(session_id)] += 1
+
+    async def run(self) -> None:
+        """See `Session.run`."""
+        try:
+            with self._scope:
+                try:
+                    await self._work()
+                except FsError as exc:
+                    await self._answer(wire.encode(failure(exc), self.id))
+        finally:
+            self._stop.asked = True
+            self._discount()
+
+    def _discount(self) -> None:
+        """Not waiting any more. (Those that are inside a call are few, and their client may be another.)"""
+        if self._counted:
+            self._counted = False
+            self._files.sessions[slot_of(self.id)] -= 1
+
+    async def _work(self) -> None:
+        """Do it and answer, unless that is an `FsError`."""
+        raise NotImplementedError
+
+    async def receive(self, message: wire.Message) -> None:
+        """See `Session.receive`."""
+        if isinstance(message, wire.Cancel):
+            self.end()
+
+    def end(self, ending: wire.Message | None = None) -> None:
+        """See `Session.end`."""
+        self._stop.asked = True
+        self._discount()
+        super().end(ending)
+
+    def _cut_short(self) -> wire.Message:
+        return wire.FsResponse(ok=False, error="cancelled")
+
+
+@final
+class FsCall(FsSession):
+    """An operation on paths."""
+
+    __slots__ = ("_op",)
+
+    def __init__(self, link: Link, session_id: int, files: Files, op: PathOp) -> None:
+        super().__init__(link, session_id, files)
+        self._op = op
+
+    async def _work(self) -> None:
+        disk = self._files.disk
+        async with disk.slots:
+            call = partial(perform, self._op, self._stop)
+            await self._answer(await disk.run(partial(_answer_with, call, self.id)))
+
+
+class FsHandleSession(FsSession):
+    """What all operations on a handle have in common: a turn, the place for which is taken when they are made."""
+
+    __slots__ = ("_handle", "_ticket")
+
+    def __init__(self, link: Link, session_id: int, files: Files, handle: Handle) -> None:
+        super().__init__(link, session_id, files)
+        self._handle = handle
+        self._ticket = handle.turns.join()
+
+    async def _work(self) -> None:
+        async with self._files.using(self._handle, self._ticket):
+            await self._use()
+
+    async def _use(self) -> None:
+        """Do it and answer, unless that is an `FsError`."""
+        raise NotImplementedError
+
+
+@final
+class FsHandleCall(FsHandleSession):
+    """An operation on a handle that needs one call."""
+
+    __slots__ = ("_call",)
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: int,
+        files: Files,
+        handle: Handle,
+        call: Callable[[], wire.FsResult | None],
+    ) -> None:
+        super().__init__(link, session_id, files, handle)
+        self._call = call
+
+    async def _use(self) -> None:
+        disk = self._files.disk
+        async with disk.slots:
+            call = partial(_answer_with, self._call, self.id)
+            await self._answer(await disk.run(call, self._handle.disown))
+
+
+@final
+class FsOpen(FsSession):
+    """Opening a handle."""
+
+    __slots__ = ("_open", "_verb")
+
+    def __init__(self, link: Link, session_id: int, files: Files, open_: Callable[[], Handle], what: str) -> None:
+        super().__init__(link, session_id, files)
+        self._open = open_
+        self._verb = what
+
+    async def _work(self) -> None:
+        files, slot = self._files, slot_of(self.id)
+        files.handles.claim(slot, self._verb)
+        handle: Handle | None = None
+        told = False
+        try:
+            async with files.disk.slots:
+                handle = await files.disk.run(self._open_unless_stopped)
+                # In the table before it is told, so that it is found there should the client leave.
+                result = wire.ResultHandle(files.handles.add(slot, handle))
+                told = await self._answer(wire.encode(wire.FsResponse(ok=True, data=result), self.id))
+        finally:
+            if handle is None:
+                files.handles.unclaim(slot)
+            elif not told:
+                files.discard(handle)
+
+    def _open_unless_stopped(self) -> Handle:
+        handle = self._open()
+        if self._stop.asked:
+            handle.close()
+            raise FsError("cancelled")
+        return handle
+
+
+@final
+class FsClose(FsHandleSession):
+    """Closing a handle, when the operations before have let go of it."""
+
+    __slots__ = ()
+
+    async def _use(self) -> None:
+        files, handle = self._files, self._handle
+        async with files.disk.slots:
+            if not handle.doomed:
+                files.handles.doom(handle)
+            call = partial(_answer_with, partial(_close, handle), self.id)
+            await self._answer(await files.disk.run(call, handle.disown))
+
+
+def _close(handle: Handle) -> None:
+    with failing("close"):
+        handle.close()

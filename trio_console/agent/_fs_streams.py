@@ -1,0 +1,183 @@
+"""File operations that move bytes: data frames, and an answer behind them.
+
+A read takes credit first. What the system has in memory it reads right then, into room on the console that was
+taken before. For the rest it takes a slot and a thread (`_disk`), and the console's room after that. A write
+queues what comes and writes it batch by batch.
+
+This module knows nothing of other kinds of sessions.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console import _protocol as wire
+from trio_console.agent._disk import CHUNK
+from trio_console.agent._fs_calls import FsHandleSession
+from trio_console.agent._handles import SLICE
+from trio_console.agent._inflow import Inflow, Put
+from trio_console.agent._link import Link, SendCredit
+from trio_console.agent._paths import FsError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_console.agent._files import Files
+    from trio_console.agent._handles import FileHandle
+
+__all__ = ["FsRead", "FsWrite"]
+
+#: Bytes written by one call.
+_BATCH: Final = 1024 * 1024
+
+
+@final
+class FsRead(FsHandleSession):
+    """Reading: data frames, then the answer, which is also the end of file."""
+
+    __slots__ = ("_complete", "_credit", "_file", "_offset", "_op")
+
+    kind = "fs"
+    accepts = frozenset({wire.Credit, wire.Cancel})
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: int,
+        files: Files,
+        handle: FileHandle,
+        op: wire.OpRead,
+        window: int | None,
+    ) -> None:
+        super().__init__(link, session_id, files, handle)
+        self._file = handle
+        self._op = op
+        self._offset = op.offset
+        self._complete = False  # the end of the file was seen
+        self._credit = SendCredit(window)
+
+    async def receive(self, message: wire.Message) -> None:
+        """See `Session.receive`."""
+        if isinstance(message, wire.Credit):
+            if message.stream == "data":
+                self._credit.grant(message.bytes)
+        else:
+            await super().receive(message)
+
+    async def _use(self) -> None:
+        await self._stream()
+        await self._answer(wire.encode(wire.FsResponse(ok=True), self.id))
+
+    async def _stream(self) -> None:
+        left = math.inf if self._op.len is None else self._op.len
+        while left > 0 and not self._complete:
+            share = await self._credit.wait(int(min(CHUNK, left)))
+            # A cached read first, however little it may get: a hung disk must find no share of the console
+            # in our hands, and a change of threads costs more than the copying.
+            size = await self._send_cached(min(share, SLICE)) or await self._send_read(share)
+            left -= size
+            self._link.activity.fs_bytes += size
+
+    async def _send_cached(self, share: int) -> int:
+        read = partial(self._file.read_cached, offset=self._offset)
+        data = await self._pass_on(wire.FsData, share, read)
+        if data is None:
+            return 0
+        self._complete = not data
+        self._credit.note_sent(len(data))
+        self._offset += len(data)
+        return len(data)
+
+    async def _send_read(self, share: int) -> int:
+        if self._complete:
+            return 0
+        disk, handle = self._files.disk, self._file
+        async with disk.buffer() as buffer:
+            call = partial(handle.read_into, buffer[:share], self._offset)
+            size, self._complete = await disk.run(call, handle.disown)
+            await self._send(buffer[:size])
+        self._offset += size
+        return size
+
+    async def _send(self, data: memoryview) -> None:
+        outbox = self._link.outbox
+        for start in range(0, len(data), SLICE):
+            piece = data[start : start + SLICE]
+            await outbox.reserve(len(piece))
+            if self.ended:
+                outbox.release(len(piece))
+                return
+            self._link.commit_data(wire.FsData, self.id, piece, len(piece))
+            self._credit.note_sent(len(piece))
+
+
+@final
+class FsWrite(FsHandleSession):
+    """Writing what comes, up to the empty chunk; then the answer."""
+
+    __slots__ = ("_file", "_op", "_queue")
+
+    kind = "fs"
+    accepts = frozenset({wire.FsData, wire.Cancel})
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: int,
+        files: Files,
+        handle: FileHandle,
+        op: wire.OpWrite,
+        queue: Callable[[Callable[[int], None]], Inflow],
+    ) -> None:
+        super().__init__(link, session_id, files, handle)
+        self._file = handle
+        self._op = op
+        self._queue = queue(self._grant)
+
+    async def receive(self, message: wire.Message) -> None:
+        """See `Session.receive`."""
+        if not isinstance(message, wire.FsData):
+            await super().receive(message)
+            return
+        match await self._queue.put(message.data):
+            case Put.OVER_WINDOW:
+                self.end(wire.Error("invalid_session", "more data than the window allows", "core.fs.data"))
+            case Put.FULL:
+                self.end(wire.FsResponse(ok=False, error="write: the queue is full, and the file takes no data"))
+
+    def end(self, ending: wire.Message | None = None) -> None:
+        """See `Session.end`."""
+        self._queue.close()
+        super().end(ending)
+
+    async def run(self) -> None:
+        """See `Session.run`."""
+        try:
+            await super().run()
+        finally:
+            self._queue.close()
+
+    async def _use(self) -> None:
+        disk, file, op = self._files.disk, self._file, self._op
+        self._queue.start()
+        total = 0
+        while await self._queue.first():
+            # What else has arrived comes along: each call costs a change of threads.
+            await trio.lowlevel.checkpoint()
+            batch = await self._queue.batch(_BATCH)
+            async with disk.slots:
+                await disk.run(partial(file.write, batch, op.offset + total), file.disown)
+            for chunk in batch:
+                total += len(chunk)
+                self._link.activity.fs_bytes += len(chunk)
+                self._queue.pop()
+        if op.len is not None and op.len != total:
+            raise FsError(f"write length mismatch: expected {op.len}, wrote {total}")
+        await self._answer(wire.encode(wire.FsResponse(ok=True), self.id))
+
+    def _grant(self, nbytes: int) -> None:
+        self._send_now(wire.Credit("data", nbytes))

@@ -1,0 +1,321 @@
+"""File operations on paths, as blocking calls.
+
+Text in, text out: paths are UTF-8, and names that are not come out with replacement characters. Every failure
+is an `FsError` whose text is what the client will see: what was tried, then the system's own words with the
+number, which is all a client can go by.
+
+To be called from worker threads. This module knows nothing of handles, sessions or trio.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import closing, contextmanager
+from typing import TYPE_CHECKING, Final, assert_never, final
+
+from trio_console import _protocol as wire
+from trio_console.agent._spawn import os_error_text
+from trio_console.agent._trees import Stop, copy_file, make_directories, remove_tree
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = [
+    "Directory",
+    "FsError",
+    "PathOp",
+    "check_paths",
+    "entry_info",
+    "failing",
+    "open_file",
+    "perform",
+    "set_attributes",
+    "too_large",
+    "verb",
+]
+
+if TYPE_CHECKING:
+    _ReadingOp = wire.OpRealPath | wire.OpStat | wire.OpList | wire.OpReadLink
+    _ChangingOp = wire.OpSetStat | wire.OpSymlink | wire.OpMkdir | wire.OpRemove | wire.OpRemoveDir
+    PathOp = _ReadingOp | _ChangingOp | wire.OpCopy | wire.OpRename
+
+#: What the system takes, its final NUL included.
+_PATH_MAX: Final = 4096
+
+_PERMISSIONS: Final = 0o7777
+_BILLION: Final = 1_000_000_000
+
+#: Never wait for the other end of a pipe, nor let a terminal take over.
+_ALWAYS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+#: What an entry's map takes at least, and at most, besides its path.
+_LEAST_ENTRY: Final = 62
+_MOST_ENTRY: Final = 114
+
+#: A page of a directory is cut at about this size, so that a frame of it is not much in anybody's way.
+_PAGE: Final = 256 * 1024
+
+#: What errors call an operation, where that is not its own name in lower case.
+_VERBS: Final = {
+    wire.OpList: "readdir",
+    wire.OpRemoveDir: "remove_dir",
+    wire.OpOpenFile: "open",
+    wire.OpCloseHandle: "close",
+}
+
+
+class FsError(Exception):
+    """A file operation failed; the text is the answer."""
+
+
+def verb(op: wire.FsOp) -> str:
+    """What errors call an operation."""
+    cls = type(op)
+    return _VERBS.get(cls, cls.__name__.removeprefix("Op").lower())
+
+
+@contextmanager
+def failing(what: str) -> Iterator[None]:
+    """Errors of the system become an `FsError` that says what was tried."""
+    try:
+        yield
+    except OSError as exc:
+        raise FsError(f"{what}: {os_error_text(exc.errno or errno.EIO)}") from exc
+    except (ValueError, OverflowError) as exc:  # a NUL in a path, or a number no system call takes
+        raise FsError(f"{what}: {os_error_text(errno.EINVAL)}") from exc
+
+
+def check_paths(op: wire.FsOp) -> None:
+    """Refuse paths the system would refuse anyway, before anything is kept of them.
+
+    Raises:
+        FsError: one is too long.
+    """
+    for name in op.__struct_fields__:
+        value = getattr(op, name)
+        if isinstance(value, str) and len(value.encode()) >= _PATH_MAX:
+            raise FsError(f"{verb(op)}: {os_error_text(errno.ENAMETOOLONG)}")
+
+
+def perform(op: PathOp, stop: Stop) -> wire.FsResult | None:  # noqa: C901 (one case each)
+    """Do what ``op`` says. What takes long looks at ``stop`` now and then.
+
+    Raises:
+        FsError: it could not be done, or not all of it.
+    """
+    with failing(verb(op)):
+        match op:
+            case wire.OpRealPath():
+                return wire.ResultPath(_text(_real_path(op.path.encode())))
+            case wire.OpStat():
+                found = os.stat(op.path.encode(), follow_symlinks=op.follow_symlink)
+                return wire.ResultStat(entry_info(op.path, found))
+            case wire.OpSetStat():
+                set_attributes(op.path.encode(), op.attrs, follow=op.follow_symlink)
+            case wire.OpList():
+                return wire.ResultList(_list(op.path, stop))
+            case wire.OpReadLink():
+                return wire.ResultPath(_text(os.readlink(op.path.encode())))
+            case wire.OpSymlink():
+                os.symlink(op.target.encode(), op.link_path.encode())
+            case wire.OpMkdir():
+                _mkdir(op)
+            case wire.OpRemove():
+                os.unlink(op.path.encode())
+            case wire.OpRemoveDir():
+                (remove_tree if op.recursive else _rmdir)(op.path.encode(), stop)
+            case wire.OpCopy():
+                copy_file(op.src.encode(), op.dst.encode(), stop)
+            case wire.OpRename():
+                os.rename(op.src.encode(), op.dst.encode())
+            case _:
+                assert_never(op)
+    return None
+
+
+# --- one path -------------------------------------------------------------------------------------
+
+
+def _text(path: bytes) -> str:
+    return path.decode(errors="replace")
+
+
+def _real_path(path: bytes) -> bytes:
+    """The canonical path; of a last component that is missing, that of where it would be."""
+    if not path:
+        raise FileNotFoundError(errno.ENOENT, "empty path")
+    try:
+        return os.path.realpath(path, strict=True)
+    except FileNotFoundError:
+        parent, name = os.path.split(path.rstrip(b"/"))
+        if name in (b"", b".", b".."):
+            raise
+    return os.path.join(os.path.realpath(parent or b".", strict=True), name)
+
+
+def entry_info(path: str, found: os.stat_result | None) -> wire.EntryInfo:
+    """What is known of a file; ``None`` if nothing could be found out."""
+    if found is None:
+        return wire.EntryInfo(path=path, kind="other", size=0, mode=0, uid=0, gid=0)
+    modified = found.st_mtime_ns // _BILLION
+    return wire.EntryInfo(
+        path=path,
+        kind=_KINDS.get(stat.S_IFMT(found.st_mode), "other"),
+        size=found.st_size,
+        mode=found.st_mode,
+        modified=modified,
+        uid=found.st_uid,
+        gid=found.st_gid,
+        atime=found.st_atime_ns // _BILLION,
+        mtime=modified,
+    )
+
+
+_KINDS: Final = {stat.S_IFREG: "file", stat.S_IFDIR: "dir", stat.S_IFLNK: "symlink"}
+
+
+def set_attributes(target: bytes | int, attrs: wire.SetAttrs, *, follow: bool = True) -> None:
+    """Change size, mode, owner and times of a path or an open file, in this order, up to the first failure."""
+    if attrs.size is not None:
+        _truncate(target, attrs.size, follow=follow)
+    if attrs.mode is not None:
+        _chmod(target, attrs.mode & _PERMISSIONS, follow=follow)
+    if attrs.uid is not None or attrs.gid is not None:
+        uid = -1 if attrs.uid is None else attrs.uid
+        os.chown(target, uid, -1 if attrs.gid is None else attrs.gid, follow_symlinks=follow)
+    if attrs.atime is not None or attrs.mtime is not None:
+        old = os.stat(target, follow_symlinks=follow)
+        atime = old.st_atime_ns // _BILLION if attrs.atime is None else attrs.atime
+        mtime = old.st_mtime_ns // _BILLION if attrs.mtime is None else attrs.mtime
+        os.utime(target, ns=(atime * _BILLION, mtime * _BILLION), follow_symlinks=follow)
+
+
+def _truncate(target: bytes | int, size: int, *, follow: bool) -> None:
+    if follow:
+        os.truncate(target, size)
+        return
+    assert isinstance(target, bytes)
+    fd = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | _ALWAYS)
+    try:
+        os.truncate(fd, size)
+    finally:
+        os.close(fd)
+
+
+def _chmod(target: bytes | int, mode: int, *, follow: bool) -> None:
+    if follow:
+        os.chmod(target, mode)
+        return
+    assert isinstance(target, bytes)
+    # There is no such system call. This descriptor is of the file itself, so a link put into its place
+    # meanwhile is not followed either.
+    fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        if stat.S_ISLNK(os.fstat(fd).st_mode):
+            raise OSError(errno.EOPNOTSUPP, "a link has no mode of its own")
+        os.chmod(f"/proc/self/fd/{fd}", mode)
+    finally:
+        os.close(fd)
+
+
+def _mkdir(op: wire.OpMkdir) -> None:
+    path = op.path.encode()
+    make_directories(path)
+    if op.mode is not None:
+        with failing("chmod"):
+            os.chmod(path, op.mode & _PERMISSIONS)
+
+
+def _rmdir(path: bytes, _stop: Stop) -> None:
+    os.rmdir(path)
+
+
+def open_file(op: wire.OpOpenFile) -> int:
+    """Open a file; the descriptor never blocks on anything but a disk.
+
+    Raises:
+        FsError: as the system says, or nothing was asked for.
+    """
+    options = op.options
+    writes = options.write or options.append
+    flags = os.O_RDWR if writes and options.read else os.O_WRONLY if writes else os.O_RDONLY
+    flags |= os.O_APPEND if options.append else 0
+    flags |= os.O_CREAT if options.create or options.create_new else 0
+    flags |= os.O_EXCL if options.create_new else 0
+    flags |= os.O_TRUNC if options.truncate else 0
+    mode = 0o666 if options.mode is None else options.mode & _PERMISSIONS
+    with failing("open"):
+        if not (options.read or writes) or (options.truncate and not writes):
+            raise OSError(errno.EINVAL, "no access asked for")
+        return os.open(op.path.encode(), flags | _ALWAYS, mode)
+
+
+# --- directories ----------------------------------------------------------------------------------
+
+
+@final
+class Directory:
+    """An open directory that is read bit by bit. Takes two descriptors.
+
+    Raises:
+        OSError: from everything but `close`.
+    """
+
+    __slots__ = ("_entries", "_fd", "_prefix")
+
+    def __init__(self, path: str) -> None:
+        self._prefix = path if path.endswith("/") else path + "/"
+        self._fd = os.open(path.encode(), os.O_RDONLY | os.O_DIRECTORY | _ALWAYS)
+        try:
+            self._entries = os.scandir(self._fd)
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def __iter__(self) -> Iterator[wire.EntryInfo]:
+        for entry in self._entries:
+            try:
+                found = entry.stat(follow_symlinks=False)
+            except OSError:
+                found = None
+            yield entry_info(self._prefix + _text(os.fsencode(entry.name)), found)
+
+    def read_page(self, limit: int) -> list[wire.EntryInfo]:
+        """The next entries: ``limit`` of them, or fewer if they are long. None are left if it is empty."""
+        page: list[wire.EntryInfo] = []
+        size = 0
+        for entry in self:
+            page.append(entry)
+            size += _MOST_ENTRY + len(entry.path.encode())
+            if len(page) >= limit or size > _PAGE:
+                break
+        return page
+
+    def close(self) -> None:
+        """Close it. Idempotent."""
+        self._entries.close()
+        if self._fd != -1:
+            fd, self._fd = self._fd, -1
+            os.close(fd)
+
+
+def _list(path: str, stop: Stop) -> list[wire.EntryInfo]:
+    with failing("readdir: opendir"):
+        directory = Directory(path)
+    entries: list[wire.EntryInfo] = []
+    size = 0
+    with closing(directory):
+        for entry in directory:
+            stop.check()
+            entries.append(entry)
+            size += _LEAST_ENTRY + len(entry.path.encode())
+            if size > wire.MAX_FRAME_LENGTH:
+                raise FsError(f"readdir: {too_large(len(entries))}")
+    return entries
+
+
+def too_large(count: int) -> str:
+    """Why a listing is not sent."""
+    return f"the listing of {count} or more entries does not fit a frame; open the directory to read it in parts"

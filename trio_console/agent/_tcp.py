@@ -1,0 +1,251 @@
+"""One connection: the session from its request to its end.
+
+Two tasks move bytes, each with its own credit. What the guest's peer sends is read only when there is credit
+for it and room on the console; what the client sends is queued, from the request on, and written in order.
+
+How it ends: with ``tcp.failed`` if either side breaks; with ``tcp.closed`` if the client cancels it, or if both
+directions have ended and the client counts credit. Other clients expect to hear nothing more then, and the
+session stays until ``tcp.close``. That one is never answered: what was queued before is still written, for a
+while, and by then the id may be somebody else's.
+
+This module knows nothing of other sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import socket
+from functools import partial
+from typing import Final, final
+
+import msgspec
+import trio
+
+from trio_console import _protocol as wire
+from trio_console.agent._inflow import Inflow, Put
+from trio_console.agent._link import Link, PromptSession, SendCredit
+from trio_console.agent._spawn import os_error_text
+
+__all__ = ["TcpSession"]
+
+_CONNECT_TIMEOUT: Final = 30.0
+
+#: Seconds to write what was queued when the client closed.
+_LINGER: Final = 5.0
+
+#: Bytes read at once.
+_CHUNK: Final = 64 * 1024
+
+#: No name is longer, and the error repeats it.
+_LONGEST_HOST: Final = 255
+
+
+class _ConnectError(Exception):
+    """There is no connection; the text is the answer."""
+
+
+@final
+class TcpSession(PromptSession):
+    """See the module's docstring.
+
+    Args:
+        window: bytes a client that counts credit may have outstanding.
+        budget: bytes queued for a client that does not.
+        patience: seconds the connection may take none before such a client is refused.
+    """
+
+    __slots__ = ("_closed", "_credit", "_failure", "_queue", "_reading", "_request", "_transfer")
+
+    kind = "tcp"
+    accepts = frozenset({wire.TcpData, wire.TcpEof, wire.TcpClose, wire.Credit, wire.Cancel})
+
+    def __init__(
+        self,
+        link: Link,
+        session_id: int,
+        request: wire.TcpConnect,
+        *,
+        window: int,
+        budget: int,
+        patience: float,
+    ) -> None:
+        super().__init__(link, session_id)
+        own_window = None if request.window is msgspec.UNSET else request.window
+        self._request = request
+        self._closed = trio.Event()  # by the client
+        self._failure: str | None = None
+        self._reading = trio.CancelScope()
+        self._transfer = trio.CancelScope()
+        self._credit = SendCredit(own_window)
+        self._queue = Inflow(
+            lambda nbytes: self._send_now(wire.Credit("data", nbytes)),
+            window=None if own_window is None else window,
+            budget=budget,
+            patience=patience,
+            since=-math.inf,
+        )
+
+    # The session's own task
+
+    async def run(self) -> None:
+        """See `Session.run`."""
+        try:
+            with self._scope:
+                try:
+                    stream = await self._connect()
+                except _ConnectError as exc:
+                    await self._answer(wire.encode(wire.TcpFailed(str(exc)), self.id))
+                else:
+                    await self._live(stream)
+        finally:
+            self._queue.close()
+
+    async def _connect(self) -> trio.SocketStream:
+        host, port = self._request.host, self._request.port
+        if len(host.encode()) > _LONGEST_HOST:
+            raise _ConnectError("connect: the host name is too long")
+        target = f"{host}:{port}"
+        with trio.move_on_after(_CONNECT_TIMEOUT):
+            try:
+                return await trio.open_tcp_stream(host, port)
+            except OSError as exc:
+                raise _ConnectError(f"connect {target}: {_why(exc)}") from exc
+            except ValueError as exc:  # not even a name, or port 0
+                raise _ConnectError(f"connect {target}: {os_error_text(errno.EINVAL)}") from exc
+        raise _ConnectError(f"connect {target} timed out")
+
+    async def _live(self, stream: trio.SocketStream) -> None:
+        try:
+            self._send_now(wire.TcpConnected())
+            self._queue.start()
+            with self._transfer:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._pump_in, stream)
+                    nursery.start_soon(self._pump_out, stream)
+        finally:
+            # Not its aclose(), which has a checkpoint: a closed session could be cancelled there.
+            stream.socket.close()
+        if self._closed.is_set():
+            return
+        if self._failure is not None:
+            await self._answer(wire.encode(wire.TcpFailed(self._failure), self.id))
+        elif self._request.window is not msgspec.UNSET:
+            await self._answer(wire.encode(wire.TcpClosed(), self.id))
+        else:
+            await self._closed.wait()
+
+    def _fail(self, what: str, exc: OSError) -> None:
+        if self._failure is None:
+            self._failure = f"{what}: {os_error_text(exc.errno or errno.EIO)}"
+        self._transfer.cancel()
+
+    async def _pump_in(self, stream: trio.SocketStream) -> None:
+        with self._reading:
+            try:
+                await self._receive(stream.socket.fileno())
+            except OSError as exc:
+                self._fail("read", exc)
+                return
+            await self._link.reserve_small()
+            if self.ended:
+                self._link.release_small()
+            else:
+                self._link.commit_small(wire.TcpEof(), self.id)
+
+    async def _receive(self, fd: int) -> None:
+        """Move what comes to the console, until its end."""
+        full = False
+        while True:
+            if not full:
+                await trio.lowlevel.wait_readable(fd)
+            share = await self._credit.wait(_CHUNK)
+            data = await self._pass_on(wire.TcpData, share, partial(_read_some, fd))
+            if data == b"":
+                return
+            size = 0 if data is None else len(data)
+            self._credit.note_sent(size)
+            self._link.activity.tcp_bytes += size
+            full = size == share
+
+    async def _pump_out(self, stream: trio.SocketStream) -> None:
+        fd = stream.socket.fileno()
+        try:
+            while data := await self._queue.first():
+                await trio.lowlevel.checkpoint()  # a fast peer must not keep everybody waiting
+                await self._queue.write_first(fd)
+                self._queue.pop()
+                self._link.activity.tcp_bytes += len(data)
+        except OSError as exc:
+            self._fail("write", exc)
+            return
+        with contextlib.suppress(OSError):  # it may be gone already: the other pump knows
+            stream.socket.shutdown(socket.SHUT_WR)
+
+    # The router's side
+
+    @property
+    def ended(self) -> bool:
+        """See `Session.ended`. Once the client closed, nothing may be said either."""
+        return self._closed.is_set() or super().ended
+
+    async def receive(self, message: wire.Message) -> None:
+        """See `Session.receive`."""
+        match message:
+            case wire.TcpData() if message.data:
+                await self._take(message.data)
+            case wire.TcpEof():
+                self._queue.put_end()
+            case wire.TcpClose():
+                self._close()
+            case wire.Credit() if message.stream == "data":
+                self._credit.grant(message.bytes)
+            case wire.Cancel():
+                self.end()
+
+    async def _take(self, data: bytes) -> None:
+        match await self._queue.put(data):
+            case Put.OVER_WINDOW:
+                self.end(wire.Error("invalid_session", "more data than the window allows", "core.tcp.data"))
+            case Put.FULL:
+                self.end(wire.TcpFailed("write: the queue is full, and the connection takes no data"))
+
+    def _close(self) -> None:
+        """The client is done with it. What it sent before is still written, without it."""
+        self._let_go_of_id()
+        self._closed.set()
+        self._queue.put_end()
+        self._reading.cancel()
+        self._scope.deadline = trio.current_time() + _LINGER
+
+    def depart(self) -> None:
+        """See `Session.depart`. Whoever closed before leaving has its bytes written nevertheless."""
+        if not self._closed.is_set():
+            super().depart()
+
+    def end(self, ending: wire.Message | None = None) -> None:
+        """See `Session.end`."""
+        self._queue.close()
+        super().end(ending)
+
+    def _cut_short(self) -> wire.Message:
+        return wire.TcpClosed()
+
+
+def _read_some(fd: int, nbytes: int) -> bytes | None:
+    try:
+        return os.read(fd, nbytes)
+    except BlockingIOError:
+        return None
+
+
+def _why(exc: OSError) -> str:
+    """The system's words for a failed connect: of several addresses, those for the last that was tried."""
+    if isinstance(exc, socket.gaierror):
+        return f"failed to lookup address information: {exc.strerror}"
+    tried = exc.__cause__
+    causes = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (tried,)
+    codes = [cause.errno for cause in (exc, *causes) if isinstance(cause, OSError) and cause.errno]
+    return os_error_text(codes[-1]) if codes else str(exc)
