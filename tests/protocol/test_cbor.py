@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_console._protocol import _cbor
-from trio_console._protocol._cbor import MAX_DEPTH, CBORError, IndefiniteMap, load
+from trio_console._protocol._cbor import MAX_DEPTH, MAX_ITEMS, CBORError, IndefiniteMap, load
 
 
 def exact(data: bytes) -> Any:
@@ -148,7 +148,7 @@ def test_a_tag_in_front_of_anything_is_skipped(tag: int, value: Any) -> None:
 
 
 def test_any_number_of_tags_is_skipped() -> None:
-    assert load(b"\xd8\x40" * 100_000 + b"\x41x") == b"x"
+    assert load(b"\xd8\x40" * (MAX_ITEMS - 1) + b"\x41x") == b"x"
 
 
 def test_nothing_is_shared_between_values() -> None:
@@ -234,3 +234,15 @@ def test_both_readers_agree_on_any_bytes(data: bytes) -> None:
         except CBORError:
             results.append("refused")
     assert results[0] == results[1]
+
+
+def test_a_value_in_another_form_has_a_bounded_number_of_items() -> None:
+    most = (MAX_ITEMS - 2) * b"\x00"  # the array and its break are items too
+    assert load(b"\x9f" + most + b"\xff") == [0] * (MAX_ITEMS - 2)
+    with pytest.raises(CBORError, match="items"):
+        load(b"\x9f" + most + b"\x00\xff")
+
+
+def test_a_value_in_the_plain_form_may_have_more() -> None:
+    count = MAX_ITEMS + 1
+    assert load(b"\x9a" + count.to_bytes(4, "big") + count * b"\x00") == [0] * count

@@ -81,6 +81,39 @@ async def test_the_129th_client_is_refused_without_a_byte(
             await client.leave()
 
 
+async def test_a_client_waits_for_a_slot_that_the_guest_has_not_finished_with(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        clients = [await world.connect() for _ in range(MAX_CLIENTS)]
+        await clients[5].leave()
+        await settle()
+        late = await world.dial()
+        await settle()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(late.greet)
+            await settle()
+            await world.finish_slot()
+        assert late.ids == clients[5].ids
+        assert world.server.statistics().clients_refused == 0
+        for client in [*clients, late]:
+            await client.leave()
+
+
+async def test_a_client_does_not_wait_long_for_a_slot(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with serving(tmp_path) as world:
+        clients = [await world.connect() for _ in range(MAX_CLIENTS)]
+        await clients[5].leave()
+        await settle()
+        start = trio.current_time()
+        late = await world.dial()
+        await late.expect_eof()
+        assert 4 < trio.current_time() - start < 6
+        assert world.server.statistics().clients_refused == 1
+        for client in [*clients, late]:
+            await client.leave()
+
+
 async def test_the_128th_client_is_served(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
         clients = [await world.connect() for _ in range(MAX_CLIENTS)]

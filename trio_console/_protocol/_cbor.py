@@ -29,6 +29,11 @@ MAX_DEPTH: Final = 64
 """How deep values may nest. The protocol itself needs six; the rest is for fields yet unknown, and well
 below what the interpreter's own stack allows."""
 
+MAX_ITEMS: Final = 100_000
+"""How many items a value may have that is not in the plain form, which is read natively. Each costs some
+microseconds here: without a bound, one frame of the largest size (two million tiny items) holds
+everybody up for ten seconds."""
+
 _BREAK: Final = object()
 _OTHER_KEY: Final = object()
 
@@ -112,13 +117,14 @@ _CONSTANTS: Final = {20: False, 21: True, 22: None, 23: cbor2.undefined}
 
 @final
 class _Reader:
-    """Reads items of one byte string; exact, and bounded in depth. Raises `CBORError` and nothing else."""
+    """Reads items of one byte string; exact, and bounded in depth and number. Raises only `CBORError`."""
 
-    __slots__ = ("_data", "_position")
+    __slots__ = ("_data", "_left", "_position")
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._position = 0
+        self._left = MAX_ITEMS
 
     def item(self, depth: int) -> Any:
         value = self._item_or_break(depth)
@@ -158,6 +164,9 @@ class _Reader:
 
     def _head(self) -> tuple[int, int, int | None]:
         """Return the major type, the low five bits, and the argument (``None`` if indefinite)."""
+        self._left -= 1
+        if self._left < 0:
+            raise CBORError(f"more than {MAX_ITEMS} items, in a form that is read one by one")
         initial = self._take(1)[0]
         major, info = initial >> 5, initial & 31
         if info < 24:

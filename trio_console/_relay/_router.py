@@ -47,12 +47,14 @@ class Orders:
         behind: frames to send behind all data that was handed over for the agent before.
         wake: clients that have got something to send, to the socket or to the agent.
         shutdown: a client has asked the guest to shut down, which it will.
+        slot_freed: a client that found no slot may try again.
     """
 
     to_agent: list[bytes] = field(default_factory=list)
     behind: list[bytes] = field(default_factory=list)
     wake: set[Client] = field(default_factory=set)
     shutdown: bool = False
+    slot_freed: bool = False
 
 
 @final
@@ -83,7 +85,6 @@ class Router:
         self._quarantines: dict[int, _Quarantine] = {}
         self._committed = 0
         self.observer: SessionLog | None = None  # is told of commands and what they say
-        self.refused_clients = 0
         self.refused_frames = 0
         self.dropped_frames = 0
         self.dropped_bytes = 0
@@ -112,7 +113,6 @@ class Router:
         """A client came. `None`: there is no slot for it."""
         slot = self._slots.take()
         if slot is None:
-            self.refused_clients += 1
             return None
         client = self._clients[slot] = Client(slot)
         return client
@@ -364,7 +364,7 @@ class Router:
         slot = slot_of(frame.id)
         client = None if slot is None else self._clients.get(slot)
         if client is None:
-            if slot is None or not self._quarantined_frame(slot, frame):
+            if slot is None or not self._quarantined_frame(slot, frame, orders):
                 self.dropped_frames += 1
             return orders
         session = client.sessions.get(frame.id)
@@ -464,7 +464,7 @@ class Router:
         self._enter_round(client, session, orders)
         return not session.counts
 
-    def _quarantined_frame(self, slot: int, frame: wire.Frame) -> bool:
+    def _quarantined_frame(self, slot: int, frame: wire.Frame, orders: Orders) -> bool:
         """A frame for a slot whose client has gone. Whether it was expected."""
         quarantine = self._quarantines.get(slot)
         if quarantine is None or not frame.flags & wire.FLAG_TERMINAL:
@@ -478,6 +478,7 @@ class Router:
         if quarantine.fence is None and not quarantine.execs:
             del self._quarantines[slot]
             self._slots.release(slot)
+            orders.slot_freed = True
         return True
 
     def lose_agent(self) -> None:

@@ -60,6 +60,9 @@ _CLOCK_JUMP: Final = 6.0
 #: Seconds that what is queued for clients may take to reach them after the guest has gone.
 _FAREWELL: Final = 1.0
 
+#: Seconds a client waits for a slot that the guest has not finished with. (Clients give up after ten.)
+_SLOT_PATIENCE: Final = 5.0
+
 #: Seconds between attempts to accept when there is no descriptor to be had.
 _ACCEPT_PAUSE: Final = 0.1
 
@@ -124,6 +127,8 @@ class RelayServer:
         self._frames_from_agent = 0
         self._served = 0
         self._refused = 0
+        self._slot_waiters = 0
+        self._slot_freed = trio.Event()
         self._cut = 0
         self._nursery: trio.Nursery | None = None
 
@@ -231,11 +236,31 @@ class RelayServer:
 
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
-            client = self._router.connect()
+            client = self._router.connect() or await self._wait_slot()
             if client is None:
+                self._refused += 1
                 log.warning("refused a client: all %d slots are taken", MAX_CLIENTS)
                 return
+            # (No checkpoint until the client is listed: it would keep its slot for ever if this were cancelled.)
             await self._serve_client(stream, client)
+
+    async def _wait_slot(self) -> Client | None:
+        """Wait a little for a slot whose client has gone, and with which the guest has not finished yet.
+
+        Clients that come and go quickly, one for each command, would be refused while the guest is busy.
+        """
+        if self._slot_waiters < MAX_CLIENTS:
+            self._slot_waiters += 1
+            try:
+                with trio.move_on_after(_SLOT_PATIENCE):
+                    while self._router.slots.quarantined:
+                        await self._slot_freed.wait()
+                        client = self._router.connect()
+                        if client is not None:
+                            return client
+            finally:
+                self._slot_waiters -= 1
+        return None
 
     async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
         async with stream:
@@ -358,6 +383,9 @@ class RelayServer:
                     self._frames_from_agent += 1
                     orders = self._router.from_agent(frame)
                     self._carry_out(orders)
+                    if orders.slot_freed and self._slot_waiters:
+                        self._slot_freed.set()
+                        self._slot_freed = trio.Event()
                     for client in orders.wake:
                         await self._mind_queue(client)
                 data = await self._channel.receive_some()
@@ -412,7 +440,7 @@ class RelayServer:
             clients=len(self._links),
             sessions=sum(len(client.sessions) for client in router.clients),
             clients_served=self._served,
-            clients_refused=self._refused + router.refused_clients,
+            clients_refused=self._refused,
             clients_cut=self._cut,
             slots_quarantined=router.slots.quarantined,
             slots_retired=router.slots.retired,
