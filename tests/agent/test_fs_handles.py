@@ -489,25 +489,39 @@ async def test_the_agents_end_closes_all_handles(agent: AgentFactory, tmp_path: 
     assert (open_fds(path), open_fds(tmp_path)) == (0, 0)
 
 
+@pytest.mark.parametrize("call", ["pwritev", "preadv", "fstat", "ftruncate"])
 async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
-    agent: AgentFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    agent: AgentFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     path = tmp_path / "f"
     monkeypatch.setattr("trio_console.agent._disk._LAST_GRACE", 0.05)
+    monkeypatch.setattr("trio_console.agent._handles.FileHandle.read_cached", lambda *_, **__: None)
     begun, release, returned = threading.Event(), threading.Event(), threading.Event()
 
-    def hang(fd: int, *_: object) -> int:
+    name = call.replace("ftr", "tr")
+    plain = getattr(os, name)
+
+    def hang(fd: int, *args: object) -> object:
+        if os.readlink(f"/proc/self/fd/{fd}") != str(path):
+            return plain(fd, *args)
         begun.set()
         release.wait(20)
         os.close(fd)  # nobody else may have done so
         returned.set()
-        return 1
+        raise OSError(5, "whatever")
 
+    ops = {
+        "pwritev": lambda handle: wire.OpWrite(handle, 0),
+        "preadv": lambda handle: wire.OpRead(handle, 0),
+        "fstat": wire.OpFStat,
+        "ftruncate": lambda handle: wire.OpFSetStat(handle, wire.SetAttrs(size=0)),
+    }
     async with agent() as host:
-        handle = await host.open_file(path, "write create")
-        monkeypatch.setattr("trio_console.agent._handles.os.pwritev", hang)
-        await host.send(wire.FsRequest(wire.OpWrite(handle, 0)), 5)
-        await host.send(wire.FsData(b"x"), 5)
+        handle = await host.open_file(path, "read write create")
+        monkeypatch.setattr(os, name, hang)
+        await host.send(wire.FsRequest(ops[call](handle)), 5)
+        if call == "pwritev":
+            await host.send(wire.FsData(b"x"), 5)
         with trio.fail_after(PATIENCE):
             await trio.to_thread.run_sync(begun.wait)
     assert open_fds(path) == 1

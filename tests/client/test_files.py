@@ -1,7 +1,5 @@
 """Files of the guest on the wire: what is asked for, in what portions, and what is left when things go wrong."""
 
-
-
 from __future__ import annotations
 
 import errno

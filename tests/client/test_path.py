@@ -1,7 +1,5 @@
 """Paths of the guest behave as `trio.Path`: the same calls made on both, in two directories alike."""
 
-
-
 from __future__ import annotations
 
 import os
