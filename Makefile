@@ -46,8 +46,8 @@ check: $(STAMP)
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "==> Async rules (flake8-async)"
-	@$(BIN)/flake8-async --disable $(ASYNC_OPTIONAL) $$(git ls-files 'trio_console/*.py' 'examples/*.py' 'benchmarks/*.py')
-	@$(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED) $$(git ls-files 'tests/*.py')
+	@find trio_console examples benchmarks -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
+	@find tests -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 

@@ -8,7 +8,7 @@ kill      a client is killed by SIGKILL while ten of its commands run: how long 
           gone, and whether a frame of theirs reaches the next client in that slot. N times.
 full      128 clients at once, and one more.
 fuzz      mutated frames from clients and from a guest, for N seconds each, while somebody works.
-bulk      ping while another client reads N MiB, against an idle relay.
+bulk      ping while another client reads N MiB of output, and then of a file, against an idle relay.
 """
 
 from __future__ import annotations
@@ -510,6 +510,21 @@ async def soak_fuzz(seconds: int = 30) -> None:
 # Control beside bulk
 
 
+FILE_READER = """
+import sys
+import trio, trio_console
+
+async def main():
+    left = int(sys.argv[3])
+    async with trio_console.connect_guest(sys.argv[1]) as guest, await guest.open_file(sys.argv[2], "rb") as file:
+        while data := await file.read(1024 * 1024):
+            left -= len(data)
+    assert not left
+
+trio.run(main)
+"""
+
+
 async def soak_bulk(mib: int = 1024) -> None:
     async with relay_process() as relay, trio_console.connect_guest(relay.path) as guest:
 
@@ -520,30 +535,34 @@ async def soak_bulk(mib: int = 1024) -> None:
                 await trio.sleep(0.002)
             return times
 
-        await pings(None)
-        idle = percentile(await pings(None), 95)
-        done = trio.Event()
-        start = time.perf_counter()
+        async def beside(what: str, command: list[str]) -> None:
+            idle = percentile(await pings(None), 95)
+            done = trio.Event()
+            start = time.perf_counter()
 
-        async def bulk() -> None:
-            command = f"head -c {mib * MIB} /dev/zero"
-            result = await trio.run_process(
-                [*COMMANDS, "exec", "--relay", relay.path, "--", "sh", "-c", command], stdout=subprocess.DEVNULL
+            async def bulk() -> None:
+                await trio.run_process(command, stdout=subprocess.DEVNULL)
+                done.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(bulk)
+                times = await pings(done)
+            took = time.perf_counter() - start
+            busy = percentile(times, 95)
+            print(
+                f"  ping p95: idle {idle:.2f} ms; beside {mib} MiB of {what} ({mib / took:.0f} MiB/s) "
+                f"{busy:.2f} ms, which is {busy / idle:.1f} times as long; {len(times)} pings"
             )
-            assert result.returncode == 0
-            done.set()
+            assert busy <= 5 * idle
 
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(bulk)
-            times = await pings(done)
-        took = time.perf_counter() - start
-        busy = percentile(times, 95)
-        print(
-            f"  ping p95: idle {idle:.2f} ms; beside {mib} MiB of stdout ({mib / took:.0f} MiB/s) {busy:.2f} ms, "
-            f"which is {busy / idle:.1f} times as long; {len(times)} pings"
-        )
+        await pings(None)
+        size = mib * MIB
+        output = ["sh", "-c", f"head -c {size} /dev/zero"]
+        await beside("stdout", [*COMMANDS, "exec", "--relay", relay.path, "--", *output])
+        with tempfile.NamedTemporaryFile() as file:
+            os.truncate(file.name, size)
+            await beside("a file", [sys.executable, "-c", FILE_READER, relay.path, file.name, str(size)])
         print(f"  relay memory {relay.rss_mib():.0f} MiB")
-        assert busy <= 5 * idle
 
 
 SOAKS: dict[str, Callable[..., Awaitable[None]]] = {
