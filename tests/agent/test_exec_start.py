@@ -77,7 +77,8 @@ async def test_a_child_has_no_descriptors_but_its_own_three(host: Host) -> None:
 
 async def test_signals_python_ignores_are_at_their_defaults(host: Host) -> None:
     outcome = await host.run("grep", "SigIgn", "/proc/self/status")
-    assert int(outcome.stdout.split()[1], 16) == 0
+    # From 32 on they are the C library's own; make has some of them ignored, and nobody can change that.
+    assert int(outcome.stdout.split()[1], 16) & 0x7FFFFFFF == 0
 
 
 async def test_the_id_is_free_once_the_exit_was_seen(host: Host) -> None:
