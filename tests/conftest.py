@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -17,6 +18,10 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
+
+# A shell has these ignored in what it starts in the background, and the processes of a test would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 #: Seconds that a thread which is just ending may take to be gone.
 GRACE = 5.0
