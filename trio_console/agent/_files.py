@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console.agent._disk import Disk
-from trio_console.agent._handles import Handle, HandleTable
+from trio_console.agent._handles import SLICE, Handle, HandleTable
 from trio_console.agent._ids import slots_in
 from trio_console.agent._paths import FsError
 
@@ -37,6 +37,9 @@ class Files:
     def __init__(self, *, handles_per_client: int, has_room: Callable[[int], bool]) -> None:
         self.disk = Disk()
         self.handles = HandleTable(handles_per_client, has_room)
+        #: Where cached bytes are read to. One will do: they are sent on before any other session runs. (But not
+        #: one for several agents, which may live in threads of one process.)
+        self.scratch = memoryview(bytearray(SLICE))
         #: Operations under way, by client.
         self.sessions: Counter[int] = Counter()
         self._doomed: list[Handle] = []

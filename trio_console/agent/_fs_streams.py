@@ -13,8 +13,6 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
-import trio
-
 from trio_console import _protocol as wire
 from trio_console.agent._disk import CHUNK
 from trio_console.agent._fs_calls import FsHandleSession
@@ -33,6 +31,10 @@ __all__ = ["FsRead", "FsWrite"]
 
 #: Bytes written by one call.
 _BATCH: Final = 1024 * 1024
+
+#: Checkpoints passed before a call, in which more of what is on its way arrives. A change of threads costs as much
+#: as twenty of them; with these, calls are half as many; a fifth of the CPU time is saved where that was measured.
+_CHANCES: Final = 6
 
 
 @final
@@ -83,8 +85,10 @@ class FsRead(FsHandleSession):
             self._link.activity.fs_bytes += size
 
     async def _send_cached(self, share: int) -> int:
-        read = partial(self._file.read_cached, offset=self._offset)
-        data = await self._pass_on(wire.FsData, share, read)
+        scratch = self._files.scratch
+        data = await self._pass_on(
+            wire.FsData, share, lambda size: self._file.read_cached(scratch[:size], self._offset)
+        )
         if data is None:
             return 0
         self._complete = not data
@@ -165,10 +169,7 @@ class FsWrite(FsHandleSession):
         disk, file, op = self._files.disk, self._file, self._op
         self._queue.start()
         total = 0
-        while await self._queue.first():
-            # What else has arrived comes along: each call costs a change of threads.
-            await trio.lowlevel.checkpoint()
-            batch = await self._queue.batch(_BATCH)
+        while batch := await self._queue.batch(_BATCH, _CHANCES):
             async with disk.slots:
                 await disk.run(partial(file.write, batch, op.offset + total), file.disown)
             for chunk in batch:

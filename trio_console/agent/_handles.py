@@ -50,9 +50,6 @@ SLICE: Final = 64 * 1024
 
 LARGEST_OFFSET: Final = 2**63 - 1
 
-#: Where cached bytes are read to. One will do: they are sent on before anybody else runs.
-_scratch: Final = memoryview(bytearray(SLICE))
-
 #: Pieces one system call takes.
 _IOV_MAX: Final = 1024
 
@@ -146,17 +143,17 @@ class FileHandle(Handle):
         self.readable = op.options.read
         self.writable = op.options.write or op.options.append
 
-    def read_cached(self, size: int, offset: int) -> memoryview | None:
+    def read_cached(self, buffer: memoryview, offset: int) -> memoryview | None:
         """Read what is in memory, without blocking: the one method for the event loop's own thread.
 
         Returns:
-            ``size`` bytes or fewer, empty at the end of the file, and valid until the next checkpoint; or
-            ``None`` if that takes a thread, and also if it failed: the thread will say why.
+            The part of ``buffer`` that was filled, empty at the end of the file; or ``None`` if that takes a
+            thread, and also if it failed: the thread will say why.
         """
         if not self._cached:
             return None
         try:
-            return _scratch[: os.preadv(self._fd, [_scratch[:size]], offset, os.RWF_NOWAIT)]
+            return buffer[: os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)]
         except BlockingIOError:
             return None
         except (OSError, OverflowError):

@@ -156,12 +156,16 @@ class Inflow:
             await self._work.wait()
         return self._chunks[0]
 
-    async def batch(self, limit: int) -> list[bytes]:
+    async def batch(self, limit: int, chances: int) -> list[bytes]:
         """Wait for a chunk; return those at the front, together ``limit`` bytes or the first one alone.
 
-        They stay in the queue. Empty at the end.
+        They stay in the queue. Empty at the end. The router is given ``chances``, each a checkpoint, to queue
+        more before the batch is taken; none once there is enough, or the end.
         """
         await self.first()
+        while chances and self._cost < limit and not self._closed:
+            await trio.lowlevel.checkpoint()
+            chances -= 1
         batch: list[bytes] = []
         for chunk in self._chunks:
             limit -= len(chunk)
