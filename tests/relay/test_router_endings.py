@@ -180,3 +180,67 @@ def test_frames_of_a_client_never_reach_another() -> None:
     table.agent_says(wire.ExecStdout(b"mine"), id_)
     assert table.to_client(other) == []
     assert parse(item.frame for item in table.router.next_for_client(one, 1))
+
+
+# An agent answers data for an id that it does not know any more with a terminal frame. One of those may be on its
+# way when its id already means something else.
+
+
+def test_an_answer_to_data_that_came_too_late_does_not_free_the_slot() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.FsRequest(wire.OpWrite(handle=1, offset=0)), -1)
+    table.client_says(client, wire.FsData(b"x"), id_)
+    assert table.to_agent(client) == [(id_, wire.FsData(b"x"))]
+    table.agent_says(wire.FsResponse(ok=False, error="disk full"), id_)
+    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
+    table.agent_says(wire.FsResponse(ok=False, error=f"unknown write session: {id_}"), id_)
+    assert table.router.slots.quarantined == 1
+    table.agent_says(DONE, fence)
+    assert table.router.slots.quarantined == 0
+
+
+def test_the_question_finds_an_id_even_if_all_that_are_remembered_were_used() -> None:
+    table = Table(sessions=4)
+    client = table.connect()
+    for offset in range(-100, 0):
+        id_ = table.open(client, wire.Ping(), offset)
+        if offset != -50:
+            table.agent_says(wire.Pong(), id_)
+    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
+    assert fence in client.ids
+    assert fence != client.ids[-50]
+    assert fence not in client.ids[-4:], "of the newest ones there may be something on its way"
+
+
+STALE = [wire.TcpFailed("unknown TCP session: 1"), wire.FsResponse(ok=False), wire.TcpClosed(), wire.Pong()]
+
+
+@pytest.mark.parametrize("last", STALE)
+def test_the_last_word_of_an_ids_former_session_does_not_end_a_command(last: wire.Message) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.agent_says(last, id_)
+    assert id_ in client.sessions
+    assert table.router.dropped_frames == 1
+    assert (id_, wire.ExecSignal(9)) in said(table.router.disconnect(client, 0).to_agent)
+
+
+@pytest.mark.parametrize("last", STALE)
+def test_nor_does_it_end_the_wait_for_one_whose_client_has_gone(last: wire.Message) -> None:
+    table, first, second, fence = quarantined()
+    table.agent_says(wire.ExecExited(-1), second)
+    table.agent_says(DONE, fence)
+    table.agent_says(last, first)
+    assert table.router.slots.quarantined == 1
+    table.agent_says(wire.ExecFailed(kind="other", message="killed"), first)
+    assert table.router.slots.quarantined == 0
+
+
+def test_a_last_word_of_a_kind_that_nobody_knows_ends_a_session() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.router.from_agent(wire.Frame(id_, wire.FLAG_TERMINAL, b"\xa3"))
+    assert id_ not in client.sessions

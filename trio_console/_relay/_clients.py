@@ -30,14 +30,32 @@ class Client:
         self.hurried: deque[Outgoing] = deque()
         self.outgoing: deque[Outgoing] = deque()
         self.outgoing_bytes = 0
+        self.held_size = 0  # of frames held back until it gives credit
         self.pending_bytes = 0  # of its sessions, to the agent
         self.committed = 0  # windows of its streams
+        self._recent: dict[int, None] = {}  # ids at the end of its range that it has opened, the last ones last
         self.round: deque[RelaySession] = deque()  # sessions with something sendable
         self.frames_in = 0
         self.frames_out = 0
         self.bytes_in = 0
         self.bytes_out = 0
         self.dropped_bytes = 0
+
+    def note_opened(self, id_: int, tail: int) -> None:
+        """A session was opened. ``tail`` is how many ids at the end of the range are remembered."""
+        if id_ >= self.ids.stop - tail:
+            self._recent.pop(id_, None)
+            self._recent[id_] = None
+
+    def quiet_id(self, tail: int) -> int:
+        """An id of which the guest has nothing to say any more: one that was never opened, or long ago.
+
+        That its session is over is not enough. What the client has sent may still be on its way to it, and an
+        agent answers data for an id that it does not know with a terminal frame.
+        """
+        unused = (id_ for id_ in reversed(self.ids[-tail:]) if id_ not in self._recent)
+        id_ = next(unused, None)
+        return next(id_ for id_ in self._recent if id_ not in self.sessions) if id_ is None else id_
 
     def queue(self, item: Outgoing, *, hurried: bool = False) -> None:
         """Queue a frame for its socket; a hurried one overtakes those that are not."""

@@ -15,7 +15,7 @@ from trio_console._errors import ProtocolError
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-__all__ = ["OPENERS", "ORPHANS", "WITHIN", "answer_to", "check_allowed", "refusal"]
+__all__ = ["OPENERS", "ORPHANS", "WITHIN", "answer_to", "check_allowed", "may_end", "refusal"]
 
 #: ``core.error`` was introduced with this generation; older peers do not know it.
 _ERROR_GENERATION: Final = 5
@@ -44,6 +44,26 @@ ORPHANS: Final[Mapping[type[wire.Message], Callable[[int], wire.Message]]] = {
     wire.FsData: lambda n: wire.FsResponse(ok=False, error=f"unknown write session: {n}"),
     wire.TcpData: lambda n: wire.TcpFailed(f"unknown TCP session: {n}"),
 }
+
+#: Which terminal frames end which kind of session only. (An error ends any.)
+_ENDS: Final[Mapping[type[wire.Message] | None, str]] = {
+    wire.ExecExited: "exec",
+    wire.ExecFailed: "exec",
+    wire.FsResponse: "fs",
+    wire.TcpClosed: "tcp",
+    wire.TcpFailed: "tcp",
+    wire.Pong: "call",
+    wire.Touched: "call",
+}
+
+
+def may_end(cls: type[wire.Message] | None, kind: str) -> bool:
+    """Whether a terminal frame of the agent (`None`: of a class that nobody knows) can be of a session of a kind.
+
+    If not, it is of the id's former session: the answer to data that came too late for that. A command that was
+    forgotten for it would run on, and be left to the slot's next client.
+    """
+    return _ENDS.get(cls, kind) == kind
 
 
 def check_allowed(message: wire.Message, *, credit: bool) -> None:

@@ -20,7 +20,7 @@ import msgspec
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay._clients import Client
-from trio_console._relay._gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, refusal
+from trio_console._relay._gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
 from trio_console._relay._limits import DEFAULT_CLIENT_BUDGET, RouterLimits
 from trio_console._relay._session import STREAMS, Flow, Outgoing, RelaySession
 from trio_console._relay._slots import Slots, slot_of
@@ -80,6 +80,7 @@ class Router:
     def __init__(self, flow: wire.Flow | None, limits: RouterLimits) -> None:
         self._flow = flow
         self._limits = limits
+        self._tail = 2 * limits.sessions + 1  # more ids than can be in use
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
         self._quarantines: dict[int, _Quarantine] = {}
@@ -132,7 +133,7 @@ class Router:
         # for this slot before it read the two above comes before this answer, which is data's equal in its order.
         # And it goes behind the data that this client has sent and that may still wait for the console: that
         # would reach the sessions of the next one otherwise.
-        fence = next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
+        fence = client.quiet_id(self._tail)
         stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
         orders.behind.append(wire.encode(stat, fence))
         self._quarantines[client.slot] = _Quarantine(execs, fence)
@@ -276,6 +277,7 @@ class Router:
             client.committed += window * len(flows)
             self._committed += window * len(flows)
         client.sessions[frame.id] = session
+        client.note_opened(frame.id, self._tail)
         if self.observer is not None and isinstance(message, wire.ExecRequest):
             self.observer.opened(frame.id, message)
         return raw
@@ -371,6 +373,10 @@ class Router:
         data = wire.measure_data(frame)
         cls = None if data is not None else _class_of(frame)
         if cls is wire.Credit and session is not None and self._is_credit_for_us(client, session, frame, orders):
+            return orders
+        if session is not None and frame.flags & wire.FLAG_TERMINAL and not may_end(cls, session.kind):
+            self.dropped_frames += 1
+            self.dropped_bytes += len(frame.body)
             return orders
         if self.observer is not None:
             self.observer.said(frame, data)
@@ -469,9 +475,10 @@ class Router:
         quarantine = self._quarantines.get(slot)
         if quarantine is None or not frame.flags & wire.FLAG_TERMINAL:
             return False
-        if frame.id == quarantine.fence:
+        cls = _class_of(frame)
+        if frame.id == quarantine.fence and may_end(cls, "fs"):
             quarantine.fence = None
-        elif frame.id in quarantine.execs:
+        elif frame.id in quarantine.execs and may_end(cls, "exec"):
             quarantine.execs.remove(frame.id)
         else:
             return False
