@@ -209,7 +209,7 @@ def test_an_agent_that_sends_far_beyond_its_window_loses_the_session() -> None:
         last += said(table.agent_says(wire.ExecStdout(bytes(KIB)), id_).to_agent)
     assert last == [(id_, wire.ExecSignal(9))]
     assert isinstance(table.to_client(client)[0][1], wire.Error)
-    assert client.held_bytes() == 0
+    assert client.held_size == 0
 
 
 def test_single_bytes_that_wait_are_joined() -> None:
@@ -415,6 +415,44 @@ def test_whoever_reads_nothing_overflows_by_answers() -> None:
         assert not table.router.overflows(client)
         table.agent_says(data, client.ids[0])
     assert table.router.overflows(client)
+
+
+@pytest.mark.parametrize("said", [wire.ExecStdout(b""), wire.ExecStdinError(message="no")])
+def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="x", window=1))
+    table.agent_says(wire.ExecStdout(b"ab"), id_)
+    table.agent_says(wire.ExecStdout(b"c"), id_)
+    while not table.router.overflows(client):
+        before = client.held_size
+        table.agent_says(said, id_)
+        assert client.held_size > before
+    assert client.held_size < 130 * KIB
+    table.client_says(client, wire.Credit("stdout", 5), id_)
+    assert client.held_size == 0
+
+
+def test_windows_that_were_given_never_overflow() -> None:
+    table = Table(answers_budget=16 * KIB)
+    client = table.connect()
+    ids = [table.open(client, wire.ExecRequest(cmd="x", window=KIB), offset) for offset in range(100)]
+    for id_ in ids:
+        for data in (wire.ExecStdout(bytes(KIB)), wire.ExecStderr(bytes(KIB))):
+            table.agent_says(data, id_)
+    assert client.outgoing_bytes > 64 * KIB + 16 * KIB
+    assert not table.router.overflows(client)
+
+
+def test_a_piece_that_waits_keeps_no_more_than_what_is_left_of_it() -> None:
+    session = RelaySession(1, "exec", {}, None, counts=False)
+    session.add_pending(wire.ExecStdin, bytes(1_000_000))
+    while session.pending_bytes > 10_000:
+        session.next_frame(1000)
+    [(_, view)] = session.pending
+    assert len(view.obj) < 25_000
+    while session.pending:
+        assert len(session.next_frame(1000)) > 1000
 
 
 def frame_data() -> wire.Message:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 from trio_console._relay._slots import slot_ids
 
 if TYPE_CHECKING:
-    from trio_console._relay._session import Outgoing, RelaySession
+    from trio_console._relay._session import Flow, Outgoing, RelaySession
 
 __all__ = ["Client"]
 
@@ -80,13 +80,28 @@ class Client:
                 size += len(item.frame)
         return batch
 
-    def held_bytes(self) -> int:
-        """Bytes held back until the client gives credit."""
-        return sum(flow.held_bytes for session in self.sessions.values() for flow in session.flows.values())
+    def admit(self, flow: Flow, item: Outgoing) -> None:
+        """Queue a frame behind those of its stream: now, or when the client gives credit for it."""
+        before = flow.held_size
+        if flow.admit(item):
+            self.queue(item)
+        self.held_size += flow.held_size - before
+
+    def grant(self, flow: Flow, size: int) -> None:
+        """The client takes ``size`` bytes more of a stream."""
+        before = flow.held_size
+        for item in flow.grant(size):
+            self.queue(item)
+        self.held_size += flow.held_size - before
+
+    def let_go(self, flow: Flow) -> list[Outgoing]:
+        """Take everything that is held back of a stream, whatever the client's credit."""
+        self.held_size -= flow.held_size
+        return flow.let_go()
 
     def release_held(self) -> None:
-        """Queue everything held back, whatever the client's credit: nobody will be there to give it later."""
+        """Queue everything held back: nobody will be there to give credit for it later."""
         for session in list(self.sessions.values()):
             for flow in session.flows.values():
-                for item in flow.let_go():
+                for item in self.let_go(flow):
                     self.queue(item)

@@ -300,7 +300,7 @@ class Router:
             client.committed -= flow.window
             self._committed -= flow.window
             self.dropped_bytes += flow.held_bytes
-            flow.let_go()
+            client.let_go(flow)
 
     def _drop_pending(self, client: Client, session: RelaySession) -> None:
         dropped, cost = session.drop_pending()
@@ -311,8 +311,7 @@ class Router:
         flow = session.flow_named(message.stream)
         if flow is None:
             return
-        for item in flow.grant(message.bytes):
-            client.queue(item)
+        client.grant(flow, message.bytes)
         self._say_last(client, session)
         orders.wake.add(client)
 
@@ -347,16 +346,22 @@ class Router:
         return client.pending_bytes < limits.pending_budget and client.outgoing_bytes < limits.client_budget
 
     def overflows(self, client: Client) -> bool:
-        """Whether more is queued for a client than any client that reads its socket would ever have.
+        """Whether more is kept for a client than for any client that reads its socket and gives credit.
 
-        Credit bounds data; this bounds the answers to what a client has asked without reading them, and what an
+        Windows bound data; this bounds the answers to what a client has asked without reading them, and what an
         agent says that nobody has asked for.
         """
         limits = self._limits
-        queued = client.outgoing_bytes
-        return queued > limits.client_budget + limits.answers_budget or (
-            queued > limits.client_budget and self.queued_bytes > limits.total_budget + limits.answers_budget
+        kept = client.outgoing_bytes + client.held_size
+        budget = max(limits.client_budget, client.committed)
+        if kept <= budget:
+            return False
+        return kept > budget + limits.answers_budget or (
+            self._kept_bytes() > max(limits.total_budget, self._committed) + limits.answers_budget
         )
+
+    def _kept_bytes(self) -> int:
+        return sum(client.outgoing_bytes + client.held_size for client in self._clients.values())
 
     # From the agent
 
@@ -423,8 +428,8 @@ class Router:
             self._abandon(client, session, orders)
             why = f"the guest sent far more of {flow.name} than its window of {flow.window} bytes"
             self._answer(client, wire.Error("invalid_session", why), session.id, orders)
-        elif flow.admit(item):
-            client.queue(item)
+        else:
+            client.admit(flow, item)
 
     def _deliver(self, client: Client, session: RelaySession, cls: type[wire.Message] | None, raw: bytes) -> None:
         """What carries no data: some of it overtakes, the rest stays behind what is held of its session."""
@@ -434,7 +439,7 @@ class Router:
             return
         for flow in session.flows.values():
             if flow.held:
-                flow.admit(item)
+                client.admit(flow, item)
                 return
         client.queue(item)
 

@@ -80,6 +80,7 @@ class Flow:
         "credit",
         "held",
         "held_bytes",
+        "held_size",
         "name",
         "outstanding",
         "owed",
@@ -104,7 +105,8 @@ class Flow:
         self.outstanding = 0  # bytes the agent has sent and not been given back
         self.owed = 0  # of those, taken by the client's socket
         self.held: deque[Outgoing] = deque()  # waiting for the client's credit
-        self.held_bytes = 0
+        self.held_bytes = 0  # of data
+        self.held_size = 0  # of whole frames
 
     def admit(self, item: Outgoing) -> bool:
         """Whether the item may go to the client now; if not, it is held. Without data: behind what is held."""
@@ -117,7 +119,9 @@ class Flow:
         joined = self.held[-1].joined(item) if self.held else None
         if joined is None:
             self.held.append(item)
+            self.held_size += len(item.frame)
         else:
+            self.held_size += len(joined.frame) - len(self.held[-1].frame)
             self.held[-1] = joined
         self.held_bytes += item.size
         return False
@@ -130,6 +134,7 @@ class Flow:
             while self.held and (self.credit > 0 or not self.held[0].size):
                 item = self.held.popleft()
                 self.held_bytes -= item.size
+                self.held_size -= len(item.frame)
                 self.credit -= item.size
                 ready.append(item)
         return ready
@@ -138,7 +143,7 @@ class Flow:
         """Everything held, whatever the credit."""
         ready = list(self.held)
         self.held.clear()
-        self.held_bytes = 0
+        self.held_bytes = self.held_size = 0
         self.credit = None
         return ready
 
@@ -249,7 +254,12 @@ class RelaySession:
             self.pending.popleft()
             self.pending_bytes -= _PIECE_COST
         else:
-            self.pending[0] = (cls, data[size:])
+            rest = data[size:]
+            # A view keeps all of what it is a view of. Copied whenever half of that has gone, no more is kept than
+            # twice what is counted, and each byte is copied once more on the average.
+            if 2 * len(rest) <= memoryview(rest.obj).nbytes:
+                rest = memoryview(bytes(rest))
+            self.pending[0] = (cls, rest)
             data = data[:size]
         self.pending_bytes -= size
         if self.credit is not None:
