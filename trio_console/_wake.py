@@ -32,6 +32,10 @@ __all__ = ["WakePipe"]
 #: poll(2) takes its timeout as a C int of milliseconds; longer waits are made of several.
 _LONGEST_POLL: Final = 1_000_000.0
 
+#: Whether threads may see each other's stores later than what follows them. Read once: a program can turn the
+#: interpreter lock on while it runs, but not off.
+_FREE_THREADED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
+
 if sys.platform == "linux":
 
     class _Bell:
@@ -166,6 +170,13 @@ class WakePipe:
         swallows is then seen.
         """
         self.rung = False
+        if _FREE_THREADED:
+            # The two flags below do not do here: we might look at the one before others see the other. Nor does the
+            # reason not to take the lock hold: no waker is ever without the interpreter lock while it has this one.
+            with self._lock:
+                if not self._closed:
+                    self._bell.silence()
+            return
         # Told without the lock, see `wake`. Story: we look and find the pipe open; another thread closes it;
         # a third gets the number; we read that file's bytes. So we say that we are here, then look; `close`
         # says that it is closed, then looks. Whatever the order, we see the one or it sees the other.

@@ -424,6 +424,38 @@ def test_the_number_is_not_closed_inside_a_drain(pipe: _wake.WakePipe) -> None:
     assert not is_open(fd)
 
 
+def test_without_the_interpreter_lock_a_drain_keeps_the_number_open_by_the_pipes_own(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its two flags do not do then: a thread may look at the one before others see that it has set the other.
+    monkeypatch.setattr(_wake, "_FREE_THREADED", True)
+    fd = pipe.fileno()
+    closer = threading.Thread(target=pipe.close)
+    seen: list[tuple[bool, bool, bool]] = []
+
+    def another_thread_closes() -> None:
+        closer.start()
+        seen.append((pipe._lock.locked(), pipe._closed, is_open(fd)))
+
+    Window(pipe, silence=another_thread_closes)
+    pipe.wake()
+    pipe.drain()
+    closer.join(TIMEOUT)
+    assert seen == [(True, False, True)]
+    assert not is_open(fd)
+    pipe.drain()
+
+
+def test_without_the_interpreter_lock_a_drain_makes_it_unreadable_all_the_same(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_wake, "_FREE_THREADED", True)
+    pipe.wake()
+    pipe.drain()
+    assert not pipe.rung
+    assert not is_readable(pipe.fileno())
+
+
 def test_a_drain_that_finds_the_pipe_closed_closes_nothing_twice(pipe: _wake.WakePipe) -> None:
     closes: list[None] = []
     Window(pipe, close=lambda: closes.append(None))
