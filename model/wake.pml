@@ -1,17 +1,29 @@
-/* The wake protocol of trio_console/_ring.py and _console.py, for spin.
+/* The wake protocol of trio_console/_ring.py, _console.py and _stream.py, for spin.
  *
- * One producer thread, one consumer thread, a ring of C chunks, and for each direction of waiting a flag ("armed") and
- * a bell (a descriptor that is readable once rung). The producer sends up to N chunks and finishes at any moment; the
- * consumer may abandon the lane at any moment. Checked over all interleavings:
+ * One producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for each
+ * direction of waiting a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to
+ * N chunks of different sizes, one of them larger than B, and finishes at any moment, perhaps discarding what is queued;
+ * the consumer takes parts of chunks, chunks, or all there is, and may abandon the lane at any moment. Checked over
+ * all interleavings:
  *
  *   - nobody sleeps for ever (spin's invalid end states): no wake-up is lost, an ending always wakes;
- *   - a consumer that sees the end has taken everything that was sent.
+ *   - a consumer that sees the end has taken everything that was sent, unless it was discarded;
+ *   - a ring holds no more than its bounds, or one chunk.
+ *
+ * Every line that reads or writes something shared is a step of its own, in the order of the code: a chunk is counted,
+ * then published, then the flag is looked at; a chunk is removed, then counted, then the flag is looked at.
  *
  * Variants, each a preprocessor symbol:
  *
+ *   HINT       the consumer is a device that polls: it drains the bell only if the hint (`WakePipe.rung`) says that
+ *              somebody has rung. Also checked: when it goes to poll a bell that is readable, the hint says so, or
+ *              it would poll in circles for ever.
  *   TSO        stores go through a buffer and become visible later, as between the cores of a machine whose
  *              interpreter has no lock. Reads and system calls behave as such a machine's: a thread reads
- *              its own buffered stores, and a system call waits until its buffer is empty.
+ *              its own buffered stores, and a system call waits until its buffer is empty. (A thread's stores
+ *              keep their order, as those of attributes do in such an interpreter.)
+ *   FENCED     between storing and looking, each side waits until its buffer is empty: what would do instead of
+ *              ALWAYS, if the interpreter had a way to say so. HALF_FENCED: only the producer does.
  *   ALWAYS     the flags are never cleared, so every push wakes: what _ring does without the interpreter lock.
  *   MUTANT_*   mistakes, to show that the check can fail.
  */
@@ -22,6 +34,18 @@
 #ifndef C
 #define C 1
 #endif
+#ifndef B
+#define B 3
+#endif
+#ifndef BUFFER
+#define BUFFER 2
+#endif
+
+/* Chunk number i (from 0): one byte, two, more than fit, and so on. */
+#define SIZE(i) (((i) % 3 == 2) -> B + 1 : (i) % 3 + 1)
+/* `_low_water` and `_low_entries`. */
+#define LOW (B / 2)
+#define LOW_ENTRIES (C / 2)
 
 #ifdef ALWAYS
 #define DISARMED 1
@@ -29,65 +53,144 @@
 #define DISARMED 0
 #endif
 
-#define PUSHED 0
-#define POPPED 1
-#define DATA_ARMED 2
-#define ROOM_ARMED 3
-#define FINISHED 4
-#define ABANDONED 5
+#define COUNTED 0       /* bytes, by the producer: `_pushed` */
+#define PUBLISHED 1     /* chunks appended to the deque */
+#define REMOVED 2       /* chunks popped from it */
+#define POPPED 3        /* bytes, by the consumer: `_popped` */
+#define DATA_ARMED 4
+#define ROOM_ARMED 5
+#define WANTED 6        /* `_room_wanted` */
+#define FINISHED 7
+#define DISCARDED 8
+#define ABANDONED 9
+#define RUNG 10         /* `data_wake.rung` */
 
 #define PRODUCER 0
 #define CONSUMER 1
 
-byte mem[6];
+byte mem[11];
 bool data_bell, room_bell;
-byte total;             /* chunks sent, as only the check knows it */
+byte total;             /* bytes published, as only the check knows it */
+bool forgotten;         /* discarded, likewise */
+bool waking;            /* somebody is in `data_wake.wake`, likewise */
 
 #ifdef TSO
 
-typedef buffer { byte n; byte var[2]; byte val[2] };
+typedef buffer { byte n; byte var[BUFFER]; byte val[BUFFER] };
 buffer buf[2];
+byte at;                /* scratch, used in indivisible steps only */
 
-#define WRITE(p, v, x) atomic { (buf[p].n < 2) -> \
+#define WRITE(p, v, x) atomic { (buf[p].n < BUFFER) -> \
         buf[p].var[buf[p].n] = v; buf[p].val[buf[p].n] = x; buf[p].n++ }
 #define READ(p, v, out) d_step { \
-        if \
-        :: (buf[p].n == 2 && buf[p].var[1] == v) -> out = buf[p].val[1] \
-        :: else -> \
+        out = mem[v]; at = 0; \
+        do \
+        :: (at < buf[p].n) -> \
                 if \
-                :: (buf[p].n >= 1 && buf[p].var[0] == v) -> out = buf[p].val[0] \
-                :: else -> out = mem[v] \
-                fi \
-        fi }
+                :: (buf[p].var[at] == v) -> out = buf[p].val[at] \
+                :: else \
+                fi; \
+                at++ \
+        :: else -> break \
+        od; \
+        at = 0 }
 #define FENCE(p) (buf[p].n == 0)
 
 proctype memory(byte p)
 {
 end:    do
-        :: atomic { (buf[p].n > 0) ->
+        :: d_step { (buf[p].n > 0) ->
                 mem[buf[p].var[0]] = buf[p].val[0];
-                buf[p].var[0] = buf[p].var[1];
-                buf[p].val[0] = buf[p].val[1];
-                buf[p].n-- }
+                at = 1;
+                do
+                :: (at < buf[p].n) ->
+                        buf[p].var[at - 1] = buf[p].var[at];
+                        buf[p].val[at - 1] = buf[p].val[at];
+                        at++
+                :: else -> break
+                od;
+                at = 0;
+                buf[p].n--;
+                buf[p].var[buf[p].n] = 0;
+                buf[p].val[buf[p].n] = 0 }
         od
 }
 
+#if defined(FENCED) || defined(HALF_FENCED)
+#define STORE_THEN_LOOK(p) (FENCE(p) || (p == CONSUMER && HALF))
+#else
+#define STORE_THEN_LOOK(p) true
+#endif
+#ifdef HALF_FENCED
+#define HALF true
+#else
+#define HALF false
+#endif
+
 #else
 
+#define STORE_THEN_LOOK(p) true
 #define WRITE(p, v, x) mem[v] = x
 #define READ(p, v, out) out = mem[v]
 #define FENCE(p) true
 
 #endif
 
-/* A system call on a bell. */
+/* System calls on a bell. */
 #define RING(p, bell) atomic { FENCE(p) -> bell = true }
-#define DRAIN(p, bell) atomic { FENCE(p) -> bell = false }
+#define SILENCE(p, bell) atomic { FENCE(p) -> bell = false }
 #define SLEEP(p, bell) atomic { (FENCE(p) && bell) -> skip }
+
+/* `WakePipe.wake` of the data wake: the hint before the system call, and after it. */
+inline wake_data(p)
+{
+#ifdef HINT
+        atomic { waking = true; WRITE(p, RUNG, 1) };
+        RING(p, data_bell);
+        WRITE(p, RUNG, 1);
+        atomic { FENCE(p) -> waking = false }   /* the lock is given back */
+#else
+        RING(p, data_bell)
+#endif
+}
+
+/* `WakePipe.drain` of the data wake. */
+inline drain_data()
+{
+#ifdef MUTANT_HINT_AFTER_SILENCE
+        SILENCE(CONSUMER, data_bell);
+        WRITE(CONSUMER, RUNG, 0)
+#else
+#ifdef HINT
+        WRITE(CONSUMER, RUNG, 0);
+#endif
+        SILENCE(CONSUMER, data_bell)
+#endif
+}
+
+/* `ChunkRing.fits` as the producer calls it: `counted` and `sent` are its own. */
+inline fits(yes)
+{
+        READ(PRODUCER, POPPED, popped);
+        READ(PRODUCER, REMOVED, removed);
+        yes = (counted == popped || (counted - popped + SIZE(sent) <= B && sent - removed < C));
+        popped = 0;
+        removed = 0
+}
+
+inline finish()
+{
+        WRITE(PRODUCER, FINISHED, 1);
+#ifndef MUTANT_SILENT_FINISH
+        wake_data(PRODUCER);
+        RING(PRODUCER, room_bell)
+#endif
+}
 
 proctype producer()
 {
-        byte sent, popped, armed, gone;
+        byte sent, counted, popped, removed;
+        bool yes, armed, gone;
 
         do
         :: (sent < N) ->
@@ -96,118 +199,196 @@ proctype producer()
                 :: gone -> break
                 :: else
                 fi;
-                READ(PRODUCER, POPPED, popped);
+                fits(yes);
                 if
-                :: (sent - popped < C) ->
-                        /* publish, then look whether the consumer sleeps */
-                        sent++;
-                        total = sent;
-                        WRITE(PRODUCER, PUSHED, sent);
+                :: yes ->
+                        /* count, publish, then look whether the consumer sleeps */
+                        counted = counted + SIZE(sent);
+                        WRITE(PRODUCER, COUNTED, counted);
+                        atomic { sent++; total = counted; WRITE(PRODUCER, PUBLISHED, sent) };
+                        STORE_THEN_LOOK(PRODUCER);
                         READ(PRODUCER, DATA_ARMED, armed);
                         if
                         :: armed ->
+#ifdef MUTANT_DISARM_AFTER_WAKE
+                                wake_data(PRODUCER);
+                                WRITE(PRODUCER, DATA_ARMED, DISARMED)
+#else
                                 WRITE(PRODUCER, DATA_ARMED, DISARMED);
-                                RING(PRODUCER, data_bell)
+                                wake_data(PRODUCER)
+#endif
                         :: else
                         fi
                 :: else ->
                         /* full: arm, look again, sleep */
+                        WRITE(PRODUCER, WANTED, SIZE(sent));
                         WRITE(PRODUCER, ROOM_ARMED, 1);
-                        READ(PRODUCER, POPPED, popped);
+                        STORE_THEN_LOOK(PRODUCER);
+                        fits(yes);
                         READ(PRODUCER, ABANDONED, gone);
                         if
-                        :: (sent - popped < C || gone) -> WRITE(PRODUCER, ROOM_ARMED, DISARMED)
+                        :: (yes || gone) -> WRITE(PRODUCER, ROOM_ARMED, DISARMED)
                         :: else ->
                                 SLEEP(PRODUCER, room_bell);
                                 WRITE(PRODUCER, ROOM_ARMED, DISARMED);
-                                DRAIN(PRODUCER, room_bell)
+                                SILENCE(PRODUCER, room_bell)
                         fi
                 fi
         :: break
         od;
-        /* finish: publish the flag, then wake, whether or not anybody is armed */
-        WRITE(PRODUCER, FINISHED, 1);
-#ifndef MUTANT_SILENT_FINISH
-        RING(PRODUCER, data_bell);
-        RING(PRODUCER, room_bell)
+        /* the end: publish the flags, then wake, whether or not anybody is armed */
+        if
+        :: true
+        :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) }
+        fi;
+        finish();
+        if
+        :: true
+        :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) };  /* on second thoughts */
+                finish()
+        fi
+}
+
+/* `ChunkRing._wake_producer` and the look before it: what was taken is removed and counted. */
+inline wake_producer()
+{
+#ifdef MUTANT_FLAG_BEFORE_COUNT
+        READ(CONSUMER, ROOM_ARMED, armed);
+        WRITE(CONSUMER, POPPED, popped);
+#else
+        WRITE(CONSUMER, POPPED, popped);
+        STORE_THEN_LOOK(CONSUMER);
+        READ(CONSUMER, ROOM_ARMED, armed);
 #endif
+        if
+        :: armed ->
+                READ(CONSUMER, COUNTED, used);
+                used = used - popped;
+                READ(CONSUMER, PUBLISHED, queued);
+                queued = queued - removed;
+                READ(CONSUMER, WANTED, wanted);
+                if
+#ifdef MUTANT_NO_EMPTY_RULE
+                :: (used > LOW || queued > LOW_ENTRIES || used + wanted > B || queued >= C) -> skip
+#else
+                /* `take` and `readinto`: not before the ring is at its low water, unless it is empty */
+                :: (used && (used > LOW || queued > LOW_ENTRIES || used + wanted > B || queued >= C)) -> skip
+                /* `pop`: whenever it fits */
+                :: (used && (used + wanted > B || queued >= C)) -> skip
+                :: (!used || (used + wanted <= B && queued < C)) ->
+#endif
+#ifdef MUTANT_NO_EMPTY_RULE
+                :: else ->
+#endif
+                        WRITE(CONSUMER, ROOM_ARMED, DISARMED);
+                        RING(CONSUMER, room_bell)
+                fi;
+                used = 0; queued = 0; wanted = 0
+        :: else
+        fi
+}
+
+/* What there was to take, it has taken: `published` is how many chunks it saw. */
+inline take()
+{
+        if
+        :: (SIZE(removed) - offset > 1) -> offset++; popped++           /* part of the first */
+        :: popped = popped + SIZE(removed) - offset; offset = 0;        /* it, and perhaps all others */
+                removed++;
+                WRITE(CONSUMER, REMOVED, removed);
+                do
+                :: (removed < published) -> popped = popped + SIZE(removed);
+                        removed++;
+                        WRITE(CONSUMER, REMOVED, removed)
+                :: break
+                od
+        fi;
+        wake_producer()
 }
 
 proctype consumer()
 {
-        byte taken, pushed, armed, done;
+        byte removed, popped, offset, published, used, queued, wanted;
+        bool armed, done, dropped;
+#ifdef HINT
+        bool rung;
+#endif
 
         do
         :: true ->
-#ifdef MUTANT_FLAG_AFTER_RING
-                READ(CONSUMER, PUSHED, pushed);
-                READ(CONSUMER, FINISHED, done);
-#else
-                /* the flag before the ring: "finished, and then found empty" is the end */
-                READ(CONSUMER, FINISHED, done);
-                READ(CONSUMER, PUSHED, pushed);
-#endif
+#ifdef HINT
+                WRITE(CONSUMER, DATA_ARMED, DISARMED);
+                READ(CONSUMER, RUNG, rung);
                 if
-                :: (pushed > taken) ->
-                        taken++;
-                        WRITE(CONSUMER, POPPED, taken);
-                        READ(CONSUMER, ROOM_ARMED, armed);
-                        if
-                        :: armed ->
-                                WRITE(CONSUMER, ROOM_ARMED, DISARMED);
-                                RING(CONSUMER, room_bell)
-                        :: else
-                        fi
-                :: (pushed == taken && done) ->
-                        assert(taken == total);
+                :: rung -> drain_data()
+                :: else
+                fi;
+                rung = false;
+#endif
+#ifdef MUTANT_FLAG_AFTER_RING
+                READ(CONSUMER, PUBLISHED, published);
+                READ(CONSUMER, FINISHED, done);
+                READ(CONSUMER, DISCARDED, dropped);
+#else
+                /* the flags before the ring: "finished, and then found empty" is the end */
+                READ(CONSUMER, FINISHED, done);
+                READ(CONSUMER, DISCARDED, dropped);
+                READ(CONSUMER, PUBLISHED, published);
+#endif
+                assert(published - removed <= C);
+                if
+#ifdef HINT
+                :: dropped -> break
+#else
+                :: (dropped && done) -> break
+#endif
+                :: (!dropped && published > removed) -> take()
+                :: (!dropped && published == removed && done) ->
+                        assert(popped == total || forgotten);
                         break
-                :: (pushed == taken && !done) ->
+                :: (!done && (dropped || published == removed)) ->
 #ifdef MUTANT_ARM_AFTER_LOOK
-                        READ(CONSUMER, PUSHED, pushed);
+                        READ(CONSUMER, PUBLISHED, published);
                         READ(CONSUMER, FINISHED, done);
                         WRITE(CONSUMER, DATA_ARMED, 1);
 #else
                         WRITE(CONSUMER, DATA_ARMED, 1);
-                        READ(CONSUMER, PUSHED, pushed);
+                        STORE_THEN_LOOK(CONSUMER);
+                        READ(CONSUMER, PUBLISHED, published);
                         READ(CONSUMER, FINISHED, done);
 #endif
                         if
-                        :: (pushed > taken || done) -> WRITE(CONSUMER, DATA_ARMED, DISARMED)
+                        :: (published > removed || done) -> WRITE(CONSUMER, DATA_ARMED, DISARMED)
                         :: else ->
-#ifdef MUTANT_DRAIN_AFTER_LOOK
-                                SLEEP(CONSUMER, data_bell);
-                                WRITE(CONSUMER, DATA_ARMED, DISARMED);
-                                READ(CONSUMER, FINISHED, done);
-                                READ(CONSUMER, PUSHED, pushed);
-                                if
-                                :: (pushed > taken) ->
-                                        taken = pushed;
-                                        WRITE(CONSUMER, POPPED, taken);
-                                        READ(CONSUMER, ROOM_ARMED, armed);
-                                        if
-                                        :: armed -> WRITE(CONSUMER, ROOM_ARMED, DISARMED); RING(CONSUMER, room_bell)
-                                        :: else
-                                        fi
-                                :: else
-                                fi;
-                                WRITE(CONSUMER, DATA_ARMED, 1);
-                                DRAIN(CONSUMER, data_bell);
-                                SLEEP(CONSUMER, data_bell);
-                                WRITE(CONSUMER, DATA_ARMED, DISARMED);
-                                DRAIN(CONSUMER, data_bell)
+#ifdef HINT
+                                /* would block: the device polls the bell, and then comes back */
+                                atomic { READ(CONSUMER, RUNG, rung); assert(!data_bell || rung || waking); rung = false };
+                                SLEEP(CONSUMER, data_bell)
 #else
                                 SLEEP(CONSUMER, data_bell);
                                 /* awake: disarm and drain, and only then look */
                                 WRITE(CONSUMER, DATA_ARMED, DISARMED);
-                                DRAIN(CONSUMER, data_bell)
+#ifdef MUTANT_DRAIN_AFTER_LOOK
+                                READ(CONSUMER, PUBLISHED, published);
+                                if
+                                :: (published > removed) -> take()
+                                :: else
+                                fi;
+                                WRITE(CONSUMER, DATA_ARMED, 1);
+                                drain_data();
+                                SLEEP(CONSUMER, data_bell);
+                                WRITE(CONSUMER, DATA_ARMED, DISARMED);
+#endif
+                                drain_data()
 #endif
                         fi
-                fi
+                fi;
+                published = 0; done = false; dropped = false; armed = false
         :: true ->
                 /* abandon at any moment */
                 WRITE(CONSUMER, ABANDONED, 1);
 #ifndef MUTANT_SILENT_ABANDON
-                RING(CONSUMER, data_bell);
+                wake_data(CONSUMER);
                 RING(CONSUMER, room_bell);
 #endif
                 break

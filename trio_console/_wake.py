@@ -171,8 +171,8 @@ class WakePipe:
         """
         self.rung = False
         if _FREE_THREADED:
-            # The two flags below do not do here: we might look at the one before others see the other. Nor does the
-            # reason not to take the lock hold: no waker is ever without the interpreter lock while it has this one.
+            # The two flags below do not do here: we might look at the one before others see the other. And a
+            # waker has no interpreter lock to lose, so it holds this one no longer than its system call takes.
             with self._lock:
                 if not self._closed:
                     self._bell.silence()
