@@ -212,6 +212,18 @@ def test_an_agent_that_sends_far_beyond_its_window_loses_the_session() -> None:
     assert client.held_size == 0
 
 
+def test_what_such_an_agent_sent_is_dropped_and_counted() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="x", window=10))
+    sent = 0
+    while id_ in client.sessions and not client.sessions[id_].over:
+        table.agent_says(wire.ExecStdout(bytes(KIB)), id_)
+        sent += KIB
+    got = sum(len(m.data) for _, m in table.to_client(client) if isinstance(m, wire.ExecStdout))
+    assert sent - got == table.router.dropped_bytes
+
+
 def test_single_bytes_that_wait_are_joined() -> None:
     table = Table()
     client = table.connect()

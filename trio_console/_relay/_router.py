@@ -425,6 +425,8 @@ class Router:
             self.dropped_frames += 1  # behind the terminal frame
             self.dropped_bytes += size
         elif flow.overrun(size):
+            self.dropped_frames += 1
+            self.dropped_bytes += size
             self._abandon(client, session, orders)
             why = f"the guest sent far more of {flow.name} than its window of {flow.window} bytes"
             self._answer(client, wire.Error("invalid_session", why), session.id, orders)
