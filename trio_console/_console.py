@@ -16,7 +16,7 @@ from __future__ import annotations
 import errno
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
 from ._wake import WakePipe
@@ -238,15 +238,22 @@ class AgentConsoleBackend:
                 file, for good. The descriptor of `read_wake_fd` tells when to come back.
         """
         if max_bytes < 1:
-            raise BlockingIOError(errno.EAGAIN, "a read of 0 bytes: only a larger one can have a result")
+            self._refuse_empty_read()
         return self._rx.ring.take(max_bytes, fill=True) if self._ready() else b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Like `read`, into the device's own buffer; 0 is end of file."""
         with memoryview(buffer).cast("B") as view:
             if not view:
-                raise BlockingIOError(errno.EAGAIN, "a read of 0 bytes: only a larger one can have a result")
+                self._refuse_empty_read()
             return self._rx.ring.readinto(view) if self._ready() else 0
+
+    def _refuse_empty_read(self) -> NoReturn:
+        # The device polls after this as after any other would-block. So either the wake is armed when we leave,
+        # or the descriptor is readable, for a read that can have a result.
+        self._ready()
+        self._rx.data_wake.wake()
+        raise BlockingIOError(errno.EAGAIN, "a read of 0 bytes: only a larger one can have a result")
 
     def _ready(self) -> bool:
         """Whether there is something in the ring; `False` at end of file, would-block otherwise."""
@@ -270,7 +277,10 @@ class AgentConsoleBackend:
             ring.disarm_data()
 
     def read_wake_fd(self) -> int:
-        """The descriptor that becomes readable when `read` should be tried again."""
+        """The descriptor that becomes readable when `read` should be tried again, once it would have blocked.
+
+        After a read that had a result it says nothing: read on until one would block, and then poll.
+        """
         return self._rx.data_wake.fileno()
 
     # Guest to host: the writing thread

@@ -7,12 +7,15 @@ import subprocess
 import sys
 import threading
 import time
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from trio_console import _console, _ring, _wake
 from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TIMEOUT = 10.0
 
@@ -455,3 +458,46 @@ def test_where_no_descriptor_can_be_had_none_is_kept(monkeypatch: pytest.MonkeyP
 def test_the_thread_side_does_not_import_trio(module: str) -> None:
     program = f"import sys, trio_console.{module}; sys.exit('trio' in sys.modules)"
     subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+
+
+# A would-block is followed by a poll, whatever the reason for it
+
+EMPTY_READS = [lambda backend: backend.read(0), lambda backend: backend.readinto(bytearray())]
+
+
+@pytest.mark.parametrize(
+    "empty_read", [lambda backend: backend.read(0), lambda backend: backend.readinto(bytearray())]
+)
+def test_a_push_wakes_a_device_whose_last_read_was_of_no_bytes(
+    empty_read: Callable[[AgentConsoleBackend], object],
+) -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    shared.rx_ring.push(b"x")
+    assert backend.read(10) == b"x"
+    with pytest.raises(BlockingIOError):
+        empty_read(backend)
+    assert not is_readable(backend.read_wake_fd())
+    shared.rx_ring.push(b"y")
+    assert is_readable(backend.read_wake_fd())
+    assert backend.read(10) == b"y"
+
+
+@pytest.mark.parametrize(
+    "empty_read", [lambda backend: backend.read(0), lambda backend: backend.readinto(bytearray())]
+)
+def test_a_read_of_no_bytes_leaves_the_descriptor_readable_while_there_are_some(
+    empty_read: Callable[[AgentConsoleBackend], object],
+) -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    shared.rx_ring.push(b"xy")
+    assert backend.read(1) == b"x"
+    with pytest.raises(BlockingIOError):
+        empty_read(backend)
+    assert is_readable(backend.read_wake_fd())
+    shared.host_gone()
+    assert backend.read(1) == b"y"
+    with pytest.raises(BlockingIOError):
+        empty_read(backend)
+    assert is_readable(backend.read_wake_fd())
