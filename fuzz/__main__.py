@@ -1,0 +1,117 @@
+"""Fuzz every target for a while, from the corpus in the repository.
+
+    python -m fuzz [--seconds 60] [--jobs 2] [--keep] [TARGET...]
+
+Needs atheris. Prints what was run and covered; where a target has failed, the input that did it and how to run it
+again, and the exit status is 1. With ``--keep``, inputs that reach something new are added to the corpus.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+from fuzz.targets import TARGETS
+
+_HERE: Final = pathlib.Path(__file__).parent
+_ROOT: Final = _HERE.parent
+_CORPUS: Final = _HERE / "corpus"
+_CRASHES: Final = _HERE / "crashes"
+
+#: Bounds of one input: its size in bytes, the seconds and the MiB it may take.
+_BOUNDS: Final = ("-max_len=2000", "-timeout=10", "-rss_limit_mb=1024")
+
+#: Seconds beyond its time that a target may take, to start and to load its corpus, before it counts as stuck.
+_PATIENCE: Final = 120
+
+#: Lines of a failed target's output that are shown.
+_SHOWN: Final = 40
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition("\n")[0])
+    parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
+    parser.add_argument("--jobs", type=int, default=2, help="targets at a time (default 2)")
+    parser.add_argument("--keep", action="store_true", help="add what is new to the corpus")
+    parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)} (default all)")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.targets) - set(TARGETS):
+        parser.error(f"no such target: {', '.join(sorted(unknown))}")
+    _CRASHES.mkdir(exist_ok=True)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = [
+            pool.submit(_fuzz, name, arguments.seconds, keep=arguments.keep)
+            for name in arguments.targets or TARGETS
+        ]
+    return 0 if all(outcome.result() for outcome in outcomes) else 1
+
+
+def _fuzz(name: str, seconds: int, *, keep: bool) -> bool:
+    """Run one target and say how it went; whether it went well."""
+    before = set(_CRASHES.iterdir())
+    with tempfile.TemporaryDirectory() as found:
+        status, output = _run(
+            name,
+            [f"-max_total_time={seconds}", f"-artifact_prefix={_CRASHES}/{name}-", found, str(_CORPUS / name)],
+            seconds + _PATIENCE,
+        )
+        if status == 0 and keep:
+            status, merged = _keep(name, found)
+            output += merged
+    _tell(name, output)
+    if status == 0:
+        return True
+    lines = [*output.splitlines()[-_SHOWN:], f"{name}: FAILED ({status})"]
+    for crash in sorted(set(_CRASHES.iterdir()) - before):
+        file = crash.relative_to(_ROOT)
+        lines.append(f"    the input is {file}; to run it again (without atheris, in {_ROOT}):")
+        lines.append(f"    {sys.executable} -m fuzz.one --replay {name} {file}")
+    print("\n".join(lines), file=sys.stderr)  # noqa: T201
+    return False
+
+
+def _keep(name: str, found: str) -> tuple[int | str, str]:
+    """Make the corpus anew: the seeds, and the fewest others that reach what all of them do."""
+    corpus = _CORPUS / name
+    with tempfile.TemporaryDirectory() as folder:
+        for seed in corpus.glob("seed-*"):
+            shutil.copy(seed, folder)
+        status, output = _run(name, ["-set_cover_merge=1", folder, str(corpus), found], 5 * _PATIENCE)
+        if status == 0:
+            for old in corpus.iterdir():
+                old.unlink()
+            shutil.copytree(folder, corpus, dirs_exist_ok=True)
+    return status, output
+
+
+def _run(name: str, arguments: list[str], patience: float) -> tuple[int | str, str]:
+    """Exit status and output of one target under atheris."""
+    command = [sys.executable, "-m", "fuzz.one", name, *_BOUNDS, *arguments]
+    try:
+        done = subprocess.run(
+            command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=patience, check=False
+        )
+    except subprocess.TimeoutExpired as exc:
+        return f"stuck for {patience:g} s", (exc.stdout or b"").decode(errors="replace")
+    return done.returncode, done.stdout.decode(errors="replace")
+
+
+def _tell(name: str, output: str) -> None:
+    runs = re.search(r"^Done (\d+) runs in (\d+) second", output, re.MULTILINE)
+    covered = re.findall(r"cov: (\d+) ft: (\d+) corp: (\d+)", output)
+    told = f"{name}: {runs[1]} executions in {runs[2]} s" if runs else f"{name}: ended early"
+    if covered:
+        edges, features, inputs = covered[-1]
+        told += f", {edges} edges and {features} features covered by {inputs} inputs"
+    print(told, flush=True)  # noqa: T201
+
+
+if __name__ == "__main__":
+    sys.exit(main())

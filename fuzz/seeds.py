@@ -1,0 +1,225 @@
+"""Write the inputs that fuzzing starts from: recorded frames, bad ones, and stories that went wrong once.
+
+    python -m fuzz.seeds
+
+What fuzzing has found stays; a seed's name begins with ``seed-``.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import TYPE_CHECKING, Any, Final
+
+from fuzz.targets import TARGETS, relay
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_HERE: Final = pathlib.Path(__file__).parent
+_RECORDED: Final = _HERE.parent / "tests" / "protocol" / "data"
+
+_TYPES: Final = list(wire.MESSAGE_TYPES)
+
+
+def main() -> None:
+    for name in TARGETS:
+        folder = _HERE / "corpus" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        for old in folder.glob("seed-*"):
+            old.unlink()
+        for title, data in _SEEDS[name]():
+            (folder / f"seed-{title}").write_bytes(data)
+
+
+def _recorded() -> Iterator[tuple[str, bytes]]:
+    """Names and frames."""
+    for file in ("vectors.json", "malformed.json"):
+        for record in json.loads((_RECORDED / file).read_text()):
+            raw = bytes.fromhex(record["frame_hex"])
+            yield record["name"], raw[8:] if "handshake_prefix" in record else raw
+
+
+def _frames() -> Iterator[tuple[str, bytes]]:
+    several = b""
+    for name, raw in _recorded():
+        if len(raw) < 150:
+            several += raw
+            if len(several) > 600:
+                yield name, bytes([4, 1, 30, 3, 200]) + several
+                several = b""
+    yield "too_short", bytes([1, 2]) + wire.encode(wire.Ping(), 1) + b"\0\0\0\4\0\0\0\1"
+    yield "too_long", bytes([1, 40]) + wire.encode(wire.Ping(), 1) + b"\0\x40\0\1\0\0\0\1"
+    yield "cut", bytes([2, 3, 1]) + wire.encode(wire.Ping(), 1)[:-1]
+
+
+def _messages() -> Iterator[tuple[str, bytes]]:
+    for name, raw in _recorded():
+        row = _row_of(raw)
+        if row is None or raw[8] != row.flags:
+            yield name, b"\0" + raw[8:]
+        else:
+            # As a payload, because mutations of that leave the envelope as it is.
+            payload = wire.decode_envelope(raw[9:]).payload
+            yield f"payload_{name}", bytes([1 + 4 * _TYPES.index(row.name)]) + payload
+
+
+def _row_of(raw: bytes) -> wire.MessageType | None:
+    try:
+        return wire.MESSAGE_TYPES.get(wire.decode_envelope(raw[9:]).type)
+    except ProtocolError:
+        return None
+
+
+def _told(steps: Any, *story: tuple[Any, ...]) -> bytes:
+    """A story as the bytes of a script: each step, and what it picks."""
+    return b"".join(bytes([steps.index(step), *picks]) for step, *picks in story)
+
+
+# What the first bytes of a relay's script choose: whether the guest counts credit, and the limits.
+_CREDIT_SMALL: Final = b"\1"
+_PLAIN_SMALL: Final = b"\0"
+_CREDIT_LARGE: Final = b"\3"
+
+# Picks, by their place in the tables of `relay`.
+_EXEC, _READ, _WRITE, _TCP, _PING = 0, 1, 2, 3, 4
+_STDIN, _FS_DATA, _TCP_DATA, _GRANT, _EOF, _CLOSE = 6, 7, 8, 9, 12, 13
+_FIRST_ID, _LAST_ID = 0, 7
+_ONE_BYTE, _300_BYTES, _40000_BYTES = 1, 8, 12
+_NO_WINDOW, _WINDOW_OF_1, _WINDOW_OF_100 = 0, 2, 3
+_FINISH, _GRANTS = 2, 1
+
+
+def _relay_clients() -> Iterator[tuple[str, bytes]]:
+    asks, feed, reads = relay._client_asks, relay._feed, relay._client_reads
+    connects, leaves = relay._client_connects, relay._client_leaves
+    writes, hears, heard = relay._relay_writes, relay._guest_hears, relay._guest_is_heard
+    does, speaks = relay._guest_does, relay._guest_speaks
+
+    def too_late(id_: int, opener: int, data: int) -> list[tuple[Any, ...]]:
+        """The guest ends a session while data for it is on its way, and answers that as data of nobody."""
+        return [
+            (asks, 0, id_, opener, _NO_WINDOW),
+            (writes, 0),
+            (hears, 0),
+            (asks, 0, id_, data, 120, _ONE_BYTE),
+            (feed, 0),
+            (does, 0, _FINISH),
+            (heard, 0),
+            (writes, 1),
+            (hears, 0),
+        ]
+
+    steps = relay._CLIENTS_STEPS
+    yield (
+        "late_data_under_the_id_of_the_question",
+        _CREDIT_SMALL + _told(steps, *too_late(_LAST_ID, _WRITE, _FS_DATA), (leaves, 0), (heard, 0), (connects,)),
+    )
+    yield (
+        "late_data_under_the_id_of_a_command",
+        _CREDIT_SMALL
+        + _told(
+            steps,
+            *too_late(_FIRST_ID, _TCP, _TCP_DATA),
+            (asks, 0, _FIRST_ID, _EXEC, _NO_WINDOW),
+            (writes, 0),
+            (hears, 0),
+            (heard, 0),
+            (leaves, 0),
+            (writes, 1),
+            (hears, 3),
+            (does, 1, _FINISH),
+            (heard, 0),
+            (connects,),
+        ),
+    )
+    talk = _told(
+        steps,
+        (asks, 0, _FIRST_ID, _EXEC, _WINDOW_OF_100),
+        (asks, 0, 3, _TCP, _NO_WINDOW),
+        (asks, 0, _FIRST_ID, _STDIN, 120, _300_BYTES),
+        (asks, 0, 3, _TCP_DATA, 120, _40000_BYTES),
+        (asks, 0, 3, _CLOSE),
+        *[(feed, 0)] * 8,
+        (writes, 3),
+        (hears, 3),
+        (does, 0, _GRANTS),
+        (speaks, 0, 0, _300_BYTES),
+        (speaks, 0, 1, _300_BYTES),
+        (heard, 3),
+        (reads, 0, _300_BYTES),
+        (asks, 0, _FIRST_ID, _GRANT, 1, _300_BYTES),
+        (writes, 3),
+        (hears, 3),
+        (does, 0, _FINISH),
+        (heard, 3),
+    )
+    for title, how in (("credit", _CREDIT_SMALL), ("plain", _PLAIN_SMALL), ("large", _CREDIT_LARGE)):
+        yield f"talk_{title}", how + talk
+
+
+def _relay_agent() -> Iterator[tuple[str, bytes]]:
+    opens, says, repeats = relay._client_opens, relay._guest_says, relay._guest_repeats
+    reads, leaves, connects = relay._client_reads, relay._client_leaves, relay._client_connects
+    stdout, stdin_error, exited, response = 0, 7, 8, 9
+    steps = relay._AGENT_STEPS
+    held = [
+        (opens, 0, _FIRST_ID, _EXEC, _WINDOW_OF_1),
+        (says, 0, _FIRST_ID, stdout, 120, _300_BYTES),
+        (says, 0, _FIRST_ID, stdout, 120, _ONE_BYTE),
+    ]
+    yield "held_without_data", _CREDIT_SMALL + _told(steps, *held, (repeats, 0, _FIRST_ID, stdout, 120, 0, 250))
+    yield "held_errors", _CREDIT_SMALL + _told(steps, *held, (repeats, 0, _FIRST_ID, stdin_error, 250))
+    for title, how in (("credit", _CREDIT_SMALL), ("plain", _PLAIN_SMALL), ("large", _CREDIT_LARGE)):
+        yield (
+            f"flood_{title}",
+            how + _told(steps, *held, (repeats, 0, _FIRST_ID, stdout, 120, _40000_BYTES, 40), (reads, 0, 12)),
+        )
+    yield (
+        "ends_and_slots",
+        _CREDIT_SMALL
+        + _told(
+            steps,
+            *held,
+            (leaves, 0),
+            (says, 0, _FIRST_ID, response),
+            (says, 0, _LAST_ID, response),
+            (says, 0, _FIRST_ID, exited),
+            (connects,),
+        ),
+    )
+
+
+def _agent_router() -> Iterator[tuple[str, bytes]]:
+    """Step 3 sends one of the messages; see there."""
+    waits, quits, breaks, refused, stdin, tcp_data, signal, gone, ping = 0, 1, 2, 3, 5, 6, 9, 15, 12
+    sent = {
+        "life": [waits, stdin, signal, quits],
+        "twice": [waits, waits, quits],
+        "wrong_kind": [waits, tcp_data, quits],
+        "mistake": [breaks, ping],
+        "refused": [refused, stdin],
+        "left": [waits, gone, waits, signal],
+    }
+    for title, messages in sent.items():
+        yield title, b"".join(bytes([3, 0, message]) for message in messages)
+        yield f"{title}_in_pieces", b"".join(bytes([3, 0, message, 0]) for message in messages)
+    for name, raw in _recorded():
+        row = _row_of(raw)
+        if row is None or raw[8] != row.flags:
+            yield name, bytes([3, 0, waits, 0, 1, len(raw)]) + raw
+
+
+_SEEDS: Final = {
+    "frames": _frames,
+    "messages": _messages,
+    "relay_clients": _relay_clients,
+    "relay_agent": _relay_agent,
+    "agent_router": _agent_router,
+}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+"""What is fuzzed. A target takes any bytes, and raises only if trio_console has done something wrong."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fuzz.targets.agent_router import fuzz_agent_router
+from fuzz.targets.frames import fuzz_frames
+from fuzz.targets.messages import fuzz_messages
+from fuzz.targets.relay import fuzz_relay_agent, fuzz_relay_clients
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+__all__ = ["TARGETS"]
+
+TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
+    "frames": fuzz_frames,
+    "messages": fuzz_messages,
+    "relay_clients": fuzz_relay_clients,
+    "relay_agent": fuzz_relay_agent,
+    "agent_router": fuzz_agent_router,
+}
+"""By the name of their corpus."""

@@ -1,0 +1,351 @@
+"""The relay, between clients and a guest of whom either may do anything."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from fuzz.targets.relay_guest import PoliteGuest
+from fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
+from fuzz.targets.script import Script
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+from trio_console._relay._slots import slot_ids
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from trio_console._relay._router import RouterLimits
+
+__all__ = ["fuzz_relay_agent", "fuzz_relay_clients"]
+
+_ROWS: Final = list(wire.MESSAGE_TYPES.values())
+
+#: Ids are picked by where they are in a client's range: from its beginning, or from its end.
+_OFFSETS: Final = (0, 0, 0, 1, 1, 2, 3, -1)
+
+_SIZES: Final = (0, 1, 2, 50, 99, 100, 101, 299, 300, 301, 700, 3000, 40000)
+
+_WINDOWS: Final[Sequence[int | wire.UnsetType]] = (wire.UNSET, 0, 1, 100, 5000, 2**32 - 1)
+
+_STREAMS: Final[Sequence[wire.StreamName]] = ("stdin", "stdout", "stderr", "data")
+
+
+# Messages that are well formed
+
+
+def _data(script: Script) -> bytes:
+    return bytes([script.byte()]) * script.pick(_SIZES)
+
+
+_REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS)),
+    lambda s: wire.FsRequest(wire.OpRead(handle=1, offset=0), window=s.pick(_WINDOWS)),
+    lambda s: wire.FsRequest(wire.OpWrite(handle=1, offset=0), window=s.pick(_WINDOWS)),
+    lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS)),
+    lambda _: wire.Ping(),
+    lambda _: wire.Touch(),
+)
+_TO_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    *_REQUESTS,
+    lambda s: wire.ExecStdin(_data(s)),
+    lambda s: wire.FsData(_data(s)),
+    lambda s: wire.TcpData(_data(s)),
+    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(_SIZES)),
+    lambda _: wire.Credit("stdout", 2**32 - 1),
+    lambda _: wire.Cancel(),
+    lambda _: wire.TcpEof(),
+    lambda _: wire.TcpClose(),
+    lambda s: wire.ExecSignal(s.byte()),
+    lambda _: wire.ExecResize(1, 1),
+)
+_FROM_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.ExecStdout(_data(s)),
+    lambda s: wire.ExecStderr(_data(s)),
+    lambda s: wire.FsData(_data(s)),
+    lambda s: wire.TcpData(_data(s)),
+    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(_SIZES)),
+    lambda _: wire.Credit("stdin", 2**32 - 1),
+    lambda _: wire.ExecStarted(1),
+    lambda _: wire.ExecStdinError(message="m"),
+    lambda _: wire.ExecExited(0),
+    lambda _: wire.FsResponse(ok=True),
+    lambda _: wire.TcpConnected(),
+    lambda _: wire.TcpEof(),
+    lambda _: wire.TcpClosed(),
+    lambda _: wire.TcpFailed("m"),
+    lambda _: wire.Pong(),
+    lambda _: wire.Error("invalid_payload", "m"),
+)
+
+
+def _envelope(script: Script) -> tuple[int, bytes]:
+    """Flags and body of any type with any payload, flags and version mostly right."""
+    row = script.pick(_ROWS)
+    how = script.byte()
+    payload = script.take(script.byte())
+    body = b"".join(
+        (
+            b"\xa3\x61v\x18" + bytes([how if how >= 24 else wire.GENERATION]),
+            b"\x61t\x78" + bytes([len(row.name)]) + row.name.encode(),
+            b"\x61p\x58" + bytes([len(payload)]) + payload,
+        )
+    )
+    return row.flags if how != 255 else script.byte(), body
+
+
+# What a client may do
+
+
+def _client_connects(world: World, _script: Script) -> None:
+    world.connect()
+
+
+def _client_leaves(world: World, script: Script) -> None:
+    if world.peers:
+        world.disconnect(script.pick(world.peers))
+
+
+def _client_asks(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_sends(peer, script.pick(_TO_AGENT)(script), offset)
+
+
+def _client_writes_bytes(world: World, script: Script) -> None:
+    if world.peers:
+        world.client_writes(script.pick(world.peers), script.take(script.byte()))
+
+
+def _client_writes_envelope(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_writes(peer, wire.encode_frame(peer.client.ids[offset], *_envelope(script)))
+
+
+def _client_says_what_a_guest_says(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_sends(peer, script.pick(_FROM_AGENT)(script), offset)
+
+
+def _client_reads(world: World, script: Script) -> None:
+    if world.peers:
+        world.client_reads(script.pick(world.peers), script.pick(_SIZES))
+
+
+def _feed(world: World, script: Script) -> None:
+    if world.peers:
+        world.feed(script.pick(world.peers))
+
+
+def _time_passes(world: World, script: Script) -> None:
+    world.pass_time(script.pick((1.0, 30.0)))
+
+
+# What a polite guest may do
+
+
+def _relay_writes(world: PoliteGuest, script: Script) -> None:
+    world.write_batch(script.byte() % 4)
+
+
+def _guest_hears(world: PoliteGuest, script: Script) -> None:
+    for _ in range(script.byte() % 4 + 1):
+        world.hear()
+
+
+def _guest_speaks(world: PoliteGuest, script: Script) -> None:
+    id_ = world.nth(script.byte())
+    if id_ is not None:
+        world.output(id_, script.byte(), script.pick(_SIZES))
+
+
+def _guest_does(world: PoliteGuest, script: Script) -> None:
+    id_ = world.nth(script.byte())
+    if id_ is not None:
+        script.pick((world.started, world.grant, world.finish))(id_)
+
+
+def _guest_is_heard(world: PoliteGuest, script: Script) -> None:
+    for _ in range(script.byte() % 4 + 1):
+        world.deliver()
+
+
+_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
+    _client_asks,
+    _client_asks,
+    _client_asks,
+    _client_connects,
+    _client_leaves,
+    _client_reads,
+    _client_writes_bytes,
+    _client_writes_envelope,
+    _client_says_what_a_guest_says,
+    _feed,
+    _relay_writes,
+    _guest_hears,
+    _guest_speaks,
+    _guest_does,
+    _guest_is_heard,
+    _time_passes,
+)
+
+
+class _Marked(PoliteGuest):
+    """Looks at the data that clients get: a guest puts their owner's mark into every byte."""
+
+    def on_received(self, peer: Peer, frame: wire.Frame) -> None:
+        message = wire.decode(frame)
+        peer.received.append((frame.id, message))
+        if isinstance(message, wire.DataMessage):
+            assert not message.data.strip(bytes([peer.mark])), "somebody else's data"
+
+
+def fuzz_relay_clients(data: bytes) -> None:
+    """Any clients, and a guest that keeps to the protocol: nobody else notices, and nothing is left behind."""
+    script = Script(data)
+    how = script.byte()
+    world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL)
+    world.connect()
+    while script:
+        script.pick(_CLIENTS_STEPS)(world, script)
+        world.check()
+    _check_witness(world)
+    for peer in list(world.peers):
+        world.disconnect(peer)
+    world.settle()
+    assert not world.work, "left running in the guest"
+    assert not world.router.slots.quarantined
+    world.check_end()
+
+
+def _check_witness(world: _Marked) -> None:
+    """Another client's command runs as if it were alone."""
+    if len(world.peers) >= MOST_CLIENTS:
+        world.disconnect(world.peers[0])
+    peer = world.connect()
+    assert peer is not None
+    id_ = peer.client.ids[0]
+    stdin = b"i" * 300
+    world.client_sends(peer, wire.ExecRequest("witness", window=100), 0)
+    world.client_sends(peer, wire.ExecStdin(stdin), 0)
+    world.hear_all()
+    work = world.work[id_]
+    while len(work.input) < len(stdin):
+        assert world.feed(peer)
+        world.hear_all()
+        world.grant(id_)
+        world.deliver_all()
+    assert work.input == stdin
+    said = 0
+    while said < 250:
+        before = work.sent.get("stdout", 0)
+        world.output(id_, 0, 250 - said)
+        size = work.sent["stdout"] - before
+        assert size
+        said += size
+        world.deliver_all()
+        while world.client_reads(peer, 1000):
+            pass
+        world.client_sends(peer, wire.Credit("stdout", size), 0)
+        world.hear_all()
+    world.finish(id_)
+    world.deliver_all()
+    while world.client_reads(peer, 1000):
+        pass
+    messages = [message for _, message in peer.received]
+    assert b"".join(m.data for m in messages if isinstance(m, wire.ExecStdout)) == bytes([peer.mark]) * 250
+    assert messages[-1] == wire.ExecExited(0)
+
+
+# What a guest may do that keeps to nothing
+
+
+class _RudeGuest(World):
+    """A guest that says what it likes."""
+
+    def __init__(self, credit: bool, limits: RouterLimits) -> None:
+        super().__init__(credit, limits)
+        self.decoder = wire.FrameDecoder()
+        self.lost = False
+
+    def guest_writes(self, data: bytes) -> None:
+        try:
+            self.decoder.feed(data)
+            for frame in self.decoder:
+                self.agent_says(frame)
+        except ProtocolError:
+            self.lost = True
+            self.lose_agent()
+
+
+def _guest_writes_bytes(world: _RudeGuest, script: Script) -> None:
+    world.guest_writes(script.take(script.byte()))
+
+
+def _id_to_speak_of(script: Script) -> int:
+    return slot_ids(script.byte() % 4)[script.pick(_OFFSETS)]
+
+
+def _guest_writes_envelope(world: _RudeGuest, script: Script) -> None:
+    id_ = _id_to_speak_of(script)
+    world.guest_writes(wire.encode_frame(id_, *_envelope(script)))
+
+
+def _guest_says(world: _RudeGuest, script: Script) -> None:
+    id_ = _id_to_speak_of(script)
+    world.guest_writes(wire.encode(script.pick(_FROM_AGENT)(script), id_))
+
+
+def _guest_repeats(world: _RudeGuest, script: Script) -> None:
+    id_ = _id_to_speak_of(script)
+    raw = wire.encode(script.pick(_FROM_AGENT)(script), id_)
+    for _ in range(script.byte()):
+        world.guest_writes(raw)
+        if world.lost:
+            return
+
+
+def _guest_takes(world: _RudeGuest, _script: Script) -> None:
+    world.write_batch(1 << 20)
+    world.wire.clear()
+
+
+def _client_opens(world: _RudeGuest, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_sends(peer, script.pick(_REQUESTS)(script), offset)
+
+
+_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
+    _guest_says,
+    _guest_says,
+    _guest_says,
+    _guest_repeats,
+    _guest_writes_bytes,
+    _guest_writes_envelope,
+    _guest_takes,
+    _client_opens,
+    _client_opens,
+    _client_asks,
+    _client_connects,
+    _client_leaves,
+    _client_reads,
+    _feed,
+    _time_passes,
+)
+
+
+def fuzz_relay_agent(data: bytes) -> None:
+    """Clients, and any guest: each gets nothing but what came under its own ids, within its bounds."""
+    script = Script(data)
+    how = script.byte()
+    world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL)
+    world.connect()
+    while script and not world.lost:
+        script.pick(_AGENT_STEPS)(world, script)
+        world.check()
+    for peer in list(world.peers):
+        world.disconnect(peer)
+    world.check()
+    world.check_end()
