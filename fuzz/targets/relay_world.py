@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, final
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay._router import Orders, Router, RouterLimits
+from trio_console._relay._session import FRAME_COST
 from trio_console._relay._slots import slot_of
 
 if TYPE_CHECKING:
@@ -265,7 +266,7 @@ class World:
         # What is really kept, and not what is counted, is within the bounds.
         held = [item for s in client.sessions.values() for flow in s.flows.values() for item in flow.held]
         kept = sum(len(item.frame) for item in (*queued, *held))
-        assert client.outgoing_bytes + client.held_size == kept
+        assert client.kept_size == kept + FRAME_COST * (len(queued) + len(held))
         budget = max(limits.client_budget, client.committed) + limits.answers_budget
         assert kept <= budget + self.largest, "more than a client's budgets"
         for session in client.sessions.values():

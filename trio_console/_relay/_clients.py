@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._relay._session import FRAME_COST
 from trio_console._relay._slots import slot_ids
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class Client:
         self.hurried: deque[Outgoing] = deque()
         self.outgoing: deque[Outgoing] = deque()
         self.outgoing_bytes = 0
-        self.held_size = 0  # of frames held back until it gives credit
+        self.held_size = 0  # of frames held back until it gives credit, with what it costs to keep them
         self.pending_bytes = 0  # of its sessions, to the agent
         self.committed = 0  # windows of its streams
         self._recent: dict[int, None] = {}  # ids at the end of its range that it has opened, the last ones last
@@ -40,6 +41,11 @@ class Client:
         self.bytes_in = 0
         self.bytes_out = 0
         self.dropped_bytes = 0
+
+    @property
+    def kept_size(self) -> int:
+        """All that is kept for it, with what it costs to do so."""
+        return self.outgoing_bytes + FRAME_COST * (len(self.hurried) + len(self.outgoing)) + self.held_size
 
     def note_opened(self, id_: int, tail: int) -> None:
         """A session was opened. ``tail`` is how many ids at the end of the range are remembered."""

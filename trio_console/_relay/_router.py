@@ -352,16 +352,14 @@ class Router:
         agent says that nobody has asked for.
         """
         limits = self._limits
-        kept = client.outgoing_bytes + client.held_size
+        kept = client.kept_size
         budget = max(limits.client_budget, client.committed)
         if kept <= budget:
             return False
         return kept > budget + limits.answers_budget or (
-            self._kept_bytes() > max(limits.total_budget, self._committed) + limits.answers_budget
+            sum(client.kept_size for client in self._clients.values())
+            > max(limits.total_budget, self._committed) + limits.answers_budget
         )
-
-    def _kept_bytes(self) -> int:
-        return sum(client.outgoing_bytes + client.held_size for client in self._clients.values())
 
     # From the agent
 

@@ -21,7 +21,7 @@ from trio_console import _protocol as wire
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["STREAMS", "Flow", "Outgoing", "RelaySession"]
+__all__ = ["FRAME_COST", "STREAMS", "Flow", "Outgoing", "RelaySession"]
 
 #: The streams of a kind of session, from the agent to the client.
 STREAMS: Final[Mapping[str, Mapping[type[wire.DataMessage], wire.StreamName]]] = {
@@ -38,6 +38,9 @@ _JOINED: Final = 8 * 1024
 #: What a piece that waits for the agent costs beside its data, about.
 _PIECE_COST: Final = 128
 
+
+#: What a frame that waits for a client costs beside itself, about: a guest can make frames of nine bytes.
+FRAME_COST: Final = 128
 
 #: Bytes beyond twice its window that an agent may be wrong about before it is taken for one that does not count.
 _OVERRUN: Final = 64 * 1024
@@ -106,7 +109,7 @@ class Flow:
         self.owed = 0  # of those, taken by the client's socket
         self.held: deque[Outgoing] = deque()  # waiting for the client's credit
         self.held_bytes = 0  # of data
-        self.held_size = 0  # of whole frames
+        self.held_size = 0  # of whole frames, with what it costs to keep them
 
     def admit(self, item: Outgoing) -> bool:
         """Whether the item may go to the client now; if not, it is held. Without data: behind what is held."""
@@ -119,7 +122,7 @@ class Flow:
         joined = self.held[-1].joined(item) if self.held else None
         if joined is None:
             self.held.append(item)
-            self.held_size += len(item.frame)
+            self.held_size += len(item.frame) + FRAME_COST
         else:
             self.held_size += len(joined.frame) - len(self.held[-1].frame)
             self.held[-1] = joined
@@ -134,7 +137,7 @@ class Flow:
             while self.held and (self.credit > 0 or not self.held[0].size):
                 item = self.held.popleft()
                 self.held_bytes -= item.size
-                self.held_size -= len(item.frame)
+                self.held_size -= len(item.frame) + FRAME_COST
                 self.credit -= item.size
                 ready.append(item)
         return ready
