@@ -109,6 +109,7 @@ class Lane:
         if not self.abandoned:
             self.cause = self.cause or cause
             self.abandoned = True
+            self.ring.revoke()  # afterwards: a producer that is refused looks at the flag
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -217,12 +218,13 @@ class AgentConsoleBackend:
     `BlockingIOError`, always.
     """
 
-    __slots__ = ("_refused", "_rx", "_shared", "_tx")
+    __slots__ = ("_offer", "_refused", "_rx", "_shared", "_tx")
 
     def __init__(self, shared: ConsoleSharedState) -> None:
         self._shared = shared
         self._rx = shared.rx
         self._tx = shared.tx
+        self._offer = shared.tx.ring.offer
         self._refused = 1  # bytes of the write that was refused last: what room must be waited for
 
     # Host to guest: the reading thread
@@ -297,18 +299,21 @@ class AgentConsoleBackend:
             BlockingIOError: they do not fit now; nothing was taken. See `wait_until_writable`.
             TypeError: ``data`` is not bytes-like.
         """
-        tx = self._tx
-        size = len(data) if type(data) is bytes else memoryview(data).nbytes
-        if tx.abandoned:
-            return tx.swallow(size)
         try:
-            if tx.ring.offer(data):
-                return size
+            return self._offer(data) or self._refuse(data)
         except MemoryError as exc:
             # There was no memory for the copy. A device would retry for ever; the channel fails instead.
             self._shared.guest_gone(exc)
-            tx.abandon(exc)
-            return tx.swallow(size)
+            self._tx.abandon(exc)
+            return self._refuse(data)
+
+    def _refuse(self, data: BytesLike) -> int:
+        """The ring did not take ``data``: it was empty, or the host is gone, or the ring is full."""
+        size = memoryview(data).nbytes
+        if self._tx.abandoned:
+            return self._tx.swallow(size)
+        if not size:
+            return 0
         self._refused = size
         raise BlockingIOError(errno.EAGAIN, "the ring is full: wait_until_writable()")
 

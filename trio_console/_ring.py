@@ -43,8 +43,10 @@ BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 DEFAULT_CAPACITY: Final = 2048
 
 #: Bytes in a ring. A ring's budget is also latency: at 500 MB/s each MiB queued is 2 ms that a control frame
-#: waits. 256 KiB hold eight of the largest descriptors a console device hands over (32 KiB).
-DEFAULT_MAX_BYTES: Final = 256 * 1024
+#: waits. But each time it runs empty or full costs two changes of threads (some 60 µs), so it must hold what
+#: is moved in a few times that: with chunks of 4 and 64 KiB, 512 KiB carried half as much again as 256 KiB,
+#: and 1 MiB little more.
+DEFAULT_MAX_BYTES: Final = 512 * 1024
 
 #: What "not armed" is. Without the interpreter lock nobody is ever not armed; see above. Read once: a program
 #: can turn the lock on while it runs (by importing an extension that needs it) but not off.
@@ -70,11 +72,14 @@ class ChunkRing:
         "_chunks",
         "_data_armed",
         "_data_wake",
+        "_granted",
+        "_least",
         "_low_entries",
         "_low_water",
         "_offset",
         "_popped",
         "_pushed",
+        "_revoked",
         "_room_armed",
         "_room_wake",
         "_room_wanted",
@@ -104,6 +109,9 @@ class ChunkRing:
         self._chunks: deque[bytes] = deque()
         self._offset = 0  # consumer's: bytes of the first chunk already taken
         self._pushed = 0  # producer's: bytes ever published
+        self._granted = 0  # producer's: what `_pushed` may become without another look at the consumer
+        self._least = 1  # producer's: the smallest chunk for which that holds
+        self._revoked = False  # consumer's: it takes no more
         self._popped = 0  # consumer's: bytes ever taken
         # A consumer that has never looked may be asleep on the wake already: a device may poll it first.
         self._data_armed = True
@@ -143,29 +151,53 @@ class ChunkRing:
             BlockingIOError: the ring is full.
             TypeError: ``chunk`` is not a bytes-like object.
         """
-        if not self.offer(chunk):
+        if not self.offer(chunk) and memoryview(chunk).nbytes:
             raise BlockingIOError(errno.EAGAIN, "the ring is full: wait until the other side has taken bytes")
 
-    def offer(self, chunk: BytesLike) -> bool:
-        """`push` that tells by its result whether the chunk was taken: raising costs more than pushing."""
-        if type(chunk) is bytes:
-            size = len(chunk)
-        else:
-            chunk = memoryview(chunk)
-            size = chunk.nbytes
-        if not size:
-            return True  # nothing is stored, so it needs no room
+    def offer(self, chunk: BytesLike) -> int:
+        """`push` that tells how many bytes were taken: all, or 0 of a chunk that has no room, or is empty."""
+        # Every chunk comes this way, and of a small one's cost these lines are the larger part. What can be looked
+        # at once for many chunks is therefore looked at by `_grant`.
+        if type(chunk) is memoryview:
+            chunk = chunk.tobytes()  # may fail for want of memory, so before anything is counted
+        elif type(chunk) is not bytes:
+            chunk = bytes(memoryview(chunk))
+        size = len(chunk)
+        pushed = self._pushed + size
+        if (pushed > self._granted or size < self._least) and not self._grant(size):
+            return 0
+        if size:
+            # Counted before it is published: in the other order the consumer could take the chunk in between,
+            # and the ring would hold a negative number of bytes.
+            self._pushed = pushed
+            self._chunks.append(chunk)
+            if self._data_armed:
+                self._wake_consumer()
+        return size
+
+    def _grant(self, size: int) -> bool:
+        """Whether a chunk of ``size`` bytes fits; if so, what more fits behind it is noted, too.
+
+        Noted is how far the bytes may go with chunks that are not smaller, so that no more entries follow than
+        are free. An old look at the consumer errs on the safe side: what was found to fit keeps fitting.
+        """
         if not self.fits(size):
             return False
-        if type(chunk) is not bytes:
-            chunk = bytes(chunk)  # may fail for want of memory, so before anything is counted
-        # Counted before it is published: in the other order the consumer could take the chunk in between, and
-        # the ring would hold a negative number of bytes.
-        self._pushed += size
-        self._chunks.append(chunk)
-        if self._data_armed:
-            self._wake_consumer()
+        room = self.max_bytes - (self._pushed - self._popped)
+        self._least = size
+        self._granted = self._pushed + max(size, min(room, (self.capacity - len(self._chunks)) * size))
+        # The consumer says that it is gone, then takes back what was granted; we grant, then look whether it is
+        # gone. Whatever the order, one of the two sees the other. (Without the interpreter lock neither may, until
+        # the grant is used up: what is pushed meanwhile is dropped and counted, as what was queued is.)
+        if self._revoked:
+            self._granted = -1
+            return False
         return True
+
+    def revoke(self) -> None:
+        """The consumer takes nothing any more: from now on every chunk is refused. From any thread."""
+        self._revoked = True
+        self._granted = -1
 
     def fits(self, size: int) -> bool:
         """Whether a chunk of ``size`` bytes would be taken now. Only the producer can rely on a yes."""
@@ -213,37 +245,48 @@ class ChunkRing:
         if not chunks:
             return b""
         head = chunks[0]
-        size = len(head) - self._offset
-        if size > limit:
+        if len(head) - self._offset > limit:
             data = head[self._offset : self._offset + limit]
             self._offset += limit
         else:
-            data = self._take_whole(limit, fill)
-        self._popped += len(data)
-        if self._room_armed:
-            self._wake_producer(self._low_water)
+            data = self._join(limit, fill)
+        self._note_taken(len(data))
         return data
 
-    def _take_whole(self, limit: int, fill: bool) -> bytes:
-        """Whole chunks that fit (there is at least one), and with ``fill`` part of the next."""
+    def take_whole(self, limit: int) -> bytes:
+        """Like `take`, but a first chunk larger than ``limit`` is taken as it is, by reference."""
+        if not self._chunks:
+            return b""
+        data = self._join(limit, fill=False)
+        self._note_taken(len(data))
+        return data
+
+    def _note_taken(self, size: int) -> None:
+        self._popped += size
+        if self._room_armed:
+            self._wake_producer(self._low_water)
+
+    def _join(self, limit: int, fill: bool) -> bytes:
+        """The first chunk and those that fit beside it, and with ``fill`` part of the next."""
         chunks = self._chunks
-        head = chunks.popleft()
+        popleft = chunks.popleft
+        head = popleft()
         if self._offset:
             head = head[self._offset :]
             self._offset = 0
         size = len(head)
-        if not chunks or (not fill and size + len(chunks[0]) > limit) or size == limit:
+        if not chunks or size >= limit or (not fill and size + len(chunks[0]) > limit):
             return head
         parts = [head]
         count = len(chunks)
         if self._pushed - self._popped <= limit:
             # Everything published fits, so these chunks do: each was counted before it was appended, and
             # they were looked at before the count. What comes meanwhile is left for the next turn.
-            parts += [chunks.popleft() for _ in range(count)]
+            parts += [popleft() for _ in range(count)]
         else:
             while chunks and size + len(chunks[0]) <= limit:
                 size += len(chunks[0])
-                parts.append(chunks.popleft())
+                parts.append(popleft())
             if fill and chunks and size < limit:
                 self._offset = limit - size
                 parts.append(chunks[0][: self._offset])

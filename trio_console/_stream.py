@@ -27,7 +27,7 @@ __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 
 #: Bytes of one `receive_some` when the caller names no limit, as in trio's own streams. It also bounds what
 #: one turn of a task takes, so that a fast device cannot starve the others.
-DEFAULT_RECEIVE_SIZE: Final = 64 * 1024
+DEFAULT_RECEIVE_SIZE: Final = 256 * 1024
 
 #: A `send_all` queues larger data in pieces of this size. One that fits the ring is queued as it is.
 _SLICE: Final = 64 * 1024
@@ -90,7 +90,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             self._check_may_send()
             ring = self._send.ring
             if type(data) is bytes and len(data) <= ring.max_bytes:
-                while not ring.offer(data):
+                while not ring.offer(data) and data:
                     await self._wait_room(len(data))
                 return
             with memoryview(data).cast("B") as view:
@@ -177,9 +177,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             ValueError: ``max_bytes`` is below 1.
             TypeError: ``max_bytes`` is not an integer.
         """
-        if max_bytes is None:
-            max_bytes = DEFAULT_RECEIVE_SIZE
-        elif operator.index(max_bytes) < 1:
+        if max_bytes is not None and operator.index(max_bytes) < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
         with self._receive_conflict:
             self._check_may_receive()
@@ -188,12 +186,17 @@ class LaneStream(trio.abc.HalfCloseableStream):
             while True:
                 self._check_may_receive()
                 finished = lane.finished  # before the look at the ring, see `Lane`
-                data = b"" if lane.discarded else lane.ring.take(max_bytes)
-                if data:
+                if data := self._take(max_bytes):
                     return data
                 if finished:
                     return self._at_end()
                 await self._wait_data()
+
+    def _take(self, max_bytes: int | None) -> bytes:
+        if self._receive.discarded:
+            return b""
+        ring = self._receive.ring
+        return ring.take_whole(DEFAULT_RECEIVE_SIZE) if max_bytes is None else ring.take(max_bytes)
 
     def _check_may_receive(self) -> None:
         if self._closed:

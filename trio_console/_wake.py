@@ -25,6 +25,7 @@ import time
 from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import TracebackType
 
 __all__ = ["WakePipe"]
@@ -38,6 +39,30 @@ _FREE_THREADED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 if sys.platform == "linux":
 
+    def _eventfd_write_without_handover() -> Callable[[int, int], object]:
+        """`os.eventfd_write`, but one that keeps the interpreter lock during the system call.
+
+        Story: a producer publishes one chunk, finds the consumer asleep and rings. `os.eventfd_write` gives the
+        lock away for the time of the call, and often the kernel runs the woken consumer first: it takes the lock,
+        takes the one chunk, and is asleep again before the producer gets its turn to push the second, which rings
+        again. Measured at 16 bytes: 80 chunks to a wake-up, in runs of one each, instead of a ring full. With
+        the lock kept, the consumer gets it when the producer has filled the ring or has nothing to push.
+
+        Nobody waits longer for it: writing to a non-blocking eventfd does not block. Where there is no ctypes,
+        `os.eventfd_write` is right, too, and only slower.
+        """
+        try:
+            import ctypes
+
+            function = ctypes.PyDLL(None).eventfd_write  # of the C library; a PyDLL keeps the lock
+            function.argtypes = (ctypes.c_int, ctypes.c_uint64)
+            function.restype = ctypes.c_int
+        except (ImportError, OSError, AttributeError):
+            return os.eventfd_write
+        return function
+
+    _eventfd_write: Final = _eventfd_write_without_handover()
+
     class _Bell:
         """One descriptor both ways."""
 
@@ -49,7 +74,7 @@ if sys.platform == "linux":
         def ring(self) -> None:
             # EAGAIN means the counter is at 2**64 - 2: readable, which is all that is wanted.
             with contextlib.suppress(BlockingIOError):
-                os.eventfd_write(self.read_fd, 1)
+                _eventfd_write(self.read_fd, 1)
 
         def silence(self) -> None:
             with contextlib.suppress(BlockingIOError):

@@ -321,6 +321,17 @@ def test_waiting_blocks_until_the_refused_write_would_be_taken(monkeypatch: pyte
     assert backend.write(bytes(5)) == 5
 
 
+def test_what_is_written_after_the_host_has_gone_is_not_queued() -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    backend.write(b"before")  # the ring says yes to much more than this at once
+    shared.host_gone()
+    for _ in range(3):
+        assert backend.write(b"after") == 5
+    assert len(shared.tx_ring) == 1
+    assert shared.tx.swallowed == 15
+
+
 @pytest.mark.parametrize("how", ["host_gone", "abandon"])
 def test_waiting_ends_when_the_channel_closes(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shared, backend = make(capacity=1)

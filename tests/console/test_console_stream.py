@@ -223,8 +223,18 @@ async def test_small_chunks_are_joined() -> None:
 
 async def test_a_turn_takes_a_bounded_number_of_bytes() -> None:
     async with pair(max_bytes=1 << 20) as (host, guest):
-        await host.send_all(bytes(1 << 20))
-        assert len(await guest.receive_some()) == 64 * 1024
+        for _ in range(16):
+            await host.send_all(bytes(64 * 1024))
+        assert len(await guest.receive_some()) == 256 * 1024
+
+
+async def test_a_large_chunk_is_handed_on_by_reference_unless_the_caller_names_a_limit() -> None:
+    chunk = bytes(1 << 20)
+    async with pair(max_bytes=1 << 20) as (host, guest):
+        await host.send_all(chunk)
+        assert await guest.receive_some() is chunk
+        await host.send_all(chunk)
+        assert len(await guest.receive_some(1000)) == 1000
 
 
 async def test_a_fast_sender_does_not_starve_other_tasks() -> None:

@@ -42,7 +42,7 @@ class RingModel(RuleBasedStateMachine):
     @rule(data=st.binary(max_size=25), kind=KINDS)
     def push(self, data: bytes, kind: Any) -> None:
         admitted = not data or self.has_room(len(data))
-        assert self.ring.offer(kind(data)) is admitted
+        assert self.ring.offer(kind(data)) == (len(data) if admitted else 0)
         if admitted and data:
             self.chunks.append(data)
             self.bytes_in += len(data)
@@ -67,6 +67,15 @@ class RingModel(RuleBasedStateMachine):
     def take_filled(self, limit: int) -> None:
         size = min(limit, sum(map(len, self.chunks)))
         assert self.ring.take(limit, fill=True) == self.taken(size)
+
+    @rule(limit=st.integers(1, 30))
+    def take_whole(self, limit: int) -> None:
+        size = len(self.chunks[0]) if self.chunks else 0
+        for chunk in list(self.chunks)[1:]:
+            if size + len(chunk) > limit:
+                break
+            size += len(chunk)
+        assert self.ring.take_whole(limit) == self.taken(size)
 
     @rule(size=st.integers(0, 30))
     def readinto(self, size: int) -> None:

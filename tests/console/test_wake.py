@@ -153,6 +153,39 @@ def test_a_full_counter_is_readable_like_any_other(pipe: _wake.WakePipe) -> None
     assert is_readable(pipe.fileno())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
+    # Its consumer then finds all that a producer has to say, not the first word of it.
+    seen: list[int] = []
+    published: list[int] = []
+    ready = threading.Event()
+
+    def consume() -> None:
+        ready.set()
+        assert pipe.wait(TIMEOUT)
+        seen.append(len(published))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(TIMEOUT)  # so that only a system call gives it away
+    try:
+        thread = threading.Thread(target=consume)
+        thread.start()
+        ready.wait(TIMEOUT)
+        for number in range(1000):
+            published.append(number)
+            pipe.wake()
+        thread.join(TIMEOUT)
+    finally:
+        sys.setswitchinterval(interval)
+    assert seen == [1000]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_it_works_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    assert _wake._eventfd_write_without_handover() is os.eventfd_write
+
+
 def test_wakes_from_many_threads_are_seen(wake: Any) -> None:
     with wake.WakePipe() as pipe:
         threads = [threading.Thread(target=lambda: [pipe.wake() for _ in range(500)]) for _ in range(8)]
