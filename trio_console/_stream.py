@@ -77,7 +77,8 @@ class LaneStream(trio.abc.HalfCloseableStream):
         `bytes` that fit the ring are queued by reference; anything else is copied once. Returns when
         everything is queued, not when the other end has taken it.
 
-        If cancelled, an unknown part of the data may have been queued, as with every trio stream.
+        If cancelled, nothing of `bytes` that fit the ring was queued; of anything else an unknown part may have
+        been, as with every trio stream.
 
         Raises:
             trio.ClosedResourceError: this end was closed, or `send_eof` was called.
@@ -86,15 +87,16 @@ class LaneStream(trio.abc.HalfCloseableStream):
         """
         with self._send_conflict:
             self._check_may_send()
-            await trio.lowlevel.checkpoint()
-            self._check_may_send()
+            await trio.lowlevel.checkpoint_if_cancelled()
             ring = self._send.ring
+            # Queued before the checkpoint: the other end works on it while the other tasks have their turn.
             if type(data) is bytes and len(data) <= ring.max_bytes:
                 while not ring.offer(data) and data:
                     await self._wait_room(len(data))
-                return
-            with memoryview(data).cast("B") as view:
-                await self._send_pieces(view)
+            else:
+                with memoryview(data).cast("B") as view:
+                    await self._send_pieces(view)
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def _send_pieces(self, view: memoryview) -> None:
         ring = self._send.ring
