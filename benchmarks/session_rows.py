@@ -1,8 +1,8 @@
 """Contenders of the session layer: each coroutine measures one, and returns numbers.
 
-Nothing here prints or compares. A contender that moves bytes returns bytes per second, one that is repeated returns
-the seconds of each turn. All of them start and end what they need (guests, relays, servers) outside of what is
-timed, so any of them may be called alone and in any order, inside one `trio.run`.
+Nothing here prints or compares. A contender that moves bytes returns bytes per second, one that is repeated
+returns the seconds of each turn. All of them start and end what they need (guests, relays, servers) outside of
+what is timed, so any of them may be called alone and in any order, inside one `trio.run`.
 
 What ``direct`` and ``trio`` mean is always the same work done by trio on this machine without a guest.
 """
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -62,6 +63,9 @@ PING_INTERVAL = 0.002
 
 #: Bytes in one call of a user who writes or reads a file or a connection.
 PIECE = 64 * KIB
+
+#: Where files are made: in memory, where that is possible.
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
 def writer(nbytes: int) -> list[str]:
@@ -125,19 +129,19 @@ async def _consume(stream: trio.abc.ReceiveStream, nbytes: int) -> float:
 
 async def run_process_trio(n: int) -> list[float]:
     """``trio.run_process(["true"])``, one after the other."""
-    return await _repeat(n, lambda: trio.run_process(["true"]))
+    return await _repeat(n, partial(trio.run_process, ["true"]))
 
 
 async def run_process_guest(n: int) -> list[float]:
     """``guest.run_process(["true"])`` in the default guest, one after the other."""
     async with trio_console.open_guest() as guest:
-        return await _repeat(n, lambda: guest.run_process(["true"]))
+        return await _repeat(n, partial(guest.run_process, ["true"]))
 
 
 async def run_process_relay(n: int) -> list[float]:
     """The same through a relay in another process."""
     async with relayed_guest() as guest:
-        return await _repeat(n, lambda: guest.run_process(["true"]))
+        return await _repeat(n, partial(guest.run_process, ["true"]))
 
 
 async def _repeat(n: int, call: Callable[[], Awaitable[object]]) -> list[float]:
@@ -366,17 +370,15 @@ async def full_stack_pings(at_once: int, npings: int = 10_000) -> float:
 
 @contextlib.asynccontextmanager
 async def _file(nbytes: int) -> AsyncIterator[str]:
-    """A file of so many bytes, in memory where that is possible: a disk's speed is not ours to measure."""
-    directory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # noqa: S108
-    with tempfile.NamedTemporaryFile(dir=directory) as file:
+    """A file of so many bytes. Not on a disk, whose speed is not ours to measure."""
+    with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
         await trio.to_thread.run_sync(_fill, file.name, nbytes)
         yield file.name
 
 
 def _fill(path: str, nbytes: int) -> None:
     with open(path, "wb") as file:
-        for _ in range(nbytes // MIB):
-            file.write(bytes(MIB))
+        file.writelines(bytes(MIB) for _ in range(nbytes // MIB))
 
 
 async def file_read_direct(nbytes: int) -> float:
@@ -475,4 +477,5 @@ async def _echo(stream: trio.abc.HalfCloseableStream, nbytes: int) -> float:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(send)
-        return await _consume(stream, nbytes)
+        speed = await _consume(stream, nbytes)
+    return speed
