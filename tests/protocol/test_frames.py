@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import tracemalloc
 from typing import Any, Self
 
 import pytest
@@ -248,7 +249,34 @@ def test_each_byte_is_copied_at_most_twice(piece: int, monkeypatch: pytest.Monke
         decoder.feed(raw[start : start + piece])
         out += sum(len(frame.body) for frame in decoder)
     assert out == MAX_BODY + 100_000
-    assert 0 < CountingBuffer.copied <= len(raw)
+    assert CountingBuffer.copied <= len(raw)
+
+
+def test_a_large_frame_within_one_chunk_is_a_view_of_it() -> None:
+    decoder = FrameDecoder()
+    raw = encoded([Frame(1, 0, bytes(100_000)), Frame(2, 0, b"next")])
+    decoder.feed(raw)
+    large, small = decoder
+    assert isinstance(large.body, memoryview)
+    assert large.body.obj is raw
+    assert large.body.readonly
+    assert isinstance(small.body, bytes)
+
+
+def test_a_frame_that_dribbles_in_costs_little_more_than_its_bytes() -> None:
+    raw = encode_frame(1, 0, bytes(200_000))
+    decoder = FrameDecoder()
+    tracemalloc.start()
+    try:
+        for start in range(len(raw) - 1):
+            decoder.feed(raw[start : start + 1])
+            assert decoder.next_frame() is None
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * len(raw)
+    decoder.feed(raw[-1:])
+    assert decoder.next_frame() == Frame(1, 0, bytes(200_000))
 
 
 def test_a_frame_within_one_chunk_is_not_gathered(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -177,6 +177,9 @@ _CANONICAL_NAME_SIZE: Final = 24
 
 _NAME_HEAD_AT: Final = len(_BEFORE_VERSION) + 1 + len(b"\x61t")
 
+_LONGEST_DATA_LEAD: Final = 16
+"""Bytes of what `_data_lead` returns, at most."""
+
 _BY_LEAD: Final[Mapping[bytes, MessageType]] = {
     _AFTER_VERSION[row.cls]: row for row in MESSAGE_TYPES.values() if len(row.name) < _CANONICAL_NAME_SIZE
 }
@@ -199,7 +202,7 @@ def decode(frame: Frame) -> Message:
     found = _find_data(frame)
     if found is not None:
         cls, start = found
-        return cls(frame.body[start:])
+        return cls(bytes(frame.body[start:]))
     return _decode_any(frame)
 
 
@@ -217,13 +220,14 @@ def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     _, flags, body = frame
     if flags == 0 and len(body) > _NAME_HEAD_AT:
         at = _NAME_HEAD_AT + 3 + (body[_NAME_HEAD_AT] & 31)
-        cls = _DATA_BY_PREFIX.get(body[:at])
+        front = bytes(body[: at + _LONGEST_DATA_LEAD])
+        cls = _DATA_BY_PREFIX.get(front[:at])
         if cls is not None:
             # The data reaches to the end of the body, so its size follows from the size of what is in
             # front of it, of which only one can be right for any amount of bytes.
             rest = len(body) - at
             lead_size = 16 if rest > 65538 else 12 if rest > 257 else 10 if rest > 24 else 8
-            if rest >= lead_size and body.startswith(_data_lead(rest - lead_size), at):
+            if rest >= lead_size and front.startswith(_data_lead(rest - lead_size), at):
                 return cls, at + lead_size
     return None
 
@@ -248,13 +252,14 @@ def _decode_any(frame: Frame) -> Message:
         raise _error(frame, envelope, "invalid_payload", str(exc), exc.field) from None
 
 
-def decode_envelope(body: bytes) -> Envelope:
+def decode_envelope(body: bytes | memoryview) -> Envelope:
     """Take the envelope off a body, which is untrusted.
 
     Raises:
         ProtocolError: (kind ``malformed_message``) it is not one; ``version`` is set if that could still
             be read. Nothing else is raised.
     """
+    body = bytes(body)
     found = _canonical_payload_at(body)
     if found is not None:
         row, start = found
@@ -276,8 +281,9 @@ def decode_envelope(body: bytes) -> Envelope:
     return Envelope(version, type_, payload)
 
 
-def peek_type(body: bytes) -> str:
+def peek_type(body: bytes | memoryview) -> str:
     """Return the type a body, which is untrusted, says it has; raises as `decode_envelope`."""
+    body = bytes(body)
     found = _canonical_payload_at(body)
     return decode_envelope(body).type if found is None else found[0].name
 

@@ -8,8 +8,8 @@ Rules:
 
 * A length outside ``MIN_FRAME_LENGTH ..= MAX_FRAME_LENGTH`` is fatal. There is no way to find the next
   frame after it, so the decoder stays broken and says so each time it is asked.
-* Work is linear in the bytes fed, however they are cut. A frame that lies wholly inside one fed chunk is
-  sliced out of it (one copy); any other is gathered in a buffer first (two copies).
+* Work is linear in the bytes fed, however they are cut. A small frame that lies wholly inside one fed chunk is
+  sliced out of it (one copy), a large one only pointed at (none); what is cut over chunks is joined (one copy).
 * What is held is what was fed and not yet taken; a frame in the making is never more than one maximal
   frame.
 """
@@ -58,18 +58,26 @@ FLAG_SHUTDOWN: Final = 4
 _LENGTH_SIZE: Final = 4
 _MAX_ID: Final = 2**32 - 1
 _HEADER: Final = Struct(">IIB")
-_ID_AND_FLAGS: Final = Struct(">IB")
+
+
+_LARGE: Final = 4096
+"""Bytes from which on a view costs less than a copy. Most of a large body is data, and will be copied out of there
+once more anyway."""
 
 
 class Frame(NamedTuple):
-    """One frame of the stream: a 32-bit ``id``, one byte of ``flags``, and the ``body``."""
+    """One frame of the stream: a 32-bit ``id``, one byte of ``flags``, and the ``body``.
+
+    A large body is a read-only view, which keeps the whole chunk that it came in: take out what is needed, and
+    let go.
+    """
 
     id: int
     flags: int
-    body: bytes
+    body: bytes | memoryview
 
 
-def encode_frame(id: int, flags: int, body: bytes) -> bytes:  # noqa: A002
+def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noqa: A002
     """Return the bytes of one whole frame.
 
     Args:
@@ -98,6 +106,10 @@ def encode_header(id_: int, flags: int, body_size: int) -> bytes:
     return _HEADER.pack(length, id_, flags)
 
 
+def _cut(raw: bytes, start: int, end: int) -> bytes | memoryview:
+    return raw[start:end] if end - start < _LARGE else memoryview(raw)[start:end]
+
+
 @final
 class FrameDecoder:
     """Turns bytes, cut anywhere, into frames.
@@ -106,14 +118,17 @@ class FrameDecoder:
     surfaces once the frames before it have been taken, and from then on every call raises it.
     """
 
-    __slots__ = ("_at_eof", "_chunks", "_error", "_partial", "_pending", "_position")
+    __slots__ = ("_at_eof", "_chunks", "_error", "_have", "_partial", "_pending", "_position", "_size")
 
     def __init__(self) -> None:
         # Fed and not looked at yet. Only the first can have been used up in part.
         self._chunks: deque[bytes] = deque()
         self._position = 0
-        # A frame that was begun in a chunk since dropped; never longer than that frame.
-        self._partial = bytearray()
+        # A frame that was begun in a chunk since dropped, never longer than that frame: its pieces, the bytes they
+        # are, and the size of the whole frame (0 while its length field is not there).
+        self._partial: list[memoryview | bytearray] = []
+        self._have = 0
+        self._size = 0
         self._pending = 0
         self._at_eof = False
         self._error: ProtocolError | None = None
@@ -161,49 +176,65 @@ class FrameDecoder:
         """
         self._raise_if_broken()
         while self._chunks:
-            frame = self._finish_partial() if self._partial else self._slice_whole()
+            frame = self._finish_partial() if self._partial else self._cut_whole()
             if frame is not None:
-                self._pending -= HEADER_SIZE + len(frame.body)
                 return frame
         if self._at_eof:
             self._check_end()
         return None
 
-    def _slice_whole(self) -> Frame | None:
-        """Slice a frame out of the first chunk, or set aside what is left of that chunk."""
+    def _cut_whole(self) -> Frame | None:
+        """Cut a frame out of the first chunk, or set aside what is left of that chunk."""
         chunk, start = self._chunks[0], self._position
-        if len(chunk) - start >= _LENGTH_SIZE:
+        left = len(chunk) - start
+        if left >= _LENGTH_SIZE:
             # Looked at before the rest is there, because the length alone can be fatal.
-            end = start + self._frame_size(chunk[start : start + _LENGTH_SIZE])
-            if end <= len(chunk):
-                frame_id, flags = _ID_AND_FLAGS.unpack_from(chunk, start + _LENGTH_SIZE)
-                self._advance_to(end)
-                return Frame(frame_id, flags, chunk[start + HEADER_SIZE : end])
-        self._partial += memoryview(chunk)[start:]
-        self._advance_to(len(chunk))
+            self._size = size = self._frame_size(chunk[start : start + _LENGTH_SIZE])
+            if size <= left:
+                self._size = 0
+                _, frame_id, flags = _HEADER.unpack_from(chunk, start)
+                body = _cut(chunk, start + HEADER_SIZE, start + size)
+                self._advance_to(start + size)
+                self._pending -= size
+                return Frame(frame_id, flags, body)
+        self._set_aside(left)
         return None
 
     def _finish_partial(self) -> Frame | None:
         """Move bytes from the first chunk into the begun frame, no more than that frame lacks."""
-        partial = self._partial
-        if len(partial) < _LENGTH_SIZE:
-            self._top_up(_LENGTH_SIZE)
-            if len(partial) < _LENGTH_SIZE:
+        if not self._size:
+            self._set_aside(_LENGTH_SIZE - self._have)
+            if self._have < _LENGTH_SIZE:
                 return None
-        size = self._frame_size(partial[:_LENGTH_SIZE])
+            self._size = self._frame_size(b"".join(self._partial))
         if self._chunks:  # the length may have used up the only one
-            self._top_up(size)
-        if len(partial) < size:
+            self._set_aside(self._size - self._have)
+        if self._have < self._size:
             return None
-        frame_id, flags = _ID_AND_FLAGS.unpack_from(partial, _LENGTH_SIZE)
-        self._partial = bytearray()
-        return Frame(frame_id, flags, bytes(memoryview(partial)[HEADER_SIZE:]))
+        raw = b"".join(self._partial)
+        self._forget_partial()
+        self._pending -= len(raw)
+        _, frame_id, flags = _HEADER.unpack_from(raw)
+        return Frame(frame_id, flags, _cut(raw, HEADER_SIZE, len(raw)))
 
-    def _top_up(self, size: int) -> None:
+    def _set_aside(self, size: int) -> None:
+        """Move up to ``size`` bytes from the first chunk into the begun frame."""
         chunk, start = self._chunks[0], self._position
-        end = min(len(chunk), start + size - len(self._partial))
-        self._partial += memoryview(chunk)[start:end]
-        self._advance_to(end)
+        piece = memoryview(chunk)[start : start + size]
+        self._have += len(piece)
+        self._advance_to(start + len(piece))
+        # A peer that dribbles must not cost us an object for each byte, so small pieces are put together.
+        last = self._partial[-1] if self._partial else None
+        if len(piece) >= _LARGE:
+            self._partial.append(piece)
+        elif isinstance(last, bytearray):
+            last += piece
+        else:
+            self._partial.append(bytearray(piece))
+
+    def _forget_partial(self) -> None:
+        self._partial = []
+        self._have = self._size = 0
 
     def _advance_to(self, position: int) -> None:
         if position == len(self._chunks[0]):
@@ -211,7 +242,7 @@ class FrameDecoder:
             position = 0
         self._position = position
 
-    def _frame_size(self, prefix: bytes | bytearray) -> int:
+    def _frame_size(self, prefix: bytes) -> int:
         """Return the size of the whole frame that starts with this length field."""
         length = int.from_bytes(prefix, "big")
         if length > MAX_FRAME_LENGTH:
@@ -222,13 +253,13 @@ class FrameDecoder:
 
     def _check_end(self) -> None:
         if self._partial:
-            self._fail(f"stream ended inside a frame, {len(self._partial)} bytes into it")
+            self._fail(f"stream ended inside a frame, {self._have} bytes into it")
 
     def _fail(self, message: str) -> NoReturn:
         self._error = ProtocolError(message, kind="bad_frame")
         # Nothing after this point can be understood; do not hold on to it.
         self._chunks.clear()
-        self._partial = bytearray()
+        self._forget_partial()
         self._pending = self._position = 0
         raise self._error
 

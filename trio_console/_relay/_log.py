@@ -134,7 +134,7 @@ class SessionLog:
             return
         if data is not None:
             cls, size = data
-            self._output(session, cls, frame.body[len(frame.body) - size :])
+            self._output(session, cls, bytes(frame.body[len(frame.body) - size :]))
             return
         try:
             message = wire.decode(frame)
