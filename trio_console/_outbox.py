@@ -12,13 +12,17 @@ The bulk lane has a budget in bytes. A task takes its share with `Outbox.reserve
 bytes from where they come, so a thousand sessions cannot hold a thousand chunks in hand. Shares are
 given in the order they were asked for: no session starves another.
 
+A frame is bytes, or several pieces of them one after another. To a `GatheringStream` the pieces of large frames
+go as they are, to any other stream joined.
+
 This module knows frames only as bytes. Everything in it belongs to one trio thread.
 """
 
 from __future__ import annotations
 
+import abc
 from collections import deque
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import outcome
 import trio
@@ -26,7 +30,10 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Outbox"]
+__all__ = ["GatheringStream", "Outbox", "Pieces"]
+
+#: A frame in one piece, or in several. They are kept until they are written, so nobody may change them.
+Pieces: TypeAlias = "bytes | tuple[bytes, ...]"
 
 #: Bytes of bulk frames that may be queued or promised. At the 300 to 500 MB/s a console carries, 256 KiB are
 #: less than a millisecond for a control frame to wait behind, and four full slices keep the writer busy.
@@ -37,6 +44,20 @@ CONTROL_BUDGET: Final = 1024 * 1024
 
 #: Small frames are joined up to this size before they are sent: one wake-up carries them all.
 _BATCH: Final = 64 * 1024
+
+#: Bytes in a batch from which on copying them costs more than having a system call gather them.
+_GATHERED: Final = 16 * 1024
+
+
+class GatheringStream(trio.abc.SendStream):
+    """A stream that takes bytes in several pieces."""
+
+    @abc.abstractmethod
+    async def send_pieces(self, pieces: list[bytes]) -> None:
+        """As `send_all` of all of them joined, but a checkpoint only if they could not be written at once.
+
+        The outbox has one of its own for each batch. The list is the callee's.
+        """
 
 
 @final
@@ -60,9 +81,10 @@ class Outbox:
         self._stream = stream
         self._bulk_budget = bulk_budget
         self._control_budget = control_budget
+        self._gathers = stream if isinstance(stream, GatheringStream) else None
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
-        self._bulk: deque[bytes] = deque()
+        self._bulk: deque[tuple[int, Pieces]] = deque()  # with their sizes
         self._bulk_used = 0  # queued, being sent, and reserved
         self._waiting: dict[trio.lowlevel.Task, int] = {}  # in order of arrival
         self._work = trio.Event()
@@ -81,7 +103,7 @@ class Outbox:
         """
         try:
             while True:
-                batch, bulk_bytes = self._take_batch()
+                batch, size, bulk_bytes = self._take_batch()
                 if not batch:
                     if self._closed:
                         await trio.lowlevel.checkpoint()
@@ -89,19 +111,31 @@ class Outbox:
                     self._work = trio.Event()
                     await self._work.wait()
                     continue
-                await self._stream.send_all(batch[0] if len(batch) == 1 else b"".join(batch))
+                await self._write(batch, size)
                 self._bulk_used -= bulk_bytes
                 self._admit()
+                if self._gathers is not None and (self._bulk or self._control):
+                    await trio.lowlevel.checkpoint()  # who is faster than we are must not keep us to himself
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._fail(exc)
         except BaseException as exc:
             self._fail(exc)
             raise
 
-    def _take_batch(self) -> tuple[list[bytes], int]:
+    async def _write(self, batch: list[bytes], size: int) -> None:
+        if len(batch) > 1 and (self._gathers is None or size < _GATHERED):
+            batch = [b"".join(batch)]
+        if self._gathers is None:
+            await self._stream.send_all(batch[0])
+        else:
+            await self._gathers.send_pieces(batch)
+
+    def _take_batch(self) -> tuple[list[bytes], int, int]:
         """All control frames there are, then bulk frames while the batch stays small.
 
         One bulk frame at least: somebody who floods the control lane must not starve everybody's data.
+
+        Returns the pieces, the bytes they are, and those of them that are bulk.
         """
         batch = list(self._control)
         self._control.clear()
@@ -109,12 +143,15 @@ class Outbox:
         self._control_bytes = 0
         self._control_room.set()
         bulk_bytes = 0
-        while self._bulk and (not bulk_bytes or size + len(self._bulk[0]) <= _BATCH):
-            frame = self._bulk.popleft()
-            batch.append(frame)
-            size += len(frame)
-            bulk_bytes += len(frame)
-        return batch, bulk_bytes
+        while self._bulk and (not bulk_bytes or size + self._bulk[0][0] <= _BATCH):
+            frame_size, frame = self._bulk.popleft()
+            if isinstance(frame, tuple):
+                batch += frame
+            else:
+                batch.append(frame)
+            size += frame_size
+            bulk_bytes += frame_size
+        return batch, size, bulk_bytes
 
     def _fail(self, exc: BaseException) -> None:
         self._broken = exc
@@ -182,9 +219,7 @@ class Outbox:
             trio.ClosedResourceError: `close` was called.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        self._check_open()
-        if not self._waiting and self._fits(nbytes):
-            self._bulk_used += nbytes
+        if self.reserve_nowait(nbytes):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         task = trio.lowlevel.current_task()
@@ -198,7 +233,20 @@ class Outbox:
         if not await trio.lowlevel.wait_task_rescheduled(abort):
             self._check_open()
 
-    def commit(self, frame: bytes, reserved: int) -> None:
+    def reserve_nowait(self, nbytes: int) -> bool:
+        """Take a share as `reserve` does if that takes no waiting; whether it was taken.
+
+        For those who have passed a checkpoint since they last did this: it is all that lets others have their turn.
+
+        Raises: as `reserve`.
+        """
+        self._check_open()
+        if self._waiting or not self._fits(nbytes):
+            return False
+        self._bulk_used += nbytes
+        return True
+
+    def commit(self, frame: Pieces, reserved: int) -> None:
         """Queue a bulk frame against a share of ``reserved`` bytes taken before.
 
         A frame may be a little larger than its share (headers); the difference counts until it is sent.
@@ -209,8 +257,9 @@ class Outbox:
         """
         self._bulk_used -= reserved
         self._check_open()
-        self._bulk_used += len(frame)
-        self._bulk.append(frame)
+        size = sum(map(len, frame)) if isinstance(frame, tuple) else len(frame)
+        self._bulk_used += size
+        self._bulk.append((size, frame))
         self._work.set()
         self._admit()
 

@@ -38,6 +38,7 @@ from trio_console._protocol._codec import (
     decode_envelope,
     encode,
     encode_data,
+    encode_data_lead,
     measure_data,
     peek_type,
 )
@@ -232,6 +233,7 @@ __all__ = [
     "decode_envelope",
     "encode",
     "encode_data",
+    "encode_data_lead",
     "encode_frame",
     "measure_data",
     "peek_type",

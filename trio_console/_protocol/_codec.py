@@ -31,7 +31,16 @@ from trio_console._protocol._payloads import FS_OPS, FS_RESULTS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["Envelope", "decode", "decode_envelope", "encode", "encode_data", "measure_data", "peek_type"]
+__all__ = [
+    "Envelope",
+    "decode",
+    "decode_envelope",
+    "encode",
+    "encode_data",
+    "encode_data_lead",
+    "measure_data",
+    "peek_type",
+]
 
 _MAX_VERSION: Final = 255
 
@@ -111,12 +120,20 @@ def encode_data(
     return _data_frame(_PREFIX[cls], id, data)
 
 
+def encode_data_lead(cls: type[DataMessage], id: int, size: int) -> bytes:  # noqa: A002
+    """Return all of such a frame that comes before its ``size`` bytes of data; raises as `encode_data`."""
+    return _data_frame_lead(_PREFIX[cls], id, size)
+
+
 def _data_frame(prefix: bytes, id_: int, data: bytes | bytearray | memoryview) -> bytes:
     size = data.nbytes if isinstance(data, memoryview) else len(data)
+    return b"".join((_data_frame_lead(prefix, id_, size), data))
+
+
+def _data_frame_lead(prefix: bytes, id_: int, size: int) -> bytes:
     lead = _data_lead(size)
     # All data types have flags 0.
-    frame_head = encode_header(id_, 0, len(prefix) + len(lead) + size)
-    return b"".join((frame_head, prefix, lead, data))
+    return encode_header(id_, 0, len(prefix) + len(lead) + size) + prefix + lead
 
 
 def _data_lead(size: int) -> bytes:

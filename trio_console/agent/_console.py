@@ -11,9 +11,12 @@ import fcntl
 import os
 import select
 import time
-from typing import Final
+from typing import Final, final
 
 import trio
+
+from trio_console._conflict import Conflict
+from trio_console._outbox import GatheringStream
 
 __all__ = ["open_fd", "open_port", "open_stdio"]
 
@@ -24,6 +27,72 @@ _FIRST_FREE_FD: Final = 10
 _HOST_WAIT: Final = 60.0
 _HOST_POLL: Final = 0.02
 
+#: Buffers that one system call takes.
+_MOST_PIECES: Final = 1024
+
+
+@final
+class _Console(trio.abc.Stream, GatheringStream):
+    """One descriptor for both directions, or two.
+
+    trio's own stream takes one buffer, and has a checkpoint before each write. For the outbox that would be a copy
+    of all data and a turn of the loop more than needed.
+    """
+
+    def __init__(self, receive: trio.lowlevel.FdStream, send: trio.lowlevel.FdStream) -> None:
+        self._receive = receive
+        self._send = send
+        self._conflict = Conflict("another task is already writing to the console")
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.lowlevel.checkpoint()
+        await self.send_pieces([bytes(data)])
+
+    async def send_pieces(self, pieces: list[bytes]) -> None:
+        """See `GatheringStream.send_pieces`."""
+        rest: list[bytes | memoryview] = [piece for piece in pieces if piece]
+        with self._conflict:
+            while rest:
+                try:
+                    written = os.writev(self._fd(), rest[:_MOST_PIECES])
+                except BlockingIOError:
+                    await trio.lowlevel.wait_writable(self._fd())
+                except OSError as exc:
+                    raise trio.BrokenResourceError(f"the console cannot be written: {exc}") from exc
+                else:
+                    _drop(rest, written)
+
+    def _fd(self) -> int:
+        fd = self._send.fileno()
+        if fd < 0:
+            raise trio.ClosedResourceError("this console was closed")
+        return fd
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """See `trio.abc.SendStream`."""
+        with self._conflict:
+            await trio.lowlevel.wait_writable(self._fd())
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        return await self._receive.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        try:
+            await self._send.aclose()
+        finally:
+            await self._receive.aclose()
+
+
+def _drop(pieces: list[bytes | memoryview], size: int) -> None:
+    """Take ``size`` bytes off the front."""
+    count = 0
+    while count < len(pieces) and size >= len(pieces[count]):
+        size -= len(pieces[count])
+        count += 1
+    del pieces[:count]
+    if size:
+        pieces[0] = memoryview(pieces[0])[size:]
+
 
 def open_stdio() -> trio.abc.Stream:
     """Take standard input and output. Input is then empty, and what is printed goes to standard error."""
@@ -33,7 +102,7 @@ def open_stdio() -> trio.abc.Stream:
     os.dup2(empty, 0)
     os.close(empty)
     os.dup2(2, 1)
-    return trio.StapledStream(trio.lowlevel.FdStream(send), trio.lowlevel.FdStream(receive))
+    return _Console(trio.lowlevel.FdStream(receive), trio.lowlevel.FdStream(send))
 
 
 def open_fd(fd: int) -> trio.abc.Stream:
@@ -43,7 +112,7 @@ def open_fd(fd: int) -> trio.abc.Stream:
         OSError: it is not open.
     """
     os.set_inheritable(fd, False)
-    return trio.lowlevel.FdStream(fd)
+    return _both_ways(fd)
 
 
 def open_port(path: str) -> trio.abc.Stream:
@@ -63,7 +132,12 @@ def open_port(path: str) -> trio.abc.Stream:
     deadline = time.monotonic() + _HOST_WAIT
     while _no_host(poll.poll(0)) and time.monotonic() < deadline:
         time.sleep(_HOST_POLL)
-    return trio.lowlevel.FdStream(fd)
+    return _both_ways(fd)
+
+
+def _both_ways(fd: int) -> trio.abc.Stream:
+    stream = trio.lowlevel.FdStream(fd)
+    return _Console(stream, stream)
 
 
 def _no_host(events: list[tuple[int, int]]) -> bool:

@@ -223,7 +223,9 @@ class ExecSession(Session):
         """Move output to the console until end of file. Cancelling it loses nothing."""
         full = False
         while True:
-            if not full:
+            if full:
+                await trio.lowlevel.checkpoint()  # there is more to come, but others have their turn first
+            else:
                 # Also first thing: a read that finds nothing would take its turn on the console in vain.
                 await trio.lowlevel.wait_readable(output.fd)
             share = await output.credit.wait(_CHUNK)
@@ -237,6 +239,7 @@ class ExecSession(Session):
     async def _deliver_rest(self, output: _Output) -> None:
         """What was there when the leader exited and is not delivered yet, without waiting for more."""
         while output.left > 0:
+            await trio.lowlevel.checkpoint()
             share = await output.credit.wait(min(_CHUNK, int(output.left)))
             if not await self._read(output, share):
                 return

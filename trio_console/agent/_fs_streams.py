@@ -13,6 +13,8 @@ import math
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+import trio
+
 from trio_console import _protocol as wire
 from trio_console.agent._disk import CHUNK
 from trio_console.agent._fs_calls import FsHandleSession
@@ -77,6 +79,7 @@ class FsRead(FsHandleSession):
     async def _stream(self) -> None:
         left = math.inf if self._op.len is None else self._op.len
         while left > 0 and not self._complete:
+            await trio.lowlevel.checkpoint()
             share = await self._credit.wait(int(min(CHUNK, left)))
             # A cached read first, however little it may get: a hung disk must find no share of the console
             # in our hands, and a change of threads costs more than the copying.

@@ -91,8 +91,14 @@ class Link:
     def commit_data(
         self, cls: type[wire.DataMessage], session_id: int, data: bytes | memoryview, reserved: int
     ) -> None:
-        """Send data against a share of the bulk lane that was reserved before it was read."""
-        self.outbox.commit(wire.encode_data(cls, session_id, data), reserved)
+        """Send data against a share of the bulk lane that was reserved before it was read.
+
+        `bytes` are not copied.
+        """
+        if isinstance(data, bytes):
+            self.outbox.commit((wire.encode_data_lead(cls, session_id, len(data)), data), reserved)
+        else:
+            self.outbox.commit(wire.encode_data(cls, session_id, data), reserved)
         self.activity.note_guest_message()
 
     async def reserve_small(self) -> None:
@@ -262,10 +268,12 @@ class Session(abc.ABC):
         """Read at most ``share`` bytes without blocking and send them; return what ``read`` returned.
 
         The console's room is taken before the bytes are. Between the read and the commit there is no
-        checkpoint, so that bytes are either still where they were or on their way.
+        checkpoint, so that bytes are either still where they were or on their way. There is none at all if there
+        is room at once: the caller sees to one between two calls.
         """
         outbox = self._link.outbox
-        await outbox.reserve(share)
+        if not outbox.reserve_nowait(share):
+            await outbox.reserve(share)
         data: _B | None = None
         try:
             if not self.ended:

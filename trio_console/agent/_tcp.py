@@ -159,7 +159,9 @@ class TcpSession(PromptSession):
         """Move what comes to the console, until its end."""
         full = False
         while True:
-            if not full:
+            if full:
+                await trio.lowlevel.checkpoint()
+            else:
                 await trio.lowlevel.wait_readable(fd)
             share = await self._credit.wait(_CHUNK)
             data = await self._pass_on(wire.TcpData, share, partial(_read_some, fd))
