@@ -32,7 +32,7 @@ async def test_no_output_frame_is_empty(host: Host) -> None:
 
 async def test_no_data_frame_is_larger_than_a_slice(host: Host) -> None:
     outcome = await host.sh("head -c 1000000 /dev/zero")
-    assert max(len(m.data) for m in outcome.all(wire.ExecStdout)) <= 64 * 1024
+    assert max(len(m.data) for m in outcome.all(wire.ExecStdout)) <= 128 * 1024
 
 
 async def test_closing_both_outputs_is_not_an_exit(host: Host) -> None:
