@@ -25,7 +25,7 @@ M = TypeVar("M", bound=wire.Message)
 #: Seconds any single wait in these tests may take.
 PATIENCE = 20.0
 
-WINDOW = 256 * 1024
+WINDOW = 1024 * 1024
 
 
 async def nothing_known() -> str:

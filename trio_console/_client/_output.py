@@ -21,15 +21,20 @@ if TYPE_CHECKING:
 
 __all__ = ["WINDOW", "CreditAccount", "IncomingStream", "MergedAccounts"]
 
-#: Bytes an agent may send ahead of the reader, for each stream of a session. Large enough to keep a console
-#: busy over its round trip (at 500 MB/s and 0.5 ms), small enough for thousands of sessions.
-WINDOW: Final = 256 * 1024
+#: Bytes an agent may send ahead of the reader, for each stream of a session. They have to last until the next grant
+#: has come round, which under full load is a millisecond and more: with a quarter of this, everybody on the way
+#: slept and was woken for each frame, at half the speed.
+WINDOW: Final = 1024 * 1024
 
-#: Unread bytes above which the connection's reader waits for the user. Only an agent without credit comes here,
-#: or one that sends more than it was granted.
+#: Unread bytes above which the connection's reader waits for the user: more than a stream holds that is two in one,
+#: for an agent that sends more than it was granted.
+_CREDITED_LIMIT: Final = 2 * WINDOW
+
+#: The same for an agent without credit, which has only this to keep it back.
 _UNREAD_LIMIT: Final = 1024 * 1024
 
-_RECEIVE_SIZE: Final = 64 * 1024
+#: As much as our agent puts into a frame, so that each is handed on as it is.
+_RECEIVE_SIZE: Final = 128 * 1024
 
 
 @final
@@ -78,6 +83,7 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     def __init__(self, account: CreditAccount | None, note_discarded: Callable[[int], None]) -> None:
         self.account: CreditAccount | MergedAccounts | None = account
+        self._limit: Final = _UNREAD_LIMIT if account is None else _CREDITED_LIMIT
         self._chunks: deque[bytes] = deque()
         self._size = 0
         self._ended = False
@@ -129,7 +135,7 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     @property
     def congested(self) -> bool:
-        return self._size > _UNREAD_LIMIT and not self._let_go
+        return self._size > self._limit and not self._let_go
 
     async def wait_relieved(self) -> None:
         while self.congested:
@@ -151,9 +157,10 @@ class IncomingStream(trio.abc.ReceiveStream):
         elif operator.index(max_bytes) < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
         with self._conflict:
-            await trio.lowlevel.checkpoint()
+            if self._chunks or self._ended or self._closed:
+                await trio.lowlevel.checkpoint()
             while not (self._chunks or self._ended or self._closed):
-                await self._wait_change()
+                await self._wait_change()  # which is a checkpoint as well
         if self._closed:
             raise trio.ClosedResourceError("this stream was closed")
         if self._chunks:
@@ -179,7 +186,7 @@ class IncomingStream(trio.abc.ReceiveStream):
             data = parts[0] if len(parts) == 1 else b"".join(parts)
         before = self._size
         self._size -= len(data)
-        if self._size <= _UNREAD_LIMIT < before:
+        if self._size <= self._limit < before:
             self._changed.set()
         if not self._let_go:
             self._pay(len(data))
