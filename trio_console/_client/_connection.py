@@ -13,6 +13,7 @@ This module must not know what sessions do, nor how the guest was started.
 from __future__ import annotations
 
 import abc
+import math
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -97,7 +98,9 @@ class Connection:
         # Shielded: when everything around is cancelled, sessions still have to hear how their processes ended.
         # `lose` ends it, and whoever started `run` calls that.
         self._running = trio.CancelScope(shield=True)
+        # Ends the reading when nothing more is to be expected; a deadline is set only while it waits for bytes.
         self._patience = trio.CancelScope()
+        self._receiving = False
         self._door = trio.Lock()
 
     # Its tasks
@@ -117,17 +120,29 @@ class Connection:
         await self.outbox.run()
         # The stream broke, or we were told to stop. Either way nothing we say arrives, so that answers are not
         # to be waited for; what was said already is.
+        if self._receiving:
+            self._lose_patience()
+
+    def _lose_patience(self) -> None:
         self._patience.deadline = trio.current_time() + _LAST_WORDS_TIME
 
-    async def _receive(self) -> bytes | None:
-        """More bytes, ``b""`` at the end; `None` if it is no use to wait for either."""
-        with trio.CancelScope() as self._patience:
-            if self.outbox.closed:
-                self._patience.deadline = trio.current_time() + _LAST_WORDS_TIME
-            return bytes(await self._stream.receive_some())
-        return None
+    async def _receive(self) -> bytes:
+        """More bytes, ``b""`` at the end."""
+        self._receiving = True
+        if self.outbox.closed:
+            self._lose_patience()
+        data = bytes(await self._stream.receive_some())
+        self._receiving = False
+        if self.outbox.closed:
+            self._patience.deadline = math.inf  # it is for silence, not for a user who takes his time
+        return data
 
     async def _read(self) -> tuple[str, BaseException | None]:
+        with self._patience:
+            return await self._read_frames()
+        return "the guest takes nothing from its console any more", None
+
+    async def _read_frames(self) -> tuple[str, BaseException | None]:
         try:
             while True:
                 for frame in self._decoder:
@@ -136,8 +151,6 @@ class Connection:
                     if session is not None and session.congested:
                         await session.wait_relieved()
                 data = await self._receive()
-                if data is None:
-                    return "the guest takes nothing from its console any more", None
                 if not data:
                     self._decoder.feed_eof()
                     return "the guest closed its console", None
