@@ -236,7 +236,7 @@ class Outbox:
     def reserve_nowait(self, nbytes: int) -> bool:
         """Take a share as `reserve` does if that takes no waiting; whether it was taken.
 
-        For those who have passed a checkpoint since they last did this: it is all that lets others have their turn.
+        For those who have passed a checkpoint since they last did this: nothing else lets others have their turn.
 
         Raises: as `reserve`.
         """

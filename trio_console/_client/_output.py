@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 __all__ = ["WINDOW", "CreditAccount", "IncomingStream", "MergedAccounts"]
 
-#: Bytes an agent may send ahead of the reader, for each stream of a session. They have to last until the next grant
-#: has come round, which under full load is a millisecond and more: with a quarter of this, everybody on the way
-#: slept and was woken for each frame, at half the speed.
+#: Bytes an agent may send ahead of the reader, for each stream of a session. They have to last until the next
+#: grant has come round, which under full load is a millisecond and more: with a quarter of this, everybody on the
+#: way slept and was woken for each frame, at half the speed.
 WINDOW: Final = 1024 * 1024
 
-#: Unread bytes above which the connection's reader waits for the user: more than a stream holds that is two in one,
-#: for an agent that sends more than it was granted.
+#: Unread bytes above which the connection's reader waits for the user. They are more than a stream holds that is
+#: two in one: only an agent that sends more than it was granted comes here.
 _CREDITED_LIMIT: Final = 2 * WINDOW
 
 #: The same for an agent without credit, which has only this to keep it back.
