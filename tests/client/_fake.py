@@ -69,6 +69,7 @@ class FakeAgent:
         """A command is requested, and started; returns its id."""
         id_, _ = await self.expect(wire.ExecRequest)
         await self.send(wire.ExecStarted(pid), id_)
+        await trio.testing.wait_all_tasks_blocked()  # the client knows
         return id_
 
     async def receive_if_any(self) -> tuple[int, wire.Message] | None:

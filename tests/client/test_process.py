@@ -111,6 +111,7 @@ async def test_a_failed_start_is_the_os_error_of_its_errno(
     async with talking() as talk:
         result = run(talk)
         id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.expect(wire.ExecStdin)
         await talk.agent.send(failed, id_)
         with pytest.raises(error, match=failed.message) as caught:
             await result.wait()
@@ -118,6 +119,32 @@ async def test_a_failed_start_is_the_os_error_of_its_errno(
         assert caught.value.filename == filename
         assert talk.guest.statistics().active_sessions == 0
         await talk.agent.nothing_more()
+
+
+async def test_a_command_without_input_is_told_so_before_it_has_started() -> None:
+    async with talking() as talk:
+        run(talk)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b""))
+
+
+async def test_input_is_fed_once_the_command_has_started() -> None:
+    async with talking() as talk:
+        run(talk, stdin=b"data")
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.nothing_more()
+        await talk.agent.send(wire.ExecStarted(7), id_)
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b"data"))
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b""))
+
+
+async def test_a_failed_start_with_captured_output_is_its_own_error_alone() -> None:
+    async with talking() as talk:
+        result = run(talk, capture_stdout=True, capture_stderr=True)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.send(wire.ExecFailed(kind="not_found", errno=2, message="m"), id_)
+        with pytest.raises(FileNotFoundError):
+            await result.wait()
 
 
 async def test_a_failed_start_comes_out_of_nursery_start_unwrapped() -> None:
@@ -146,6 +173,7 @@ async def test_a_start_that_is_cancelled_kills_and_waits_for_the_confirmation() 
     async with talking() as talk:
         result = run(talk)
         id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.expect(wire.ExecStdin)
         result.scope.cancel()
         assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         await trio.testing.wait_all_tasks_blocked()

@@ -204,9 +204,8 @@ class Guest:
         out: list[bytes] | None = [] if capture_stdout else None
         err: list[bytes] | None = [] if capture_stderr else None
         async with hidden_nursery() as nursery:
-            process = await self._start(request)
+            process = await self._start(request, nursery, stdin, Output(stdout, out), Output(stderr, err))
             try:
-                self._plumb(nursery, process, stdin, (stdout, out), (stderr, err))
                 task_status.started(process)
                 await process.wait()
             except BaseException:
@@ -256,9 +255,8 @@ class Guest:
             command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
         )
         async with hidden_nursery() as nursery:
-            process = await self._start(request)
+            process = await self._start(request, nursery, stdin, Output(stdout, None), Output(stderr, None))
             try:
-                self._plumb(nursery, process, stdin, (stdout, None), (stderr, None))
                 yield process
             finally:
                 with trio.CancelScope(shield=True):
@@ -269,31 +267,25 @@ class Guest:
                 nursery.cancel_scope.deadline = trio.current_time() + self._grace
         process.close()
 
-    async def _start(self, request: Command) -> GuestProcess:
+    async def _start(
+        self, request: Command, nursery: trio.Nursery, stdin: Input, stdout: Output, stderr: Output
+    ) -> GuestProcess:
+        """Start a process, with its streams connected to what the user asked for."""
         await self._connection.wait_may_open()
         process = GuestProcess(self._connection, request)
         try:
+            # While the guest starts it, so that a short command does not wait for us.
+            data = attach_input(process, stdin)
+            for job in attach_output(process, stdout, stderr):
+                nursery.start_soon(job)
             await process.wait_started()
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._end_process(process)
             raise
-        return process
-
-    def _plumb(
-        self,
-        nursery: trio.Nursery,
-        process: GuestProcess,
-        stdin: Input,
-        stdout: tuple[int | None, list[bytes] | None],
-        stderr: tuple[int | None, list[bytes] | None],
-    ) -> None:
-        """Connect the process's streams to what the user asked for."""
-        data = attach_input(process, stdin)
         if data is not None:
             nursery.start_soon(feed, process.input, data)
-        for job in attach_output(process, Output(*stdout), Output(*stderr)):
-            nursery.start_soon(job)
+        return process
 
     async def _terminate(self, process: GuestProcess) -> None:
         process.discard_output()  # whoever had a pipe for it was most likely cancelled with us

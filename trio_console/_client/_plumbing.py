@@ -52,7 +52,10 @@ def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | 
     if stdin is None and process.has_tty:
         return None  # nobody types
     if isinstance(stdin, (bytes, bytearray, memoryview)):
-        return bytes(stdin)
+        data = bytes(stdin)
+        if data or process.has_tty:  # whose end of file is a character, which a program that starts may drop
+            return data
+        stdin = None
     if stdin == subprocess.PIPE:
         process.stdin = process.input
     else:
@@ -110,11 +113,11 @@ async def feed(stdin: StdinStream, data: bytes) -> None:
 
 
 async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
-    # A lost guest is told by process.wait(), with the same reason.
+    # What ended the process abnormally, or kept it from starting, is told to those who wait for it.
     try:
         async for chunk in stream:
             into.append(bytes(chunk))  # noqa: PERF401  (what has come must be there if this is cancelled)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError, OSError):
         pass
 
 

@@ -102,8 +102,12 @@ class Link:
         self.activity.note_guest_message()
 
     async def reserve_small(self) -> None:
-        """Wait for one's turn to `commit_small`; to be followed by that or `release_small`."""
-        await self.outbox.reserve(_SMALL_FRAME)
+        """Wait for one's turn to `commit_small`; to be followed by that or `release_small`.
+
+        Not a checkpoint if there is room.
+        """
+        if not self.outbox.reserve_nowait(_SMALL_FRAME):
+            await self.outbox.reserve(_SMALL_FRAME)
 
     def commit_small(self, message: wire.Message, session_id: int) -> None:
         """Send behind all data that was sent before."""
