@@ -219,7 +219,8 @@ class Outbox:
             trio.ClosedResourceError: `close` was called.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        if self.reserve_nowait(nbytes):
+        self._check_open()
+        if self._take_share(nbytes):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         task = trio.lowlevel.current_task()
@@ -241,6 +242,9 @@ class Outbox:
         Raises: as `reserve`.
         """
         self._check_open()
+        return self._take_share(nbytes)
+
+    def _take_share(self, nbytes: int) -> bool:
         if self._waiting or not self._fits(nbytes):
             return False
         self._bulk_used += nbytes
