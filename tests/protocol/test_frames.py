@@ -263,6 +263,22 @@ def test_a_large_frame_within_one_chunk_is_a_view_of_it() -> None:
     assert isinstance(small.body, bytes)
 
 
+@pytest.mark.parametrize("cut", [1, 4, 50_000])
+def test_a_frame_that_was_joined_is_passed_on_as_it_came(cut: int) -> None:
+    decoder = FrameDecoder()
+    raw = encode_frame(7, 1, bytes(100_000))
+    decoder.feed(raw[:cut])
+    assert decoder.next_frame() is None
+    decoder.feed(raw[cut:])
+    frame = decoder.next_frame()
+    assert frame is not None
+    assert isinstance(frame.body, memoryview)
+    assert encode_frame(*frame) == raw
+    assert encode_frame(*frame) is encode_frame(*frame)
+    assert encode_frame(8, 1, frame.body) == encode_frame(8, 1, bytes(100_000))
+    assert encode_frame(7, 0, frame.body) == encode_frame(7, 0, bytes(100_000))
+
+
 def test_a_frame_that_dribbles_in_costs_little_more_than_its_bytes() -> None:
     raw = encode_frame(1, 0, bytes(200_000))
     decoder = FrameDecoder()

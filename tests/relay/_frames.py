@@ -18,6 +18,7 @@ KIB = 1024
 WINDOW = 64 * KIB
 SMALL = RouterLimits(
     window=16 * KIB,
+    share=1,
     least_window=1 * KIB,
     client_budget=64 * KIB,
     total_budget=128 * KIB,

@@ -78,7 +78,7 @@ class Frame(NamedTuple):
 
 
 def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noqa: A002
-    """Return the bytes of one whole frame.
+    """Return the bytes of one whole frame; those of a large one that a decoder has joined are not copied.
 
     Args:
         id: correlation id, ``0 ..= 2**32 - 1``.
@@ -89,7 +89,12 @@ def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noq
         ProtocolError: the frame would be longer than a peer accepts. Nothing has been built.
         ValueError: ``id`` or ``flags`` do not fit their fields.
     """
-    return b"".join((encode_header(id, flags, len(body)), body))
+    header = encode_header(id, flags, len(body))
+    if isinstance(body, memoryview):
+        whole = body.obj
+        if isinstance(whole, bytes) and len(whole) == HEADER_SIZE + len(body) and whole.startswith(header):
+            return whole  # it came so
+    return b"".join((header, body))
 
 
 def encode_header(id_: int, flags: int, body_size: int) -> bytes:

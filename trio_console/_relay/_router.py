@@ -286,7 +286,7 @@ class Router:
         """Bytes of window for each of ``count`` new streams, out of what is left of the budgets."""
         limits = self._limits
         left = min(limits.client_budget - client.committed, limits.total_budget - self._committed)
-        window = max(limits.least_window, min(limits.window, left // count))
+        window = max(limits.least_window, min(limits.window, left // (limits.share * count)))
         return window if wanted is None else max(1, min(window, wanted))
 
     def _release(self, client: Client, session: RelaySession) -> None:
