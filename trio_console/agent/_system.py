@@ -105,15 +105,21 @@ def become_subreaper() -> None:
 
 
 async def reap_orphans(leaders: Leaders) -> None:
-    """Wait for children that are nobody's, for ever. Only in the main thread, and only one at a time."""
-    with trio.open_signal_receiver(signal.SIGCHLD) as exits:
-        async for _ in exits:
-            await trio.sleep(_REAP_DELAY)
+    """Wait for children that are nobody's, for ever. Only in the main thread, and only one at a time.
+
+    Nobody listens for the signal between two looks: it comes at each exit of a command, and to receive it would
+    then take a good part of the time that is left until the exit is reported.
+    """
+    while True:
+        with trio.open_signal_receiver(signal.SIGCHLD) as exits:
+            # After this began to listen, so that whoever exits is either seen here or heard of.
             await leaders.wait_settled()
             # No checkpoint from here on: no session can start a leader or reap one meanwhile.
             for pid, state in _children():
                 if state == b"Z" and pid not in leaders:
                     _reap(pid)
+            await anext(exits)
+        await trio.sleep(_REAP_DELAY)
 
 
 async def kill_remaining() -> None:
