@@ -7,16 +7,15 @@ import resource
 import threading
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from trio_console import _protocol as wire
 
-from ._host import Host, process_exists, wait_gone
+from ._host import PATIENCE, Host, process_exists, wait_gone
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import pytest
 
     from .conftest import AgentFactory
 
@@ -81,6 +80,28 @@ async def test_shutdown_kills_what_does_not_listen(agent: AgentFactory) -> None:
         await host.send(wire.Shutdown())
         assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
         assert not process_exists(stubborn[1])
+
+
+@pytest.mark.parametrize("script", ["exec cat /dev/zero", "sleep 60 & exec cat /dev/zero"])
+async def test_shutdown_does_not_wait_for_output_that_nobody_takes(agent: AgentFactory, script: str) -> None:
+    async with agent(shutdown_grace=3600) as host:
+        sid = await host.start("/bin/sh", "-c", script, window=1000)
+        await host.read_stdout(sid, bytes(1000))
+        await host.send(wire.Shutdown())
+        with trio.fail_after(PATIENCE):
+            await host.gone()
+
+
+async def test_shutdown_does_not_wait_for_output_of_what_has_exited_before(agent: AgentFactory) -> None:
+    async with agent(shutdown_grace=3600) as host:
+        await host.request("/bin/sh", "-c", "head -c 2000 /dev/zero", sid=5, window=1000)
+        started = await host.receive(5)
+        assert isinstance(started, wire.ExecStarted)
+        await host.read_stdout(5, bytes(1000))
+        await wait_gone(started.pid)
+        await host.send(wire.Shutdown())
+        with trio.fail_after(PATIENCE):
+            await host.gone()
 
 
 async def test_shutdown_of_an_idle_agent_is_immediate(agent: AgentFactory) -> None:

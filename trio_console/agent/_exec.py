@@ -217,6 +217,14 @@ class ExecSession(Session):
         for output in self._outputs.values():
             output.left = _TTY_HOLDS if child.tty else _readable_bytes(output.fd)
             output.grace.deadline = deadline
+        if self._muted:
+            self._hurry()
+
+    def _hurry(self) -> None:
+        """The leader has exited and the agent is to end: send what may be sent at once, and wait for nothing."""
+        for output in self._outputs.values():
+            output.grace.deadline = -math.inf
+            output.credit.give_up()
 
     async def _pump(self, output: _Output) -> None:
         with output.grace:
@@ -234,6 +242,8 @@ class ExecSession(Session):
                 # Also first thing: a read that finds nothing would take its turn on the console in vain.
                 await trio.lowlevel.wait_readable(output.fd)
             share = await output.credit.wait(_CHUNK)
+            if not share:
+                return
             data = await self._read(output, share)
             if data == b"":
                 return
@@ -246,7 +256,7 @@ class ExecSession(Session):
         while output.left > 0:
             await trio.lowlevel.checkpoint()
             share = await output.credit.wait(min(_CHUNK, int(output.left)))
-            if not await self._read(output, share):
+            if not share or not await self._read(output, share):
                 return
 
     async def _read(self, output: _Output, share: int) -> bytes | None:
@@ -291,6 +301,8 @@ class ExecSession(Session):
         """See `Session.shut_down`: a polite signal, and no word of the exit."""
         self.mute()
         self._signal(signal.SIGTERM)
+        if self._exit is not None:
+            self._hurry()
 
     def _signal(self, number: int) -> None:
         if not 1 <= number <= _LAST_PLAIN_SIGNAL:

@@ -152,21 +152,24 @@ class SendCredit:
         window: bytes that may be sent and not granted anew, or ``None`` if the client does not count.
     """
 
-    __slots__ = ("_outstanding", "_room", "_window")
+    __slots__ = ("_given_up", "_outstanding", "_room", "_window")
 
     def __init__(self, window: int | None) -> None:
         self._window = window
         self._outstanding = 0
+        self._given_up = False
         self._room = trio.Event()
 
     async def wait(self, wanted: int) -> int:
         """Wait until something may be sent; return how much, at most ``wanted``. One task waits at a time.
 
-        Not a checkpoint when something may be.
+        Not a checkpoint when something may be. 0 is after `give_up`.
         """
         if self._window is None:
             return wanted
         while self._outstanding >= self._window:
+            if self._given_up:
+                return 0
             self._room = trio.Event()
             await self._room.wait()
         return min(wanted, self._window - self._outstanding)
@@ -177,6 +180,11 @@ class SendCredit:
     def grant(self, nbytes: int) -> None:
         # A client that grants more than it got only cheats itself: the window never grows.
         self._outstanding = max(0, self._outstanding - nbytes)
+        self._room.set()
+
+    def give_up(self) -> None:
+        """Wait for no grant any more: what may not be sent yet will not be."""
+        self._given_up = True
         self._room.set()
 
 
