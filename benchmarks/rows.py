@@ -1,0 +1,214 @@
+"""The rows: what is measured against whom, and the bar that was set for it."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from benchmarks import channel_rows as channel
+from benchmarks import scale_rows as scale
+from benchmarks import session_rows as session
+from benchmarks._measure import Row, Statistic
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+__all__ = ["ROWS"]
+
+KIB = 1024
+MIB = 1024 * 1024
+
+_SIZE_NAMES = {16: "16 B", 256: "256 B", 4 * KIB: "4 KiB", 64 * KIB: "64 KiB", MIB: "1 MiB"}
+
+#: Chunks of each size in one turn: a fifth of a second or so of the fastest way.
+_COUNTS = {16: 300_000, 256: 200_000, 4 * KIB: 60_000, 64 * KIB: 6_000, MIB: 500}
+
+#: The same where each chunk costs a turn of the event loop or more.
+_SLOW_COUNTS = {16: 8_000, 256: 8_000, 4 * KIB: 8_000, 64 * KIB: 3_000, MIB: 300}
+
+_BARS = {16: 6.0, 256: 4.0, 4 * KIB: 3.0, 64 * KIB: 1.5, MIB: 2.5}
+
+
+def _once(function: Callable[..., float], *args: object) -> Callable[[], Sequence[float]]:
+    return lambda: [function(*args)]
+
+
+def _in_trio(function: Callable[..., Awaitable[float]], *args: object) -> Callable[[], Sequence[float]]:
+    return lambda: [trio.run(partial(function, *args))]
+
+
+def _samples_in_trio(
+    function: Callable[..., Awaitable[Sequence[float]]], *args: object
+) -> Callable[[], Sequence[float]]:
+    return lambda: trio.run(partial(function, *args))
+
+
+def _channel_rows() -> Iterator[Row]:
+    for warm, when in ((None, "fresh"), (channel.small_traffic, "after small traffic")):
+        suffix = "" if warm is None else "-warm"
+        for size, name in _SIZE_NAMES.items():
+            many, few = _COUNTS[size], _SLOW_COUNTS[size]
+            yield Row(
+                f"to-trio-{size}{suffix}",
+                f"thread → trio, {name}, {when}",
+                "chunks/s",
+                {
+                    "trio_console": _once(channel.to_trio_console, size, many),
+                    "pipe": _once(channel.to_trio_pipe, size, many),
+                    "socketpair": _once(channel.to_trio_socketpair, size, many),
+                    "from_thread": _once(channel.to_trio_from_thread, size, few // 4),
+                    "culsans": _once(channel.to_trio_culsans, size, few),
+                    "aiologic": _once(channel.to_trio_aiologic, size, few),
+                    "janus (asyncio)": _once(channel.to_asyncio_janus, size, few),
+                },
+                peers=("pipe", "socketpair"),
+                statistics=(Statistic(bar=_BARS[size]),),
+                warm_up=warm,
+                facts={"size": size, "group": "to-trio", "when": when},
+            )
+        for size, name in _SIZE_NAMES.items():
+            few = _SLOW_COUNTS[size]
+            yield Row(
+                f"to-thread-{size}{suffix}",
+                f"trio → thread, {name}, {when}",
+                "chunks/s",
+                {
+                    "trio_console": _once(channel.to_thread_console, size, few),
+                    "pipe": _once(channel.to_thread_pipe, size, few),
+                    "socketpair": _once(channel.to_thread_socketpair, size, few),
+                    "culsans": _once(channel.to_thread_culsans, size, few),
+                    "checkpoints alone": _once(channel.checkpoints, size, few),
+                },
+                peers=("pipe", "socketpair"),
+                statistics=(Statistic(bar=_BARS[size]),),
+                warm_up=warm,
+                note="each send_all is a checkpoint, ours and the peers': nobody can be faster than that",
+                facts={"size": size, "group": "to-thread", "when": when},
+            )
+    yield Row(
+        "echo",
+        "64-byte echo trio → thread → trio",
+        "s",
+        {
+            "trio_console": partial(channel.echo_console, 3000),
+            "socketpair": partial(channel.echo_socketpair, 3000),
+        },
+        peers=("socketpair",),
+        higher_is_better=False,
+        statistics=(Statistic("p50", 0.5, 0.6), Statistic("p99", 0.99, 1.0)),
+        facts={"group": "echo"},
+    )
+    for size in (16, 256, 4 * KIB, 64 * KIB):
+        yield Row(
+            f"system-calls-{size}",
+            f"system calls per chunk under load, thread → trio, {_SIZE_NAMES[size]}",
+            "calls/chunk",
+            {"trio_console": _once(scale.system_calls_per_chunk, size, _COUNTS[size] // 4)},
+            higher_is_better=False,
+            turns=3,
+            statistics=(Statistic(limit=0.05 if size <= 4 * KIB else None),),
+            note="all of both threads', counted by strace",
+            facts={"group": "system-calls", "size": size},
+        )
+
+
+def _session_rows() -> Iterator[Row]:
+    gib = 1024 * MIB
+    yield Row(
+        "run-process",
+        'run_process(["true"])',
+        "s",
+        {
+            "guest": _samples_in_trio(session.run_process_guest, 60),
+            "trio": _samples_in_trio(session.run_process_trio, 60),
+            "guest behind a relay": _samples_in_trio(session.run_process_relay, 60),
+        },
+        peers=("trio",),
+        higher_is_better=False,
+        statistics=(Statistic(bar=1.5),),
+        facts={"group": "session"},
+    )
+    for name, title, function in (
+        ("stdout", "agent, channel and client", session.stdout_guest),
+        ("stdout-relay", "agent, relay and client", session.stdout_relay),
+    ):
+        yield Row(
+            name,
+            f"1 GiB of a process's stdout through {title}",
+            "MiB/s",
+            {
+                "trio_console": _mib(function, gib),
+                "its pipe, with trio": _mib(session.stdout_direct, gib),
+                "a relay that forwards bytes (asyncio, uvloop)": _mib(session.stdout_plain_relay, gib),
+            },
+            peers=("its pipe, with trio",),
+            statistics=(Statistic(bar=0.35),),
+            turns=5,
+            facts={"group": "session"},
+        )
+    for name, title, guests, direct in (
+        ("file-read", "a file of 1 GiB read", session.file_read, session.file_read_direct),
+        ("file-write", "a file of 1 GiB written", session.file_write, session.file_write_direct),
+        ("tcp-echo", "256 MiB echoed over TCP", session.tcp_echo_guest, session.tcp_echo_direct),
+    ):
+        size = 256 * MIB if name == "tcp-echo" else gib
+        yield Row(
+            name,
+            title,
+            "MiB/s",
+            {"trio_console": _mib(guests, size), "trio": _mib(direct, size)},
+            peers=("trio",),
+            turns=3,
+            facts={"group": "session"},
+        )
+    for name, idle, busy in (
+        ("ping", session.ping_idle, session.ping_under_stdout),
+        ("ping-relay", session.ping_idle_relay, session.ping_under_stdout_relay),
+    ):
+        yield Row(
+            name,
+            "ping beside 1 GiB of stdout" + (", through a relay" if name == "ping-relay" else ""),
+            "s",
+            {"beside bulk": _samples_in_trio(busy, gib), "idle": _samples_in_trio(idle, 400)},
+            peers=("idle",),
+            higher_is_better=False,
+            statistics=(Statistic("p50"), Statistic("p95", 0.95, 5.0), Statistic("p99", 0.99)),
+            turns=5,
+            facts={"group": "ping"},
+        )
+    for size in (64, 4 * KIB, 64 * KIB):
+        yield Row(
+            f"frames-{size}",
+            f"frames of {size} bytes of data",
+            "frames/s",
+            {
+                "client, channel and agent": _in_trio(session.full_stack_frames, size),
+                "codec alone": _in_trio(session.codec_frames, size),
+            },
+            turns=3,
+            facts={"group": "frames", "size": size},
+        )
+    yield Row(
+        "requests",
+        "pings by 50 tasks at once",
+        "requests/s",
+        {"client, channel and agent": _in_trio(session.full_stack_pings, 50)},
+        turns=3,
+        facts={"group": "frames"},
+    )
+
+
+def _mib(function: Callable[[int], Awaitable[float]], nbytes: int) -> Callable[[], Sequence[float]]:
+    async def run() -> float:
+        return await function(nbytes) / MIB
+
+    return lambda: [trio.run(run)]
+
+
+def _scale_rows() -> Iterator[Row]:
+    yield from scale.rows()
+
+
+ROWS: dict[str, Row] = {row.name: row for make in (_channel_rows, _session_rows, _scale_rows) for row in make()}
