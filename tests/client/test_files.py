@@ -255,6 +255,17 @@ async def test_a_directory_is_not_opened_and_its_handle_closed(tmp_path: Path) -
                 await talk.guest.open_file(tmp_path, mode)
 
 
+async def test_an_error_number_that_is_none_fails_the_operation_only(file: Path) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb") as guest_file:
+            files.failing[wire.OpRead] = "read: odd (os error 99999999999999999999)"
+            with pytest.raises(OSError, match="odd") as caught:
+                await guest_file.read()
+            assert caught.value.errno is None
+            files.failing.clear()
+            assert await guest_file.read() == b"contents"
+
+
 async def test_an_error_in_the_middle_of_a_read_consumes_nothing(file: Path) -> None:
     async with serving_files() as (talk, files):
         async with await talk.guest.open_file(file, "rb") as guest_file:

@@ -259,6 +259,27 @@ async def test_a_frame_that_has_no_place_ends_the_connection(message: wire.Messa
         assert talk.connection.active_sessions == 0
 
 
+async def test_the_last_frame_of_another_kind_of_session_ends_the_connection_only() -> None:
+    async with talking() as talk:
+        id_, stream = await connected(talk)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        with pytest.raises(trio_console.ProtocolError):
+            await stream.receive_some()
+        await talk.agent.expect(wire.TcpClose)
+        pinging = begin(talk.nursery, talk.guest.ping)
+        id_, _ = await talk.agent.expect(wire.Ping)
+        await talk.agent.send(wire.Pong(), id_)
+        assert await pinging.wait() >= 0
+
+
+async def test_an_error_number_that_is_none_fails_the_connection_only() -> None:
+    async with talking() as talk:
+        id_, stream = await connected(talk)
+        await talk.agent.send(wire.TcpFailed("(os error 99999999999999999999)"), id_)
+        with pytest.raises(trio.BrokenResourceError, match="os error 9999"):
+            await stream.receive_some()
+
+
 @pytest.mark.parametrize(
     ("host", "port", "error"),
     [

@@ -269,4 +269,6 @@ class Connection:
             self.outbox.send_control(wire.encode(message, id_))
 
     def _forget(self, id_: int) -> None:
-        del self._sessions[id_]
+        # It may be gone already: a session that is told a frame has no place in it does not ask whether that was a
+        # last one.
+        self._sessions.pop(id_, None)

@@ -31,7 +31,8 @@ _R = TypeVar("_R", wire.ResultStat, wire.ResultList, wire.ResultHandle, wire.Res
 #: of a frame: an agent may leave one unanswered that does not fit.
 _PAGE: Final = 256
 
-_OS_ERROR: Final = re.compile(r"\s*\(os error (\d+)\)")
+#: Nine digits are always an int of C's, which is all that `os.strerror` takes; a longer number is no errno.
+_OS_ERROR: Final = re.compile(r"\s*\(os error (\d{1,9})\)")
 
 
 def guest_error(text: str | None, *filenames: str) -> OSError:

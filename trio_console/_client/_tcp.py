@@ -22,7 +22,8 @@ from trio_console._errors import ProtocolError, again
 
 __all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
 
-_OS_ERROR: Final = re.compile(r"\s*\(os error (\d+)\)")
+#: Nine digits are always an int of C's, which is all that `os.strerror` takes; a longer number is no errno.
+_OS_ERROR: Final = re.compile(r"\s*\(os error (\d{1,9})\)")
 
 
 def _tcp_error(text: str) -> OSError:
