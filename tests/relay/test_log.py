@@ -7,10 +7,12 @@ import errno
 import json
 import os
 import stat
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from trio_console import _protocol as wire
 from trio_console._relay import _log
@@ -191,7 +193,110 @@ async def test_a_full_disk_leaves_no_half_line_and_is_counted(
     full = False
     say(log, 5, wire.ExecExited(0))
     await written(log)
-    assert [r["text"] for r in records(tmp_path / "log")] == ["exited with status 0"]
+    assert [r["text"] for r in records(tmp_path / "log")] == [
+        "1 record of 10 bytes could not be written: No space left on device",
+        "exited with status 0",
+    ]
+
+
+async def test_what_a_full_disk_has_taken_is_said_in_the_log_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SessionLog(tmp_path / "log")
+    with monkeypatch.context() as patch:
+        patch.setattr(_log.os, "write", no_space)
+        log.opened(5, wire.ExecRequest(cmd="x"))
+        say(log, 5, wire.ExecStdout(b"lost"))
+        await log._write_queued()
+        say(log, 5, wire.ExecStdout(b"too"))
+        await log._write_queued()
+    say(log, 5, wire.ExecExited(0))
+    await written(log)
+    first, last = records(tmp_path / "log")
+    assert (first["session"], first["source"]) == (0, "system")
+    assert first["text"] == "3 records of 17 bytes could not be written: No space left on device"
+    assert last["text"] == "exited with status 0"
+    assert (log.statistics().records_dropped, log.statistics().bytes_dropped) == (3, 17)
+
+
+def no_space(_fd: int, _data: memoryview) -> int:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+async def test_what_came_just_before_the_end_is_written(tmp_path: Path) -> None:
+    log = SessionLog(tmp_path / "log")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        await trio.testing.wait_all_tasks_blocked()
+        log.opened(5, wire.ExecRequest(cmd="x"))
+        nursery.cancel_scope.cancel()
+    assert len(records(tmp_path / "log")) == 1
+
+
+async def test_a_write_that_fails_while_the_log_ends_is_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SessionLog(tmp_path / "log")
+    writing, go_on = threading.Event(), threading.Event()
+
+    def write(_fd: int, _data: memoryview) -> int:
+        writing.set()
+        go_on.wait(10)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_log.os, "write", write)
+    log.opened(5, wire.ExecRequest(cmd="x"))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(log.run)
+        await trio.to_thread.run_sync(writing.wait)
+        nursery.cancel_scope.cancel()
+        go_on.set()
+    now = log.statistics()
+    assert (now.records_written, now.records_dropped, now.bytes_dropped, now.bytes_queued) == (0, 1, 10, 0)
+
+
+async def test_a_rotation_that_cannot_open_a_file_loses_no_older_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = SessionLog(tmp_path / "log", max_bytes=500, backups=2)
+    log.opened(5, wire.ExecRequest(cmd="x"))
+    for number in range(12):
+        say(log, 5, wire.ExecStdout(f"line {number}".encode()))
+    await log._write_queued()
+    before = [(tmp_path / name).read_bytes() for name in ("log.2", "log.1", "log")]
+
+    def no_descriptors(*_args: object, **_options: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_log.os, "open", no_descriptors)
+        for number in range(12, 20):
+            say(log, 5, wire.ExecStdout(f"line {number}".encode()))
+            await log._write_queued()
+    after = [(tmp_path / name).read_bytes() for name in ("log.2", "log.1", "log")]
+    assert after[:2] == before[:2]
+    assert after[2].startswith(before[2])
+    say(log, 5, wire.ExecExited(0))
+    await written(log)
+    assert sorted(os.listdir(tmp_path)) == ["log", "log.1", "log.2"]
+    assert records(tmp_path / "log")[-1]["text"] == "exited with status 0"
+
+
+async def test_a_device_is_not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
+    rotated = False
+
+    def rotate(_files: object) -> None:
+        nonlocal rotated
+        rotated = True
+
+    monkeypatch.setattr(_log._Files, "_rotate", rotate)
+    log = SessionLog("/dev/null", max_bytes=100)
+    log.opened(5, wire.ExecRequest(cmd="x"))
+    say(log, 5, wire.ExecStdout(b"x" * 200))
+    say(log, 5, wire.ExecExited(0))
+    await written(log)
+    assert log.statistics().records_written == 3
+    assert not rotated, "its name would now be that of an ordinary file"
 
 
 def test_a_log_that_cannot_be_opened_is_an_error_at_once(tmp_path: Path) -> None:

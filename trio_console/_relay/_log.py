@@ -2,14 +2,15 @@
 
 One object a line:
 
-* ``session``: a number, counted from 1 in the life of the relay;
+* ``session``: a number, counted from 1 in the life of the relay; 0 is the log itself;
 * ``source``: ``stdout``, ``stderr``, ``output`` (of a terminal) or ``system`` (what was run, how it ended);
 * ``time``: UTC, RFC 3339 with microseconds: when the relay got it;
 * ``text``, or for bytes that are not UTF-8 ``base64``. A character split over two frames is put together; nothing
   is replaced, so the texts and bytes of a session's source, joined, are exactly what it wrote.
 
-The router hands over references and never waits: the queue has a budget in bytes, and what does not fit is
-counted and, once there is room, said in the log itself. Formatting and writing happen in a thread of their own.
+The router hands over references and never waits: the queue has a budget in bytes, and what does not fit, or could
+not be written, is counted and, once there is room, said in the log itself. Formatting and writing happen in a
+thread of their own, and so does the counting of what became of each record: the task that waits may be cancelled.
 Files are rotated by size: ``log``, ``log.1``, ``log.2`` and so on.
 """
 
@@ -21,6 +22,7 @@ import contextlib
 import json
 import logging
 import os
+import stat
 import threading
 from collections import deque
 from dataclasses import dataclass
@@ -71,6 +73,18 @@ class _Record(NamedTuple):
     last: bool = False
 
 
+def _cost(record: _Record) -> int:
+    return len(record.data) + _RECORD_COST
+
+
+class _Gap(NamedTuple):
+    """What could not be written, and was not said in the log yet."""
+
+    records: int
+    bytes: int
+    reason: str
+
+
 @dataclass(frozen=True, slots=True)
 class SessionLogStatistics:
     """A session log at one moment.
@@ -109,14 +123,19 @@ class SessionLog:
             raise ValueError("a session log needs a size of at least 1 byte, and at least 1 backup")
         self._files = _Files(os.fspath(path), max_bytes, backups)
         self._queue: deque[_Record] = deque()
-        self._queued = 0
+        self._accepted = 0  # bytes ever queued
         self._work = trio.Event()
         self._limiter = trio.CapacityLimiter(1)
         self._next_session = 1
         self._sessions: dict[int, tuple[int, bool]] = {}  # frame id to session number and whether it is a terminal
         self._unsaid: dict[int, int] = {}  # session number to bytes dropped and not yet reported
-        self._records_dropped = 0
-        self._bytes_dropped = 0
+        self._records_refused = 0
+        self._bytes_refused = 0
+
+    @property
+    def _queued(self) -> int:
+        # Queued until written, so that a slow disk is felt by the budget.
+        return self._accepted - self._files.settled
 
     # The router's side
 
@@ -163,8 +182,8 @@ class SessionLog:
         raw = data if isinstance(data, bytes) else data.encode(errors="backslashreplace")
         # The end of a session is always recorded: it is small, and there is one for each.
         if self._queued + len(raw) > _QUEUE_BUDGET and not last:
-            self._records_dropped += 1
-            self._bytes_dropped += len(raw)
+            self._records_refused += 1
+            self._bytes_refused += len(raw)
             self._unsaid[session] = self._unsaid.get(session, 0) + len(raw)
             return
         now = datetime.now(UTC).timestamp()
@@ -176,7 +195,7 @@ class SessionLog:
 
     def _append(self, record: _Record) -> None:
         self._queue.append(record)
-        self._queued += len(record.data) + _RECORD_COST
+        self._accepted += _cost(record)
         self._work.set()
 
     # The writer
@@ -198,25 +217,18 @@ class SessionLog:
         self._files.close()
 
     async def _write_queued(self) -> None:
-        while self._queue:
-            batch = list(self._queue)
-            self._queue.clear()
-            size = self._queued
-            # Counted as queued until written, so that a slow disk is felt by the budget.
-            written, failed = await trio.to_thread.run_sync(
-                self._files.write, batch, abandon_on_cancel=True, limiter=self._limiter
+        while self._queued:  # also by a thread that an earlier, cancelled call has left behind
+            failed = await trio.to_thread.run_sync(
+                self._files.write, self._queue, abandon_on_cancel=True, limiter=self._limiter
             )
-            self._queued -= size
             if failed is not None:
-                self._records_dropped += len(batch) - written
-                self._bytes_dropped += sum(len(record.data) for record in batch[written:])
                 log.warning("the session log could not be written: %s", failed)
 
     def statistics(self) -> SessionLogStatistics:
         return SessionLogStatistics(
             records_written=self._files.records,
-            records_dropped=self._records_dropped,
-            bytes_dropped=self._bytes_dropped,
+            records_dropped=self._records_refused + self._files.records_lost,
+            bytes_dropped=self._bytes_refused + self._files.bytes_lost,
             bytes_queued=self._queued,
         )
 
@@ -236,31 +248,63 @@ class _Files:
         self._max_bytes = max_bytes
         self._backups = backups
         self._decoders: dict[tuple[int, str], codecs.IncrementalDecoder] = {}
+        self._gap: _Gap | None = None
         self.records = 0
-        self._fd = self._open()
-        self._size = os.fstat(self._fd).st_size
+        self.records_lost = 0
+        self.bytes_lost = 0
+        self.settled = 0  # bytes, by `_cost`, of records that were written or lost
+        self._fd = self._open(path)
+        about = os.fstat(self._fd)
+        self._size = about.st_size
+        # A terminal, /dev/null or the like is written to as it is. Its name must not become a file's.
+        self._rotates = stat.S_ISREG(about.st_mode)
 
-    def _open(self) -> int:
-        return os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    @staticmethod
+    def _open(path: str) -> int:
+        return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
-    def write(self, batch: list[_Record]) -> tuple[int, OSError | None]:
-        """Write records; returns how many, and the error that kept the rest from being written."""
-        written = 0
+    def write(self, queue: deque[_Record]) -> OSError | None:
+        """Write what is queued, and settle all of it; returns the error that kept some from being written."""
+        error = None
         with self._lock:
+            # Taken here, and not by who asked: a record is in the queue until a thread has it in hand. That the
+            # router appends at the other end meanwhile does no harm.
+            batch = [queue.popleft() for _ in range(len(queue))]
+            written = 0
             try:
+                self._say_gap()
                 for record in batch:
                     for line in self._lines(record):
                         self._write_line(line)
                     written += 1
             except OSError as exc:
-                return written, exc
-            finally:
-                if self._closing:
-                    os.close(self._fd)
-        return written, None
+                error = exc
+            self._lose(batch[written:], error)
+            self.settled += sum(_cost(record) for record in batch)
+            if self._closing:
+                os.close(self._fd)
+        return error
+
+    def _say_gap(self) -> None:
+        gap = self._gap
+        if gap is not None:
+            what = "1 record" if gap.records == 1 else f"{gap.records} records"
+            text = f"{what} of {gap.bytes} bytes could not be written: {gap.reason}"
+            when = datetime.now(UTC).timestamp()
+            self._write_line(self._line(_Record(0, _SYSTEM, when, b""), "text", text))
+            self._gap = None
+
+    def _lose(self, records: list[_Record], error: OSError | None) -> None:
+        if records:
+            count, size = len(records), sum(len(record.data) for record in records)
+            self.records_lost += count
+            self.bytes_lost += size
+            before = self._gap or _Gap(0, 0, "")
+            reason = "" if error is None else error.strerror or str(error)
+            self._gap = _Gap(before.records + count, before.bytes + size, reason)
 
     def _write_line(self, line: bytes) -> None:
-        if self._size and self._size + len(line) > self._max_bytes:
+        if self._rotates and self._size and self._size + len(line) > self._max_bytes:
             self._rotate()
         start, view = self._size, memoryview(line)
         try:
@@ -277,12 +321,22 @@ class _Files:
         self.records += 1
 
     def _rotate(self) -> None:
-        for number in range(self._backups, 0, -1):
-            older = f"{self._path}.{number}"
-            newer = f"{self._path}.{number - 1}" if number > 1 else self._path
-            with contextlib.suppress(FileNotFoundError):
-                os.replace(newer, older)
-        fd = self._open()
+        # The new file first, under a name of its own: if there cannot be one, nothing has moved, and trying
+        # again with each line pushes no older file out.
+        coming = f"{self._path}.0"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(coming)
+        fd = self._open(coming)
+        try:
+            for number in range(self._backups, 0, -1):
+                older = f"{self._path}.{number}"
+                newer = f"{self._path}.{number - 1}" if number > 1 else self._path
+                with contextlib.suppress(FileNotFoundError):
+                    os.replace(newer, older)
+            os.replace(coming, self._path)
+        except OSError:
+            os.close(fd)
+            raise
         os.close(self._fd)
         self._fd = fd
         self._size = os.fstat(fd).st_size
