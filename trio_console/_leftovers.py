@@ -8,24 +8,26 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 __all__ = ["GUEST_MARK", "kill_marked_processes"]
 
 #: The environment variable that carries the mark.
 GUEST_MARK: Final = "TRIO_CONSOLE_GUEST"
 
-#: Scans in a row that must find nothing. One is not enough: a process in the middle of an exec shows no
-#: environment, and one may come and its parent go between the listing and the look at them.
+#: Scans in a row that must find nothing. One is not enough: a process may come, and its parent go, between the
+#: listing and the look at them.
 _CLEAN_SCANS: Final = 2
 
-#: Scans, at most. A process that forks between two scans is found by the next; one that forks
-#: faster than it can be killed for so long is a fork bomb, and needs other means.
-_MAX_SCANS: Final = 20
+#: Seconds, at most. What forks between two scans is found by the next; what forks faster than it can be killed
+#: for so long is a fork bomb, and needs other means. On a busy machine what was killed may have to wait for a
+#: processor to die on, and what is in the middle of an exec for one to get through it.
+_MAX_TIME: Final = 1.0
+
+#: Seconds between scans while somebody is waited for.
+_PAUSE: Final = 0.001
 
 
 def kill_marked_processes(mark: str) -> int:
@@ -35,22 +37,28 @@ def kill_marked_processes(mark: str) -> int:
     """
     killed: set[int] = set()
     needle = f"{GUEST_MARK}={mark}".encode()
+    deadline = time.monotonic() + _MAX_TIME
     clean = 0
-    for _ in range(_MAX_SCANS):
-        found = set(_marked(needle))
+    while clean < _CLEAN_SCANS and time.monotonic() < deadline:
+        found, unclear = _kill_marked(needle)
         killed |= found
-        clean = 0 if found else clean + 1
-        if clean == _CLEAN_SCANS:
-            break
+        clean = 0 if found or unclear else clean + 1
+        if not clean:
+            time.sleep(_PAUSE)
     return len(killed)
 
 
-def _marked(needle: bytes) -> Iterator[int]:
-    """Kill marked processes one by one, and tell which. A zombie has no environment, so it is not found."""
+def _kill_marked(needle: bytes) -> tuple[set[int], int]:
+    """Kill the marked processes there are; tells which, and how many do not show yet whether they are marked.
+
+    A zombie has no environment to open, so it is not found.
+    """
+    found: set[int] = set()
+    unclear = 0
     try:
         entries = os.listdir("/proc")
     except OSError:
-        return
+        return found, 0
     for entry in entries:
         if not entry.isdigit() or int(entry) == os.getpid():
             continue
@@ -61,20 +69,35 @@ def _marked(needle: bytes) -> Iterator[int]:
                     # A directory of /proc stays with its process: if that ended meanwhile and its number was
                     # taken by another, the pidfd below is of another process than the directory.
                     _kill(int(entry), fd, needle)
-                    yield int(entry)
+                    found.add(int(entry))
+                elif _in_exec(fd):
+                    unclear += 1
             finally:
                 os.close(fd)
+    return found, unclear
+
+
+def _in_exec(proc_fd: int) -> bool:
+    """Whether a process has given up its old memory and not filled the new: it shows no environment.
+
+    That may take long on a busy machine. It shows no arguments either; one whose environment is empty does.
+    """
+    return not _read(proc_fd, "environ") and not _read(proc_fd, "cmdline")
 
 
 def _has_mark(proc_fd: int, needle: bytes) -> bool:
-    environ = os.open("environ", os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    return needle in _read(proc_fd, "environ").split(b"\0")
+
+
+def _read(proc_fd: int, name: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
     try:
         parts = []
-        while part := os.read(environ, 65536):
+        while part := os.read(fd, 65536):
             parts.append(part)
     finally:
-        os.close(environ)
-    return needle in b"".join(parts).split(b"\0")
+        os.close(fd)
+    return b"".join(parts)
 
 
 def _kill(pid: int, proc_fd: int, needle: bytes) -> None:
