@@ -51,11 +51,21 @@ ROOMS = {
         {"_guests", "_open"},
         {"channel", "console", "client", "relay", "protocol", "lost", "manners", "leftovers"},
     ),
-    "testing": Room({"testing"}, {"console", "channel"}),
+    # For tests of whoever uses the package. What goes wrong on a console is bytes and frames, and no more.
+    "faults": Room(
+        {"testing._faults", "testing._faulty_device"}, {"protocol", "errors"}, trio=False, named={"console"}
+    ),
+    "odd guests": Room(
+        {"testing._faulty_guest", "testing._scripted_guest", "testing._scripted_process"},
+        {"faults", "guests", "protocol", "errors", "manners", "outbox"},
+    ),
+    "left behind": Room({"testing._left_behind"}, trio=False),
+    "testing": Room({"testing"}, {"console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
         {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing"},
     ),
+    "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
 
 
@@ -75,9 +85,11 @@ def modules(root: pathlib.Path) -> Iterator[tuple[str, pathlib.Path]]:
 
 
 def room_of(module: str) -> str | None:
-    for name, room in ROOMS.items():
-        if module in room.modules or module.partition(".")[0] in room.modules:
-            return name
+    """The room that names the module, or else the one that names its package."""
+    for candidate in (module, module.partition(".")[0]):
+        for name, room in ROOMS.items():
+            if candidate in room.modules:
+                return name
     return None
 
 

@@ -71,9 +71,18 @@ class Host:
         if self._process is not None:
             await self._process.wait()
 
-    def kill(self) -> None:
+    @property
+    def has_process(self) -> bool:
+        """Whether `send_signal` reaches anybody."""
+        return self._process is not None
+
+    def send_signal(self, number: int) -> None:
+        """Send its process a signal, if it has one that still runs. From any thread."""
         if self._process is not None:
-            self._process.kill()
+            self._process.send_signal(number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 def _signal_name(number: int) -> str:

@@ -1,41 +1,112 @@
-"""What tests of a console's users need: consoles without a machine behind them.
+"""What tests of a console's users need: consoles and guests without a machine behind them.
 
+* `FaultyGuest` is a guest that misbehaves on demand: its console stalls, loses, corrupts, ends.
+* `ScriptedGuest` is a guest whose commands are functions of the test.
 * `console_stream_pair` gives both ends of one console to the same trio program.
 * `FakeConsoleDevice` drives the guest's end with threads, as a virtual machine monitor does.
+* `nothing_left_behind` fails if a block leaves a thread, a descriptor or a child process.
+* `trio_console.testing.pytest_plugin` has fixtures of them.
 
-The device needs no event loop: trio is imported when `console_stream_pair` is first used, and not before.
+The device and the check need no event loop: a name is imported when it is first used, and trio only with those
+that need it; pytest only by the plugin.
 
 This module only re-exports, and must not know how anything is done.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from ._device_threads import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, DeviceBackend
-from ._fake_device import FakeConsoleDevice, FakeDeviceStatistics
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ._pair import console_stream_pair
+    from ._device_threads import DESCRIPTORS as DESCRIPTORS
+    from ._device_threads import PAGE_SIZE as PAGE_SIZE
+    from ._device_threads import WRITE_SIZE as WRITE_SIZE
+    from ._device_threads import DeviceBackend as DeviceBackend
+    from ._fake_device import FakeConsoleDevice as FakeConsoleDevice
+    from ._fake_device import FakeDeviceStatistics as FakeDeviceStatistics
+    from ._faults import Corrupt as Corrupt
+    from ._faults import Disconnect as Disconnect
+    from ._faults import Drop as Drop
+    from ._faults import Duplicate as Duplicate
+    from ._faults import Fault as Fault
+    from ._faults import FiredFault as FiredFault
+    from ._faults import Flood as Flood
+    from ._faults import LineStatistics as LineStatistics
+    from ._faults import Reorder as Reorder
+    from ._faults import Signal as Signal
+    from ._faults import Stall as Stall
+    from ._faults import Truncate as Truncate
+    from ._faulty_guest import FaultyGuest as FaultyGuest
+    from ._left_behind import nothing_left_behind as nothing_left_behind
+    from ._pair import console_stream_pair as console_stream_pair
+    from ._scripted_guest import Exits as Exits
+    from ._scripted_guest import ScriptedGuest as ScriptedGuest
+    from ._scripted_process import ScriptedProcess as ScriptedProcess
 
 __all__ = [
     "DESCRIPTORS",
     "PAGE_SIZE",
     "WRITE_SIZE",
+    "Corrupt",
     "DeviceBackend",
+    "Disconnect",
+    "Drop",
+    "Duplicate",
+    "Exits",
     "FakeConsoleDevice",
     "FakeDeviceStatistics",
+    "Fault",
+    "FaultyGuest",
+    "FiredFault",
+    "Flood",
+    "LineStatistics",
+    "Reorder",
+    "ScriptedGuest",
+    "ScriptedProcess",
+    "Signal",
+    "Stall",
+    "Truncate",
     "console_stream_pair",
+    "nothing_left_behind",
 ]
+
+#: Where each name lives. The block above says the same to type checkers; a test compares.
+_LAZY: Final = {
+    "DESCRIPTORS": "_device_threads",
+    "PAGE_SIZE": "_device_threads",
+    "WRITE_SIZE": "_device_threads",
+    "Corrupt": "_faults",
+    "DeviceBackend": "_device_threads",
+    "Disconnect": "_faults",
+    "Drop": "_faults",
+    "Duplicate": "_faults",
+    "Exits": "_scripted_guest",
+    "FakeConsoleDevice": "_fake_device",
+    "FakeDeviceStatistics": "_fake_device",
+    "Fault": "_faults",
+    "FaultyGuest": "_faulty_guest",
+    "FiredFault": "_faults",
+    "Flood": "_faults",
+    "LineStatistics": "_faults",
+    "Reorder": "_faults",
+    "ScriptedGuest": "_scripted_guest",
+    "ScriptedProcess": "_scripted_process",
+    "Signal": "_faults",
+    "Stall": "_faults",
+    "Truncate": "_faults",
+    "console_stream_pair": "_pair",
+    "nothing_left_behind": "_left_behind",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "console_stream_pair":
-        from ._pair import console_stream_pair
-
-        globals()[name] = console_stream_pair
-        return console_stream_pair
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = _LAZY.get(name)
+    if module is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
 
 
 def __dir__() -> list[str]:

@@ -92,6 +92,7 @@ class FakeConsoleDevice:
 
     @property
     def violations(self) -> tuple[BaseException, ...]:
+        """See the class."""
         with self._gate.changed:
             return tuple(self._gate.violations)
 

@@ -1,0 +1,444 @@
+"""What can go wrong on a console, as data; and one direction of a console on which it does.
+
+A `Fault` is an action and the frame at which it is taken, so a script of faults has the same effect in every run.
+`FaultLine` takes bytes, cuts them into frames, counts them, and gives what comes out at the other side: bytes, and
+where a fault happens a `FiredFault`, whose effect on the console as a whole is up to whoever moves the bytes.
+
+No I/O, no threads, no trio; and this module must not know who is at either end.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final, get_args
+
+from .._errors import ProtocolError
+from .._protocol import HEADER_SIZE, MAX_FRAME_LENGTH, MESSAGE_TYPES, MIN_FRAME_LENGTH, peek_type
+from .._protocol import Direction as Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = [
+    "Action",
+    "Corrupt",
+    "Direction",
+    "Disconnect",
+    "Drop",
+    "Duplicate",
+    "Effect",
+    "Fault",
+    "FaultLine",
+    "FiredFault",
+    "Flood",
+    "LineStatistics",
+    "Reorder",
+    "Signal",
+    "Stall",
+    "Truncate",
+]
+
+#: ``"tx"``: what the guest transmits, guest to host. ``"rx"``: what it receives, host to guest.
+Direction: TypeAlias = Literal["tx", "rx"]
+
+_LENGTH_SIZE: Final = 4
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stall:
+    """Let nothing pass in this direction, from this frame on, until `FaultyGuest.resume`."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Cut the console, both ways, before this frame: each side sees the other's end gone.
+
+    Attributes:
+        error: errno of what a device read fails with on the host's side; `None` is end of file.
+    """
+
+    error: int | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """Send the guest's process on this machine a signal, before this frame.
+
+    SIGKILL is an agent that crashes; SIGSTOP one that hangs, on a console that stays open.
+
+    Attributes:
+        number: of the signal.
+    """
+
+    number: int = signal.SIGKILL
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Lose this frame."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Duplicate:
+    """Deliver this frame more than once.
+
+    Attributes:
+        copies: how many follow the first one.
+    """
+
+    copies: int = 1
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Corrupt:
+    """Flip bits in one byte of this frame.
+
+    A frame is four bytes of length, four of id, one of flags, and the message; so offset 0 puts the whole
+    stream out of step, and the last byte is mostly data.
+
+    Attributes:
+        offset: of the byte; counted from the end if negative. Beyond the frame it is the frame's last byte, or
+            its first.
+        mask: the bits to flip, 1 to 255.
+    """
+
+    offset: int = -1
+    mask: int = 0x01
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.mask <= 0xFF:
+            raise ValueError(f"mask must be between 1 and 255, not {self.mask}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Reorder:
+    """Deliver this frame late, behind the next one or several.
+
+    Attributes:
+        by: how many frames overtake it. If no more come, it is delivered when the console ends.
+        across_sessions: count only frames of other sessions, and keep the order inside this one: what the
+            protocol allows an agent to do.
+    """
+
+    by: int = 1
+    across_sessions: bool = False
+
+    def __post_init__(self) -> None:
+        if self.by < 1:
+            raise ValueError(f"by must be at least 1, not {self.by}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Truncate:
+    """Deliver the beginning of this frame, and nothing more of it.
+
+    Attributes:
+        keep: bytes of it that are delivered; `None` is half of them.
+        then: what comes next: by default this direction stalls. (If it is resumed it is out of step.)
+    """
+
+    keep: int | None = None
+    then: Stall | Disconnect | Signal = field(default_factory=Stall)
+
+    def __post_init__(self) -> None:
+        if self.keep is not None and self.keep < 0:
+            raise ValueError(f"keep must not be negative, but is {self.keep}")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Flood:
+    """From this frame on, repeat without end, as fast as the other side takes it; nothing else passes.
+
+    Attributes:
+        data: bytes to repeat; `None` is this frame itself.
+    """
+
+    data: bytes | None = None
+
+    def __post_init__(self) -> None:
+        if self.data is not None and not self.data:
+            raise ValueError("data must not be empty")
+
+
+#: What concerns the whole console and not the bytes of a frame.
+Effect: TypeAlias = Stall | Disconnect | Signal
+
+Action: TypeAlias = Stall | Disconnect | Signal | Drop | Duplicate | Corrupt | Reorder | Truncate | Flood
+
+
+@final
+@dataclass(frozen=True, slots=True, eq=False)
+class Fault:
+    """One thing that goes wrong, once, at a frame that is counted to.
+
+    Frames are counted from when the guest is opened, those of the boot included: the first two that a guest
+    transmits are ``core.init.resolved`` and ``core.ready``. A fault that is added with `FaultyGuest.inject` counts
+    from then on. Only one fault acts on a frame; another that is due waits for the next frame that matches.
+
+    Attributes:
+        action: what happens.
+        message: the message type that is counted, such as ``"core.exec.stdout"``; `None` counts every frame.
+        nth: the frame at which it happens, counted from 1.
+        direction: ``"tx"`` for what the guest transmits, ``"rx"`` for what it receives; `None` is what ``message``
+            says, and ``"tx"`` if that goes both ways or is not given.
+
+    Raises:
+        ValueError: no such message type, not one of this direction, or ``nth`` is below 1.
+        TypeError: ``action`` is none.
+    """
+
+    action: Action
+    message: str | None = None
+    nth: int = 1
+    direction: Direction | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.action, get_args(Action)):
+            raise TypeError(f"action must be one of {', '.join(a.__name__ for a in get_args(Action))}")
+        if self.nth < 1:
+            raise ValueError(f"nth must be at least 1, not {self.nth}")
+        if self.direction not in (None, "tx", "rx"):
+            raise ValueError(f"direction must be 'tx' or 'rx', not {self.direction!r}")
+        possible = _directions(self.message)
+        if self.direction is None:
+            object.__setattr__(self, "direction", possible[0])
+        elif self.direction not in possible:
+            raise ValueError(f"{self.message} goes in the direction {possible[0]!r} only")
+
+
+def _directions(message: str | None) -> list[Direction]:
+    if message is None:
+        return ["tx", "rx"]
+    row = MESSAGE_TYPES.get(message)
+    if row is None:
+        raise ValueError(f"there is no message type {message!r}; known: {', '.join(sorted(MESSAGE_TYPES))}")
+    senders: list[tuple[Direction, Sender]] = [("tx", Sender.AGENT_TO_HOST), ("rx", Sender.HOST_TO_AGENT)]
+    return [name for name, sender in senders if sender in row.direction]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class FiredFault:
+    """A fault that has happened.
+
+    Attributes:
+        fault: which one.
+        frame: the number of the frame in its direction, counted from 1.
+        message: its message type, or ``""`` if it has none that can be read.
+        session: its correlation id.
+    """
+
+    fault: Fault
+    frame: int
+    message: str
+    session: int
+
+    @property
+    def effect(self) -> Effect | None:
+        """What has to be done to the console beside its bytes, if anything."""
+        action = self.fault.action
+        if isinstance(action, Truncate):
+            return action.then
+        return action if isinstance(action, Stall | Disconnect | Signal) else None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LineStatistics:
+    """One direction of a faulty console so far.
+
+    Attributes:
+        frames: whole frames that came in.
+        bytes_in: bytes that came in.
+        bytes_out: bytes that were let out.
+    """
+
+    frames: int
+    bytes_in: int
+    bytes_out: int
+
+
+class _Armed:
+    """A fault that has not happened, and the frames it has counted."""
+
+    __slots__ = ("fault", "seen")
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault = fault
+        self.seen = 0
+
+    def counts(self, message: str) -> bool:
+        """Count a frame; whether the fault is due at it."""
+        if self.fault.message not in (None, message):
+            return False
+        self.seen += 1
+        return self.seen >= self.fault.nth
+
+
+class _Held:
+    """A frame that is late, with what has to stay behind it."""
+
+    __slots__ = ("frames", "left", "session")
+
+    def __init__(self, frame: bytes, by: int, session: int | None) -> None:
+        self.frames = [frame]
+        self.left = by
+        self.session = session  # whose frames stay behind it; None: nobody's
+
+
+@final
+class FaultLine:
+    """One direction of a console, with faults.
+
+    `feed` it bytes, then take what comes out with `take` until there is nothing. Used by one thread at a time.
+
+    Args:
+        faults: those of this direction.
+    """
+
+    def __init__(self, faults: Iterable[Fault] = ()) -> None:
+        self._armed = [_Armed(fault) for fault in faults]
+        self._partial = bytearray()
+        self._out: deque[bytes | FiredFault] = deque()
+        self._held: _Held | None = None
+        self._raw = False  # what comes is no frames, or not to be looked at any more
+        self._lost = False  # nothing that comes is let through any more: the rest is a flood
+        self._flood: bytes | None = None
+        self._frames = 0
+        self._bytes_in = 0
+        self._bytes_out = 0
+
+    def arm(self, fault: Fault) -> None:
+        """Add a fault, which counts from now on."""
+        self._armed.append(_Armed(fault))
+
+    def statistics(self) -> LineStatistics:
+        return LineStatistics(self._frames, self._bytes_in, self._bytes_out)
+
+    def feed(self, data: bytes | memoryview) -> None:
+        """Bytes come in, cut anywhere."""
+        self._bytes_in += len(data)
+        if self._lost:
+            return
+        if self._raw:
+            self._out.append(bytes(data))
+            return
+        self._partial += data
+        while (frame := self._cut()) is not None:
+            self._pass(frame)
+
+    def end(self) -> None:
+        """No more bytes come: what is late or incomplete comes out."""
+        self._release()
+        if self._partial:
+            self._out.append(bytes(self._partial))
+            self._partial.clear()
+
+    def take(self) -> bytes | FiredFault | None:
+        """The next thing that comes out; `None` when more has to come in first."""
+        if self._out:
+            item = self._out.popleft()
+        elif self._flood is not None:
+            item = self._flood
+        else:
+            return None
+        if isinstance(item, bytes):
+            self._bytes_out += len(item)
+        return item
+
+    def _cut(self) -> bytes | None:
+        """A whole frame off the front of what has come."""
+        partial = self._partial
+        if len(partial) < _LENGTH_SIZE:
+            return None
+        length = int.from_bytes(partial[:_LENGTH_SIZE], "big")
+        if not MIN_FRAME_LENGTH <= length <= MAX_FRAME_LENGTH:
+            # Whoever talks here talks something else; that is for the other side to find out.
+            self._raw = True
+            self.end()
+            return None
+        size = _LENGTH_SIZE + length
+        if len(partial) < size:
+            return None
+        frame = bytes(memoryview(partial)[:size])
+        del partial[:size]
+        return frame
+
+    def _pass(self, frame: bytes) -> None:
+        self._frames += 1
+        session = int.from_bytes(frame[_LENGTH_SIZE : 2 * _LENGTH_SIZE], "big")
+        fault, message = self._due(frame)
+        if fault is None:
+            self._let_out(frame, session)
+            return
+        fired = FiredFault(fault, self._frames, message, session)
+        if isinstance(fault.action, Truncate):
+            keep = fault.action.keep
+            self._release()
+            self._out.extend((frame[: len(frame) // 2 if keep is None else keep], fired))
+        else:
+            # Before the bytes: those of a flood have no end, and an effect comes before its frame.
+            self._out.append(fired)
+            self._act(fault.action, frame, session)
+
+    def _due(self, frame: bytes) -> tuple[Fault | None, str]:
+        """The fault that is due at this frame, if any, and the frame's type."""
+        if not self._armed:
+            return None, ""
+        try:
+            message = peek_type(frame[HEADER_SIZE:])
+        except ProtocolError:
+            message = ""
+        due = [armed for armed in self._armed if armed.counts(message)]
+        if not due:
+            return None, message
+        self._armed.remove(due[0])
+        return due[0].fault, message
+
+    def _act(self, action: Action, frame: bytes, session: int) -> None:
+        match action:
+            case Stall() | Disconnect() | Signal():
+                self._let_out(frame, session)
+            case Duplicate(copies):
+                for _ in range(1 + copies):
+                    self._let_out(frame, session)
+            case Corrupt(offset, mask):
+                at = max(0, min(offset if offset >= 0 else len(frame) + offset, len(frame) - 1))
+                changed = bytearray(frame)
+                changed[at] ^= mask
+                self._let_out(bytes(changed), session)
+            case Reorder(by, across_sessions):
+                self._release()
+                self._held = _Held(frame, by, session if across_sessions else None)
+            case Flood(data):
+                self._release()
+                self._flood = frame if data is None else data
+                self._lost = True
+                self._partial.clear()
+
+    def _let_out(self, frame: bytes, session: int) -> None:
+        held = self._held
+        if held is not None and held.session == session:
+            held.frames.append(frame)
+            return
+        self._out.append(frame)
+        if held is not None:
+            held.left -= 1
+            if not held.left:
+                self._release()
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._out.extend(self._held.frames)
+            self._held = None

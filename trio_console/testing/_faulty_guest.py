@@ -1,0 +1,187 @@
+"""A guest that misbehaves on demand: any guest, with faults on its console.
+
+This module must not know how bytes are moved, or frames made.
+"""
+
+from __future__ import annotations
+
+import signal
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from .._guests import GuestSpec, Host, ProcessGuest
+from ._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
+from ._faulty_device import FaultyDevice
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from ._faults import LineStatistics
+
+__all__ = ["FaultyGuest"]
+
+_BOTH: Final[tuple[Direction, Direction]] = ("tx", "rx")
+
+
+@final
+class FaultyGuest(GuestSpec):
+    """A guest for tests whose console goes wrong, by a script or at once.
+
+    To be given to `trio_console.open_guest` or `trio_console.serve_relay`, as any guest. Needs no machine and no
+    privileges: the agent is the real one, in a child process, unless another guest is given.
+
+    One `FaultyGuest` may be opened again once it has ended; its script then begins anew. All methods may be called
+    from any thread while it is open, and those that change something do nothing once it has ended.
+
+    Args:
+        faults: the script, see `Fault`. The order matters only for faults that are due at the same frame.
+        guest: the guest whose console to spoil; `None` is a `trio_console.ProcessGuest`.
+
+    Raises:
+        TypeError: ``guest`` is no guest, or a fault is none.
+        ValueError: ``guest`` is this kind of guest already.
+    """
+
+    def __init__(self, faults: Iterable[Fault] = (), *, guest: GuestSpec | None = None) -> None:
+        self._guest = ProcessGuest() if guest is None else guest
+        if not isinstance(self._guest, GuestSpec):
+            raise TypeError(f"guest must be a GuestSpec such as ProcessGuest, not {type(guest).__name__}")
+        if isinstance(self._guest, FaultyGuest):
+            raise ValueError("guest is a FaultyGuest already: give all faults to one")  # noqa: TRY004 (it is a guest)
+        self._script = list(faults)
+        for fault in self._script:
+            if not isinstance(fault, Fault):
+                raise TypeError(f"faults must be Faults, not {type(fault).__name__}")
+        self._device: FaultyDevice | None = None
+        self._host: Host | None = None
+        self._open = False
+        self._fired: list[FiredFault] = []
+        self._news = trio.Event()
+
+    def __repr__(self) -> str:
+        return f"FaultyGuest({self._script!r}, guest={self._guest!r})"
+
+    @asynccontextmanager
+    async def _launch(self) -> AsyncIterator[Host]:
+        if self._open:
+            raise RuntimeError("this FaultyGuest is open already: make one for each guest")
+        self._open = True
+        self._fired.clear()
+        token = trio.lowlevel.current_trio_token()
+
+        def fired(what: FiredFault) -> None:
+            self._fired.append(what)
+            with suppress(trio.RunFinishedError):  # an abandoned worker's
+                token.run_sync_soon(self._announce)
+
+        try:
+            async with self._guest._launch() as host:
+                for fault in self._script:
+                    _check_possible(fault, host)
+                self._host = host
+                device = FaultyDevice(host.device, self._script, send_signal=host.send_signal, fired=fired)
+                self._device = device
+                host.device = device
+                try:
+                    yield host
+                finally:
+                    device.close()
+        finally:
+            self._open = False
+
+    def _announce(self) -> None:
+        news, self._news = self._news, trio.Event()
+        news.set()
+
+    # What the test does
+
+    def inject(self, fault: Fault) -> None:
+        """Add a fault, which counts frames from now on.
+
+        Raises:
+            RuntimeError: the guest has never been opened: give the fault to the constructor.
+            ValueError: the guest has no process on this machine that could be sent a signal.
+        """
+        device, host = self._opened()
+        _check_possible(fault, host)
+        device.inject(fault)
+
+    def stall(self, direction: Direction | None = None) -> None:
+        """Let nothing pass any more, until `resume`; what is in a device call at this moment may still pass.
+
+        Args:
+            direction: ``"tx"`` for what the guest transmits, ``"rx"`` for what it receives; `None` is both.
+
+        Raises:
+            RuntimeError: the guest has never been opened.
+        """
+        self._opened()[0].stall(*(_BOTH if direction is None else (direction,)))
+
+    def resume(self, direction: Direction | None = None) -> None:
+        """End a stall, whoever began it. Arguments and errors as in `stall`."""
+        self._opened()[0].resume(*(_BOTH if direction is None else (direction,)))
+
+    def disconnect(self, error: int | None = None) -> None:
+        """Cut the console, at once and for good; see `Disconnect`.
+
+        Raises:
+            RuntimeError: the guest has never been opened.
+        """
+        self._opened()[0].disconnect(Disconnect(error))
+
+    def send_signal(self, number: int = signal.SIGKILL) -> None:
+        """Send the guest's process a signal, at once; see `Signal`. Nothing if it has ended.
+
+        Raises:
+            RuntimeError: the guest has never been opened.
+            ValueError: it has no process on this machine.
+        """
+        _, host = self._opened()
+        _check_process(host)
+        host.send_signal(number)
+
+    def _opened(self) -> tuple[FaultyDevice, Host]:
+        if self._device is None or self._host is None:
+            raise RuntimeError("this FaultyGuest has not been opened: give it to trio_console.open_guest first")
+        return self._device, self._host
+
+    # What the test looks at
+
+    @property
+    def fired(self) -> tuple[FiredFault, ...]:
+        """The faults that have happened since it was opened, in order."""
+        return tuple(self._fired)
+
+    async def wait_fired(self, fault: Fault | None = None) -> FiredFault:
+        """Wait until a fault has happened, and return what is known of it.
+
+        Args:
+            fault: which one; `None` is the first of all.
+        """
+        await trio.lowlevel.checkpoint()
+        while True:
+            for fired in self.fired:
+                if fault is None or fired.fault is fault:
+                    return fired
+            await self._news.wait()
+
+    def statistics(self, direction: Direction) -> LineStatistics:
+        """What went through one direction since it was opened.
+
+        Raises:
+            RuntimeError: the guest has never been opened.
+        """
+        return self._opened()[0].statistics(direction)
+
+
+def _check_possible(fault: Fault, host: Host) -> None:
+    action = fault.action
+    if isinstance(action, Signal) or (isinstance(action, Truncate) and isinstance(action.then, Signal)):
+        _check_process(host)
+
+
+def _check_process(host: Host) -> None:
+    if not host.has_process:
+        raise ValueError("this guest has no process on this machine that could be sent a signal")

@@ -1,0 +1,226 @@
+"""A guest whose commands are functions of the test: no agent, no child process, no files.
+
+It is a task at the other end of a socket, and speaks the agent's side of the protocol as far as commands go.
+
+This module must not know how a process's streams work.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+import trio
+
+from .. import _protocol as wire
+from .._errors import ProtocolError
+from .._guests import GuestSpec, attached_host
+from .._nursery import hidden_nursery
+from .._outbox import Outbox
+from ._scripted_process import STDIN_WINDOW, ScriptedProcess
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Sequence
+
+    from .._guests import Host
+
+__all__ = ["Exits", "ScriptedGuest"]
+
+_RECEIVE_SIZE: Final = 64 * 1024
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Exits:
+    """A command that writes this, reads nothing, and exits.
+
+    Attributes:
+        status: exit status; ``-N`` is an end by signal N.
+        stdout, stderr: what it writes.
+    """
+
+    status: int = 0
+    stdout: bytes = b""
+    stderr: bytes = b""
+
+
+#: A function that plays a command. What it returns is the exit status, `None` being 0 and ``-N`` signal N.
+Play: TypeAlias = Callable[[ScriptedProcess], Awaitable[int | None]]
+
+
+@final
+class ScriptedGuest(GuestSpec):
+    """A guest for tests that only pretends: each command is a function, or a fixed answer.
+
+    To be given to `trio_console.open_guest`, `trio_console.serve_relay` or `FaultyGuest`, as any guest. Nothing is
+    started but a task, and what a command is asked to do happens nowhere.
+
+    A function is given a `ScriptedProcess` and plays it: reads its stdin, writes its stdout, and returns its exit
+    status. An `OSError` that it raises before it has used a stream is why the command could not be started; any
+    other exception is a mistake in the test, and comes out of `open_guest`. It is cancelled when the process is
+    killed.
+
+    Pings are answered. Files and connections are refused with ``ENOSYS``; use the real agent for them.
+
+    Args:
+        commands: a function that plays every command; or a mapping from a command's name (its first argument) to
+            such a function, an `Exits`, or an `OSError` for one that cannot be started. A name that is not in the
+            mapping cannot be found.
+
+    Attributes:
+        processes: every command that was asked for since it was opened, in order.
+    """
+
+    def __init__(self, commands: Play | Mapping[str, Play | Exits | OSError] = {}) -> None:  # noqa: B006
+        self._commands = commands
+        self._open = False
+        self.processes: list[ScriptedProcess] = []
+
+    def __repr__(self) -> str:
+        return f"ScriptedGuest({self._commands!r})"
+
+    @asynccontextmanager
+    async def _launch(self) -> AsyncIterator[Host]:
+        if self._open:
+            raise RuntimeError("this ScriptedGuest is open already: make one for each guest")
+        self._open = True
+        self.processes.clear()
+        try:
+            ours, theirs = socket.socketpair()
+            with ours, theirs:
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+                agent = _Agent(stream, self._play, self.processes)
+                try:
+                    async with attached_host(ours) as host, hidden_nursery() as nursery:
+                        nursery.start_soon(agent.run, nursery.cancel_scope)
+                        try:
+                            yield host
+                        finally:
+                            agent.living.cancel()
+                finally:
+                    # Instead of what it has done to the one who uses the guest, which is its context.
+                    if agent.mistake is not None:
+                        raise agent.mistake
+        finally:
+            self._open = False
+
+    async def _play(self, process: ScriptedProcess) -> int | None:
+        if callable(self._commands):
+            return await self._commands(process)
+        name = process.args[0]
+        answer = self._commands.get(name)
+        if answer is None:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+        if isinstance(answer, OSError):
+            raise OSError(answer.errno, answer.strerror or str(answer), answer.filename or name)
+        if callable(answer):
+            return await answer(process)
+        await process.stdout.send_all(answer.stdout)
+        await process.stderr.send_all(answer.stderr)
+        return answer.status
+
+
+@final
+class _Agent:
+    """The agent's side of one console."""
+
+    def __init__(self, stream: trio.SocketStream, play: Play, processes: list[ScriptedProcess]) -> None:
+        self._stream = stream
+        self._play = play
+        self._processes = processes
+        self._outbox = Outbox(stream)
+        self._running: dict[int, ScriptedProcess] = {}
+        self._activity = 0
+        # Shielded, like a child process: when everything around is cancelled, its commands are still to be told.
+        self.living = trio.CancelScope(shield=True)
+        self.mistake: Exception | None = None
+
+    async def run(self, test: trio.CancelScope) -> None:
+        """Serve until the host closes the console or says so, or `living` is cancelled.
+
+        A function that fails is a mistake of the test, and ends it.
+        """
+        with self.living:
+            try:
+                async with hidden_nursery() as nursery:
+                    nursery.start_soon(self._outbox.run)
+                    await self._serve(nursery)
+                    nursery.cancel_scope.cancel()
+            except Exception as exc:  # noqa: BLE001  (a function of the test's)
+                self.mistake = exc
+                test.cancel()
+            finally:
+                await trio.aclose_forcefully(self._stream)
+
+    async def _serve(self, nursery: trio.Nursery) -> None:
+        decoder = wire.FrameDecoder()
+        try:
+            while data := await self._stream.receive_some(_RECEIVE_SIZE):
+                decoder.feed(bytes(data))
+                for frame in decoder:
+                    if not self._obey(frame, nursery):
+                        return
+        except (ProtocolError, trio.BrokenResourceError):
+            return  # out of step, or the host is gone
+
+    def _obey(self, frame: wire.Frame, nursery: trio.Nursery) -> bool:
+        """Act on one frame; `False` if it ends the guest."""
+        try:
+            message = wire.decode(frame)
+        except ProtocolError as exc:
+            self._say(wire.Error(kind=exc.kind, message=str(exc)), frame.id)
+            if frame.id in self._running:
+                self._running[frame.id].kill()
+            return True
+        self._activity += 1
+        match message:
+            case wire.Shutdown():
+                return False
+            case wire.Bootstrap():
+                self._say(wire.InitResolved(wire.DefaultUser(0, 0)))
+            case wire.InitAck():
+                self._say(wire.Ready(0, 0, 0, "scripted", wire.Flow(STDIN_WINDOW)))
+            case wire.ExecRequest():
+                if frame.id not in self._running:
+                    process = ScriptedProcess(self._outbox, frame.id, message)
+                    self._running[frame.id] = process
+                    self._processes.append(process)
+                    nursery.start_soon(self._run, frame.id, process)
+            case wire.ClientDisconnected(start, end):
+                for process in self._between(start, end):
+                    process.kill()
+            case _:
+                self._answer(message, frame.id)
+        return True
+
+    def _between(self, start: int, end: int) -> Sequence[ScriptedProcess]:
+        return [process for id_, process in self._running.items() if start <= id_ < end]
+
+    def _answer(self, message: wire.Message, id_: int) -> None:
+        refusal = f"a scripted guest runs commands only: {os.strerror(errno.ENOSYS)} (os error {errno.ENOSYS})"
+        match message:
+            case wire.Ping():
+                self._say(wire.Pong(), id_)
+            case wire.Touch():
+                self._say(wire.Touched(self._activity), id_)
+            case wire.FsRequest():
+                self._say(wire.FsResponse(ok=False, error=refusal), id_)
+            case wire.TcpConnect():
+                self._say(wire.TcpFailed(refusal), id_)
+            case _:
+                # What is said of a command that has just ended finds nobody.
+                if id_ in self._running:
+                    self._running[id_].on_message(message)
+
+    async def _run(self, id_: int, process: ScriptedProcess) -> None:
+        await process.run(self._play)
+        del self._running[id_]
+
+    def _say(self, message: wire.Message, id_: int = 0) -> None:
+        if not self._outbox.closed:
+            self._outbox.send_control(wire.encode(message, id_))
