@@ -1,0 +1,207 @@
+"""A small mixed session with a guest, and what became of each thing in it.
+
+Every operation ends in one of a few ways, and says which: it must not end in any other.
+"""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from trio_console import GuestLostError, ProtocolError
+
+if TYPE_CHECKING:
+    import pathlib
+    import random
+    from collections.abc import Awaitable, Callable
+
+    from trio_console import Guest, GuestProcess
+
+#: How operations may fail; each says why.
+FAILURES = (OSError, ProtocolError, trio.BrokenResourceError)
+
+
+@dataclass
+class Outcome:
+    """How one operation ended."""
+
+    name: str
+    how: str  # "done", "wrong", "failed", "lost", "cancelled"
+    detail: str = ""
+    returncode: int | None = None
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One thing to do, and the data it is done with."""
+
+    name: str
+    size: int
+    status: int
+    start: int  # what is skipped of the common data
+
+    def data(self, pool: bytes) -> bytes:
+        return pool[self.start : self.start + self.size]
+
+
+KINDS = ("cat", "stream", "file", "tcp", "ping", "missing", "tty", "signal")
+
+
+def choose(rng: random.Random, count: int) -> list[Operation]:
+    sizes = [0, 1, 100, 5_000, 70_000, 300_000]
+    return [
+        Operation(rng.choice(KINDS), rng.choice(sizes), rng.choice([0, 3, 77]), rng.randrange(1000))
+        for _ in range(count)
+    ]
+
+
+class Session:
+    """Carries operations out, at once."""
+
+    def __init__(self, directory: pathlib.Path, pool: bytes, port: int) -> None:
+        self.outcomes: list[Outcome] = []
+        self.complaints: list[str] = []
+        self.directory = directory
+        self._pool = pool
+        self._port = port
+
+    async def run(self, guest: Guest, operations: list[Operation], label: str) -> None:
+        async with trio.open_nursery() as nursery:
+            for number, operation in enumerate(operations):
+                call = partial(getattr(self, f"_{operation.name}"), guest, operation, f"{label}{number}")
+                nursery.start_soon(self._do, f"{label}{number}:{operation.name}", call)
+
+    async def _do(self, name: str, call: Callable[[], Awaitable[Any]]) -> None:
+        outcome = Outcome(name, "cancelled")
+        self.outcomes.append(outcome)
+        try:
+            outcome.returncode = await call()
+            outcome.how = "done"
+        except AssertionError as exc:
+            outcome.how, outcome.detail = "wrong", str(exc)
+        except GuestLostError as exc:
+            outcome.how, outcome.detail = "lost", exc.reason
+        except FAILURES as exc:
+            outcome.how, outcome.detail = "failed", repr(exc)
+
+    def note_connection(self, error: Exception) -> None:
+        """A client could not connect, or its connection failed."""
+        how = "lost" if isinstance(error, GuestLostError) else "failed"
+        self.outcomes.append(Outcome("connect", how, repr(error)))
+
+    # What is done. Each returns a return code it was told, or None, and asserts what it got.
+
+    async def _cat(self, guest: Guest, operation: Operation, _label: str) -> int:
+        data = operation.data(self._pool)
+        done = await guest.run_process(
+            ["sh", "-c", f"cat; echo over >&2; exit {operation.status}"],
+            stdin=data,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+            deliver_cancel=kill,
+        )
+        assert done.returncode == operation.status, f"status {done.returncode} instead of {operation.status}"
+        assert done.stdout == data, describe(done.stdout, data)
+        assert done.stderr == b"over\n", f"stderr {done.stderr[:80]!r}"
+        return done.returncode
+
+    async def _stream(self, guest: Guest, operation: Operation, _label: str) -> int:
+        size = operation.size
+        got = bytearray()
+        async with guest.open_process(
+            ["sh", "-c", f"head -c {size} /dev/zero; exit {operation.status}"], stdout=subprocess.PIPE
+        ) as process:
+            assert process.stdout is not None
+            async for chunk in process.stdout:
+                got += chunk
+            returncode = await process.wait()
+        assert returncode == operation.status, f"status {returncode} instead of {operation.status}"
+        assert got == bytes(size), describe(bytes(got), bytes(size))
+        return returncode
+
+    async def _file(self, guest: Guest, operation: Operation, label: str) -> None:
+        data = operation.data(self._pool)
+        path = guest.path(self.directory / f"file-{label}")
+        await path.write_bytes(data)
+        got = await path.read_bytes()
+        assert got == data, describe(got, data)
+
+    async def _tcp(self, guest: Guest, operation: Operation, _label: str) -> None:
+        data = operation.data(self._pool)
+        got = bytearray()
+        async with await guest.open_tcp_stream("127.0.0.1", self._port) as stream, trio.open_nursery() as nursery:
+
+            async def send() -> None:
+                try:
+                    await stream.send_all(data)
+                    await stream.send_eof()
+                except FAILURES:
+                    pass  # the receiving side is told the same
+
+            nursery.start_soon(send)
+            failure = None
+            try:
+                async for chunk in stream:
+                    got += chunk
+            except FAILURES as exc:
+                failure = exc
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
+        assert got == data, describe(bytes(got), data)
+
+    async def _ping(self, guest: Guest, _operation: Operation, _label: str) -> None:
+        assert await guest.ping() >= 0
+        assert await guest.touch() > 0
+
+    async def _missing(self, guest: Guest, _operation: Operation, _label: str) -> None:
+        try:
+            await guest.run_process(["no-such-command"])
+        except FileNotFoundError as exc:
+            assert exc.filename == "no-such-command"  # noqa: PT017
+        else:
+            raise AssertionError("a command that is not there has run")
+
+    async def _tty(self, guest: Guest, operation: Operation, _label: str) -> int:
+        async with guest.open_process(
+            ["sh", "-c", f"stty size; exit {operation.status}"], stdout=subprocess.PIPE, tty=True, rows=5, cols=7
+        ) as process:
+            assert process.stdout is not None
+            got = b"".join([chunk async for chunk in process.stdout])
+            returncode = await process.wait()
+        assert returncode == operation.status, f"status {returncode} instead of {operation.status}"
+        assert got == b"5 7\r\n", f"a terminal of {got!r}"
+        return returncode
+
+    async def _signal(self, guest: Guest, _operation: Operation, _label: str) -> int:
+        async with guest.open_process(["sh", "-c", "echo up; exec sleep 1000"], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert await process.stdout.receive_some(1) == b"u", "not what was written"
+            process.terminate()
+            returncode = await process.wait()
+        assert returncode == -15, f"status {returncode} instead of -15"
+        return returncode
+
+
+async def kill(process: GuestProcess) -> None:
+    process.kill()
+
+
+def describe(got: bytes, expected: bytes) -> str:
+    return f"{len(got)} bytes instead of {len(expected)}{'' if len(got) != len(expected) else ', or others'}"
+
+
+@dataclass
+class Verdict:
+    """What was wrong with a round."""
+
+    faults: list[str] = field(default_factory=list)
+
+    def expect(self, condition: object, text: str) -> None:
+        if not condition:
+            self.faults.append(text)
