@@ -81,12 +81,15 @@ async def relaying(
     async with listener, hidden_nursery() as nursery:
         scope = trio.CancelScope(shield=True)
 
-        async def run(task_status: trio.TaskStatus[None]) -> None:
+        async def run() -> None:
             with scope:
-                await server.run(listener, task_status=task_status)
+                await server.run(listener)
 
         try:
-            await nursery.start(run)
+            # Not by `nursery.start`: when that is cancelled it waits for its task to end, and this one is shielded
+            # from just that.
+            nursery.start_soon(run)
+            await server.wait_serving()
             yield server
         finally:
             scope.cancel()

@@ -131,12 +131,11 @@ class RelayServer:
         self._slot_freed = trio.Event()
         self._cut = 0
         self._nursery: trio.Nursery | None = None
+        self._serving = trio.Event()
 
     # Life
 
-    async def run(
-        self, listener: trio.SocketListener, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, listener: trio.SocketListener) -> None:
         """Serve until the guest is gone; `reason` and `cause` then say why."""
         try:
             async with trio.open_nursery() as nursery:
@@ -148,13 +147,17 @@ class RelayServer:
                 async with trio.open_nursery() as front:
                     front.start_soon(self._accept, listener)
                     front.start_soon(self._keep_time)
-                    task_status.started()
+                    self._serving.set()
                     self.reason, self.cause = await self._read_agent()
                     front.cancel_scope.cancel()
                 await self._say_farewell()
                 nursery.cancel_scope.cancel()
         finally:
             self._ended.set()
+
+    async def wait_serving(self) -> None:
+        """Wait until clients are accepted."""
+        await self._serving.wait()
 
     async def wait_ended(self) -> None:
         """Wait until the guest is gone and its clients were told."""
