@@ -43,6 +43,10 @@ MESSAGES = {
 BOOT = ("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready")
 
 
+#: Kinds of rounds, and how many of a hundred are of each.
+SHARES = {"console": 44, "agent": 14, "cancel": 12, "device": 8, "descriptors": 9, "disk": 6, "client": 7}
+
+
 def harms_a_session_only(action: Any) -> bool:
     """Whether every frame stays one: some session is harmed then, and never the guest."""
     if isinstance(action, Corrupt):
@@ -75,7 +79,7 @@ class Plan:
 
 def draw(seed: int) -> Plan:
     rng = random.Random(seed)
-    kind = rng.choices(["console", "agent", "device", "descriptors", "disk", "client"], [50, 15, 12, 10, 6, 7])[0]
+    kind = rng.choices(list(SHARES), list(SHARES.values()))[0]
     operations = choose(rng, rng.randint(1, 5))
     clients = choose(rng, rng.randint(1, 3)) if kind in ("disk", "client") or rng.random() < 0.25 else []
     grace = rng.choice([0.25, 0.25, 0.7])
@@ -90,6 +94,10 @@ def draw(seed: int) -> Plan:
             number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGSTOP, signal.SIGTERM])
             faults = [_trigger(rng, Signal(number), operations)]
             agent = "process"
+        case "cancel":
+            faults = [
+                _trigger(rng, Duplicate(copies=0), operations)
+            ]  # which changes nothing, and marks the moment
         case "device":
             details = {
                 "sizes": [rng.choice([1, 37, 5_000, 40_000, 200_000]) for _ in range(rng.randint(1, 6))],

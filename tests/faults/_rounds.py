@@ -33,7 +33,15 @@ from trio_console import (
     serve_relay,
 )
 from trio_console import _protocol as wire
-from trio_console.testing import Disconnect, FakeConsoleDevice, FaultyGuest, Truncate, nothing_left_behind
+from trio_console.testing import (
+    Corrupt,
+    Disconnect,
+    Duplicate,
+    FakeConsoleDevice,
+    FaultyGuest,
+    Truncate,
+    nothing_left_behind,
+)
 
 from . import _limits
 from ._guests import InProcessGuest, TappedGuest
@@ -58,6 +66,9 @@ POOL = random.Random(0).randbytes(1_300_000)
 #: In the environment of everything a round starts.
 MARK = "TRIO_CONSOLE_ROUND"
 
+#: What the operations, and the rounds themselves, make in their directory.
+OWN_FILES = ("file-", "session.log", "disk")
+
 #: What the package may warn of when a guest does not answer.
 EXPECTED_WARNINGS = ("did not confirm within", "ignored SIGTERM")
 
@@ -68,6 +79,7 @@ async def play(plan: Plan, directory: pathlib.Path) -> Verdict:
     kinds = {
         "console": _guest_round,
         "agent": _guest_round,
+        "cancel": _guest_round,
         "device": _device_round,
         "descriptors": _descriptors_round,
         "disk": _disk_round,
@@ -82,8 +94,9 @@ async def play(plan: Plan, directory: pathlib.Path) -> Verdict:
     for warning in caught:
         known = any(text in str(warning.message) for text in EXPECTED_WARNINGS)
         verdict.expect(known, f"warned: {warning.message}")
-    sockets = [path.name for path in directory.iterdir() if path.is_socket()]
-    verdict.expect(not sockets, f"left socket files: {sockets}")
+    if not any(isinstance(fault.action, Corrupt) for fault in plan.faults):  # which may name other files
+        left = [path.name for path in directory.iterdir() if not path.name.startswith(OWN_FILES)]
+        verdict.expect(not left, f"left files: {left}")
     return verdict
 
 
@@ -152,7 +165,7 @@ async def _guest_round(plan: Plan, directory: pathlib.Path, verdict: Verdict) ->
         verdict.expect(
             not any(o.how == "cancelled" for o in session.outcomes) or "cancelled" in ending, "cancelled"
         )
-    verdict.faults += session.complaints
+    verdict.complaints += session.complaints
     exits = tapped.exits if tapped.tap is not None else set()
     for outcome in session.outcomes:
         if outcome.returncode is not None and outcome.how == "done":
@@ -176,7 +189,7 @@ async def _guest_session(
 
         async def lose_patience() -> None:
             await faulty.wait_fired()
-            await trio.sleep(QUIET)
+            await trio.sleep(0 if plan.kind == "cancel" else QUIET)
             (working if opened.is_set() else opening).cancel()
 
         if silent:
@@ -208,11 +221,7 @@ async def _look_after(session: Session, guest: Guest, faulty: FaultyGuest) -> No
     """A guest goes on after a fault that has harmed a session only; one that is lost says so at once."""
     fired = faulty.fired
     if all(harms_a_session_only(each.fault.action) and each.message not in BOOT for each in fired):
-        done = None
-        with suppress(*FAILURES), trio.move_on_after(3):  # there may be faults to come
-            done = await guest.run_process(["echo", "on"], capture_stdout=True, check=False, deliver_cancel=kill)
-        if (done is None or done.stdout != b"on\n") and len(faulty.fired) == len(fired):
-            session.complaints.append(f"after {fired} the guest said {done}")
+        await _must_go_on(session, guest, faulty)
     if "lost" in repr(guest):
         calls = (guest.ping, partial(guest.run_process, ["true"]), partial(guest.open_tcp_stream, "127.0.0.1", 1))
         for call in (*calls, guest.path("/").exists, guest.path("/").stat):
@@ -223,6 +232,22 @@ async def _look_after(session: Session, guest: Guest, faulty: FaultyGuest) -> No
                     session.complaints.append("lost without a reason")
             else:
                 session.complaints.append(f"{call} succeeded with a guest that was lost")
+
+
+async def _must_go_on(session: Session, guest: Guest, faulty: FaultyGuest) -> None:
+    fired = faulty.fired
+    done = None
+    with suppress(*FAILURES), trio.move_on_after(5):  # there may be faults to come
+        done = await guest.run_process(["echo", "on"], capture_stdout=True, check=False, deliver_cancel=kill)
+    if (done is None or done.stdout != b"on\n") and len(faulty.fired) == len(fired):
+        session.complaints.append(f"after {fired} the guest said {done}")
+    if all(isinstance(each.fault.action, Duplicate) and not each.fault.action.copies for each in faulty.fired):
+        # Nothing was changed on the way, so that whatever was cancelled has been confirmed.
+        with trio.move_on_after(5):
+            while guest.statistics().active_sessions:
+                await trio.sleep(0.001)
+        if guest.statistics().active_sessions:
+            session.complaints.append(f"sessions are left: {guest.statistics()}")
 
 
 async def _through_relay(session: Session, path: pathlib.Path, plan: Plan) -> None:

@@ -200,8 +200,8 @@ def describe(got: bytes, expected: bytes) -> str:
 class Verdict:
     """What was wrong with a round."""
 
-    faults: list[str] = field(default_factory=list)
+    complaints: list[str] = field(default_factory=list)
 
     def expect(self, condition: object, text: str) -> None:
         if not condition:
-            self.faults.append(text)
+            self.complaints.append(text)

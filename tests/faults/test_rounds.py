@@ -37,5 +37,5 @@ async def test_a_round_ends_well(seed: int, tmp_path: pathlib.Path) -> None:
     except BaseException as exc:
         exc.add_note(again)
         raise
-    if verdict.faults:
-        pytest.fail("\n".join([*verdict.faults, again]), pytrace=False)
+    if verdict.complaints:
+        pytest.fail("\n".join([*verdict.complaints, again]), pytrace=False)
