@@ -32,8 +32,8 @@ class FaultyGuest(GuestSpec):
     To be given to `trio_console.open_guest` or `trio_console.serve_relay`, as any guest. Needs no machine and no
     privileges: the agent is the real one, in a child process, unless another guest is given.
 
-    One `FaultyGuest` may be opened again once it has ended; its script then begins anew. All methods may be called
-    from any thread while it is open, and those that change something do nothing once it has ended.
+    One `FaultyGuest` may be opened again once it has ended; its script then begins anew. All methods but
+    `wait_fired` may be called from any thread. Those that change something do nothing once the guest has ended.
 
     Args:
         faults: the script, see `Fault`. The order matters only for faults that are due at the same frame.
