@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+FUZZ_STAMP := $(VENV)/.fuzz-installed
 
 # Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.
 # 114 wants a list of every startable function, 128 does not see a task_status that is passed on.
@@ -14,13 +15,16 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 # methods wait for nothing, cancellations that are looked at.
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
-.PHONY: help demo test check model clean
+.PHONY: help demo test check model fuzz bench nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
 	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
+	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
+	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows)"
+	@echo "make nightly the long runs: every cancellation, thousands of faults and schedules, soaks, ten minutes of fuzzing each"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -46,13 +50,27 @@ check: $(STAMP)
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "==> Async rules (flake8-async)"
-	@find trio_console examples benchmarks -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
+	@find trio_console examples benchmarks fuzz -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
 	@find tests -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 
 model:
 	@model/check
+
+$(FUZZ_STAMP): $(STAMP)
+	@echo "==> Adding atheris (the fuzzer) to $(VENV)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
+
+fuzz: $(FUZZ_STAMP)
+	@echo "==> Fuzzing, two targets at a time"
+	@PYTHON=$(BIN)/python fuzz/run $(ARGS)
+
+bench: $(STAMP)
+	@command -v strace >/dev/null || { echo "==> Installing strace, which counts system calls"; \
+	    apt-get update -qq && apt-get install -y -qq strace >/dev/null; }
+	@$(BIN)/python -m benchmarks --out benchmarks/results $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
