@@ -35,8 +35,12 @@ __all__ = ["open_console"]
 #: Seconds that leaving a console may take while the device still takes what was sent.
 DEFAULT_GRACE: Final = 2.0
 
-#: Seconds for the same when the leaving was cancelled, and for workers to come back from a closed device.
+#: Seconds for the same when the leaving was cancelled.
 SHORT_GRACE: Final = 0.2
+
+#: Seconds for workers to come back from a closed device. It takes them microseconds. But with six programs on two
+#: processors 0.2 s were once not enough for a thread to get its turn, and an innocent device was accused.
+JOIN_TIME: Final = 1.0
 
 
 @asynccontextmanager
@@ -96,7 +100,7 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
             await workers.wait_delivered()
         await trio.aclose_forcefully(channel)
         workers.close_device()
-        with trio.move_on_after(SHORT_GRACE):
+        with trio.move_on_after(JOIN_TIME):
             await workers.wait_done()
         workers.abandon()
 

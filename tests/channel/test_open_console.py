@@ -468,7 +468,7 @@ class StuckDevice(ScriptedDevice):
 async def test_a_device_that_does_not_come_back_is_abandoned_with_a_warning(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_channel, "SHORT_GRACE", 0.01)
+    monkeypatch.setattr(_channel, "JOIN_TIME", 0.01)
     device = StuckDevice()
     with pytest.warns(RuntimeWarning, match="abandoned"):
         async with open_console(device, grace=0.01) as channel:
@@ -479,6 +479,24 @@ async def test_a_device_that_does_not_come_back_is_abandoned_with_a_warning(
     while channel.statistics().tx.bytes_dropped < len(b"too late"):
         await trio.lowlevel.checkpoint()  # the thread found the wakes still open, and ends
     check_conserved(channel)
+
+
+async def test_a_worker_that_a_busy_machine_keeps_from_coming_back_is_waited_for(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    device = StuckDevice()
+
+    async def leave() -> None:
+        async with open_console(device):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        assert await trio.to_thread.run_sync(device.closed.wait, TIMEOUT)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(0.9)
+        await trio.testing.wait_all_tasks_blocked()
+        device.release.set()
 
 
 # What comes out of the block
