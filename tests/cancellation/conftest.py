@@ -1,0 +1,51 @@
+"""Makes sweeps for tests, and knows how each is run again."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from ._ground import MARK
+from ._sweep import Sweep
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def make_sweep(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Sweep]]:
+    """`Sweep`, with what does not depend on its session. At the end it tells how far it came."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    marker = "-m nightly " if request.node.get_closest_marker("nightly") else ""
+    made: list[Sweep] = []
+
+    def hung(story: str) -> None:
+        """End the program: there is no other way out of a trio run whose shielded tasks do not end."""
+        capture: Any = request.config.pluginmanager.getplugin("capturemanager")
+        with capture.global_and_fixture_disabled():
+            print(f"\n{request.node.nodeid} hangs: {story}", flush=True)  # noqa: T201
+        os._exit(3)
+
+    def make(*args: Any, **options: Any) -> Sweep:
+        sweep = Sweep(
+            *args,
+            **options,
+            mark=mark,
+            directory=str(tmp_path),
+            reproduce=f"python -m pytest {marker}'{request.node.nodeid}'",
+            hung=hung,
+        )
+        made.append(sweep)
+        return sweep
+
+    yield make
+    for sweep in made:
+        print(sweep)  # noqa: T201  (shown with -rP)
+        sweep.check()

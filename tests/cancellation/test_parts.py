@@ -1,0 +1,398 @@
+"""The parts of a session, each cancelled at every moment of its own, so that a failure points at something.
+
+The agent is the real one, but in this process; its commands are real processes. A guest that outlives what was
+cancelled has a moment to hear of it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from trio_console import GuestLostError, SocketGuest, connect_guest, open_console, open_guest, serve_relay
+from trio_console.agent import BootError, serve_agent
+
+from ._places import echoing
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
+
+    from trio_console import Guest, GuestProcess
+
+    from ._sweep import Sweep
+
+PIPE = subprocess.PIPE
+
+#: Seconds that a guest which lives on may take to get rid of what was cancelled.
+PATIENCE = 5.0
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a part is played."""
+
+    directory: str
+    console: str  # a guest's, for `SocketGuest`
+    agents: list[trio.CancelScope]  # of the guests there have been
+    guest: Guest  # another one, which is open
+    relay: str  # which serves that one
+    neighbour: GuestProcess  # a `cat` in that guest
+    echo_port: int
+
+    @property
+    def path(self) -> str:
+        return os.path.join(self.directory, "own-relay")
+
+
+@asynccontextmanager
+async def place(directory: str) -> AsyncIterator[Place]:
+    agents: list[trio.CancelScope] = []
+
+    async def be_guest(stream: trio.SocketStream) -> None:
+        with trio.CancelScope() as scope:
+            agents.append(scope)
+            with suppress(BootError):  # whoever opened it was cancelled before it had said what the guest is to be
+                await serve_agent(stream)
+
+    console, relay = os.path.join(directory, "console"), os.path.join(directory, "relay")
+    sock = trio.socket.socket(socket.AF_UNIX)
+    await sock.bind(console)
+    sock.listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_listeners, be_guest, [trio.SocketListener(sock)]))
+        async with (
+            echoing() as port,
+            open_guest(SocketGuest(console), relay_path=relay) as guest,
+            guest.open_process(["cat"], stdin=PIPE, stdout=PIPE) as neighbour,
+        ):
+            await greet(neighbour)  # all that is started for it is there then
+            yield Place(directory, console, agents, guest, relay, neighbour, port)
+        nursery.cancel_scope.cancel()
+    os.unlink(console)
+
+
+async def greet(neighbour: GuestProcess) -> None:
+    assert neighbour.stdio is not None
+    await neighbour.stdio.send_all(b"hello")
+    assert await neighbour.stdio.receive_some() == b"hello"
+
+
+async def check_guest(place: Place) -> None:
+    """The guest that is open has noticed nothing, and does what it is asked for."""
+    await greet(place.neighbour)
+    assert (await place.guest.run_process(["echo", "next"], capture_stdout=True)).stdout == b"next\n"
+    with trio.fail_after(PATIENCE):
+        while place.guest.statistics().active_sessions > 1:  # files are closed without waiting for it
+            await place.guest.ping()
+
+
+# Without a guest
+
+
+async def use_console(_place: Place) -> None:
+    device, guest = socket.socketpair()
+    async with (
+        trio.SocketStream(trio.socket.from_stdlib_socket(guest)) as stream,
+        open_console(device, max_bytes=1000) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_echo, stream)
+        nursery.start_soon(_send, channel, b"x" * 20_000)
+        received = 0
+        async for data in channel:
+            received += len(data)
+        assert received == 20_000
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    async for data in stream:
+        await stream.send_all(data)
+    await stream.send_eof()
+
+
+async def _send(channel: trio.abc.HalfCloseableStream, data: bytes) -> None:
+    await channel.send_all(data)
+    await channel.send_eof()
+
+
+class Pipes:
+    """A device that is an object: blocking calls, which end when it is closed."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+
+    def read(self, max_bytes: int) -> bytes:
+        return self._socket.recv(max_bytes)
+
+    def write(self, data: memoryview, /) -> int:
+        return self._socket.send(data)
+
+    def close_write(self) -> None:
+        self._socket.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+async def use_a_device(_place: Place) -> None:
+    device, guest = socket.socketpair()
+    with guest:
+        async with open_console(Pipes(device), max_bytes=1000) as channel:
+            guest.send(b"x" * 10)
+            assert await channel.receive_some(5) == b"x" * 5
+            await channel.send_all(b"y" * 900)
+            await channel.aclose()
+            await trio.lowlevel.checkpoint()
+
+
+# With a guest of its own
+
+
+async def use_a_guest(place: Place) -> None:
+    async with open_guest(SocketGuest(place.console)) as guest:
+        await guest.ping()
+
+
+async def use_a_guest_with_a_relay(place: Place) -> None:
+    async with open_guest(SocketGuest(place.console), relay_path=place.path) as guest:
+        async with connect_guest(place.path) as client:
+            await client.ping()
+        await guest.ping()
+
+
+async def use_two_guests_at_once(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(use_a_guest, place)
+
+
+async def serve_a_relay(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_relay, SocketGuest(place.console), place.path)
+        async with connect_guest(place.path) as client:
+            await client.run_process(["true"])
+        nursery.cancel_scope.cancel()
+
+
+async def shut_down_through_a_relay(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_relay, SocketGuest(place.console), place.path)
+        async with connect_guest(place.path) as client:
+            await client.shutdown()
+
+
+async def serve_a_relay_with_a_log(place: Place) -> None:
+    log = os.path.join(place.directory, "log")
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_relay, SocketGuest(place.console), place.path, session_log=log))
+        async with connect_guest(place.path) as client:
+            await client.run_process(["echo", "logged"], capture_stdout=True)
+        nursery.cancel_scope.cancel()
+
+
+async def lose_a_guest(place: Place) -> None:
+    with suppress(GuestLostError):
+        async with open_guest(SocketGuest(place.console)) as guest:
+            async with guest.open_process(["sleep", "1000"]) as process:
+                place.agents[-1].cancel()
+                await process.wait()
+
+
+async def lose_a_guest_with_a_relay(place: Place) -> None:
+    with suppress(GuestLostError):
+        async with (
+            open_guest(SocketGuest(place.console), relay_path=place.path),
+            connect_guest(place.path) as client,
+        ):
+            async with await client.open_file(os.path.join(place.directory, "lost"), "w") as file:
+                place.agents[-1].cancel()
+                await file.write("x" * 100_000)
+
+
+async def clean_up_in_a_guest(place: Place) -> None:
+    async with (
+        open_guest(SocketGuest(place.console), relay_path=place.path) as guest,
+        connect_guest(place.path) as client,
+    ):
+        try:
+            await guest.run_process(["true"])
+        finally:
+            # All around is cancelled, and the guest is still there for whoever needs it.
+            with trio.CancelScope(shield=True):
+                for one in (guest, client):
+                    done = await one.run_process(["echo", "clean"], capture_stdout=True)
+                    assert done.stdout == b"clean\n"
+
+
+# With a guest that lives on
+
+
+async def run_a_process(place: Place) -> None:
+    done = await place.guest.run_process(["cat"], stdin=b"y" * 300_000, capture_stdout=True, capture_stderr=True)
+    assert done.stdout == b"y" * 300_000
+
+
+async def run_a_process_that_does_not_end(place: Place) -> None:
+    with trio.move_on_after(0.01):
+        await place.guest.run_process(["sh", "-c", "sleep 1000 & sleep 1000"], capture_stdout=True)
+
+
+async def run_a_process_under_start(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        process = await nursery.start(partial(place.guest.run_process, ["cat"], stdin=PIPE, stdout=PIPE))
+        await process.stdin.send_all(b"z")
+        assert await process.stdout.receive_some() == b"z"
+        await process.stdin.aclose()
+
+
+async def run_processes_at_once(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        for _ in range(3):
+            nursery.start_soon(partial(place.guest.run_process, ["cat"], stdin=b"x", capture_stdout=True))
+
+
+async def hold_a_process(place: Place) -> None:
+    async with place.guest.open_process(["sh", "-c", "sleep 1000 & cat"], stdin=PIPE, stdout=PIPE) as process:
+        await process.stdin.send_all(b"z" * 1000)
+        assert await process.stdout.receive_some()
+        process.terminate()
+        await process.wait()
+
+
+async def leave_a_process_that_talks(place: Place) -> None:
+    async with place.guest.open_process(["yes"], stdout=PIPE) as process:
+        assert await process.stdout.receive_some()
+
+
+async def feed_a_process_that_does_not_read(place: Place) -> None:
+    with trio.move_on_after(0.02):
+        await place.guest.run_process(["sleep", "1000"], stdin=b"x" * 1_000_000)
+
+
+async def hold_a_terminal(place: Place) -> None:
+    async with place.guest.open_process(["cat"], stdin=PIPE, stdout=PIPE, tty=True) as process:
+        process.resize(11, 22)
+        await process.stdin.send_all(b"line\n")
+        assert await process.stdout.receive_some()
+
+
+async def use_binary_files(place: Place) -> None:
+    path = place.guest.path(place.directory) / "binary"
+    async with await path.open("wb") as file:
+        await file.write(b"x" * 200_000)
+        await file.write(b"y")
+    async with await path.open("rb") as file:
+        assert await file.read(150_000) == b"x" * 150_000
+        await file.seek(200_000)
+        assert await file.read() == b"y"
+
+
+async def use_text_files(place: Place) -> None:
+    path = os.path.join(place.directory, "text")
+    async with await place.guest.open_file(path, "w+") as file:
+        await file.write("line\n" * 100)
+        await file.seek(0)
+        assert [line async for line in file] == ["line\n"] * 100
+
+
+async def use_paths(place: Place) -> None:
+    root = place.guest.path(place.directory) / "tree"
+    await root.mkdir(exist_ok=True)
+    await (root / "file").write_bytes(b"x" * 200_000)
+    assert len(await (root / "file").read_bytes()) == 200_000
+    assert [path.name for path in await root.iterdir()] == ["file"]
+    await (root / "file").unlink()
+
+
+async def fill_a_disk(place: Place) -> None:
+    with suppress(OSError):
+        async with await place.guest.open_file("/dev/full", "wb") as file:
+            await file.write(b"x" * 300_000)
+
+
+async def use_a_connection(place: Place) -> None:
+    async with await place.guest.open_tcp_stream("127.0.0.1", place.echo_port) as stream:
+        await stream.send_all(b"x" * 50_000)
+        await stream.send_eof()
+        assert sum([len(data) async for data in stream]) == 50_000
+
+
+async def send_to_a_connection_that_is_not_read(place: Place) -> None:
+    async with trio.open_nursery() as nursery:
+        listeners = await nursery.start(partial(trio.serve_tcp, _never_read, 0, host="127.0.0.1"))
+        async with await place.guest.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
+            with trio.move_on_after(0.02):
+                await stream.send_all(b"x" * 20_000_000)
+        nursery.cancel_scope.cancel()
+
+
+async def _never_read(_stream: trio.SocketStream) -> None:
+    await trio.sleep_forever()
+
+
+async def connect_to_nobody(place: Place) -> None:
+    with suppress(ConnectionRefusedError):
+        await place.guest.open_tcp_stream("127.0.0.1", 1)
+
+
+async def be_a_client(place: Place) -> None:
+    async with connect_guest(place.relay) as client:
+        await client.run_process(["cat"], stdin=b"x" * 100_000, capture_stdout=True)
+        async with client.open_process(["sleep", "1000"]):
+            await client.ping()
+
+
+PARTS = [
+    use_console,
+    use_a_device,
+    use_a_guest,
+    use_a_guest_with_a_relay,
+    use_two_guests_at_once,
+    serve_a_relay,
+    serve_a_relay_with_a_log,
+    lose_a_guest,
+    lose_a_guest_with_a_relay,
+    clean_up_in_a_guest,
+    shut_down_through_a_relay,
+    run_a_process,
+    run_a_process_that_does_not_end,
+    run_a_process_under_start,
+    run_processes_at_once,
+    hold_a_process,
+    hold_a_terminal,
+    leave_a_process_that_talks,
+    feed_a_process_that_does_not_read,
+    fill_a_disk,
+    use_binary_files,
+    use_text_files,
+    use_paths,
+    use_a_connection,
+    send_to_a_connection_that_is_not_read,
+    connect_to_nobody,
+    be_a_client,
+]
+
+
+@pytest.fixture(params=PARTS, ids=lambda part: part.__name__)
+def sweep(request: pytest.FixtureRequest, make_sweep: Callable[..., Sweep], tmp_path: Path) -> Sweep:
+    return make_sweep(lambda: place(str(tmp_path)), request.param, check_guest, patience=PATIENCE)
+
+
+def test_a_part_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:
+    sweep.sample(12)
+
+
+@pytest.mark.nightly
+def test_a_part_cancelled_at_every_moment_leaves_nothing_behind(sweep: Sweep) -> None:
+    sweep.all()
