@@ -24,7 +24,7 @@ help:
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
 	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows)"
-	@echo "make nightly the long runs: every cancellation, thousands of faults and schedules, soaks, ten minutes of fuzzing each"
+	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -66,6 +66,14 @@ $(FUZZ_STAMP): $(STAMP)
 fuzz: $(FUZZ_STAMP)
 	@echo "==> Fuzzing, two targets at a time"
 	@PYTHON=$(BIN)/python fuzz/run $(ARGS)
+
+nightly: $(FUZZ_STAMP)
+	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
+	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
+	@echo "==> Two thousand rounds of faults"
+	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
+	@echo "==> Fuzzing, three minutes each"
+	@PYTHON=$(BIN)/python fuzz/run --seconds 180
 
 bench: $(STAMP)
 	@command -v strace >/dev/null || { echo "==> Installing strace, which counts system calls"; \

@@ -8,14 +8,12 @@ from trio_console import _leftovers
 from trio_console._leftovers import kill_marked_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import pytest
 
 
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = [*[[11]] * 30, [], [12], [], []]
-    monkeypatch.setattr(_leftovers, "_marked", lambda _needle: iter(looks.pop(0)))
+    looks = [*[{11}] * 30, set(), {12}, set(), set()]
+    monkeypatch.setattr(_leftovers, "_kill_marked", lambda _needle: (looks.pop(0), 0))
     assert kill_marked_processes("mark") == 2
     assert looks == []
 
@@ -23,12 +21,12 @@ def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: 
 def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
-    def marked(_needle: bytes) -> Iterator[int]:
+    def kill_marked(_needle: bytes) -> tuple[set[int], int]:
         nonlocal looks
         looks += 1
-        yield 11
+        return {11}, 0
 
-    monkeypatch.setattr(_leftovers, "_marked", marked)
-    monkeypatch.setattr(_leftovers, "_TIME", 0.01)
+    monkeypatch.setattr(_leftovers, "_kill_marked", kill_marked)
+    monkeypatch.setattr(_leftovers, "_MAX_TIME", 0.01)
     assert kill_marked_processes("mark") == 1
     assert looks > 0

@@ -177,7 +177,7 @@ class World:
         freed = False
         if slot in self._last_words and frame.flags & wire.FLAG_TERMINAL:
             words = self._last_words[slot]
-            if frame.id in words and _kind_of_last(frame.body) in (words[frame.id], ""):
+            if frame.id in words and _kind_of_last(bytes(frame.body)) in (words[frame.id], ""):
                 del words[frame.id]
             if not words:
                 del self._last_words[slot]
