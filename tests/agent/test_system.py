@@ -7,6 +7,7 @@ import json
 import os
 import pwd
 import resource
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -155,6 +156,31 @@ async def test_nobody_is_reaped_while_a_leader_is_being_started() -> None:
     assert 5 in leaders
     leaders.discard(5)
     assert 5 not in leaders
+
+
+async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    children = [popen("sleep", "60"), popen("sleep", "60")]
+    ours = {child.pid for child in children}
+    every = _system._children
+    monkeypatch.setattr(_system, "_children", lambda: (c for c in every() if c[0] in ours))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_system.reap_orphans, Leaders())
+        await trio.testing.wait_all_tasks_blocked()
+        assert signal.getsignal(signal.SIGCHLD) is not before
+        with trio.fail_after(PATIENCE):
+            children[0].kill()
+            while signal.getsignal(signal.SIGCHLD) is not before:
+                await trio.lowlevel.checkpoint()
+            # It has heard of the first, and is about to look. This one is not heard of.
+            children[1].kill()
+            await trio.to_thread.run_sync(os.waitid, os.P_PID, children[1].pid, os.WEXITED | os.WNOWAIT)
+            while any(pid_is_taken(pid) for pid in ours):
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    for child in children:
+        child.returncode = -9
+    assert signal.getsignal(signal.SIGCHLD) is before
 
 
 async def test_everything_that_remains_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
