@@ -46,7 +46,7 @@ async def test_the_exchange_in_order(agent: AgentFactory) -> None:
         ready = await host.receive(0)
         assert 0 < ready.boot_time_ns < ready.ready_time_ns
         assert ready.agent_version
-        assert ready.flow == wire.Flow(256 * 1024)
+        assert ready.flow == wire.Flow(1024 * 1024)
 
 
 async def test_ready_is_stamped_generation_7(agent: AgentFactory) -> None:

@@ -38,9 +38,10 @@ from trio_console.agent._stdin import StdinFeed
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
-#: Bytes of stdin a client that speaks credit may have outstanding for one command. Four pipes' worth: the
-#: child never runs dry during a round trip, and a thousand stuck commands hold 256 MiB at the very worst.
-STDIN_WINDOW: Final = 256 * 1024
+#: Bytes of stdin a client that speaks credit may have outstanding for one command. They must last until the next
+#: grant has come round, as the client's own window has; a quarter of this was half as fast. A client that sends to
+#: a thousand stuck commands has them hold 1 GiB at the very worst.
+STDIN_WINDOW: Final = 1024 * 1024
 
 #: Bytes of stdin queued for a command whose client speaks no credit: two of the largest frames.
 LEGACY_STDIN_BUDGET: Final = 8 * 1024 * 1024
