@@ -183,16 +183,18 @@ class LaneStream(trio.abc.HalfCloseableStream):
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes!r}")
         with self._receive_conflict:
             self._check_may_receive()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             lane = self._receive
+            slept = False
             while True:
-                self._check_may_receive()
                 finished = lane.finished  # before the look at the ring, see `Lane`
-                if data := self._take(max_bytes):
-                    return data
-                if finished:
-                    return self._at_end()
-                await self._wait_data()
+                data = self._take(max_bytes)
+                if data or finished:
+                    if not slept:  # otherwise the others have had their turn
+                        await trio.lowlevel.cancel_shielded_checkpoint()
+                    return data or self._at_end()
+                slept |= await self._wait_data()
+                self._check_may_receive()
 
     def _take(self, max_bytes: int | None) -> bytes:
         if self._receive.discarded:
@@ -209,16 +211,18 @@ class LaneStream(trio.abc.HalfCloseableStream):
             raise trio.BrokenResourceError("the other end of the console failed") from self._receive.cause
         return b""
 
-    async def _wait_data(self) -> None:
+    async def _wait_data(self) -> bool:
+        """Sleep until there may be something to take; whether it slept."""
         lane = self._receive
         self._waiting_receive += 1
         try:
-            if lane.ring.arm_data() and not lane.finished:
+            if sleepy := lane.ring.arm_data() and not lane.finished:
                 await self._sleep_on(lane.data_wake.fileno())
         finally:
             self._waiting_receive -= 1
             lane.ring.disarm_data()
         lane.data_wake.drain()
+        return sleepy
 
     # Both
 

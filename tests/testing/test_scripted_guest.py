@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from trio_console import connect_guest, open_guest
+from trio_console._client._output import WINDOW
 from trio_console.testing import Exits, ScriptedGuest
 
 if TYPE_CHECKING:
@@ -67,10 +68,10 @@ async def test_output_nobody_reads_stops_at_the_window() -> None:
             async with guest.open_process(["x"], stdout=PIPE) as process:
                 assert process.stdout is not None
                 await guest.ping()
-                while sent < 262_000:
+                while sent < WINDOW - 1000:
                     await trio.sleep(0.001)
                 await guest.ping()
-                assert sent <= 262_144
+                assert sent <= WINDOW
                 assert await process.stdout.receive_some()
             assert process.returncode == -9
 
