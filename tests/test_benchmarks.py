@@ -1,0 +1,103 @@
+"""How results are made of measurements: what is compared with what, and when a bar is met."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from benchmarks._measure import Row, Statistic, measure
+from benchmarks.rows import ROWS
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Callable, Sequence
+
+
+def turns(*values: Sequence[float]) -> Callable[[], Sequence[float]]:
+    """A contender that measures these, turn by turn."""
+    left = iter(values)
+    return lambda: next(left)
+
+
+def result(*, higher_is_better: bool, bar: float | None = None, limit: float | None = None) -> dict[str, Any]:
+    contenders = {
+        "ours": turns([10.0], [40.0], [30.0]),
+        "fast": turns([5.0], [10.0], [20.0]),
+        "slow": turns([2.0], [20.0], [10.0]),
+        "not a peer": turns([1000.0], [0.001], [1000.0]),
+    }
+    row = Row(
+        "row",
+        "a row",
+        "x/s",
+        contenders,
+        peers=("fast", "slow"),
+        higher_is_better=higher_is_better,
+        statistics=[Statistic(bar=bar, limit=limit)],
+        turns=3,
+    )
+    [made] = measure(row)
+    return made
+
+
+def test_a_turn_is_compared_with_the_best_peer_of_that_turn() -> None:
+    made = result(higher_is_better=True)
+    assert made["ratio"] == 2  # the median of 10/5, 40/20 and 30/20
+    assert made["ratio_range"] == [1.5, 2]
+
+
+def test_of_times_the_best_is_the_shortest() -> None:
+    assert result(higher_is_better=False)["ratio"] == 4  # of 10/2, 40/10 and 30/10
+
+
+@pytest.mark.parametrize(("bar", "met"), [(1.9, True), (2.0, True), (2.1, False)])
+def test_a_rate_meets_its_bar_from_there_on(bar: float, met: bool) -> None:
+    assert result(higher_is_better=True, bar=bar)["met"] is met
+
+
+@pytest.mark.parametrize(("bar", "met"), [(3.9, False), (4.0, True), (4.1, True)])
+def test_a_time_meets_its_bar_up_to_there(bar: float, met: bool) -> None:
+    assert result(higher_is_better=False, bar=bar)["met"] is met
+
+
+@pytest.mark.parametrize(("limit", "met"), [(29.0, False), (30.0, True)])
+def test_a_limit_is_one_for_our_median(limit: float, met: bool) -> None:
+    assert result(higher_is_better=False, limit=limit)["met"] is met
+
+
+def test_each_statistic_is_a_quantile_of_each_turn() -> None:
+    row = Row(
+        "row",
+        "a row",
+        "s",
+        {"ours": turns([1, 2, 3, 4], [8, 7, 6, 5])},
+        statistics=[Statistic("p50", 0.5), Statistic("p99", 0.99)],
+        turns=2,
+    )
+    assert [made["values"]["ours"] for made in measure(row)] == [[3, 7], [4, 8]]
+
+
+def test_what_was_measured_can_be_read_and_seen(tmp_path: pathlib.Path) -> None:
+    row = result(higher_is_better=True, bar=1.0) | {"group": "to-trio", "size": 16, "when": "after small traffic"}
+    report = {"machine": {"cores": 2, "cpu": "a processor", "python": "3.11"}, "rows": [row]}
+    (tmp_path / "report").write_text(json.dumps(report), encoding="utf-8")
+    # In a process of its own: what draws the plots keeps its fonts open.
+    program = (
+        "import json, pathlib; from benchmarks import _report; report = json.loads(pathlib.Path('report').read_text());"
+        "_report.show(report); _report.save(report, pathlib.Path('made'))"
+    )
+    env = {**os.environ, "PYTHONPATH": os.getcwd()}
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=60)
+    made = tmp_path / "made"
+    assert "2.00x (1.50 … 2.00)" in (made / "results.md").read_text(encoding="utf-8")
+    assert {path.name for path in made.iterdir()} == {"results.json", "results.md", "to-trio.png", "bars.png"}
+
+
+def test_every_row_has_its_peers_among_its_contenders() -> None:
+    for row in ROWS.values():
+        assert set(row.peers) <= set(row.contenders), row.name
