@@ -88,7 +88,8 @@ def test_what_was_measured_can_be_read_and_seen(tmp_path: pathlib.Path) -> None:
     (tmp_path / "report").write_text(json.dumps(report), encoding="utf-8")
     # In a process of its own: what draws the plots keeps its fonts open.
     program = (
-        "import json, pathlib; from benchmarks import _report; report = json.loads(pathlib.Path('report').read_text());"
+        "import json, pathlib; from benchmarks import _report;"
+        "report = json.loads(pathlib.Path('report').read_text());"
         "_report.show(report); _report.save(report, pathlib.Path('made'))"
     )
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
