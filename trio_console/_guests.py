@@ -100,9 +100,9 @@ class GuestSpec(ABC):
         """An async context manager that gives a `Host`, and on leaving ends what it started, by force."""
 
 
-#: Bytes of socket buffer asked for in each direction; the system doubles it, and gives an ordinary user about 208 KiB
-#: of them. With the default of half as much, the two processes wait for each other in the middle of each frame: a
-#: command's output came at three quarters of the speed.
+#: Bytes of socket buffer asked for in each direction. (Linux gives an ordinary user 208 KiB of them by default,
+#: and doubles what it gives.) With a buffer that nobody asked for, the two processes wait for each other in the
+#: middle of each frame, and a command's output came at three quarters of the speed.
 _SOCKET_BUFFER: Final = 256 * 1024
 
 
