@@ -5,6 +5,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+OUT    ?= benchmarks/results
 FUZZ_STAMP := $(VENV)/.fuzz-installed
 
 # Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.
@@ -23,7 +24,7 @@ help:
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
 	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
-	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows)"
+	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
 	@echo "make clean   remove what the above have made"
 
@@ -78,7 +79,7 @@ nightly: $(FUZZ_STAMP)
 bench: $(STAMP)
 	@command -v strace >/dev/null || { echo "==> Installing strace, which counts system calls"; \
 	    apt-get update -qq && apt-get install -y -qq strace >/dev/null; }
-	@$(BIN)/python -m benchmarks --out benchmarks/results $(ARGS)
+	@$(BIN)/python -m benchmarks --out $(OUT) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -99,6 +99,22 @@ def to_trio_console(size: int, count: int, *, copy: bool = True) -> float:
     return count / trio.run(main)
 
 
+def wakes_to_trio_console(size: int, count: int) -> float:
+    """Wake-ups that a chunk takes, in both directions together: writes to an eventfd."""
+
+    async def main() -> int:
+        shared = trio_console.ConsoleSharedState()
+        backend = trio_console.AgentConsoleBackend(shared)
+        channel = trio_console.ConsoleStream(shared)
+        await _beside(
+            partial(_write_backend, backend, memoryview(bytearray(size)), count),
+            partial(_receive, channel.receive_some, size * count),
+        )
+        return channel.statistics().tx.wakes
+
+    return trio.run(main) / count
+
+
 def to_trio_pipe(size: int, count: int) -> float:
     """`os.write` to a pipe, `trio.lowlevel.FdStream`."""
 
