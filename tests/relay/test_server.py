@@ -11,19 +11,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from trio.testing import memory_stream_pair
 
 from trio_console import _protocol as wire
-from trio_console._client._boot import Booted
 from trio_console._lost import GuestLostError
 from trio_console._relay._limits import RouterLimits
-from trio_console._relay._serve import relaying
 from trio_console._relay._server import RelayOptions
 from trio_console._relay._slots import MAX_CLIENTS
-from trio_console._relay._socket import RelaySocket
 
 from ._frames import parse
-from ._world import Peer, World, ready_frame, serving, settle
+from ._world import Peer, World, serving, settle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -606,30 +602,3 @@ async def test_no_frame_is_lost_or_doubled_for_many_clients_at_once(tmp_path: Pa
             answering.cancel_scope.cancel()
         for client in clients:
             await client.leave()
-
-
-async def test_a_relay_that_is_cancelled_while_it_starts_ends(tmp_path: Path) -> None:
-    ours, theirs = memory_stream_pair()
-    frame = ready_frame(None)
-    message = wire.decode(frame)
-    assert isinstance(message, wire.Ready)
-    booted = Booted(message, frame, 7, wire.FrameDecoder())
-    made = RelaySocket(tmp_path / "relay.sock")
-    ended = False
-
-    async def start() -> None:
-        nonlocal ended
-        with trio.CancelScope() as scope:
-            scope.cancel()
-            async with relaying(ours, booted, made, RelayOptions()):
-                await trio.sleep_forever()
-        ended = True
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(start)
-        await trio.testing.wait_all_tasks_blocked()
-        ended_by_itself = ended
-        await theirs.aclose()  # which ends any relay
-    made.close()
-    made.sock.close()
-    assert ended_by_itself
