@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
-import pathlib
 import secrets
 import signal
 import socket
@@ -24,10 +23,8 @@ from trio_console import (
     ProcessGuest,
     ProtocolError,
     SocketGuest,
-    _leftovers,
     open_guest,
 )
-from trio_console._leftovers import GUEST_MARK, kill_marked_processes
 from trio_console.agent import serve_agent
 
 if TYPE_CHECKING:
@@ -635,79 +632,6 @@ async def test_what_is_no_guest_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown bootstrap field"):
         async with open_guest(bootstrap={"usr": "root"}):
             raise AssertionError
-
-
-# Leftovers
-
-
-def test_exactly_the_marked_processes_are_killed() -> None:
-    mine, other = secrets.token_hex(8), secrets.token_hex(8)
-    with (
-        subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: mine}) as first,
-        subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: other}) as second,
-    ):
-        try:
-            assert kill_marked_processes(mine) == 1
-            assert first.wait() == -9
-            assert second.poll() is None
-            assert kill_marked_processes(mine) == 0
-        finally:
-            first.kill()
-            second.kill()
-
-
-def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    mark = secrets.token_hex(8)
-    real_read = _leftovers._read
-    looks = 0
-
-    def read(proc_fd: int, name: str) -> bytes:
-        """For a while the marked process shows neither its environment nor its arguments."""
-        nonlocal looks
-        found = real_read(proc_fd, "environ")
-        if mark.encode() in found:
-            looks += 1
-            if looks < 30:
-                return b""
-        return real_read(proc_fd, name)
-
-    monkeypatch.setattr(_leftovers, "_read", read)
-    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
-        try:
-            assert kill_marked_processes(mark) == 1
-            assert process.wait() == -9
-        finally:
-            process.kill()
-
-
-def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    scans = 0
-    real_listing = os.listdir
-
-    def listing(path: str) -> list[str]:
-        nonlocal scans
-        scans += 1
-        return real_listing(path)
-
-    with subprocess.Popen(["sleep", "1000"], env={}) as process:
-        try:
-            while b"sleep" not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
-                pass
-            monkeypatch.setattr(_leftovers.os, "listdir", listing)
-            assert kill_marked_processes(secrets.token_hex(8)) == 0
-            assert scans <= 10  # two, and a few more if somebody else is in the middle of an exec
-            assert process.poll() is None
-        finally:
-            process.kill()
-
-
-def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    code = (
-        "import os; from trio_console._leftovers import kill_marked_processes as kill;"
-        f"raise SystemExit(kill(os.environ[{GUEST_MARK!r}]))"
-    )
-    env = {**os.environ, GUEST_MARK: secrets.token_hex(8)}
-    assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
 
 
 # What is not theirs to keep
