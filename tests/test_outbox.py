@@ -2,70 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
+from gated_stream import TIMEOUT, GatedStream, running, settle
 
-from trio_console._outbox import GatheringStream, Outbox
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-TIMEOUT = 20.0
-
-
-class GatedStream(trio.abc.SendStream):
-    """Takes one `send_all` each time the gate is opened, and keeps what it took."""
-
-    def __init__(self, *, is_open: bool = False) -> None:
-        self.sent: list[bytes] = []
-        self.started: list[bytes] = []
-        self._open = is_open
-        self._gate = trio.Semaphore(0)
-        self.error: BaseException | None = None
-
-    def let(self, count: int = 1) -> None:
-        for _ in range(count):
-            self._gate.release()
-
-    def open(self) -> None:
-        self._open = True
-        self._gate.release()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint()
-        self.started.append(bytes(data))
-        if not self._open:
-            await self._gate.acquire()
-        if self.error is not None:
-            raise self.error
-        self.sent.append(bytes(data))
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-    async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
-
-
-@asynccontextmanager
-async def running(*, is_open: bool = False, **budgets: int) -> AsyncIterator[tuple[Outbox, GatedStream]]:
-    stream = GatedStream(is_open=is_open)
-    outbox = Outbox(stream, **budgets)
-    with trio.fail_after(TIMEOUT):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(outbox.run)
-            await trio.testing.wait_all_tasks_blocked()
-            yield outbox, stream
-            nursery.cancel_scope.cancel()
-
-
-async def settle() -> None:
-    await trio.testing.wait_all_tasks_blocked()
-
+from trio_console._outbox import Outbox
 
 # Order
 
@@ -560,98 +504,3 @@ async def test_over_a_real_stream_frames_arrive_whole_whoever_is_cancelled() -> 
         position += 2 + size
         frames += number != 255
     assert frames == sent
-
-
-# Pieces
-
-
-class GatheringGatedStream(GatedStream, GatheringStream):
-    """A gated stream that keeps what came in pieces as it came."""
-
-    def __init__(self) -> None:
-        super().__init__(is_open=True)
-        self.pieces: list[list[bytes]] = []
-
-    async def send_pieces(self, pieces: list[bytes]) -> None:
-        self.pieces.append(pieces)
-
-
-async def test_pieces_of_a_frame_are_joined_for_a_stream_that_takes_one_buffer() -> None:
-    async with running(is_open=True) as (outbox, stream):
-        await outbox.reserve(6)
-        outbox.commit((b"abc", b"def"), 6)
-        await settle()
-        assert stream.sent == [b"abcdef"]
-
-
-async def test_large_pieces_go_uncopied_to_a_stream_that_gathers() -> None:
-    stream = GatheringGatedStream()
-    outbox = Outbox(stream)
-    data = bytes(100_000)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.run)
-        await outbox.reserve(len(data))
-        outbox.commit((b"lead", data), len(data))
-        outbox.send_control(b"control")
-        await settle()
-        [[control, lead, sent]] = stream.pieces
-        assert (control, lead) == (b"control", b"lead")
-        assert sent is data
-        nursery.cancel_scope.cancel()
-
-
-async def test_small_pieces_are_joined_for_every_stream() -> None:
-    stream = GatheringGatedStream()
-    outbox = Outbox(stream)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.run)
-        outbox.commit((b"lead", b"data"), 0)
-        outbox.commit(b"next", 0)
-        await settle()
-        assert stream.pieces == [[b"leaddatanext"]]
-        nursery.cancel_scope.cancel()
-
-
-async def test_what_a_frame_in_pieces_takes_of_the_budget_is_all_of_it() -> None:
-    async with running(bulk_budget=10) as (outbox, stream):
-        await outbox.reserve(6)
-        outbox.commit((b"abc", b"def"), 6)
-        assert not outbox.reserve_nowait(5)
-        assert outbox.reserve_nowait(4)
-        outbox.release(4)
-        stream.open()
-        await settle()
-        assert outbox.reserve_nowait(10)
-
-
-async def test_a_share_is_not_taken_before_those_who_wait_have_theirs() -> None:
-    async with running(bulk_budget=10) as (outbox, _stream):
-        assert outbox.reserve_nowait(8)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(outbox.reserve, 5)
-            await settle()
-            assert not outbox.reserve_nowait(1)
-            outbox.release(8)
-            assert outbox.reserve_nowait(5)
-        outbox.close()
-        with pytest.raises(trio.ClosedResourceError):
-            outbox.reserve_nowait(0)
-
-
-async def test_a_flood_on_a_stream_that_never_blocks_leaves_others_their_turn() -> None:
-    outbox = Outbox(GatheringGatedStream())
-    turns = 0
-
-    async def flood() -> None:
-        while True:
-            await outbox.send_bulk(bytes(65_536))
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.run)
-        nursery.start_soon(flood)
-        with trio.fail_after(TIMEOUT):
-            for _ in range(100):
-                await trio.lowlevel.checkpoint()
-                turns += 1
-        nursery.cancel_scope.cancel()
-    assert turns == 100

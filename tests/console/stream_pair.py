@@ -1,0 +1,60 @@
+"""A pair of console streams for tests, whose bytes are all accounted for at its end."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import trio
+import trio.testing
+
+from trio_console.testing import console_stream_pair
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio_console._stream import ConsoleStream, LaneStream
+
+TIMEOUT = 20.0
+
+
+def check_conserved(host: ConsoleStream) -> None:
+    now = host.statistics()
+    for lane in (now.tx, now.rx):
+        assert lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
+        assert min(lane.bytes_in, lane.bytes_out, lane.bytes_dropped, lane.current_buffer_bytes) >= 0
+    assert (now.tasks_waiting_send, now.tasks_waiting_receive) == (0, 0)
+
+
+@asynccontextmanager
+async def pair(**limits: int) -> AsyncIterator[tuple[ConsoleStream, LaneStream]]:
+    """A pair that is closed at the end, and whose bytes are then all accounted for."""
+    host, guest = console_stream_pair(**limits)
+    with trio.fail_after(TIMEOUT):
+        try:
+            yield host, guest
+        finally:
+            await trio.aclose_forcefully(host)
+            await trio.aclose_forcefully(guest)
+    check_conserved(host)
+
+
+async def fill(stream: trio.abc.SendStream) -> int:
+    """Send until it would block; how many bytes went."""
+    sent = 0
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cancel_when_blocked, scope)
+            while True:
+                await stream.send_all(b"x")
+                sent += 1
+    return sent
+
+
+async def cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    scope.cancel()
+
+
+async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
+    return b"".join([chunk async for chunk in stream])
