@@ -1,14 +1,16 @@
 """Fuzz every target for a while, from the corpus in the repository.
 
-    python -m fuzz [--seconds 60] [--jobs 2] [--keep] [TARGET...]
+    python -m fuzz [--seconds 60] [--jobs 2] [--seed N] [--keep] [TARGET...]
 
 Needs atheris. Prints what was run and covered; where a target has failed, the input that did it and how to run it
-again, and the exit status is 1. With ``--keep``, inputs that reach something new are added to the corpus.
+again, and the exit status is 1. With ``--keep``, inputs that reach something new are added to the corpus. With a
+seed the same inputs are tried in the same order, as many as there is time for.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import re
 import shutil
@@ -39,6 +41,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition("\n")[0])
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time (default 2)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of the random numbers (default 0: a new one each time)"
+    )
     parser.add_argument("--keep", action="store_true", help="add what is new to the corpus")
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of: {', '.join(TARGETS)} (default all)")
     arguments = parser.parse_args()
@@ -47,21 +52,18 @@ def main() -> int:
     _CRASHES.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
         outcomes = [
-            pool.submit(_fuzz, name, arguments.seconds, keep=arguments.keep)
+            pool.submit(_fuzz, name, arguments.seconds, arguments.seed, keep=arguments.keep)
             for name in arguments.targets or TARGETS
         ]
     return 0 if all(outcome.result() for outcome in outcomes) else 1
 
 
-def _fuzz(name: str, seconds: int, *, keep: bool) -> bool:
+def _fuzz(name: str, seconds: int, seed: int, *, keep: bool) -> bool:
     """Run one target and say how it went; whether it went well."""
     before = set(_CRASHES.iterdir())
     with tempfile.TemporaryDirectory() as found:
-        status, output = _run(
-            name,
-            [f"-max_total_time={seconds}", f"-artifact_prefix={_CRASHES}/{name}-", found, str(_CORPUS / name)],
-            seconds + _PATIENCE,
-        )
+        bounds = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={_CRASHES}/{name}-"]
+        status, output = _run(name, [*bounds, found, str(_CORPUS / name)], seconds + _PATIENCE)
         if status == 0 and keep:
             status, merged = _keep(name, found)
             output += merged
@@ -94,9 +96,16 @@ def _keep(name: str, found: str) -> tuple[int | str, str]:
 def _run(name: str, arguments: list[str], patience: float) -> tuple[int | str, str]:
     """Exit status and output of one target under atheris."""
     command = [sys.executable, "-m", "fuzz.one", name, *_BOUNDS, *arguments]
+    env = {**os.environ, "PYTHONHASHSEED": "0"}
     try:
         done = subprocess.run(
-            command, cwd=_ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=patience, check=False
+            command,
+            cwd=_ROOT,
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            timeout=patience,
+            check=False,
         )
     except subprocess.TimeoutExpired as exc:
         return f"stuck for {patience:g} s", (exc.stdout or b"").decode(errors="replace")
