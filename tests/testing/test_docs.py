@@ -71,6 +71,20 @@ def test_an_asynchronous_fixture_is_not_for_other_tests(tmp_path: pathlib.Path, 
     assert "1 passed, 1 error" in done.stdout
 
 
+def test_no_fixture_leaves_a_descriptor_behind(tmp_path: pathlib.Path) -> None:
+    (tmp_path / "conftest.py").write_text("pytest_plugins = ['trio_console.testing.pytest_plugin']\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\ntrio_mode = true\n")
+    (tmp_path / "test_it.py").write_text(
+        "async def test_it(nothing_left_behind, console_pair, guest, fake_console_device, faulty_guest):\n"
+        "    host, other = console_pair\n"
+        "    await host.send_all(b'x')\n"
+        "    await guest.ping()\n"
+    )
+    done = run_pytest(tmp_path)
+    assert "1 passed" in done.stdout, done.stdout
+    assert done.returncode == 0, done.stdout
+
+
 def test_the_other_fixtures_need_no_pytest_trio(tmp_path: pathlib.Path) -> None:
     (tmp_path / "conftest.py").write_text("pytest_plugins = ['trio_console.testing.pytest_plugin']\n")
     (tmp_path / "test_it.py").write_text(

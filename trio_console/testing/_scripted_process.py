@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 __all__ = ["STDIN_WINDOW", "ScriptedProcess"]
 
 #: Bytes of input that a host may send ahead of the command; what the real agent announces.
-STDIN_WINDOW: Final = 256 * 1024
+STDIN_WINDOW: Final = 1024 * 1024
 
 #: Bytes of output in a frame, as in the real agent.
-_SLICE: Final = 64 * 1024
+_SLICE: Final = 128 * 1024
 
 _RECEIVE_SIZE: Final = 64 * 1024
 

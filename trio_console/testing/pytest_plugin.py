@@ -76,10 +76,12 @@ async def console_pair(
     _runs_under_trio: None,
 ) -> AsyncIterator[tuple[trio.abc.HalfCloseableStream, trio.abc.HalfCloseableStream]]:
     """Both ends of a console as streams, ``(host, guest)``; see `console_stream_pair`. Closed after the test."""
-    ends = testing.console_stream_pair()
-    yield ends
-    for end in ends:
+    host, guest_end = testing.console_stream_pair()
+    yield host, guest_end
+    for end in (host, guest_end):
         await trio.aclose_forcefully(end)
+    # Not left to the garbage collector: pytest still holds the ends when other fixtures look what is open.
+    host._shared.close_wakes()
 
 
 @pytest.fixture
