@@ -45,7 +45,7 @@ class Row:
         peers: whom to compare with: the best of them counts. All others are for information.
         higher_is_better: rates; otherwise times.
         statistics: see `Statistic`.
-        turns: how often each contender is measured.
+        turns: how often each contender is measured; what is measured once is so whatever is asked for.
         warm_up: called once before anything is measured.
         note: what a reader must know to judge it.
         process: rows of one name are measured in one process; by default each has its own.
@@ -76,7 +76,7 @@ def measure(row: Row, turns: int | None = None) -> list[dict[str, Any]]:
     if row.warm_up is not None:
         row.warm_up()
     samples: dict[str, list[Sequence[float]]] = {name: [] for name in row.contenders}
-    for _ in range(turns or row.turns):
+    for _ in range(row.turns if turns is None else min(turns, row.turns)):
         for name, contender in row.contenders.items():
             samples[name].append(contender())
     return [_result(row, each, samples) for each in row.statistics]

@@ -12,7 +12,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     import pathlib
 
-__all__ = ["save", "show"]
+__all__ = ["merged", "save", "show"]
 
 _SIZES = {16: "16 B", 256: "256 B", 4096: "4 KiB", 65536: "64 KiB", 1048576: "1 MiB"}
 
@@ -40,7 +40,7 @@ def _value(row: dict[str, Any], name: str) -> str:
 
 def _others(row: dict[str, Any]) -> str:
     return ", ".join(
-        f"{name} {_number(statistics.median(values), row['unit'])}"
+        f"{name}{'*' if name in row['peers'] else ''} {_number(statistics.median(values), row['unit'])}"
         for name, values in row["values"].items()
         if name != row["ours"]
     )
@@ -67,7 +67,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [title, ours, _others(row), _ratio(row), _bar(row), met]
 
 
-_HEADS = ["row", "ours: median (range)", "others", "ratio to the best peer", "bar", "met"]
+_HEADS = ["row", "ours: median (range)", "others (* peers)", "ratio to the best peer", "bar", "met"]
 
 
 def _machine(report: dict[str, Any]) -> str:
@@ -87,14 +87,28 @@ def show(report: dict[str, Any]) -> None:
 
 
 def save(report: dict[str, Any], folder: pathlib.Path) -> None:
-    """Write ``results.json``, ``results.md`` and the plots."""
+    """Write ``results.json``, ``results.md`` and the plots; rows that were not measured this time stay."""
     folder.mkdir(parents=True, exist_ok=True)
+    former = folder / "results.json"
+    if former.exists():
+        report = merged(report, json.loads(former.read_text(encoding="utf-8")))
     (folder / "results.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     lines = [f"Measured on: {_machine(report)}.", ""]
     lines += ["| " + " | ".join(cells) + " |" for cells in (_HEADS, ["---"] * len(_HEADS))]
     lines += ["| " + " | ".join(_cells(row)) + " |" for row in report["rows"]]
+    notes = {row["note"]: row["name"] for row in report["rows"] if row["note"]}
+    lines += ["", *(f"* `{name}` and the like: {note}." for note, name in notes.items())]
     (folder / "results.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
     _plot(report, folder)
+
+
+def merged(report: dict[str, Any], former: dict[str, Any]) -> dict[str, Any]:
+    """The former results, if they are of the same machine, with the new ones in their places."""
+    if former["machine"] != report["machine"]:
+        return report
+    new = {(row["name"], row["statistic"]): row for row in report["rows"]}
+    rows = [new.pop((row["name"], row["statistic"]), row) for row in former["rows"]]
+    return {**report, "rows": [*rows, *new.values()]}
 
 
 # --- plots ------------------------------------------------------------------------------------------

@@ -120,12 +120,19 @@ def _holding_rows() -> Iterator[Row]:
                     f"idle-{many}-{field}-{'host' if side == 0 else 'agent'}",
                     f"{'memory' if field == 'kib' else field} per idle {one}, {where}",
                     unit,
-                    {f"{n} {many}": partial(_held, function, n, side, field) for n in numbers},
+                    {f"{n} {many}": partial(_held, function, n, side, field) for n in reversed(numbers)},
                     higher_is_better=False,
                     turns=1,
+                    warm_up=partial(_hold_all, function, numbers),
                     process=f"idle-{many}",
                     facts={"group": f"idle-{many}"},
                 )
+
+
+def _hold_all(function: Callable[[int], tuple[Holding, Holding]], numbers: Sequence[int]) -> None:
+    """Measure the few first: what is freed after the many would be there for them already."""
+    for n in numbers:
+        function(n)
 
 
 def _held(function: Callable[[int], tuple[Holding, Holding]], n: int, side: int, field: str) -> list[float]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from benchmarks import _report
 from benchmarks._measure import Row, Statistic, measure
 from benchmarks.rows import ROWS
 
@@ -97,6 +98,16 @@ def test_what_was_measured_can_be_read_and_seen(tmp_path: pathlib.Path) -> None:
     made = tmp_path / "made"
     assert "2.00x (1.50 … 2.00)" in (made / "results.md").read_text(encoding="utf-8")
     assert {path.name for path in made.iterdir()} == {"results.json", "results.md", "to-trio.png", "bars.png"}
+
+
+def test_results_of_other_rows_stay() -> None:
+    machine = {"cores": 2, "cpu": "a processor", "python": "3.11"}
+    first, second = ({"name": name, "statistic": "median", "values": [1]} for name in ("first", "second"))
+    again = first | {"values": [2]}
+    former = {"machine": machine, "rows": [first, second]}
+    assert _report.merged({"machine": machine, "rows": [again]}, former)["rows"] == [again, second]
+    elsewhere = {"machine": machine | {"cores": 4}, "rows": [again]}
+    assert _report.merged(elsewhere, former) == elsewhere
 
 
 def test_every_row_has_its_peers_among_its_contenders() -> None:
