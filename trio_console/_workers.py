@@ -39,12 +39,12 @@ def pump_from_device(device: GuestDevice, lane: Lane) -> None:
             data = device.read(size)
             if not data:
                 break
-            if lane.abandoned:
-                lane.swallow(len(data))
-            else:
-                # It fits unless a device returned more than it was asked for, and then waits its turn.
-                while not (lane.ring.offer(data) or lane.abandoned):
-                    wait_for_room(lane, len(data))
+            while not lane.ring.offer(data):
+                if lane.abandoned:  # before that call or during it
+                    lane.swallow(len(data))
+                    break
+                # A device returned more than it was asked for: it waits its turn.
+                wait_for_room(lane, len(data))
     except Exception as exc:  # noqa: BLE001  (whatever a device raises ends this direction, with a cause)
         cause = exc
     lane.finish(cause)
