@@ -74,7 +74,8 @@ if sys.platform == "linux":
         def ring(self) -> None:
             # EAGAIN means the counter is at 2**64 - 2: readable, which is all that is wanted.
             with contextlib.suppress(BlockingIOError):
-                _eventfd_write(self.read_fd, 1)
+                if _eventfd_write(self.read_fd, 1):  # the C library's only returns that it failed
+                    os.eventfd_write(self.read_fd, 1)  # says why: a wake-up that is lost unsaid is a hang
 
         def silence(self) -> None:
             with contextlib.suppress(BlockingIOError):

@@ -181,6 +181,18 @@ def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_a_wake_on_a_descriptor_that_somebody_else_has_closed_is_an_error(pipe: _wake.WakePipe) -> None:
+    kept = os.dup(pipe.fileno())
+    os.close(pipe.fileno())
+    try:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            pipe.wake()
+    finally:
+        os.dup2(kept, pipe.fileno(), inheritable=False)
+        os.close(kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
 def test_it_works_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ctypes", None)
     assert _wake._eventfd_write_without_handover() is os.eventfd_write
