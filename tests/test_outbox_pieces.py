@@ -103,3 +103,12 @@ async def test_a_flood_on_a_stream_that_never_blocks_leaves_others_their_turn() 
                 turns += 1
         nursery.cancel_scope.cancel()
     assert turns == 100
+
+
+@pytest.mark.parametrize("size", [65_536, 131_072])
+async def test_what_frames_have_in_front_of_their_data_takes_no_room_from_the_last(size: int) -> None:
+    outbox = Outbox(GatedStream())
+    for _ in range(262_144 // size):
+        assert outbox.reserve_nowait(size)
+        outbox.commit((bytes(64), bytes(size)), size)
+    assert not outbox.reserve_nowait(size)

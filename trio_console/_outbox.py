@@ -36,8 +36,10 @@ __all__ = ["GatheringStream", "Outbox", "Pieces"]
 Pieces: TypeAlias = "bytes | tuple[bytes, ...]"
 
 #: Bytes of bulk frames that may be queued or promised. At the 300 to 500 MB/s a console carries, 256 KiB are
-#: less than a millisecond for a control frame to wait behind, and four full slices keep the writer busy.
-BULK_BUDGET: Final = 256 * 1024
+#: less than a millisecond for a control frame to wait behind, and keep the writer busy: two reads of a command's
+#: output, or four slices of a file. The rest is for what frames have in front of their data, or a queued frame
+#: would leave no room for the last of those.
+BULK_BUDGET: Final = 256 * 1024 + 1024
 
 #: Bytes of control frames above which `Outbox.wait_control_room` holds back whoever causes them.
 CONTROL_BUDGET: Final = 1024 * 1024
