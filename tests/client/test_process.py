@@ -121,6 +121,16 @@ async def test_a_failed_start_is_the_os_error_of_its_errno(
         await talk.agent.nothing_more()
 
 
+@pytest.mark.parametrize("stdin", [DEVNULL, b""])
+async def test_on_a_terminal_the_end_of_no_input_is_typed_when_the_command_has_started(stdin: Any) -> None:
+    async with talking() as talk:
+        run(talk, tty=True, stdin=stdin)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.nothing_more()
+        await talk.agent.send(wire.ExecStarted(7), id_)
+        assert await talk.agent.expect(wire.ExecStdin) == (id_, wire.ExecStdin(b"\4"))
+
+
 async def test_a_command_without_input_is_told_so_before_it_has_started() -> None:
     async with talking() as talk:
         run(talk)

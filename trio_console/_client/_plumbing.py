@@ -51,15 +51,13 @@ def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | 
     """Give the process its stdin; returns bytes that are to be fed by a task."""
     if stdin is None and process.has_tty:
         return None  # nobody types
-    if isinstance(stdin, (bytes, bytearray, memoryview)):
-        data = bytes(stdin)
-        if data or process.has_tty:  # whose end of file is a character, which a program that starts may drop
-            return data
-        stdin = None
     if stdin == subprocess.PIPE:
         process.stdin = process.input
-    else:
-        process.input.close()
+        return None
+    data = bytes(stdin) if isinstance(stdin, (bytes, bytearray, memoryview)) else b""
+    if data or process.has_tty:  # whose end of file is a character, which a program that starts may drop
+        return data
+    process.input.close()
     return None
 
 
