@@ -1,7 +1,8 @@
 """A bounded queue of byte chunks between one producer thread and one consumer thread.
 
 Chunks are handed over by reference. The bound is in entries *and* in bytes, because either alone is no
-bound. No lock is taken: the deque's ``append`` and ``popleft`` are atomic, and each counter has one writer.
+bound. No lock is taken: the deque's ``append`` and ``popleft`` are atomic, and each counter has one writer;
+what was granted has two, see `ChunkRing._grant`.
 
 The wake-up protocol lives here too, since it is about what the ring's ends see of each other:
 
@@ -195,7 +196,10 @@ class ChunkRing:
         return True
 
     def revoke(self) -> None:
-        """The consumer takes nothing any more: from now on every chunk is refused. From any thread."""
+        """The consumer takes nothing any more: from now on every chunk is refused. From any thread.
+
+        One that is being offered meanwhile may still be taken, and without the interpreter lock all that was granted.
+        """
         self._revoked = True
         self._granted = -1
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 
-#: Bytes of one `receive_some` when the caller names no limit, as in trio's own streams. It also bounds what
-#: one turn of a task takes, so that a fast device cannot starve the others.
+#: Bytes up to which one `receive_some` joins chunks when the caller names no limit. A single larger one is handed
+#: on as it came, so one turn of a task takes no more than the ring holds.
 DEFAULT_RECEIVE_SIZE: Final = 256 * 1024
 
 #: A `send_all` queues larger data in pieces of this size. One that fits the ring is queued as it is.
@@ -167,7 +167,8 @@ class LaneStream(trio.abc.HalfCloseableStream):
         If cancelled, nothing was taken.
 
         Args:
-            max_bytes: the most bytes to return; `None` lets the stream choose (64 KiB).
+            max_bytes: the most bytes to return. With `None` small chunks are joined up to 256 KiB, and a larger
+                one is returned whole.
 
         Returns:
             ``b""`` once the other end has finished and everything was read.
