@@ -118,14 +118,6 @@ class IncomingStream(trio.abc.ReceiveStream):
             self._pay(self._size)  # now instead of when it is read
             self._changed.set()
 
-    def take_back(self) -> list[bytes]:
-        """Everything queued, as if it had never come. Nobody may have read yet."""
-        chunks = list(self._chunks)
-        self._chunks.clear()
-        self.bytes_received -= self._size
-        self._size = 0
-        return chunks
-
     def end(self, error: Exception | None = None) -> None:
         """Nothing more comes."""
         if not self._ended:

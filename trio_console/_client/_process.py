@@ -186,13 +186,10 @@ class GuestProcess(Session):
         return self._tty
 
     def merge_output(self) -> None:
-        """Read both outputs as one. Before the first byte of either was read."""
+        """Read both outputs as one. Before anything can have come: in the turn in which the session was opened."""
         self._merged = MergedAccounts()
         if self.output.account is not None:
             self.output.account = self._merged
-        for name, stream in zip(_OUTPUTS, (self.output, self.error_output), strict=True):
-            for data in stream.take_back():
-                self._put(stream, name, data)
         self.error_output.end()
 
     @property
