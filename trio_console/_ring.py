@@ -198,7 +198,7 @@ class ChunkRing:
     def revoke(self) -> None:
         """The consumer takes nothing any more: from now on every chunk is refused. From any thread.
 
-        One that is being offered meanwhile may still be taken, and without the interpreter lock all that was granted.
+        One that is being offered meanwhile may still be taken; without the interpreter lock, all that was granted.
         """
         self._revoked = True
         self._granted = -1

@@ -51,7 +51,7 @@ def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | 
     """Give the process its stdin; returns bytes that are to be fed by a task."""
     if stdin is None and process.has_tty:
         return None  # nobody types
-    if stdin == subprocess.PIPE:
+    if isinstance(stdin, int) and stdin == subprocess.PIPE:
         process.stdin = process.input
         return None
     data = bytes(stdin) if isinstance(stdin, (bytes, bytearray, memoryview)) else b""
