@@ -127,14 +127,16 @@ class Lane:
         return size
 
     def statistics(self) -> LaneStatistics:
-        ring = self.ring
+        # Each is read once, and what follows from another after it, or a busy lane would seem to have put out less
+        # than nothing.
+        ring, swallowed, undelivered = self.ring, self.swallowed, self.undelivered
         queued = ring.nbytes
-        total = ring.total_bytes + self.swallowed
+        total = ring.total_bytes + swallowed
         lost = self.abandoned or self.discarded
         return LaneStatistics(
             bytes_in=total,
-            bytes_out=total - self.swallowed - self.undelivered - queued,
-            bytes_dropped=self.swallowed + self.undelivered + (queued if lost else 0),
+            bytes_out=total - swallowed - undelivered - queued,
+            bytes_dropped=swallowed + undelivered + (queued if lost else 0),
             current_buffer_used=0 if lost else len(ring),
             max_buffer_size=ring.capacity,
             current_buffer_bytes=0 if lost else queued,

@@ -437,6 +437,28 @@ def test_a_lane_tells_what_it_holds_and_how_it_ended() -> None:
     assert now.wakes == 1
 
 
+def test_a_lane_that_is_busy_meanwhile_never_tells_less_than_nothing() -> None:
+    class Busy(_console.Lane):  # type: ignore[misc]
+        """A device writes to it whenever somebody looks at how it ended."""
+
+        __slots__ = ()
+
+        @property
+        def discarded(self) -> bool:
+            self.swallow(7)
+            return False
+
+        @discarded.setter
+        def discarded(self, _value: bool) -> None: ...
+
+    lane = Busy(8, 100)
+    for _ in range(2):
+        now = lane.statistics()
+        assert now.bytes_out == 0
+        assert now.bytes_in == now.bytes_dropped
+    lane.close_wakes()
+
+
 def test_after_its_wakes_were_closed_a_backend_is_still_harmless() -> None:
     shared, backend = make()
     backend.write(b"x")
