@@ -16,6 +16,7 @@ from trio_console._protocol import (
     Frame,
     FrameDecoder,
     _frames,
+    encode_again,
     encode_frame,
 )
 
@@ -273,10 +274,22 @@ def test_a_frame_that_was_joined_is_passed_on_as_it_came(cut: int) -> None:
     frame = decoder.next_frame()
     assert frame is not None
     assert isinstance(frame.body, memoryview)
-    assert encode_frame(*frame) == raw
-    assert encode_frame(*frame) is encode_frame(*frame)
-    assert encode_frame(8, 1, frame.body) == encode_frame(8, 1, bytes(100_000))
-    assert encode_frame(7, 0, frame.body) == encode_frame(7, 0, bytes(100_000))
+    assert encode_again(frame) == raw
+    assert encode_again(frame) is encode_again(frame)
+
+
+@pytest.mark.parametrize(("before", "after"), [(b"", b"x"), (b"x", b"")])
+def test_a_frame_that_shares_its_chunk_is_passed_on_without_the_rest(before: bytes, after: bytes) -> None:
+    decoder = FrameDecoder()
+    others = [encode_frame(1, 0, part) for part in (before, after)]
+    raw = encode_frame(7, 1, bytes(100_000))
+    decoder.feed(others[0] + raw + others[1])
+    assert [encode_again(frame) for frame in decoder] == [others[0], raw, others[1]]
+
+
+def test_a_body_that_is_part_of_a_frame_is_a_body_like_any_other() -> None:
+    body = memoryview(encode_frame(7, 1, bytes(range(256)) * 40))[:-9]
+    assert encode_frame(7, 1, body) == encode_frame(7, 1, bytes(body))
 
 
 def test_a_frame_that_dribbles_in_costs_little_more_than_its_bytes() -> None:

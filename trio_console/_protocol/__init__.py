@@ -51,6 +51,7 @@ from trio_console._protocol._frames import (
     MIN_FRAME_LENGTH,
     Frame,
     FrameDecoder,
+    encode_again,
     encode_frame,
 )
 from trio_console._protocol._messages import (
@@ -232,6 +233,7 @@ __all__ = [
     "decode",
     "decode_envelope",
     "encode",
+    "encode_again",
     "encode_data",
     "encode_data_lead",
     "encode_frame",

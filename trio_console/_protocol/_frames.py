@@ -34,6 +34,7 @@ __all__ = [
     "MIN_FRAME_LENGTH",
     "Frame",
     "FrameDecoder",
+    "encode_again",
     "encode_frame",
 ]
 
@@ -78,7 +79,7 @@ class Frame(NamedTuple):
 
 
 def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noqa: A002
-    """Return the bytes of one whole frame; those of a large one that a decoder has joined are not copied.
+    """Return the bytes of one whole frame.
 
     Args:
         id: correlation id, ``0 ..= 2**32 - 1``.
@@ -89,12 +90,20 @@ def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noq
         ProtocolError: the frame would be longer than a peer accepts. Nothing has been built.
         ValueError: ``id`` or ``flags`` do not fit their fields.
     """
-    header = encode_header(id, flags, len(body))
+    return b"".join((encode_header(id, flags, len(body)), body))
+
+
+def encode_again(frame: Frame) -> bytes:
+    """Return the bytes of a frame that a decoder has returned; a large one that is all of its chunk is not copied.
+
+    Not for frames from elsewhere: of a view only its size is looked at, and what it is a view of.
+    """
+    body = frame.body
     if isinstance(body, memoryview):
         whole = body.obj
-        if isinstance(whole, bytes) and len(whole) == HEADER_SIZE + len(body) and whole.startswith(header):
-            return whole  # it came so
-    return b"".join((header, body))
+        if isinstance(whole, bytes) and len(whole) == HEADER_SIZE + len(body):
+            return whole
+    return encode_frame(*frame)
 
 
 def encode_header(id_: int, flags: int, body_size: int) -> bytes:

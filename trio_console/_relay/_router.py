@@ -241,7 +241,7 @@ class Router:
             self._enter_round(client, session, orders)
         elif isinstance(message, (wire.TcpEof, wire.TcpClose)):
             # Stay behind the data of their session.
-            raw = wire.encode_frame(frame.id, frame.flags, frame.body)
+            raw = wire.encode_again(frame)
             client.pending_bytes += session.add_pending(None, raw)
             session.closing |= isinstance(message, wire.TcpClose)
             self._enter_round(client, session, orders)
@@ -249,7 +249,7 @@ class Router:
             # Signals and the like overtake it.
             if isinstance(message, wire.Cancel):
                 self._drop_pending(client, session)
-            orders.to_agent.append(wire.encode_frame(frame.id, frame.flags, frame.body))
+            orders.to_agent.append(wire.encode_again(frame))
 
     def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
         """Register a session; returns the request as the agent gets it."""
@@ -263,7 +263,7 @@ class Router:
             )
         kind = OPENERS[type(message)]
         if self._flow is None or not isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
-            raw = wire.encode_frame(frame.id, frame.flags, frame.body)
+            raw = wire.encode_again(frame)
             session = RelaySession(frame.id, kind, {}, None, counts=False)
         else:
             wanted = None if message.window is wire.UNSET else message.window
@@ -386,7 +386,7 @@ class Router:
         if session is not None and session.over:
             self._let_end(client, session, frame)
             return orders
-        raw = wire.encode_frame(frame.id, frame.flags, frame.body)
+        raw = wire.encode_again(frame)
         if session is None:
             client.queue(Outgoing(raw))  # for nobody we know; the client's to ignore
         elif frame.flags & wire.FLAG_TERMINAL:

@@ -105,8 +105,7 @@ class RelayServer:
         flow = booted.ready.flow
         self._channel = channel
         self._decoder = booted.decoder
-        frame = booted.frame
-        self._ready = wire.encode_frame(frame.id, frame.flags, frame.body)
+        self._ready = wire.encode_again(booted.frame)
         self._options = options
         self._limits = options.limits
         self._credited = flow is not wire.UNSET
