@@ -26,6 +26,10 @@ _CLEAN_SCANS: Final = 2
 #: processor to die on, and what is in the middle of an exec for one to get through it.
 _MAX_TIME: Final = 1.0
 
+#: States of processes that only wait to be reaped, and the flag of threads of the kernel's, in ``/proc/PID/stat``.
+_DEAD: Final = (b"Z", b"X")
+_PF_KTHREAD: Final = 0x0020_0000
+
 #: Seconds between scans while somebody is waited for.
 _PAUSE: Final = 0.001
 
@@ -51,7 +55,7 @@ def kill_marked_processes(mark: str) -> int:
 def _kill_marked(needle: bytes) -> tuple[set[int], int]:
     """Kill the marked processes there are; tells which, and how many do not show yet whether they are marked.
 
-    A zombie has no environment to open, so it is not found.
+    A zombie has no environment, so it is not found.
     """
     found: set[int] = set()
     unclear = 0
@@ -80,9 +84,14 @@ def _kill_marked(needle: bytes) -> tuple[set[int], int]:
 def _in_exec(proc_fd: int) -> bool:
     """Whether a process has given up its old memory and not filled the new: it shows no environment.
 
-    That may take long on a busy machine. It shows no arguments either; one whose environment is empty does.
+    That may take long on a busy machine. It shows no arguments either; one whose environment is empty does. Nor do
+    zombies and the kernel's threads, where the kernel lets their environment be opened at all, and those stay so.
     """
-    return not _read(proc_fd, "environ") and not _read(proc_fd, "cmdline")
+    if _read(proc_fd, "environ") or _read(proc_fd, "cmdline"):
+        return False
+    # What follows the name, in parentheses, which may hold anything: the state, five numbers, the flags.
+    state, *_, flags = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 7)[:7]
+    return state not in _DEAD and not int(flags) & _PF_KTHREAD
 
 
 def _has_mark(proc_fd: int, needle: bytes) -> bool:
