@@ -18,7 +18,7 @@ PATIENCE = 60.0
 
 #: Runs in a process of its own, because it wants asyncio. Prints what it has seen, as JSON.
 CLIENT = """
-import asyncio, json, sys
+import asyncio, json, os, sys
 import cbor2
 from microsandbox.agent import FLAG_SESSION_START, AgentClient
 
@@ -169,7 +169,9 @@ async def main():
         result = await asyncio.wait_for(SCENARIOS[sys.argv[2]](client), 30)
     finally:
         await client.close()
-    print(json.dumps(result, default=lambda data: data.decode()))
+    print(json.dumps(result, default=lambda data: data.decode()), flush=True)
+    # Its threads outlive it, and one that comes to Python while the interpreter ends aborts the process.
+    os._exit(0)
 
 asyncio.run(main())
 """
