@@ -4,7 +4,8 @@
 
 Needs atheris. Prints what was run and covered; where a target has failed, the input that did it and how to run it
 again, and the exit status is 1. With ``--keep``, inputs that reach something new are added to the corpus. With a
-seed the same inputs are tried in the same order, as many as there is time for.
+seed the same inputs are tried in the same order, as many as there is time for, by a target that does the same each
+time (what iterates over sets of objects does not).
 """
 
 from __future__ import annotations
