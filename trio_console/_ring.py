@@ -46,7 +46,7 @@ DEFAULT_CAPACITY: Final = 2048
 #: Bytes in a ring. A ring's budget is also latency: at 500 MB/s each MiB queued is 2 ms that a control frame
 #: waits. But each time it runs empty or full costs two changes of threads (some 60 microseconds), so it must hold
 #: what is moved in a few times that. Chunks of 64 KiB went at 3.3 GiB/s through 256 KiB, 5 through 512 KiB, 6.3
-#: through 1 MiB, and slower through 2, which the processor's caches do not hold.
+#: through 1 MiB, and slower through 2.
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 
 #: What "not armed" is. Without the interpreter lock nobody is ever not armed; see above. Read once: a program
