@@ -2,6 +2,9 @@
 
 Each row is measured in a process of its own, its contenders by turns. Results go to the terminal as a table, and
 into a folder as ``results.json``, ``results.md`` and plots.
+
+With ``--against FOLDER`` this version is measured side by side with another one, such as a worktree of an older
+commit: see `benchmarks._versions`. Status 1 if a row has become worse, 2 if the machine was too busy to tell.
 """
 
 from __future__ import annotations
@@ -16,12 +19,15 @@ import sys
 from itertools import groupby
 from typing import Any
 
-from benchmarks import _report
+from benchmarks import _report, _versions
 from benchmarks._measure import measure
 from benchmarks.rows import ROWS
 
 #: Seconds that one process may take: the slowest row needs two minutes or so.
 TIMEOUT = 900
+
+#: Groups of rows that are counts more than times, or take minutes: compared with another version only when named.
+COUNTED = ("system-calls", "teardown", "idle-guests", "idle-sessions")
 
 
 def machine() -> dict[str, Any]:
@@ -56,11 +62,35 @@ def run(names: list[str], turns: int | None) -> list[dict[str, Any]]:
     return results
 
 
+def against(names: list[str], folder: pathlib.Path, pairs: int) -> list[_versions.Comparison]:
+    """Compare rows with those of another version, and print each as it is measured."""
+    found = []
+    for name in names:
+        for one in _versions.compare(ROWS[name], pathlib.Path.cwd(), folder.resolve(), pairs):
+            found.append(one)
+            told = f"{one.median:6.3f}  [{one.low:.3f} … {one.high:.3f}]  load {one.load:.2f}"
+            print(f"{one.name + ', ' + one.statistic:32}{told}{'  WORSE' if one.worse else ''}", flush=True)
+    return found
+
+
+def verdict(found: list[_versions.Comparison]) -> int:
+    """The exit status: 2 for a machine that was busy, 1 for a row that is worse."""
+    loaded = [one.name for one in found if one.load > _versions.MOST_LOAD]
+    if loaded:
+        print(
+            f"measured beside other work, and not to be kept: {', '.join(dict.fromkeys(loaded))}", file=sys.stderr
+        )
+        return 2
+    return int(any(one.worse for one in found))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("rows", nargs="*", help="names of rows, or how they begin; default: all")
     parser.add_argument("--turns", type=int, help="how often each contender is measured")
     parser.add_argument("--out", type=pathlib.Path, help="folder for results.json, results.md and plots")
+    parser.add_argument("--against", type=pathlib.Path, metavar="FOLDER", help="another version, to compare with")
+    parser.add_argument("--pairs", type=int, default=15, help="how often the two are measured (at least 6)")
     parser.add_argument("--list", action="store_true", help="print the names of all rows")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -70,9 +100,21 @@ def main() -> None:
     if options.child:
         child(options.rows, options.turns)
         return
-    names = [name for name in ROWS if not options.rows or name.startswith(tuple(options.rows))]
+    skipped = COUNTED if options.against is not None and not options.rows else ()
+    names = [
+        name
+        for name, row in ROWS.items()
+        if name.startswith(tuple(options.rows) or "") and row.facts.get("group", "") not in skipped
+    ]
     if not names:
         raise SystemExit(f"no row begins with any of {options.rows}; see --list")
+    if options.against is not None:
+        found = against(names, options.against, options.pairs)
+        if options.out is not None:
+            options.out.mkdir(parents=True, exist_ok=True)
+            made = {"machine": machine(), "pairs": options.pairs, "rows": [one.as_json() for one in found]}
+            (options.out / "against.json").write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        raise SystemExit(verdict(found))
     report = {"machine": machine(), "rows": run(names, options.turns)}
     _report.show(report)
     if options.out is not None:

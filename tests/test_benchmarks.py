@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import statistics
 import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import _report
+from benchmarks import _report, _versions
 from benchmarks._measure import Row, Statistic, measure
 from benchmarks.rows import ROWS
 
@@ -113,3 +115,63 @@ def test_results_of_other_rows_stay() -> None:
 def test_every_row_has_its_peers_among_its_contenders() -> None:
     for row in ROWS.values():
         assert set(row.peers) <= set(row.contenders), row.name
+
+
+def test_the_interval_of_fifteen_ratios_goes_from_the_fourth_to_the_twelfth() -> None:
+    # By the tables for the sign test: P(at most 3 heads in 15 tosses) = 0.0176, at most 4: 0.0592.
+    assert _versions.interval(list(range(1, 16))) == (4, 12)
+
+
+def test_six_values_are_the_fewest_that_make_an_interval() -> None:
+    assert _versions.interval([5, 1, 4, 2, 6, 3]) == (1, 6)
+    with pytest.raises(ValueError, match="at least 6 values, not 5"):
+        _versions.interval([1, 2, 3, 4, 5])
+
+
+#: Rows of a version that "measures" what a file says, and knows nothing of this project's rows.
+_ROWS = """
+import dataclasses, pathlib
+@dataclasses.dataclass
+class Row:
+    contenders: dict
+    warm_up: object = None
+ROWS = {"row": Row({"ours": lambda: [float(pathlib.Path("speed").read_text())], "peer": lambda: 1 / 0})}
+"""
+
+
+def version(folder: pathlib.Path, speed: float) -> pathlib.Path:
+    package = folder / "benchmarks"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    (package / "rows.py").write_text(_ROWS, encoding="utf-8")
+    (folder / "speed").write_text(str(speed), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("higher_is_better", "here", "there", "ratio"),
+    [(True, 96.0, 100.0, 0.96), (False, 100.0, 96.0, 0.96), (True, 98.0, 100.0, 0.98), (False, 1.0, 2.0, 2.0)],
+)
+def test_a_row_is_worse_when_its_whole_interval_lies_below_the_bar(
+    tmp_path: pathlib.Path, higher_is_better: bool, here: float, there: float, ratio: float
+) -> None:
+    row = Row("row", "a row", "x", {"ours": turns()}, higher_is_better=higher_is_better)
+    [one] = _versions.compare(row, version(tmp_path / "here", here), version(tmp_path / "there", there), 6)
+    assert one.ratios == [pytest.approx(ratio)] * 6
+    assert one.median == statistics.median(one.ratios)
+    assert one.worse is (ratio < 0.97)
+
+
+def test_what_others_keep_busy_is_not_what_we_do() -> None:
+    others = _versions.OthersLoad()
+    subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=60)
+    # Whatever else runs here, no more than all processors can be busy.
+    assert 0 <= others.so_far() <= (os.cpu_count() or 1)
+
+
+def test_a_version_that_fails_is_named(tmp_path: pathlib.Path) -> None:
+    row = Row("row", "a row", "x", {"ours": turns()})
+    here, there = version(tmp_path / "here", 1), version(tmp_path / "there", 1)
+    shutil.rmtree(there / "benchmarks")
+    with pytest.raises(SystemExit, match=f"row in {there}: ended with status 1"):
+        list(_versions.compare(row, here, there, 6))

@@ -1,0 +1,218 @@
+"""Two versions of the project, measured side by side: this folder's and another's.
+
+For every row each version has a process of its own, started in its own folder with its own rows, of which only the
+first contender (ours) is measured. The two take turns, and who is first changes with each pair, so that a machine
+whose speed drifts favours neither. Processes are started anew for every fifth pair: what a process gets by chance
+(addresses, the state of its allocator) is then not taken for a difference between the versions.
+
+A pair gives a ratio, above 1 where this folder's version is the better one. The interval told with the median
+holds the true median in 95 of 100 cases, whatever the distribution of the ratios (only their order counts). A row
+has become worse when the whole interval lies below `WORSE`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import selectors
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from benchmarks._measure import quantile
+
+if TYPE_CHECKING:
+    import pathlib
+    from collections.abc import Iterator, Sequence
+
+    from benchmarks._measure import Row
+
+__all__ = ["MOST_LOAD", "WORSE", "Comparison", "OthersLoad", "compare", "interval"]
+
+#: A row fails when the interval of its ratio lies wholly below this.
+WORSE: Final = 0.97
+
+#: Processors that others may keep busy for a result to be kept.
+MOST_LOAD: Final = 0.2
+
+#: Pairs that are measured by the same two processes.
+_PAIRS_A_PROCESS: Final = 5
+
+#: Seconds that one turn of a row may take.
+_TURN_TIMEOUT: Final = 120
+
+#: Seconds that a process may take to end by itself.
+_END_TIMEOUT: Final = 10
+
+#: The other side of `_Version`: measures a turn for each line it reads. Given as text, because the other version's
+#: folder need not have this module.
+_CHILD: Final = """
+import json, os, sys
+from benchmarks.rows import ROWS
+for module in map(sys.modules.get, ("benchmarks.rows", "trio_console")):
+    if module is not None and not os.path.realpath(module.__file__).startswith(os.getcwd() + os.sep):
+        sys.exit(f"{module.__name__} was taken from {module.__file__}, not from {os.getcwd()}")
+row = ROWS[sys.argv[1]]
+ours = next(iter(row.contenders.values()))
+if row.warm_up is not None:
+    row.warm_up()
+ours()
+print("ready", flush=True)
+for line in sys.stdin:
+    print(json.dumps(list(ours())), flush=True)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A statistic of a row in two versions.
+
+    Attributes:
+        name, statistic: of the row.
+        ratios: one for each pair, in the order in which they were measured; above 1, this version is better.
+        median: of the ratios.
+        low, high: the 95 % interval of that median.
+        worse: the interval lies wholly below `WORSE`.
+        load: processors that other programs kept busy meanwhile; see `MOST_LOAD`.
+    """
+
+    name: str
+    statistic: str
+    ratios: list[float]
+    median: float
+    low: float
+    high: float
+    worse: bool
+    load: float
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median: from one order statistic to the one opposite.
+
+    The values below the true median are as many as heads in so many tosses of a coin; so the smallest ranks that
+    are left out are those of which fewer are expected in at most 2.5 of 100 cases.
+
+    Raises:
+        ValueError: there are fewer than 6 values: not even the smallest and the largest make such an interval.
+    """
+    count = len(values)
+    ordered = sorted(values)
+    rank, below = 0, 0.5**count
+    while below + math.comb(count, rank + 1) * 0.5**count <= 0.025:
+        rank += 1
+        below += math.comb(count, rank) * 0.5**count
+    if below > 0.025:
+        raise ValueError(f"an interval of 95 % takes at least 6 values, not {count}")
+    return ordered[rank], ordered[count - 1 - rank]
+
+
+class OthersLoad:
+    """Processors that everybody but this process and its children keeps busy, on the average of a time."""
+
+    def __init__(self) -> None:
+        self._start = self._read()
+
+    @staticmethod
+    def _read() -> tuple[float, float, float]:
+        """The clock, the seconds all processors were busy, and the part of them that was this program's."""
+        with open("/proc/stat") as file:
+            user, nice, system, _idle, _wait, irq, soft, steal = (
+                int(word) for word in file.readline().split()[1:9]
+            )
+        own = os.times()
+        busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
+        return time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system
+
+    def so_far(self) -> float:
+        """What it was since this was made. Children count as others until they have been waited for."""
+        then, busy, own = self._start
+        now, more_busy, more_own = self._read()
+        return max(0.0, (more_busy - busy - (more_own - own)) / (now - then))
+
+
+class _Version:
+    """A process that measures one row of the version in a folder, a turn whenever it is asked."""
+
+    def __init__(self, folder: pathlib.Path, row: str) -> None:
+        env = {**os.environ, "PYTHONPATH": str(folder)}
+        command = [sys.executable, "-c", _CHILD, row]
+        self._what = f"{row} in {folder}"
+        self._process = subprocess.Popen(
+            command, cwd=folder, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        try:
+            self._line()  # it is ready
+        except BaseException:
+            self.close()
+            raise
+
+    def turn(self) -> list[float]:
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return [float(value) for value in json.loads(self._line())]
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._process.stdout, selectors.EVENT_READ)
+            if not selector.select(_TURN_TIMEOUT):
+                raise SystemExit(f"{self._what}: a turn took more than {_TURN_TIMEOUT} s")
+        line = self._process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self._what}: ended with status {self._process.wait()}")
+        return line
+
+    def close(self) -> None:
+        """End the process: it is waited for, so that its time counts as ours."""
+        with self._process:
+            assert self._process.stdin is not None
+            self._process.stdin.close()  # its loop ends
+            try:
+                self._process.wait(_END_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+
+def _pairs(
+    row: Row, here: pathlib.Path, there: pathlib.Path, pairs: int
+) -> Iterator[tuple[list[float], list[float]]]:
+    """Turns of both versions, ours first in the tuple whoever was measured first."""
+    done = 0
+    while done < pairs:
+        first, second = (here, there) if done // _PAIRS_A_PROCESS % 2 else (there, here)
+        versions = {}
+        try:
+            for folder in (first, second):
+                versions[folder] = _Version(folder, row.name)
+            for _ in range(min(_PAIRS_A_PROCESS, pairs - done)):
+                order = (here, there) if done % 2 else (there, here)
+                turns = {folder: versions[folder].turn() for folder in order}
+                yield turns[here], turns[there]
+                done += 1
+        finally:
+            for version in versions.values():
+                version.close()
+
+
+def compare(row: Row, here: pathlib.Path, there: pathlib.Path, pairs: int) -> Iterator[Comparison]:
+    """Measure a row in both folders; a comparison for each of its statistics."""
+    others = OthersLoad()
+    turns = list(_pairs(row, here, there, pairs))
+    load = others.so_far()
+    for statistic in row.statistics:
+        ratios = []
+        for ours, theirs in turns:
+            ratio = quantile(ours, statistic.q) / quantile(theirs, statistic.q)
+            ratios.append(ratio if row.higher_is_better else 1 / ratio)
+        low, high = interval(ratios)
+        yield Comparison(
+            row.name, statistic.name, ratios, statistics.median(ratios), low, high, high < WORSE, load
+        )
