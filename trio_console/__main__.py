@@ -97,7 +97,7 @@ def _relay(args: argparse.Namespace) -> int:
     status = 0
     try:
         trio.run(_serve, args)
-    except* (OSError, ValueError, trio_console.GuestLostError) as group:
+    except* (OSError, ValueError, trio_console.GuestLostError, trio_console.ProtocolError) as group:
         status = _fail(_first(group), 1)
     return status
 
@@ -144,7 +144,7 @@ def _exec(args: argparse.Namespace) -> int:
         status = _fail(_first(group), _NOT_FOUND)
     except* (trio_console.GuestLostError, _NoRelayError) as group:
         status = _fail(_first(group), _LOST)
-    except* (OSError, ValueError) as group:
+    except* (OSError, ValueError, trio_console.ProtocolError) as group:
         status = _fail(_first(group), _NOT_STARTED)
     if status < 0:
         _die_of(-status)
@@ -177,7 +177,7 @@ async def _connected(path: str) -> AsyncIterator[trio_console.Guest]:
     async with AsyncExitStack() as stack:
         try:
             guest = await stack.enter_async_context(trio_console.connect_guest(path))
-        except (OSError, ValueError) as exc:
+        except (OSError, ValueError, trio_console.ProtocolError) as exc:
             raise _NoRelayError(exc) from exc
         yield guest
 

@@ -24,7 +24,7 @@ def again(error: _E) -> _E:
     return twin
 
 
-class ProtocolError(ValueError):
+class ProtocolError(Exception):
     """The peer sent something the wire format does not allow.
 
     The message says which frame and which field. The attributes say the same for programs; each is

@@ -42,10 +42,16 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         if body_error is not None:
-            raise BaseExceptionGroup(group.message, [body_error, *group.exceptions]) from None
-        if len(group.exceptions) != 1:
+            # Background tasks that were cancelled from outside with the body have nothing to tell beside it: the
+            # scope that was cancelled does not need to see them.
+            _, failures = group.split(trio.Cancelled)
+            if failures is not None:
+                raise BaseExceptionGroup(group.message, [body_error, *failures.exceptions]) from None
+            lone = body_error
+        elif len(group.exceptions) != 1:
             raise
-        lone = group.exceptions[0]
+        else:
+            lone = group.exceptions[0]
     else:
         if body_error is None:
             return

@@ -24,7 +24,7 @@ from ._client._boot import boot, make_bootstrap
 from ._client._connection import Connection
 from ._client._guest import Guest
 from ._guests import GuestSpec, ProcessGuest, attached_host
-from ._lost import GuestLostError
+from ._lost import GuestLostError, explained
 from ._nursery import hidden_nursery
 from ._relay._log import SessionLog
 from ._relay._router import DEFAULT_CLIENT_BUDGET, RouterLimits
@@ -226,7 +226,7 @@ async def serve_relay(
             finally:
                 await _end(partial(_end_relay, server, None), channel, host, grace)  # noqa: ASYNC102  (as above)
             if not server.shutdown_requested.is_set():
-                raise GuestLostError(f"{server.reason}: {await host.explain()}") from server.cause
+                raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
 
 
 # What they are made of
@@ -264,7 +264,7 @@ async def _booted(
         except trio.BrokenResourceError as exc:
             before = "the console broke before the guest was ready"
             reason = exc.reason if isinstance(exc, GuestLostError) else before
-            raise GuestLostError(f"{reason}: {await host.explain()}") from exc.__cause__
+            raise GuestLostError(await explained(reason, host.explain)) from exc.__cause__
         yield host, channel, booted
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from trio_console._nursery import hidden_nursery
 
@@ -89,3 +90,14 @@ async def test_the_callers_own_cancel_ends_it_quietly() -> None:
     async with hidden_nursery() as nursery:
         nursery.start_soon(trio.sleep_forever)
         nursery.cancel_scope.cancel()
+
+
+async def test_an_error_beside_cancelled_background_tasks_comes_out_as_it_is() -> None:
+    with pytest.raises(ValueError, match="mine"), trio.CancelScope() as scope:
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            await trio.testing.wait_all_tasks_blocked()
+            scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            raise ValueError("mine")

@@ -125,7 +125,7 @@ async def test_a_deliver_cancel_that_fails_leaves_no_process(autojump_clock: Moc
         result.scope.cancel()
         assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
-        with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="mine"), flatten_subgroups=True):
+        with pytest.RaisesGroup(pytest.RaisesExc(LookupError, match="mine")):
             await result.wait()
 
 
@@ -140,7 +140,7 @@ async def test_warnings_made_errors_leave_no_process(autojump_clock: MockClock) 
             await talk.agent.expect(wire.ExecSignal)
             assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
             await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
-            with pytest.RaisesGroup(RuntimeWarning, flatten_subgroups=True):
+            with pytest.RaisesGroup(RuntimeWarning):
                 await result.wait()
 
 

@@ -4,8 +4,9 @@ Two tasks own the stream: the outbox writes, and the reader here parses and rout
 synchronously and never make the reader wait, with one exception: an agent that knows no credit can send more
 than a session's user reads, and then the whole stream is paused until that user has caught up.
 
-A bad frame ends the session it belongs to. Bytes that are no frames end the connection. Either way every
-session ends with a reason: `Session.on_lost` is called exactly once for each that had not ended by itself.
+A bad frame ends the session it belongs to, and so does an exception that a session raises when it is told
+something. Bytes that are no frames end the connection. Either way every session ends with a reason:
+`Session.on_error` is called for each that had not ended by itself, whatever ends `Connection.run`.
 
 This module must not know what sessions do, nor how the guest was started.
 """
@@ -13,6 +14,7 @@ This module must not know what sessions do, nor how the guest was started.
 from __future__ import annotations
 
 import abc
+import logging
 import math
 from typing import TYPE_CHECKING, Final, final
 
@@ -20,7 +22,8 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError, UnsupportedByPeer, again
-from trio_console._lost import GuestLostError
+from trio_console._lost import GuestLostError, explained
+from trio_console._nursery import hidden_nursery
 from trio_console._outbox import Outbox
 
 if TYPE_CHECKING:
@@ -28,8 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Session"]
 
-#: Seconds a guest's owner may take to find out why the console ended, before the sessions are told.
-_EXPLANATION_TIME: Final = 0.25
+_log: Final = logging.getLogger("trio_console.client")
 
 #: Seconds of silence allowed to a guest that takes nothing any more. What a dying guest had written before is
 #: here at once; one that merely has closed its input will never answer anything again.
@@ -37,7 +39,13 @@ _LAST_WORDS_TIME: Final = 1.0
 
 
 class Session(abc.ABC):
-    """Everything that shares one id, as the client sees it. Called by the reader; must not block."""
+    """Everything that shares one id, as the client sees it. Called by the reader; must not block.
+
+    Its constructor takes an id with `Connection.new_id`, and sends nothing: `Connection.open` does, once the
+    object is whole. What a callback raises ends this session alone.
+    """
+
+    id: int
 
     @abc.abstractmethod
     def on_message(self, message: wire.Message) -> None:
@@ -45,7 +53,12 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def on_error(self, error: Exception) -> None:
-        """The session ended abnormally: the guest was lost, or a side broke the protocol. The last call."""
+        """The session ended abnormally. The last call; repeated once if it raises.
+
+        Args:
+            error: `GuestLostError`, `ProtocolError`, or what a callback of this session has raised. Unless the
+                guest is lost, it still has the session, and has to be told.
+        """
 
     @property
     def congested(self) -> bool:
@@ -67,7 +80,7 @@ class Connection:
         ready: the agent's ready message.
         generation: the generation the peer stamped on it.
         ids: the correlation ids to use.
-        explain: called when the stream has ended; finds out why, in words. Bounded to 0.25 s.
+        explain: called when the stream has ended; finds out why, in words. See `explained`.
     """
 
     def __init__(
@@ -94,6 +107,7 @@ class Connection:
         self._sessions: dict[int, Session] = {}
         self._explain = explain
         self._expected: str | None = None
+        self._write_error: Exception | None = None
         self._ended = trio.Event()
         # Shielded: when everything around is cancelled, sessions still have to hear how their processes ended.
         # `lose` ends it, and whoever started `run` calls that.
@@ -106,18 +120,25 @@ class Connection:
     # Its tasks
 
     async def run(self) -> None:
-        """Read and write until the stream ends; then tell every session. Never raises for what peers do."""
-        with self._running:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write)
-                reason, cause = await self._read()
-                if self._expected is None:
-                    with trio.move_on_after(_EXPLANATION_TIME):
-                        reason = f"{reason}: {await self._explain()}"
-                self.lose(self._expected or reason, cause)
+        """Read and write until the stream ends; then tell every session. Never raises for what others do."""
+        try:
+            with self._running:
+                async with hidden_nursery() as nursery:
+                    nursery.start_soon(self._write)
+                    reason, cause = await self._read()
+                    if self._expected is None:
+                        reason = await explained(reason, self._explain)
+                    self.lose(self._expected or reason, cause)
+        except BaseException as exc:
+            # Such as a Ctrl-C that came here. Without a reader every session would wait for ever.
+            self.lose("the task that reads the guest's console was ended", exc)
+            raise
 
     async def _write(self) -> None:
-        await self.outbox.run()
+        try:
+            await self.outbox.run()
+        except Exception as exc:  # noqa: BLE001  (a stream of the user's)
+            self._write_error = exc
         # The stream broke, or we were told to stop. Either way nothing we say arrives, so that answers are not
         # to be waited for; what was said already is.
         if self._receiving:
@@ -140,6 +161,8 @@ class Connection:
     async def _read(self) -> tuple[str, BaseException | None]:
         with self._patience:
             return await self._read_frames()
+        if self._write_error is not None:
+            return f"writing to the console failed: {self._write_error!r}", self._write_error
         return "the guest takes nothing from its console any more", None
 
     async def _read_frames(self) -> tuple[str, BaseException | None]:
@@ -161,25 +184,38 @@ class Connection:
             return "the console broke", exc.__cause__ or exc
         except trio.ClosedResourceError:
             return "the console was closed on this side", None
+        except Exception as exc:  # noqa: BLE001  (a stream of the user's)
+            return f"reading from the console failed: {exc!r}", exc
 
     def _route(self, frame: wire.Frame) -> Session | None:
         session = self._sessions.get(frame.id)
         if session is None:
             self.frames_dropped += 1
             return None
+        if frame.flags & wire.FLAG_TERMINAL:
+            self.forget(frame.id)
         try:
-            message = wire.decode(frame)
-        except ProtocolError as exc:
-            if exc.kind == "unsupported_message_type" and not frame.flags & wire.FLAG_TERMINAL:
+            session.on_message(wire.decode(frame))
+        except Exception as exc:  # noqa: BLE001  (it is the session's, and must not cost the others anything)
+            if _is_newer(exc, frame):
                 self.frames_dropped += 1  # a newer agent's: skipping is what lets types be added
                 return None
-            self._forget(frame.id)
-            session.on_error(exc)
+            self.forget(frame.id)
+            self._tell(session, exc)
             return None
-        if frame.flags & wire.FLAG_TERMINAL:
-            self._forget(frame.id)
-        session.on_message(message)
         return session
+
+    def _tell(self, session: Session, error: Exception) -> None:
+        """End a session with an error, whatever it makes of that."""
+        try:
+            session.on_error(error)
+        except Exception:  # noqa: BLE001  (logged)
+            _log.exception("%r could not be ended in order with %r; trying again", session, error)
+            # What has stopped it (no memory) may be over, and those who wait for the session must be woken.
+            try:
+                session.on_error(error)
+            except Exception:  # noqa: BLE001  (logged)
+                _log.exception("%r could not be ended: who waits for it may wait for ever", session)
 
     # Endings
 
@@ -195,7 +231,7 @@ class Connection:
         self.outbox.close()
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
-            session.on_error(self.lost)
+            self._tell(session, self.lost)
         self._ended.set()
         self._running.cancel()
 
@@ -234,25 +270,8 @@ class Connection:
         async with self._door:
             await self.outbox.wait_control_room()
 
-    def open(self, session: Session, request: wire.Message) -> int:
-        """Register a session and send what opens it. Atomic: no checkpoint.
-
-        Raises:
-            GuestLostError, UnsupportedByPeer: nothing was sent.
-            ValueError: a field does not fit the protocol; nothing was sent.
-            ProtocolError: the request is longer than a frame may be; nothing was sent.
-        """
-        self.check_alive()
-        self.check_supported(type(request))
-        id_ = self._new_id()
-        frame = wire.encode(request, id_)
-        self._sessions[id_] = session
-        # When the writer has failed and the reader has not found out yet, the session is told by `lose`.
-        if not self.outbox.closed:
-            self.outbox.send_control(frame)
-        return id_
-
-    def _new_id(self) -> int:
+    def new_id(self) -> int:
+        """An id for a session that is being made; used by the next `open`, before any checkpoint."""
         if len(self._sessions) >= len(self._ids):
             raise RuntimeError("every correlation id of this connection is in use")
         while True:
@@ -263,12 +282,40 @@ class Connection:
             if id_ not in self._sessions:
                 return id_
 
+    def open(self, session: Session, request: wire.Message) -> None:
+        """Register a session and send what opens it. Both or, whatever is raised, neither; no checkpoint.
+
+        Raises:
+            GuestLostError, UnsupportedByPeer: nothing was sent.
+            ValueError: a field does not fit the protocol; nothing was sent.
+            ProtocolError: the request is longer than a frame may be; nothing was sent.
+        """
+        self.check_alive()
+        self.check_supported(type(request))
+        frame = wire.encode(request, session.id)
+        assert session.id not in self._sessions, "an id is used in the turn in which it was taken"
+        self._sessions[session.id] = session
+        # When the writer has failed and the reader has not found out yet, the session is told by `lose`.
+        if not self.outbox.closed:
+            try:
+                self.outbox.send_control(frame)
+            except BaseException:
+                self.forget(session.id)
+                raise
+
     def send(self, message: wire.Message, id_: int) -> None:
         """Send a control message of a session; nothing if the guest is lost, which the session is told."""
         if not self.outbox.closed:
             self.outbox.send_control(wire.encode(message, id_))
 
-    def _forget(self, id_: int) -> None:
+    def forget(self, id_: int) -> None:
+        """Nothing of this session is of interest any more. Idempotent."""
         # It may be gone already: a session that is told a frame has no place in it does not ask whether that was a
         # last one.
         self._sessions.pop(id_, None)
+
+
+def _is_newer(exc: Exception, frame: wire.Frame) -> bool:
+    """Whether a message could not be read because its type is not known here."""
+    unknown = isinstance(exc, ProtocolError) and exc.kind == "unsupported_message_type"
+    return unknown and not frame.flags & wire.FLAG_TERMINAL

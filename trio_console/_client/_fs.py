@@ -13,7 +13,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, TypeVar, final
+from typing import Final, Self, TypeVar, final
 
 import trio
 
@@ -60,29 +60,36 @@ def _os_error(number: int | None, reason: str, filenames: tuple[str, ...]) -> OS
 
 
 class FsCall(Session):
-    """One operation: sent when made, done when answered. ``filenames`` are those its error will have.
+    """One operation: sent by `begin`, done when answered. ``filenames`` are those its error will have.
 
     Who may cause many of them waits with `Connection.wait_may_open` before.
-
-    Raises:
-        trio_console.GuestLostError: the guest is gone.
-        trio_console.UnsupportedByPeer: the agent is older than file operations.
     """
 
     def __init__(self, connection: Connection, op: wire.FsOp, *filenames: str, window: int | None = None) -> None:
+        self.id = connection.new_id()
         self._connection = connection
+        self._request: Final = wire.FsRequest(op, window=wire.UNSET if window is None else window)
         self._name = type(op).__name__.removeprefix("Op")
         self._filenames = filenames
         self._response: wire.FsResponse | None = None
         self._error: Exception | None = None
         self._abandoned = False
         self.done: Final = trio.Event()
-        request = wire.FsRequest(op, window=wire.UNSET if window is None else window)
+
+    def begin(self) -> Self:
+        """Send it, and return it. Apart from the constructor: the guest hears of whole sessions only.
+
+        Raises:
+            OSError: the request is longer than a frame may be (``ENAMETOOLONG``); nothing was sent.
+            trio_console.GuestLostError: the guest is gone.
+            trio_console.UnsupportedByPeer: the agent is older than file operations.
+        """
         try:
-            self.id: Final = connection.open(self, request)
-        except ProtocolError as exc:  # longer than a frame may be
+            self._connection.open(self, self._request)
+        except ProtocolError as exc:
             reason = f"{os.strerror(errno.ENAMETOOLONG)} ({exc})"
-            raise _os_error(errno.ENAMETOOLONG, reason, filenames) from None
+            raise _os_error(errno.ENAMETOOLONG, reason, self._filenames) from None
+        return self
 
     # The connection's side
 
@@ -247,7 +254,7 @@ class FsWrite(FsCall):
 def drop_handle(connection: Connection, handle: int) -> None:
     """Close a handle without waiting for that. A lost guest has no handles."""
     with suppress(trio.BrokenResourceError):
-        FsCall(connection, wire.OpCloseHandle(handle))
+        FsCall(connection, wire.OpCloseHandle(handle)).begin()
 
 
 @final
@@ -290,7 +297,7 @@ class FileSystem:
 
     async def _call(self, op: wire.FsOp, *filenames: str) -> wire.FsResult | None:
         await self.connection.wait_may_open()
-        return await FsCall(self.connection, op, *filenames).wait()
+        return await FsCall(self.connection, op, *filenames).begin().wait()
 
     async def stat(self, path: str, *, follow: bool = True) -> os.stat_result:
         answer = await self.ask(wire.OpStat(path, follow), wire.ResultStat, path)

@@ -86,7 +86,8 @@ class GuestStatistics:
 class _Request(Session):
     """One message there, one back."""
 
-    def __init__(self) -> None:
+    def __init__(self, id_: int) -> None:
+        self.id = id_
         self.reply: wire.Message | None = None
         self.error: Exception | None = None
         self.done = trio.Event()
@@ -254,18 +255,22 @@ class Guest:
         request = make_command(
             command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
         )
-        async with hidden_nursery() as nursery:
-            process = await self._start(request, nursery, stdin, Output(stdout, None), Output(stderr, None))
-            try:
-                yield process
-            finally:
-                with trio.CancelScope(shield=True):
-                    await self._end_process(process)
-                process.input.close()
-                # What it had written before it ended is still passed on, if our own output takes it. (A block
-                # that raised cancels that.)
-                nursery.cancel_scope.deadline = trio.current_time() + self._grace
-        process.close()
+        process: GuestProcess | None = None
+        try:
+            async with hidden_nursery() as nursery:
+                process = await self._start(request, nursery, stdin, Output(stdout, None), Output(stderr, None))
+                try:
+                    yield process
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await self._end_process(process)
+                    process.input.close()
+                    # What it had written before it ended is still passed on, if our own output takes it. (A block
+                    # that raised cancels that.)
+                    nursery.cancel_scope.deadline = trio.current_time() + self._grace
+        finally:
+            if process is not None:
+                process.close()
 
     async def _start(
         self, request: Command, nursery: trio.Nursery, stdin: Input, stdout: Output, stderr: Output
@@ -273,6 +278,7 @@ class Guest:
         """Start a process, with its streams connected to what the user asked for."""
         await self._connection.wait_may_open()
         process = GuestProcess(self._connection, request)
+        process.open()
         try:
             # While the guest starts it, so that a short command does not wait for us.
             data = attach_input(process, stdin)
@@ -305,6 +311,7 @@ class Guest:
     ) -> None:
         """End a process whose `run_process` was cancelled, however long its user wants that to take."""
         with trio.CancelScope(shield=True):
+            # (What the user's function raises comes out in one group, as from `trio.run_process`.)
             async with trio.open_nursery() as delivery:
 
                 async def deliver() -> None:
@@ -458,7 +465,7 @@ class Guest:
 
     async def _ask(self, request: wire.Message, expected: type[_M]) -> _M:
         await self._connection.wait_may_open()
-        call = _Request()
+        call = _Request(self._connection.new_id())
         self._connection.open(call, request)
         # If cancelled the id stays taken until its answer comes, which then finds nobody.
         await call.done.wait()

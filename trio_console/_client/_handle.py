@@ -54,7 +54,7 @@ class FileHandle:
         await self.settle()
         await self._fs.connection.wait_may_open()
         parts: list[bytes] = []
-        call = FsRead(self._fs.connection, wire.OpRead(self._number, offset, size), self._path)
+        call = FsRead(self._fs.connection, wire.OpRead(self._number, offset, size), self._path).begin()
         try:
             while data := await call.stream.receive_some(WINDOW):
                 parts.append(data)
@@ -86,7 +86,7 @@ class FileHandle:
             raise gone
         # No checkpoint from here until everything is handed over: the request and its data, or neither.
         try:
-            call = FsWrite(connection, wire.OpWrite(self._number, offset, len(data)), self._path)
+            call = FsWrite(connection, wire.OpWrite(self._number, offset, len(data)), self._path).begin()
         except BaseException:
             connection.outbox.release(len(data))
             raise
@@ -97,7 +97,7 @@ class FileHandle:
 
     async def _write_long(self, offset: int, data: memoryview) -> None:
         await self._fs.connection.wait_may_open()
-        call = FsWrite(self._fs.connection, wire.OpWrite(self._number, offset, len(data)), self._path)
+        call = FsWrite(self._fs.connection, wire.OpWrite(self._number, offset, len(data)), self._path).begin()
         try:
             sent = await call.sender.send(data)
             if sent:
@@ -148,7 +148,8 @@ class FileHandle:
                 await self._unsettled.done.wait()  # its data must not be overtaken
                 self._unsettled = None
             with suppress(trio.BrokenResourceError):
-                self._closing = FsCall(self._fs.connection, wire.OpCloseHandle(self._number), self._path)
+                closing = FsCall(self._fs.connection, wire.OpCloseHandle(self._number), self._path)
+                self._closing = closing.begin()
         if self._closing is not None:
             with suppress(trio.BrokenResourceError):
                 await self._closing.wait()

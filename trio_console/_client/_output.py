@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._conflict import Conflict
-from trio_console._errors import again
+from trio_console._errors import ProtocolError, again
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["WINDOW", "CreditAccount", "IncomingStream", "MergedAccounts"]
+__all__ = ["WINDOW", "CreditAccount", "IncomingStream", "MergedAccounts", "broken"]
 
 #: Bytes an agent may send ahead of the reader, for each stream of a session. They have to last until the next
 #: grant has come round, which under full load is a millisecond and more: with a quarter of this, everybody on the
@@ -35,6 +35,15 @@ _UNREAD_LIMIT: Final = 1024 * 1024
 
 #: As much as our agent puts into a frame, so that each is handed on as it is.
 _RECEIVE_SIZE: Final = 128 * 1024
+
+
+def broken(error: Exception) -> Exception:
+    """What a stream raises when its session has ended with ``error``."""
+    if isinstance(error, (trio.BrokenResourceError, ProtocolError)):
+        return error
+    wrapped = trio.BrokenResourceError(str(error) or repr(error))
+    wrapped.__cause__ = error
+    return wrapped
 
 
 @final

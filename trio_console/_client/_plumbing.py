@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import trio
 
+from trio_console._errors import ProtocolError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
@@ -115,7 +117,7 @@ async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
     try:
         async for chunk in stream:
             into.append(bytes(chunk))  # noqa: PERF401  (what has come must be there if this is cancelled)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError, OSError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError, OSError):
         pass
 
 
@@ -127,7 +129,7 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
     try:
         async for chunk in stream:
             await trio.to_thread.run_sync(_write_all, fd, bytes(chunk), abandon_on_cancel=True, limiter=limiter)
-    except (trio.BrokenResourceError, trio.ClosedResourceError, ValueError):
+    except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
         pass
     except OSError:
         # Nobody reads our output (EPIPE), or there is none (EBADF). A child would be told by a signal; ours

@@ -14,7 +14,7 @@ import trio
 from trio_console import _protocol as wire
 from trio_console._client._connection import Connection, Session
 from trio_console._client._input import StdinStream
-from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, MergedAccounts
+from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
 from trio_console._errors import ProtocolError, again
 from trio_console._lost import GuestLostError
 
@@ -48,6 +48,7 @@ class GuestProcess(Session):
     """
 
     def __init__(self, connection: Connection, command: Command) -> None:
+        self.id = connection.new_id()
         self.args: Final = command.given
         self.pid = 0
         self.stdin: trio.abc.SendStream | None = None
@@ -63,10 +64,6 @@ class GuestProcess(Session):
         self._ended = trio.Event()
         flow = connection.ready.flow
         credited = flow is not wire.UNSET
-        try:
-            self.id: Final = connection.open(self, command.request(WINDOW if credited else None))
-        except ProtocolError as exc:  # longer than a frame may be
-            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", command.argv[0]) from None
         self._accounts = {
             name: CreditAccount(partial(self._grant, name)) if credited else None for name in _OUTPUTS
         }
@@ -79,6 +76,20 @@ class GuestProcess(Session):
             window=flow.window if flow is not wire.UNSET else None,
             tty=command.tty,
         )
+
+    def open(self) -> None:
+        """Ask the guest to start it. Apart from the constructor: the guest hears of whole sessions only.
+
+        Raises:
+            OSError: the command is longer than a frame may be (``E2BIG``); nothing was sent.
+            GuestLostError: nothing was sent.
+        """
+        command = self._command
+        credited = self._connection.ready.flow is not wire.UNSET
+        try:
+            self._connection.open(self, command.request(WINDOW if credited else None))
+        except ProtocolError as exc:
+            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", command.argv[0]) from None
 
     def __repr__(self) -> str:
         if self._error is not None:
@@ -144,7 +155,7 @@ class GuestProcess(Session):
         stream.put(data)
 
     def on_error(self, error: Exception) -> None:
-        if isinstance(error, ProtocolError):
+        if not isinstance(error, GuestLostError):
             self._kill_unheard()
         self._fail(error)
 
@@ -155,7 +166,7 @@ class GuestProcess(Session):
     def _fail(self, error: Exception) -> None:
         if self._error is None:
             self._error = error
-        self._end(error, error)
+        self._end(error, broken(error))
 
     def _end(self, input_error: Exception, output_error: Exception | None = None) -> None:
         self.input.end(input_error)

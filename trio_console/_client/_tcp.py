@@ -16,9 +16,10 @@ import trio
 from trio_console import _protocol as wire
 from trio_console._client._bulk import DataSender
 from trio_console._client._connection import Connection, Session
-from trio_console._client._output import WINDOW, CreditAccount, IncomingStream
+from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, broken
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
+from trio_console._lost import GuestLostError
 
 __all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
 
@@ -42,6 +43,8 @@ class _TcpSession(Session):
 
     def __init__(self, connection: Connection, host: str, port: int) -> None:
         self.connection: Final = connection
+        self.id = connection.new_id()
+        self._address: Final = (host, port)
         flow = connection.ready.flow
         self.credited: Final = flow is not wire.UNSET
         self.connected: Final = trio.Event()  # or failed
@@ -50,10 +53,13 @@ class _TcpSession(Session):
         self.incoming: Final = IncomingStream(
             CreditAccount(self._grant) if self.credited else None, connection.note_discarded
         )
-        request = wire.TcpConnect(host, port, window=WINDOW if self.credited else wire.UNSET)
-        self.id: Final = connection.open(self, request)
         window = flow.window if flow is not wire.UNSET else None
         self.sender: Final = DataSender(connection.outbox, wire.TcpData, self.id, window)
+
+    def open(self) -> None:
+        """Ask the guest to connect. Apart from the constructor: the guest hears of whole sessions only."""
+        request = wire.TcpConnect(*self._address, window=WINDOW if self.credited else wire.UNSET)
+        self.connection.open(self, request)
 
     def _grant(self, size: int) -> None:
         self.connection.send(wire.Credit(stream="data", bytes=size), self.id)
@@ -93,10 +99,10 @@ class _TcpSession(Session):
                         message_type=name,
                     )
                 )
-                self.connection._forget(self.id)
+                self.connection.forget(self.id)
 
     def on_error(self, error: Exception) -> None:
-        if isinstance(error, ProtocolError):
+        if not isinstance(error, GuestLostError):
             # Ours is the only side that knows: the guest would keep the connection for ever.
             self.connection.send(wire.TcpClose(), self.id)
         self._end(error)
@@ -106,7 +112,7 @@ class _TcpSession(Session):
         self.error = error
         self.sender.stop()
         # After the bytes that came, and not at all if their end came already.
-        self.incoming.end(_broken(error))
+        self.incoming.end(broken(error))
         self.connected.set()
 
     @property
@@ -134,16 +140,7 @@ class _TcpSession(Session):
         if not self.ended:
             self.ended = True
             self.sender.follow(wire.TcpClose())
-            self.connection._forget(self.id)
-
-
-def _broken(error: Exception) -> Exception:
-    """What a stream raises for it."""
-    if isinstance(error, (trio.BrokenResourceError, ProtocolError)):
-        return error
-    broken = trio.BrokenResourceError(str(error))
-    broken.__cause__ = error
-    return broken
+            self.connection.forget(self.id)
 
 
 @final
@@ -246,6 +243,7 @@ async def open_guest_tcp_stream(connection: Connection, host: str, port: int) ->
         raise ValueError(f"port must be between 0 and 65535, not {port}")
     await connection.wait_may_open()
     session = _TcpSession(connection, host, port)
+    session.open()
     try:
         await session.connected.wait()
     except BaseException:
