@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from trio_console import _protocol as wire
+from trio_console.agent._handles import HANDLES_PER_CLIENT
 
 from ._host import PATIENCE
 
@@ -388,6 +389,18 @@ async def test_what_a_client_that_left_was_opening_is_closed(
     number = await host.ok(wire.OpOpenDir(str(tmp_path)))
     for handle in range(1, number):
         assert await host.error(wire.OpReadDir(handle)) == f"invalid handle: {handle}"
+
+
+async def test_opens_called_off_before_they_began_count_for_nothing(host: Host, tmp_path: Path) -> None:
+    (tmp_path / "f").touch()
+    names = ("read", "write", "append", "create", "truncate", "create_new")
+    op = wire.OpOpenFile(str(tmp_path / "f"), wire.OpenOptions(**{name: name == "read" for name in names}))
+    sids = range(1, HANDLES_PER_CLIENT + 100)
+    # As an agent that has fallen behind reads them: all at once.
+    await host.send_raw(
+        b"".join(wire.encode(wire.FsRequest(op), sid) + wire.encode(wire.Cancel(), sid) for sid in sids)
+    )
+    await host.ok(op, sid=sids.stop)
 
 
 def slow_opens(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:

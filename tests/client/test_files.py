@@ -445,6 +445,39 @@ async def test_a_handle_that_comes_too_late_is_closed(file: Path, window: int | 
         assert talk.connection.active_sessions == 0
 
 
+@FLOWS
+@pytest.mark.parametrize("held", [wire.OpOpenFile, wire.OpOpenDir, wire.OpStat, wire.OpMkdir])
+async def test_an_agent_that_can_be_told_is_told_that_a_request_is_given_up(
+    file: Path, window: int | None, held: type
+) -> None:
+    # An agent that has fallen behind would count the handles of opens that were given up as open for as long.
+    async with serving_files(window=window) as (talk, files):
+        files.held[held] = trio.Event()
+        calls: dict[type, Any] = {
+            wire.OpOpenFile: lambda: talk.guest.open_file(file),
+            wire.OpOpenDir: lambda: talk.guest.path(file.parent).iterdir(),
+            wire.OpStat: lambda: talk.guest.path(file).stat(),
+            wire.OpMkdir: lambda: talk.guest.path(file.parent / "new").mkdir(),
+        }
+        await cancelled(calls[held])
+        await wait_all_tasks_blocked()
+        assert files.cancelled == (list(files.lives) if window is not None else [])
+        files.held.pop(held).set()
+        await wait_all_tasks_blocked()
+        assert talk.connection.active_sessions == 0
+
+
+async def test_a_cancelled_close_is_not_called_off(file: Path) -> None:
+    async with serving_files(grace=0) as (talk, files):
+        guest_file = await talk.guest.open_file(file, "wb")
+        files.held[wire.OpCloseHandle] = trio.Event()
+        await cancelled(guest_file.aclose)
+        assert files.cancelled == []
+        files.held.pop(wire.OpCloseHandle).set()
+        await wait_all_tasks_blocked()
+        assert not files.open
+
+
 async def test_a_handle_that_comes_with_the_cancellation_is_closed(file: Path) -> None:
     async with talking() as talk:
         opening = begin(talk.nursery, lambda: talk.guest.open_file(file))

@@ -1,7 +1,8 @@
 """File operations as requests: one session each, and the errors they end with.
 
-A cancelled request leaves nothing behind in the guest. Its session stays until the answer comes, which then
-finds nobody; an answer that carries a handle is answered itself, by whoever gets it, with the handle's close.
+A cancelled request leaves nothing behind in the guest. An agent that can be told is told. The session stays
+until the answer comes, which then finds nobody; an answer that carries a handle is answered itself, by whoever
+gets it, with the handle's close.
 
 This module knows operations and handles; it must not know of buffers, positions, or files as users see them.
 """
@@ -74,6 +75,8 @@ class FsCall(Session):
         self._response: wire.FsResponse | None = None
         self._error: Exception | None = None
         self._abandoned = False
+        # A close that is called off would leave the handle open.
+        self._can_be_called_off = connection.ready.flow is not wire.UNSET and not isinstance(op, wire.OpCloseHandle)
         self.done: Final = trio.Event()
 
     def begin(self) -> Self:
@@ -146,6 +149,10 @@ class FsCall(Session):
 
     def abandon(self) -> None:
         """Nobody waits any more. A handle that was, or will be, opened is closed at once."""
+        # An agent that was not told would do all that was given up, and meanwhile count it: a client that gives
+        # up opens faster than a busy agent answers them would run out of handles, with none open.
+        if self._can_be_called_off and not self._abandoned and not self.done.is_set():
+            self._connection.send(wire.Cancel(), self.id)
         self._abandoned = True
         self._drop_result()
 
