@@ -13,7 +13,7 @@ from trio_console._outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 class GatedStream(trio.abc.SendStream):

@@ -144,7 +144,7 @@ async def test_a_cancelled_reservation_gives_its_share_back() -> None:
                     await settle()
                     scope.cancel()
         outbox.release(10)
-        with trio.fail_after(1):
+        with trio.fail_after(TIMEOUT):
             await outbox.reserve(10)
         outbox.release(10)
 

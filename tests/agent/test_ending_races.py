@@ -15,6 +15,7 @@ import trio.testing
 from trio_console import _protocol as wire
 from trio_console._outbox import Outbox
 
+from ._host import PATIENCE
 from .test_fs_handles import closed
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ async def test_a_read_sends_no_data_after_its_end(
     shares = iter([cached, True])
     reached = when_reserving(monkeypatch, lambda size: size == 3000 and next(shares), end(host, ending))
     await host.send(wire.FsRequest(wire.OpRead(handle, 0, 3000)), 5)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         await reached.wait()
     await check(host, ending)
 
@@ -108,7 +109,7 @@ async def test_no_answer_comes_after_the_end(
     await host.send(wire.FsRequest(ops[what]), 5)
     if what == "write":
         await host.send(wire.FsData(b""), 5)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         await reached.wait()
     await check(host, ending)
 
@@ -119,7 +120,7 @@ async def test_a_handle_that_is_not_told_is_closed(
 ) -> None:
     reached = when_reserving(monkeypatch, lambda _: True, end(host, ending))
     await host.send(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), 5)
-    with trio.fail_after(20):
+    with trio.fail_after(PATIENCE):
         await reached.wait()
     await closed(tmp_path)
     await check(host, ending)
@@ -150,7 +151,7 @@ async def test_a_connection_says_nothing_after_its_end(
             peer.sendall(b"too late")
         else:
             peer.shutdown(socket.SHUT_WR)
-        with trio.fail_after(20):
+        with trio.fail_after(PATIENCE):
             await reached.wait()
         if ending == "cancelled":
             assert await host.receive(5) == wire.TcpClosed()

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PIPE = subprocess.PIPE
 
 #: Seconds that the host may take to hear of the end and to leave.
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 @dataclass

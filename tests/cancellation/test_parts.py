@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 PIPE = subprocess.PIPE
 
 #: Seconds that a guest which lives on may take to get rid of what was cancelled.
-PATIENCE = 5.0
+PATIENCE = 30.0
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 M = TypeVar("M", bound=wire.Message)
 
 #: Seconds any single wait in these tests may take.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 WINDOW = 1024 * 1024
 

@@ -12,7 +12,7 @@ import trio
 
 from trio_console import _protocol as wire
 
-from ._fake import WINDOW, FakeAgent, Talk, talking
+from ._fake import PATIENCE, WINDOW, FakeAgent, Talk, talking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -277,7 +277,7 @@ async def serving_files(*, window: int | None = WINDOW, **options: Any) -> Async
         yield talk, files
         for event in files.held.values():
             event.set()
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             while talk.connection.active_sessions and talk.connection.lost is None:
                 await trio.testing.wait_all_tasks_blocked()
         if talk.connection.lost is None:

@@ -11,7 +11,7 @@ import trio
 
 from trio_console import _protocol as wire
 
-from ._fake import begin, talking
+from ._fake import PATIENCE, begin, talking
 
 PIPE = subprocess.PIPE
 
@@ -54,7 +54,7 @@ async def test_nonsense_is_refused_and_nothing_is_sent(
     method: str, command: Any, options: dict[str, Any], error: Any, match: str | None
 ) -> None:
     async with talking() as talk:
-        with pytest.raises(error, match=match), trio.fail_after(1):
+        with pytest.raises(error, match=match), trio.fail_after(PATIENCE):
             if method == "run_process":
                 await talk.guest.run_process(command, **options)
             else:

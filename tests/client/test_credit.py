@@ -12,7 +12,7 @@ import trio.testing
 
 from trio_console import _protocol as wire
 
-from ._fake import WINDOW, Talk, begin, talking
+from ._fake import PATIENCE, WINDOW, Talk, begin, talking
 from .test_process import PIPE, opened, run
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ async def test_letting_go_of_unread_output_resumes_an_agent_without_credit(way: 
             left.leave.set()
             await talk.agent.expect(wire.ExecSignal)
         await talk.agent.send(wire.ExecExited(0), id_)
-        with trio.fail_after(5):
+        with trio.fail_after(PATIENCE):
             await process.wait()
 
 

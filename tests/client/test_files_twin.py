@@ -73,7 +73,7 @@ async def same(tmp_path: Path, contents: bytes | None, mode: str, steps: list[An
         options.setdefault("encoding", "utf-8")
     expected = await play(partial(trio.open_file, here, mode, **options), steps)
     async with serving_files() as (talk, _):
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             got = await play(lambda: talk.guest.open_file(there, mode, **options), steps)
     assert got == expected
     assert here.exists() == there.exists()

@@ -17,7 +17,7 @@ from trio_console import _protocol as wire
 from trio_console._client._fs import FileSystem
 from trio_console._client._path import GuestPath
 
-from ._fake import talking
+from ._fake import PATIENCE, talking
 from ._fake_files import serving_files
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ async def test_a_call_does_what_trio_path_does(tmp_path: Path, call: Callable[[A
     shutil.copytree(tmp_path / "here", tmp_path / "there", symlinks=True)
     expected = await outcome(trio.Path(tmp_path / "here"))
     async with serving_files() as (talk, _):
-        with trio.fail_after(10):
+        with trio.fail_after(PATIENCE):
             assert await outcome(talk.guest.path(tmp_path / "there")) == expected
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
 

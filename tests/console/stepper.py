@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 class LostWakeUp(AssertionError):

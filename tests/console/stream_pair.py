@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from trio_console._stream import ConsoleStream, LaneStream
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def check_conserved(host: ConsoleStream) -> None:

@@ -17,7 +17,7 @@ from trio_console._console import AgentConsoleBackend, ConsoleSharedState
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 def is_readable(fd: int) -> bool:

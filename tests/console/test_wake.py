@@ -22,7 +22,7 @@ from trio_console._console import AgentConsoleBackend, ConsoleSharedState
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture(params=["linux", "darwin", "win32"])

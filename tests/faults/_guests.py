@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from trio_console import GuestDevice
 
 #: Seconds that an agent in this process may take to end after its console.
-AGENT_PATIENCE = 10.0
+AGENT_PATIENCE = 30.0
 
 
 class InProcessGuest(GuestSpec):

@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from ._plan import Plan
 
 #: Seconds after which a round has hung. None comes near it.
-HANG = 30.0
+HANG = 60.0
 
 #: Seconds of silence after a fault until what still waits is cancelled. Some faults leave nothing to wait for.
 QUIET = 0.15
@@ -109,7 +109,7 @@ def _no_process_left(verdict: Verdict) -> Iterator[None]:
         yield
     finally:
         del os.environ[MARK]
-    deadline = time.monotonic() + 5  # what was killed may wait for the processor, to die
+    deadline = time.monotonic() + HANG  # what was killed may wait for the processor, to die
     while (left := list(_marked(f"{MARK}={mark}".encode()))) and time.monotonic() < deadline:
         time.sleep(0.01)
     verdict.expect(not left, f"left processes: {left}")
@@ -237,13 +237,25 @@ async def _look_after(session: Session, guest: Guest, faulty: FaultyGuest) -> No
 async def _must_go_on(session: Session, guest: Guest, faulty: FaultyGuest) -> None:
     fired = faulty.fired
     done = None
-    with suppress(*FAILURES), trio.move_on_after(5):  # there may be faults to come
-        done = await guest.run_process(["echo", "on"], capture_stdout=True, check=False, deliver_cancel=kill)
+    with trio.move_on_after(HANG / 2) as patience:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _lose_patience() -> None:
+                while len(faulty.fired) == len(fired):  # there may be faults to come
+                    await trio.sleep(0.01)
+                patience.deadline = trio.current_time() + 5
+
+            with suppress(*FAILURES):
+                done = await guest.run_process(
+                    ["echo", "on"], capture_stdout=True, check=False, deliver_cancel=kill
+                )
+            nursery.cancel_scope.cancel()
     if (done is None or done.stdout != b"on\n") and len(faulty.fired) == len(fired):
         session.complaints.append(f"after {fired} the guest said {done}")
     if all(isinstance(each.fault.action, Duplicate) and not each.fault.action.copies for each in faulty.fired):
         # Nothing was changed on the way, so that whatever was cancelled has been confirmed.
-        with trio.move_on_after(5):
+        with trio.move_on_after(HANG / 2):
             while guest.statistics().active_sessions:
                 await trio.sleep(0.001)
         if guest.statistics().active_sessions:

@@ -41,7 +41,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 async def written(log: SessionLog) -> None:
     """Let the log write what it has, and end it."""
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             await trio.lowlevel.checkpoint()

@@ -42,7 +42,7 @@ def is_running(pid: int) -> bool:
 
 async def gone(*pids: int) -> None:
     """Wait until none of these processes runs."""
-    with trio.fail_after(10):
+    with trio.fail_after(PATIENCE):
         while any(is_running(pid) for pid in pids):
             await trio.sleep(0.002)
 
@@ -421,7 +421,7 @@ async def test_a_greeting_in_pieces_is_understood(split: int) -> None:
             await sender.send_all(raw[at : at + split])
             await trio.lowlevel.checkpoint()
 
-    with trio.fail_after(5):
+    with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             attached = await attach(receiver)

@@ -22,7 +22,7 @@ from trio_console.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TIMEOUT = 10.0
+TIMEOUT = 60.0
 
 
 def wait_for(condition: Callable[[], bool]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import signal
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -159,10 +160,19 @@ async def test_a_test_cuts_and_signals_at_once() -> None:
 async def test_a_flood_harms_nobody_but_its_own_guest() -> None:
     fault = Fault(Flood(), "core.exec.stdout")
     with trio.fail_after(PATIENCE):
-        async with open_guest(scripted(fault), grace=0.5) as flooding, open_guest(commands()) as other:
-            with trio.move_on_after(0.1), pytest.warns(RuntimeWarning, match="did not confirm"):
-                await flooding.run_process(["talk"], capture_stdout=True, deliver_cancel=kill)
+        faulty = scripted(fault)
+        async with open_guest(faulty, grace=0.5) as flooding, open_guest(commands()) as other:
+            with pytest.warns(RuntimeWarning, match="did not confirm"):
+                await run_until_it_floods(flooding, faulty)
             assert (await talk(other)).stdout == b"hello"
+
+
+async def run_until_it_floods(guest: trio_console.Guest, faulty: FaultyGuest) -> None:
+    async with trio.open_nursery() as nursery:
+        run = partial(guest.run_process, capture_stdout=True, deliver_cancel=kill)
+        nursery.start_soon(run, ["talk"])
+        await faulty.wait_fired()
+        nursery.cancel_scope.cancel()
 
 
 async def kill(process: trio_console.GuestProcess) -> None:

@@ -176,9 +176,9 @@ async def test_a_cancelled_command_is_ended_as_in_any_guest() -> None:
 
     guest = ScriptedGuest(watch)
     with trio.fail_after(PATIENCE):
-        with trio.move_on_after(0.05):
-            async with open_guest(guest) as opened:
-                await opened.run_process(["x"])
+        async with open_guest(guest) as opened, trio.open_nursery() as nursery:
+            await nursery.start(opened.run_process, ["x"])
+            nursery.cancel_scope.cancel()
         await ended.wait()
     assert guest.processes[0].returncode == -signal.SIGTERM
 

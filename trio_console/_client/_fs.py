@@ -75,8 +75,9 @@ class FsCall(Session):
         self._response: wire.FsResponse | None = None
         self._error: Exception | None = None
         self._abandoned = False
+        agent_knows_cancel = connection.ready.flow is not wire.UNSET
         # A close that is called off would leave the handle open.
-        self._can_be_called_off = connection.ready.flow is not wire.UNSET and not isinstance(op, wire.OpCloseHandle)
+        self._can_be_called_off = agent_knows_cancel and not isinstance(op, wire.OpCloseHandle)
         self.done: Final = trio.Event()
 
     def begin(self) -> Self:
