@@ -10,7 +10,6 @@ uses two for its whole life: the 21st console would wait for the first to be clo
 
 from __future__ import annotations
 
-import math
 import warnings
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
@@ -19,6 +18,8 @@ import trio
 
 from ._console import ConsoleSharedState
 from ._devices import as_device
+from ._ending import see_through
+from ._interrupts import interrupt_safe
 from ._nursery import hidden_nursery
 from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
 from ._stream import ConsoleStream
@@ -43,6 +44,7 @@ SHORT_GRACE: Final = 0.2
 JOIN_TIME: Final = 1.0
 
 
+@interrupt_safe
 @asynccontextmanager
 async def open_console(
     device: ConsoleDevice,
@@ -84,18 +86,16 @@ async def open_console(
     channel = ConsoleStream(shared)
     async with hidden_nursery() as nursery:
         workers = _Workers(port, shared)
-        workers.start(nursery, channel)
         try:
+            workers.start(nursery, channel)
             yield channel
         finally:
             await _leave(channel, workers, grace)  # noqa: ASYNC102  (shields itself, for the grace)
 
 
 async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> None:
-    if trio.current_effective_deadline() == -math.inf:
-        grace = min(grace, SHORT_GRACE)
-    with trio.CancelScope(shield=True):
-        with trio.move_on_after(grace):
+    async def leave(patience: trio.CancelScope) -> None:
+        with patience:
             await channel.aclose()
             await workers.wait_delivered()
         await trio.aclose_forcefully(channel)
@@ -103,6 +103,8 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
         with trio.move_on_after(JOIN_TIME):
             await workers.wait_done()
         workers.abandon()
+
+    await see_through(leave, grace=grace, hurried=min(grace, SHORT_GRACE))
 
 
 @final
@@ -127,6 +129,7 @@ class _Workers:
         nursery.start_soon(self._close_device_after, channel)
         nursery.start_soon(self._close_device_when_dropped, channel)
 
+    @trio.lowlevel.enable_ki_protection
     async def _run(self, pump: Callable[[GuestDevice, Lane], None], lane: Lane, done: trio.Event) -> None:
         # Shielded: a worker is ended through its lane and its device, so that it can hand over what it
         # holds. Only `abandon` lets go of a thread that is still running.
@@ -143,6 +146,7 @@ class _Workers:
         await self._delivered.wait()
         await self._received.wait()
 
+    @trio.lowlevel.enable_ki_protection
     async def _close_device_after(self, channel: ConsoleStream) -> None:
         """Once the user has closed the channel and the queue is out, nobody needs the device."""
         with trio.CancelScope(shield=True) as scope:
@@ -151,6 +155,7 @@ class _Workers:
             await self.wait_delivered()
             self.close_device()
 
+    @trio.lowlevel.enable_ki_protection
     async def _close_device_when_dropped(self, channel: ConsoleStream) -> None:
         """A forceful close does not wait for a guest that may never read: closing the device frees the worker."""
         with trio.CancelScope(shield=True):
@@ -178,5 +183,5 @@ class _Workers:
             f"{self._device!r} was closed, but a blocked call on it did not return: its worker thread is "
             "abandoned. A GuestDevice's close() must end its read() and write().",
             RuntimeWarning,
-            stacklevel=2,
+            stacklevel=1,
         )

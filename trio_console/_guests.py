@@ -13,11 +13,14 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
 from ._devices import as_device
+from ._ending import see_through
+from ._interrupts import interrupt_safe
 from ._leftovers import GUEST_MARK, kill_marked_processes
 from ._nursery import hidden_nursery
 
@@ -129,6 +132,7 @@ class ProcessGuest(GuestSpec):
     def __repr__(self) -> str:
         return "ProcessGuest()"
 
+    @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         mark = secrets.token_hex(16)
@@ -154,10 +158,7 @@ class ProcessGuest(GuestSpec):
                 async with _watch(Host(device, process, "the agent"), process) as host:
                     yield host
             finally:
-                # On a limiter of its own: this must not wait for threads of other people.
-                limiter = trio.CapacityLimiter(1)
-                with trio.CancelScope(shield=True):
-                    await trio.to_thread.run_sync(kill_marked_processes, mark, limiter=limiter)
+                await see_through(partial(_kill_left_behind, mark))  # noqa: ASYNC102  (shields itself)
 
 
 @final
@@ -195,6 +196,7 @@ class CommandGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"CommandGuest({self._command!r})"
 
+    @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         name = os.path.basename(self._command[0])
@@ -234,6 +236,7 @@ class SocketGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"SocketGuest({self._path!r})"
 
+    @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
@@ -248,6 +251,7 @@ class SocketGuest(GuestSpec):
                 yield Host(device)
 
 
+@interrupt_safe
 @asynccontextmanager
 async def attached_host(device: ConsoleDevice) -> AsyncIterator[Host]:
     """A guest that somebody else has started and will end."""
@@ -276,6 +280,7 @@ def _owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
         device.close()
 
 
+@interrupt_safe
 @asynccontextmanager
 async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
     """Read a guest process's error output, and end the process when the block is left."""
@@ -289,11 +294,20 @@ async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
             yield host
         finally:
             process.kill()
-            with trio.CancelScope(shield=True):
-                await process.wait()
-            reading.cancel()
+            await see_through(partial(_reap, process, reading))  # noqa: ASYNC102  (shields itself)
 
 
+async def _reap(process: trio.Process, reading: trio.CancelScope, _patience: trio.CancelScope) -> None:
+    await process.wait()
+    reading.cancel()
+
+
+async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
+    # On a limiter of its own: this must not wait for threads of other people.
+    await trio.to_thread.run_sync(kill_marked_processes, mark, limiter=trio.CapacityLimiter(1))
+
+
+@trio.lowlevel.enable_ki_protection
 async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream, reading: trio.CancelScope) -> None:
     with reading:
         async with stderr:

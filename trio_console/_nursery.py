@@ -2,7 +2,8 @@
 
 A context manager that runs background tasks would wrap what its body raises into an exception group, although
 the body's author opened no nursery. `hidden_nursery` hands on the body's own exception, whatever it is,
-and only a failure of the background tasks themselves comes as trio gives it.
+and only a failure of the background tasks themselves comes as trio gives it. `KeyboardInterrupt` and `SystemExit`
+come alone, whatever else there is: who handles those looks into no group.
 """
 
 from __future__ import annotations
@@ -12,18 +13,22 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from ._interrupts import interrupt_safe
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 __all__ = ["hidden_nursery"]
 
 
+@interrupt_safe
 @asynccontextmanager
 async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
     """Like `trio.open_nursery`, but the body's own exception comes out as it is.
 
-    So does a lone exception of a background task. Background tasks are expected to end by themselves, or when
-    the body fails and they are cancelled.
+    So does a lone exception of a background task, and, before all others, the first `KeyboardInterrupt` or
+    `SystemExit`, be it the body's, a background task's, or one that came while those were waited for. Background
+    tasks are expected to end by themselves, or when the body fails and they are cancelled.
     """
     body_error: BaseException | None = None
     lone: BaseException
@@ -41,29 +46,49 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
                 body_error = exc
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
-        if body_error is not None:
-            # Background tasks that were cancelled from outside with the body have nothing to tell beside it: the
-            # scope that was cancelled does not need to see them.
-            _, failures = group.split(trio.Cancelled)
-            if failures is not None:
-                raise BaseExceptionGroup(group.message, [body_error, *failures.exceptions]) from None
-            lone = body_error
-        elif len(group.exceptions) != 1:
+        lone = _foremost(body_error, group)
+        if lone is group:
             raise
-        else:
-            lone = group.exceptions[0]
     else:
         if body_error is None:
             return
         lone = body_error
     # Outside the except block, so that the group does not become the exception's context.
-    _reraise(lone)
+    if lone is body_error:
+        _reraise(lone)
+    _raise(lone)
+
+
+def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """What comes out of a nursery whose background tasks, or the waiting for them, have raised."""
+    errors = list(group.exceptions)
+    if body_error is not None:
+        # Background tasks that were cancelled from outside with the body have nothing to tell beside it: the
+        # scope that was cancelled does not need to see them.
+        failures = group.split(trio.Cancelled)[1]
+        errors = [body_error] if failures is None else [body_error, *failures.exceptions]
+    for exc in errors:
+        if isinstance(exc, (KeyboardInterrupt, SystemExit)):
+            if exc is not errors[0] and exc.__context__ is None:
+                exc.__context__ = errors[0]  # for the traceback
+            return exc
+    if len(errors) == 1:
+        return errors[0]
+    return group if body_error is None else BaseExceptionGroup(group.message, errors)
 
 
 def _reraise(exc: BaseException) -> None:
+    """Raise what was raised before, with the context it had then."""
     context = exc.__context__
     try:
-        raise exc
+        _raise(exc)
     finally:
         exc.__context__ = context
         del exc, context
+
+
+def _raise(exc: BaseException) -> None:
+    try:
+        raise exc
+    finally:
+        del exc  # which refers to this frame

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import math
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -23,7 +22,9 @@ from ._client._attach import attach
 from ._client._boot import boot, make_bootstrap
 from ._client._connection import Connection
 from ._client._guest import Guest
+from ._ending import see_through
 from ._guests import GuestSpec, ProcessGuest, attached_host
+from ._interrupts import interrupt_safe
 from ._lost import GuestLostError, explained
 from ._nursery import hidden_nursery
 from ._relay._log import SessionLog
@@ -70,6 +71,7 @@ _LEAST_CLIENT_BUDGET: Final = 8 * 1024
 _IDS: Final = range(1, 33_554_431)
 
 
+@interrupt_safe
 @asynccontextmanager
 async def open_guest(
     spec: GuestSpec | None = None,
@@ -125,13 +127,14 @@ async def open_guest(
             try:
                 yield guest
             finally:
-                # `connection.run` is shielded: only `lose` ends it, also if this is interrupted by Ctrl-C.
+                # `connection.run` is shielded: only `lose` ends it, also when this raises.
                 try:
                     await _end(end, channel, host, grace)  # noqa: ASYNC102  (shields itself, for the grace)
                 finally:
                     connection.lose("the guest did not shut down in time and was ended by force")
 
 
+@interrupt_safe
 @asynccontextmanager
 async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE) -> AsyncIterator[Guest]:
     """Use a guest that another process serves, through its relay, for the time of a block.
@@ -160,6 +163,7 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
                 connection.lose("the connection to the relay was closed on this side")
 
 
+@trio.lowlevel.enable_ki_protection
 async def serve_relay(
     device_or_spec: ConsoleDevice | GuestSpec,
     path: str | os.PathLike[str],
@@ -249,6 +253,7 @@ def _relay_options(
     )
 
 
+@interrupt_safe
 @asynccontextmanager
 async def _booted(
     device_or_spec: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
@@ -268,6 +273,7 @@ async def _booted(
         yield host, channel, booted
 
 
+@interrupt_safe
 @asynccontextmanager
 async def _serving(
     channel: ConsoleStream, booted: Booted, made: RelaySocket, options: RelayOptions, host: Host
@@ -281,6 +287,7 @@ async def _serving(
             nursery.cancel_scope.cancel()
 
 
+@trio.lowlevel.enable_ki_protection
 async def _enforce_shutdown(server: RelayServer, channel: ConsoleStream, host: Host) -> None:
     await server.shutdown_requested.wait()
     await trio.sleep(_SHUTDOWN_TIME)
@@ -298,13 +305,16 @@ async def _end_relay(server: RelayServer, connection: Connection | None) -> None
 
 async def _end(shut_down: Callable[[], Awaitable[None]], channel: ConsoleStream, host: Host, grace: float) -> None:
     """The orderly part of the teardown."""
-    if trio.current_effective_deadline() == -math.inf:
-        grace = min(grace, _CANCELLED_GRACE)
-    with trio.CancelScope(shield=True), trio.move_on_after(max(0.0, grace - _FORCE_TIME)):
-        await shut_down()
-        # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
-        await channel.aclose()
-        await host.wait()
+
+    async def orderly(patience: trio.CancelScope) -> None:
+        with patience:
+            await shut_down()
+            # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
+            await channel.aclose()
+            await host.wait()
+
+    orderly_time, hurried = (max(0.0, seconds - _FORCE_TIME) for seconds in (grace, min(grace, _CANCELLED_GRACE)))
+    await see_through(orderly, grace=orderly_time, hurried=hurried)
 
 
 async def _connect(path: str) -> trio.SocketStream:

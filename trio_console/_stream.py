@@ -111,6 +111,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             while not ring.offer(piece):
                 await self._wait_room(len(piece))
 
+    @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is some room, or sending would fail at once. Errors as in `send_all`."""
         with self._send_conflict:
@@ -120,6 +121,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             while not self._send.ring.fits(1):
                 await self._wait_room(1)
 
+    @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
         """Tell the other end that nothing more comes; receiving goes on. Repeating it does nothing.
 
@@ -240,6 +242,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
         except trio.ClosedResourceError:
             return  # told by notify_closing: the flags say why
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close both directions.
 
@@ -276,6 +279,7 @@ class ConsoleStream(LaneStream):
         self._was_closed = trio.Event()
         self._was_dropped = trio.Event()
 
+    @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         self._was_closed.set()
         try:

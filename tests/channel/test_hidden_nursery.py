@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from typing import Any
+
 import pytest
 import trio
 import trio.testing
@@ -101,3 +104,56 @@ async def test_an_error_beside_cancelled_background_tasks_comes_out_as_it_is() -
             with trio.CancelScope(shield=True):
                 await trio.testing.wait_all_tasks_blocked()
             raise ValueError("mine")
+
+
+# Ctrl-C
+
+
+@trio.lowlevel.enable_ki_protection
+async def press_ctrl_c() -> None:
+    """Deliver `KeyboardInterrupt` to the main task, where it waits."""
+    signal.raise_signal(signal.SIGINT)
+
+
+async def fails_when_cancelled() -> None:
+    try:
+        await trio.sleep_forever()
+    finally:
+        raise KeyError("background")
+
+
+@pytest.mark.parametrize("error", [None, ValueError("body")], ids=["nothing", "an error"])
+@pytest.mark.parametrize("background", [trio.sleep_forever, fails_when_cancelled])
+@pytest.mark.parametrize("presses", [1, 2])
+def test_a_ctrl_c_while_the_tasks_are_waited_for_comes_out_alone(
+    error: Exception | None, background: Any, presses: int
+) -> None:
+    async def main() -> None:
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(background)
+
+            @nursery.start_soon
+            async def _press() -> None:
+                with trio.CancelScope(shield=True):
+                    await trio.testing.wait_all_tasks_blocked()
+                    for _ in range(presses):
+                        await press_ctrl_c()
+                        await trio.testing.wait_all_tasks_blocked()
+
+            if error is not None:
+                raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+
+
+async def test_a_background_tasks_exit_comes_out_alone() -> None:
+    async def exits() -> None:
+        await trio.lowlevel.checkpoint()
+        raise SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(fails_when_cancelled)
+            nursery.start_soon(exits)
+            await trio.sleep_forever()

@@ -119,6 +119,7 @@ class Connection:
 
     # Its tasks
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Read and write until the stream ends; then tell every session. Never raises for what others do."""
         try:
@@ -134,6 +135,7 @@ class Connection:
             self.lose("the task that reads the guest's console was ended", exc)
             raise
 
+    @trio.lowlevel.enable_ki_protection
     async def _write(self) -> None:
         try:
             await self.outbox.run()

@@ -21,6 +21,7 @@ from trio_console._client._plumbing import Output, attach_input, attach_output, 
 from trio_console._client._process import GuestProcess, completed
 from trio_console._client._tcp import open_guest_tcp_stream
 from trio_console._errors import ProtocolError, again
+from trio_console._interrupts import interrupt_safe
 from trio_console._nursery import hidden_nursery
 
 if TYPE_CHECKING:
@@ -218,6 +219,7 @@ class Guest:
             process, None if out is None else b"".join(out), None if err is None else b"".join(err), check
         )
 
+    @interrupt_safe
     @asynccontextmanager
     async def open_process(
         self,
@@ -314,6 +316,7 @@ class Guest:
             # (What the user's function raises comes out in one group, as from `trio.run_process`.)
             async with trio.open_nursery() as delivery:
 
+                @trio.lowlevel.enable_ki_protection
                 async def deliver() -> None:
                     try:
                         if deliver_cancel is None:

@@ -98,6 +98,7 @@ def _bad_target(name: str, value: object, allowed: str) -> Exception:
     )
 
 
+@trio.lowlevel.enable_ki_protection
 async def feed(stdin: StdinStream, data: bytes) -> None:
     """Send all the input, then end of file.
 
@@ -112,6 +113,7 @@ async def feed(stdin: StdinStream, data: bytes) -> None:
                 raise
 
 
+@trio.lowlevel.enable_ki_protection
 async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
     # What ended the process abnormally, or kept it from starting, is told to those who wait for it.
     try:
@@ -121,6 +123,7 @@ async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
         pass
 
 
+@trio.lowlevel.enable_ki_protection
 async def _pass_on(stream: IncomingStream, fd: int) -> None:
     """Write to this program's own descriptor, as a child process that had inherited it would."""
     # A thread may be stuck in the write for as long as nobody reads our output. It must not be one of those

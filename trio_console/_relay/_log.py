@@ -200,6 +200,7 @@ class SessionLog:
 
     # The writer
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Write until cancelled; then what is queued, within a second."""
         try:

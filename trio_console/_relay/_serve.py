@@ -8,10 +8,13 @@ started for it ends that afterwards. One deadline, the grace.
 from __future__ import annotations
 
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, final
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._ending import see_through
+from trio_console._interrupts import interrupt_safe
 from trio_console._nursery import hidden_nursery
 from trio_console._relay._server import RelayServer
 from trio_console._relay._socket import RelaySocket
@@ -25,6 +28,9 @@ if TYPE_CHECKING:
     from trio_console._stream import ConsoleStatistics
 
 __all__ = ["Relay", "listening", "relaying"]
+
+#: Seconds that removing the socket's file may take.
+_REMOVAL_TIME: Final = 1.0
 
 
 @final
@@ -53,6 +59,7 @@ class Relay:
         return self._console()
 
 
+@interrupt_safe
 @asynccontextmanager
 async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
     """A relay's socket for the time of a block; clients that come before it is served wait."""
@@ -61,11 +68,19 @@ async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
     try:
         yield made
     finally:
-        with trio.CancelScope(shield=True), trio.move_on_after(1):
-            await trio.to_thread.run_sync(made.close, abandon_on_cancel=True)
-        made.sock.close()
+        try:
+            remove = partial(_remove, made)
+            await see_through(remove, grace=_REMOVAL_TIME, hurried=_REMOVAL_TIME)  # noqa: ASYNC102  (shields itself)
+        finally:
+            made.sock.close()
 
 
+async def _remove(made: RelaySocket, patience: trio.CancelScope) -> None:
+    with patience:
+        await trio.to_thread.run_sync(made.close, abandon_on_cancel=True)
+
+
+@interrupt_safe
 @asynccontextmanager
 async def relaying(
     channel: trio.abc.Stream, booted: Booted, made: RelaySocket, options: RelayOptions
@@ -81,6 +96,7 @@ async def relaying(
     async with listener, hidden_nursery() as nursery:
         scope = trio.CancelScope(shield=True)
 
+        @trio.lowlevel.enable_ki_protection
         async def run() -> None:
             with scope:
                 await server.run(listener)

@@ -24,6 +24,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
+from trio_console._interrupts import interrupt_safe
 from trio_console._lost import GuestLostError
 from trio_console._outbox import Outbox
 from trio_console._relay._options import RelayOptions, RelayStatistics, SlowClient
@@ -134,6 +135,7 @@ class RelayServer:
 
     # Life
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, listener: trio.SocketListener) -> None:
         """Serve until the guest is gone; `reason` and `cause` then say why."""
         try:
@@ -168,6 +170,7 @@ class RelayServer:
         if not self._outbox.closed:
             self._outbox.send_control(wire.encode(wire.Shutdown()))
 
+    @interrupt_safe
     @asynccontextmanager
     async def attach(self) -> AsyncIterator[trio.SocketStream]:
         """A client's end, for a client in this program.
@@ -196,6 +199,7 @@ class RelayServer:
             while self._links:
                 await self._wait_relief()
 
+    @trio.lowlevel.enable_ki_protection
     async def _keep_time(self) -> None:
         offset = time.time() - trio.current_time()
         next_sync = trio.current_time()
@@ -213,6 +217,7 @@ class RelayServer:
 
     # Clients
 
+    @trio.lowlevel.enable_ki_protection
     async def _accept(self, listener: trio.SocketListener) -> None:
         with self._front:
             await self._accept_all(listener)
@@ -236,6 +241,7 @@ class RelayServer:
                 continue
             self._nursery.start_soon(self._serve, stream)
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve(self, stream: trio.SocketStream) -> None:
         async with stream:
             client = self._router.connect() or await self._wait_slot()
@@ -264,6 +270,7 @@ class RelayServer:
                 self._slot_waiters -= 1
         return None
 
+    @trio.lowlevel.enable_ki_protection
     async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
         async with stream:
             self._served += 1
@@ -321,6 +328,7 @@ class RelayServer:
         except ProtocolError as exc:
             self.cut(link, str(exc))
 
+    @trio.lowlevel.enable_ki_protection
     async def _write_client(self, link: _Link, stream: trio.SocketStream) -> None:
         client = link.client
         while True:
@@ -337,6 +345,7 @@ class RelayServer:
             link.room.set()
             self._relief.set()
 
+    @trio.lowlevel.enable_ki_protection
     async def _feed_agent(self, link: _Link) -> None:
         while True:
             frame = self._router.next_for_agent(link.client)
@@ -367,6 +376,7 @@ class RelayServer:
 
     # The agent
 
+    @trio.lowlevel.enable_ki_protection
     async def _write_agent(self) -> None:
         await self._outbox.run()
         # What the guest has said before it stopped listening is still to come, and then its end.

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .._guests import GuestSpec, Host, ProcessGuest
+from .._interrupts import interrupt_safe
 from ._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
 from ._faulty_device import FaultyDevice
 
@@ -63,6 +64,7 @@ class FaultyGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"FaultyGuest({self._script!r}, guest={self._guest!r})"
 
+    @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         if self._open:

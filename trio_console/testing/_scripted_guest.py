@@ -20,6 +20,7 @@ import trio
 from .. import _protocol as wire
 from .._errors import ProtocolError
 from .._guests import GuestSpec, attached_host
+from .._interrupts import interrupt_safe
 from .._nursery import hidden_nursery
 from .._outbox import Outbox
 from ._scripted_process import STDIN_WINDOW, ScriptedProcess
@@ -84,6 +85,7 @@ class ScriptedGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"ScriptedGuest({self._commands!r})"
 
+    @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         if self._open:
@@ -140,6 +142,7 @@ class _Agent:
         self.living = trio.CancelScope(shield=True)
         self.mistake: Exception | None = None
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self, test: trio.CancelScope) -> None:
         """Serve until the host closes the console or says so, or `living` is cancelled.
 

@@ -1,0 +1,177 @@
+"""Ctrl-C at moments that are known: what it may not strike, and what it may not cut short."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+import signal
+import socket
+import threading
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+import trio_console
+from trio_console import ProcessGuest, open_console, open_guest
+from trio_console._ending import see_through
+from trio_console._interrupts import interrupt_safe
+from trio_console.testing import FaultyGuest, ScriptedGuest, nothing_left_behind
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable
+
+    from trio_console._guests import GuestSpec
+
+PACKAGE = pathlib.Path(trio_console.__file__).parent
+
+
+@trio.lowlevel.enable_ki_protection
+def press_ctrl_c() -> None:
+    """Deliver `KeyboardInterrupt` to the main task, where it waits."""
+    signal.raise_signal(signal.SIGINT)
+
+
+def pressing(when: Callable[[], Awaitable[object]], times: int = 1) -> None:
+    """Press Ctrl-C once ``when`` has returned and everybody sleeps."""
+
+    async def press() -> None:
+        await when()
+        for _ in range(times):
+            await trio.testing.wait_all_tasks_blocked()
+            press_ctrl_c()
+
+    trio.lowlevel.spawn_system_task(press)
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread ")}
+
+
+# What it may not strike
+
+
+def test_a_context_managers_two_ends_are_protected_and_its_body_is_not() -> None:
+    seen: list[bool] = []
+    look = trio.lowlevel.currently_ki_protected
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def managed() -> AsyncIterator[int]:
+        seen.append(look())
+        try:
+            yield 7
+        finally:
+            seen.append(look())
+
+    async def main() -> None:
+        async with managed() as value:
+            seen.append(look())
+        assert value == 7
+
+    trio.run(main)
+    assert seen == [True, False, True]
+
+
+def test_every_context_manager_of_the_package_is_protected() -> None:
+    bare = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        if "agent" in path.parts or path.name == "__main__.py":
+            continue  # programs of their own, with their own signals
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AsyncFunctionDef):
+                names = [ast.unparse(one) for one in node.decorator_list]
+                if "asynccontextmanager" in names and names[0] != "interrupt_safe":
+                    bare.append(f"{path.name}:{node.name}")
+    assert not bare
+
+
+# What it may not cut short
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_ending_is_seen_through_and_ctrl_c_comes_out_once(times: int) -> None:
+    done: list[str] = []
+
+    async def main() -> None:
+        begun = trio.Event()
+
+        async def ending(patience: trio.CancelScope) -> None:
+            begun.set()
+            with patience:
+                await trio.sleep_forever()
+            for _ in range(3):
+                await trio.lowlevel.checkpoint()
+            done.append("all")
+
+        pressing(begun.wait, times)
+        # One alone would take for ever.
+        await see_through(ending, grace=1000, hurried=0.01 if times == 1 else 1000)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert done == ["all"]
+
+
+def test_an_ending_does_not_begin_with_the_ctrl_c_that_was_pressed_before() -> None:
+    done: list[str] = []
+
+    @trio.lowlevel.enable_ki_protection
+    async def main() -> None:
+        async def ending(_patience: trio.CancelScope) -> None:
+            await trio.lowlevel.checkpoint()
+            done.append("all")
+
+        press_ctrl_c()
+        await see_through(ending)
+
+    with pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+    assert done == ["all"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("error", [None, ValueError("body")], ids=["nothing", "an error"])
+def test_ctrl_c_while_a_console_is_left_ends_it(times: int, error: Exception | None) -> None:
+    before = threads()
+    ours, theirs = socket.socketpair()
+
+    async def main() -> None:
+        async with open_console(ours, max_bytes=4096, grace=1000) as channel:
+            pressing(channel.wait_closed, times)
+            with trio.move_on_after(0.05):
+                while True:
+                    await channel.send_all(bytes(4096))  # nobody reads
+            if error is not None:
+                raise error
+
+    with theirs:
+        with pytest.raises(KeyboardInterrupt) as caught:
+            trio.run(main)
+        assert threads() == before
+    if error is not None:
+        context: BaseException | None = caught.value
+        while context is not None and context is not error:
+            context = context.__context__
+        assert context is error
+
+
+@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize("make", [ScriptedGuest, ProcessGuest])
+def test_ctrl_c_while_a_guest_that_hangs_is_left_ends_it(make: Callable[[], GuestSpec], times: int) -> None:
+    async def main() -> None:
+        faulty = FaultyGuest(guest=make())
+        async with open_guest(faulty, grace=1000) as guest:
+            await guest.ping()
+            faulty.stall()
+
+            async def being_left() -> None:
+                while guest._connection._expected is None:
+                    await trio.lowlevel.checkpoint()
+
+            pressing(being_left, times)
+
+    with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
+        trio.run(main)
