@@ -16,13 +16,14 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 # methods wait for nothing, cancellations that are looked at.
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
-.PHONY: help demo test check model fuzz bench nightly clean
+.PHONY: help demo test check model mutants fuzz bench nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
 	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
+	@echo "make mutants put small faults into the package, one at a time, which the tests must find (ARGS=... names them)"
 	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
@@ -59,6 +60,10 @@ check: $(STAMP)
 model:
 	@model/check
 
+mutants: $(STAMP)
+	@echo "==> Mutants: each must be found"
+	@PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
+
 $(FUZZ_STAMP): $(STAMP)
 	@echo "==> Adding atheris (the fuzzer) to $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
@@ -73,6 +78,8 @@ nightly: $(FUZZ_STAMP)
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
+	@echo "==> Mutants"
+	@PYTHONPATH=tests $(BIN)/python -m mutants
 	@echo "==> Fuzzing, three minutes each"
 	@PYTHON=$(BIN)/python fuzz/run --seconds 180
 

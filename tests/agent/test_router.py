@@ -154,7 +154,21 @@ async def test_a_client_that_left_has_its_commands_killed(host: Host) -> None:
     # The last word frees the sid for a relay that keeps track.
     assert (await host.collect(mine)).messages == [wire.ExecExited(code=-1, signal=9)]
     assert not process_exists(pid)
-    assert await host.nothing_for(theirs)
+    assert await ends_of_sigterm(host, theirs)
+
+
+@pytest.mark.parametrize(("sid", "killed"), [(9, False), (10, True), (19, True), (20, False)])
+async def test_the_ids_of_a_client_that_left_are_a_half_open_range(host: Host, sid: int, killed: bool) -> None:
+    await host.start("sleep", "60", sid=sid)
+    await host.send(wire.ClientDisconnected(id_start=10, id_end_exclusive=20))
+    # (A command that was killed hears no SIGTERM after that.)
+    assert await ends_of_sigterm(host, sid) is not killed
+
+
+async def ends_of_sigterm(host: Host, sid: int) -> bool:
+    """Whether a command that runs ends of this signal, and has not been killed before."""
+    await host.send(wire.ExecSignal(15), sid)
+    return (await host.collect(sid)).messages == [wire.ExecExited(code=-1, signal=15)]
 
 
 async def test_nothing_of_an_old_session_reaches_the_next_owner_of_its_id(host: Host) -> None:

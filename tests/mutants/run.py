@@ -1,0 +1,233 @@
+"""One mutant after another in a copy of the tree, its finder, and what came of it.
+
+A finder that fails, is killed by a signal, or does not end has found the mutant. Before any of that, all finders
+have to pass on the copy as it is: one that fails anyhow finds nothing.
+
+Only processes that were started here are ended: everything a finder starts has a token of ours in its environment,
+and processes that are left when the finder has ended are known by it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import queue
+import re
+import resource
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+
+from mutants.table import ROOT, path_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    from mutants.table import Mutant
+
+__all__ = ["BOUND", "EQUIVALENT", "FOUND", "HUNG", "INVALID", "SURVIVED", "Outcome", "Tree", "Verdict", "spread"]
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+#: Seconds a finder may take; one that takes longer counts as hung. Finders take seconds, so this is for machines
+#: with much else to do.
+BOUND: Final = 90.0
+
+#: Bytes of address space a process of a finder may take: a mutant that allocates for ever is to end by itself.
+_MEMORY: Final = 6 * 2**30
+
+#: What a finder can need.
+_COPIED: Final = ("trio_console", "tests", "fuzz", "model", "examples", "benchmarks", "docs")
+
+_TOKEN: Final = "TRIO_CONSOLE_MUTANT"
+
+
+class Verdict(NamedTuple):
+    """What is to be said of a mutant, and whether that is as it should be."""
+
+    word: str
+    good: bool
+
+
+FOUND: Final = Verdict("found", True)
+HUNG: Final = Verdict("hung", True)
+SURVIVED: Final = Verdict("SURVIVED", False)
+INVALID: Final = Verdict("INVALID", False)
+EQUIVALENT: Final = Verdict("equivalent", True)
+
+
+class Outcome(NamedTuple):
+    """What came of running a mutant or a finder."""
+
+    verdict: Verdict
+    seconds: float
+    by: str
+    output: str = ""
+
+
+class _Ended(NamedTuple):
+    status: int | None  # `None`: it did not end in time
+    seconds: float
+    output: str
+
+
+class Tree:
+    """A copy of the repository, in a folder of its own, where modules are changed and finders run."""
+
+    def __init__(self, folder: pathlib.Path, *, source: pathlib.Path = ROOT, bound: float = BOUND) -> None:
+        self._root = folder / "tree"
+        self._temporary = folder / "t"
+        self.bound = bound
+        self._root.mkdir(parents=True)
+        ignored = shutil.ignore_patterns("__pycache__", "results", "crashes")
+        for name in _COPIED:
+            if (source / name).exists():
+                shutil.copytree(source / name, self._root / name, ignore=ignored)
+        for file in source.iterdir():
+            if file.is_file() and not file.name.startswith("."):
+                shutil.copy(file, self._root)
+
+    # Mutants
+
+    def run(self, mutant: Mutant, finder: Sequence[str]) -> Outcome:
+        """Make the mutant, run the finder, and put things back."""
+        path = path_of(mutant.module, self._root)
+        source = path.read_bytes()
+        mutated = mutant.apply(source)
+        try:
+            compile(mutated, str(path), "exec")
+        except (SyntaxError, ValueError) as exc:
+            return Outcome(INVALID, 0.0, f"it is no Python: {exc}")
+        path.write_bytes(mutated)
+        try:
+            imported = self._start([sys.executable, "-c", f"import trio_console.{mutant.module}"])
+            if imported.status != 0:
+                return Outcome(INVALID, imported.seconds, "it cannot be imported", imported.output)
+            return self.find(finder)
+        finally:
+            path.write_bytes(source)
+
+    def find(self, finder: Sequence[str]) -> Outcome:
+        """Run a finder on the tree as it is now."""
+        ended = self._start(_command(finder, self._root, self._temporary))
+        if ended.status is None:
+            return Outcome(HUNG, ended.seconds, f"no end within {self.bound:g} s", ended.output)
+        if ended.status == 0:
+            return Outcome(SURVIVED, ended.seconds, "", ended.output)
+        failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+)", ended.output, re.MULTILINE)
+        if failed:
+            return Outcome(FOUND, ended.seconds, failed[0], ended.output)
+        if ended.status < 0:
+            return Outcome(FOUND, ended.seconds, f"died of signal {-ended.status}", ended.output)
+        if _is_pytest(finder) and ended.status not in (1, 2):  # 2: an exception that ended pytest itself
+            return Outcome(INVALID, ended.seconds, f"pytest ended with {ended.status}", ended.output)
+        return Outcome(FOUND, ended.seconds, finder[0], ended.output)
+
+    def failing(self, finders: Sequence[Sequence[str]]) -> list[str]:
+        """Those of the finders that do not pass on the tree as it is, with what they say."""
+        nodes = sorted({node for finder in finders if _is_pytest(finder) for node in finder})
+        others = sorted({tuple(finder) for finder in finders if not _is_pytest(finder)})
+        bad: list[str] = []
+        if nodes:
+            ended = self._start(_pytest(nodes, self._temporary, "-q"), bound=10 * self.bound)
+            if ended.status != 0:
+                named = re.findall(r"^(?:FAILED|ERROR:?) .*", ended.output, re.MULTILINE)
+                bad += named or [f"pytest ended with {ended.status}:\n{ended.output[-2000:]}"]
+        for finder in others:
+            outcome = self.find(finder)
+            if outcome.verdict is not SURVIVED:
+                bad.append(f"{finder[0]} fails:\n{outcome.output[-2000:]}")
+        return bad
+
+    # Processes
+
+    def _start(self, command: list[str], *, bound: float | None = None) -> _Ended:
+        """Run a command to its end, or to ours, and leave nothing of it behind."""
+        token = secrets.token_hex(8)
+        shutil.rmtree(self._temporary, ignore_errors=True)
+        self._temporary.mkdir()
+        env = {
+            **os.environ,
+            "PYTHONPATH": str(self._root),
+            "PYTHONDONTWRITEBYTECODE": "1",  # a second's change of the same size would not be seen
+            "PYTHONHASHSEED": "0",
+            "TMPDIR": str(self._temporary),
+            _TOKEN: token,
+        }
+        log = self._temporary.with_suffix(".log")
+        begin = time.monotonic()
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, cwd=self._root, env=env, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+                start_new_session=True,
+            )  # fmt: skip
+            with contextlib.suppress(AttributeError, ProcessLookupError):
+                resource.prlimit(process.pid, resource.RLIMIT_AS, (_MEMORY, _MEMORY))
+            status: int | None
+            try:
+                status = process.wait(self.bound if bound is None else bound)
+            except subprocess.TimeoutExpired:
+                status = None
+            finally:
+                if process.returncode is None:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                _kill_marked(token)
+        return _Ended(status, time.monotonic() - begin, log.read_text(errors="replace"))
+
+
+def _kill_marked(token: str) -> None:
+    """Kill what carries the token in its environment: also what has left the session it was started in."""
+    mark = f"{_TOKEN}={token}".encode()
+    for folder in pathlib.Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+
+
+# Finders
+
+
+def _is_pytest(finder: Sequence[str]) -> bool:
+    return ":" not in finder[0].partition("::")[0]
+
+
+def _command(finder: Sequence[str], root: pathlib.Path, temporary: pathlib.Path) -> list[str]:
+    if _is_pytest(finder):
+        return _pytest(finder, temporary, "-q", "-x")
+    kind, _, target = finder[0].partition(":")
+    if kind == "fuzz":
+        return [sys.executable, "-m", "fuzz", "--fixed", target]
+    if kind == "corpus":
+        files = sorted(str(path) for path in (root / "fuzz" / "corpus" / target).iterdir())
+        return [sys.executable, "-m", "fuzz.one", "--replay", target, *files]
+    raise ValueError(f"no such finder: {finder[0]}")
+
+
+def _pytest(nodes: Sequence[str], temporary: pathlib.Path, *options: str) -> list[str]:
+    plain = ("-p", "no:cacheprovider", "--tb=short", "--hypothesis-seed=0", f"--basetemp={temporary}/b")
+    return [sys.executable, "-m", "pytest", *plain, *options, *nodes]
+
+
+def spread(trees: Sequence[Tree], items: Iterable[_T], work: Callable[[Tree, _T], _R]) -> Iterator[_R]:
+    """Work on each item with a tree that is free; results in the order of the items."""
+    free: queue.SimpleQueue[Tree] = queue.SimpleQueue()
+    for tree in trees:
+        free.put(tree)
+
+    def one(item: _T) -> _R:
+        tree = free.get()
+        try:
+            return work(tree, item)
+        finally:
+            free.put(tree)
+
+    with ThreadPoolExecutor(len(trees)) as pool:
+        yield from pool.map(one, items)
