@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _protocol as wire
+from trio_console._client._owner import Owner
 from trio_console._errors import ProtocolError, UnsupportedByPeer, again
 from trio_console._lost import GuestLostError, explained
 from trio_console._nursery import hidden_nursery
@@ -100,6 +101,7 @@ class Connection:
         self.frames_received = 0
         self.frames_dropped = 0
         self.bytes_discarded = 0
+        self._owner: Final = Owner()
         self._stream = stream
         self._decoder = decoder
         self._ids = ids
@@ -268,6 +270,7 @@ class Connection:
 
         Otherwise requests that were given up would pile up for as long as the guest is stopped.
         """
+        self._owner.check()  # also for those, such as paths, that have no owner of their own
         await trio.lowlevel.checkpoint_if_cancelled()
         async with self._door:
             await self.outbox.wait_control_room()

@@ -17,11 +17,12 @@ import io
 import operator
 import os
 from contextlib import suppress
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console._client._file import GuestFile, raise_closed
+from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 
@@ -32,6 +33,7 @@ __all__ = ["BinaryFile"]
 
 
 @final
+@owned()
 class BinaryFile(GuestFile[bytes]):
     """See `GuestFile`.
 
@@ -52,6 +54,7 @@ class BinaryFile(GuestFile[bytes]):
         buffer_size: int,
         grace: float,
     ) -> None:
+        self._owner: Final = Owner()
         self._handle = handle
         self._name = name
         self._mode = mode

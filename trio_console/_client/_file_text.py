@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 import trio
 
 from trio_console._client._file import GuestFile, raise_closed
+from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def check_newline(newline: str | None) -> None:
 
 
 @final
+@owned()
 class TextFile(GuestFile[str]):
     """See `GuestFile`. The arguments are checked already."""
 
@@ -81,6 +83,7 @@ class TextFile(GuestFile[str]):
         newline: str | None,
         line_buffering: bool,
     ) -> None:
+        self._owner: Final = Owner()
         self._binary = binary
         self._encoding = encoding
         self._errors = errors

@@ -16,6 +16,7 @@ from trio_console._client._command import make_command
 from trio_console._client._connection import Connection, Session
 from trio_console._client._file_open import open_guest_file
 from trio_console._client._fs import FileSystem
+from trio_console._client._owner import Owner, owned
 from trio_console._client._path import GuestPath, path_text
 from trio_console._client._plumbing import Output, attach_input, attach_output, check_targets, feed
 from trio_console._client._process import GuestProcess, completed
@@ -103,11 +104,14 @@ class _Request(Session):
 
 
 @final
+@owned("open_process")
 class Guest:
     """A running guest: something that runs processes, reached over a console.
 
-    `open_guest` makes them. All methods may be called by any number of tasks of the same trio run. Once
-    the guest is lost each call, also one that is waiting, ends with `GuestLostError`.
+    `open_guest` makes them. All methods may be called by any number of tasks of the same trio run. From another
+    thread or another run all but `path` and `statistics` are a `RuntimeError`, before anything was done; signals
+    are the exception, see `GuestProcess.send_signal`. Once the guest is lost each call, also one that is waiting,
+    ends with `GuestLostError`.
     """
 
     def __init__(
@@ -118,6 +122,7 @@ class Guest:
         force: Callable[[], None],
         console: Callable[[], ConsoleStatistics] | None = None,
     ) -> None:
+        self._owner: Final = Owner()
         self._connection = connection
         self._grace = grace
         self._force = force

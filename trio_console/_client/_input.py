@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _protocol as wire
+from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import again
 
@@ -27,6 +28,7 @@ _EOT: Final = b"\x04"
 
 
 @final
+@owned()
 class StdinStream(trio.abc.SendStream):
     """Bytes to a process in the guest.
 
@@ -37,6 +39,7 @@ class StdinStream(trio.abc.SendStream):
     """
 
     def __init__(self, outbox: Outbox, id_: int, *, window: int | None, tty: bool) -> None:
+        self._owner: Final = Owner()
         self._outbox = outbox
         self._id = id_
         # The end-of-file characters of a terminal are bytes like others, and count. They are paid in advance, or

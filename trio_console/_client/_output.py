@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 
@@ -83,6 +84,7 @@ class MergedAccounts:
 
 
 @final
+@owned()
 class IncomingStream(trio.abc.ReceiveStream):
     """Bytes from the guest. One task receives at a time.
 
@@ -91,6 +93,7 @@ class IncomingStream(trio.abc.ReceiveStream):
     """
 
     def __init__(self, account: CreditAccount | None, note_discarded: Callable[[int], None]) -> None:
+        self._owner: Final = Owner()
         self.account: CreditAccount | MergedAccounts | None = account
         self._limit: Final = _UNREAD_LIMIT if account is None else _CREDITED_LIMIT
         self._chunks: deque[bytes] = deque()

@@ -15,6 +15,7 @@ from trio_console import _protocol as wire
 from trio_console._client._connection import Connection, Session
 from trio_console._client._input import StdinStream
 from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
+from trio_console._client._owner import Owner, owned
 from trio_console._errors import ProtocolError, again
 from trio_console._lost import GuestLostError
 
@@ -35,6 +36,7 @@ _KIND_ERRNO: Final = {
 
 
 @final
+@owned("resize")
 class GuestProcess(Session):
     """A process in the guest, used as `trio.Process` is. `Guest.open_process` makes them.
 
@@ -48,6 +50,7 @@ class GuestProcess(Session):
     """
 
     def __init__(self, connection: Connection, command: Command) -> None:
+        self._owner: Final = Owner()
         self.id = connection.new_id()
         self.args: Final = command.given
         self.pid = 0
@@ -271,6 +274,8 @@ class GuestProcess(Session):
     def send_signal(self, sig: signal.Signals | int) -> None:
         """Send a signal to the process group. Does nothing once the process has exited.
 
+        From any thread, as `terminate` and `kill`; does nothing once the trio run of the guest is over.
+
         Args:
             sig: its Linux number, whatever the host is; real-time signals cannot be sent.
 
@@ -280,15 +285,18 @@ class GuestProcess(Session):
         number = int(sig)
         if not 1 <= number <= 31:
             raise ValueError(f"signal {number} cannot be sent to a guest: only 1 to 31 can")
+        self._owner.call(self._signal, number)
+
+    def _signal(self, number: int) -> None:
         if not self.ended:
             self._connection.send(wire.ExecSignal(number), self.id)
 
     def terminate(self) -> None:
-        """Send SIGTERM to the process group."""
+        """Send SIGTERM to the process group. From any thread."""
         self.send_signal(signal.SIGTERM)
 
     def kill(self) -> None:
-        """Send SIGKILL to the process group."""
+        """Send SIGKILL to the process group. From any thread."""
         self.send_signal(9)
 
     def resize(self, rows: int, cols: int) -> None:

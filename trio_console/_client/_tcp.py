@@ -17,6 +17,7 @@ from trio_console import _protocol as wire
 from trio_console._client._bulk import DataSender
 from trio_console._client._connection import Connection, Session
 from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, broken
+from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 from trio_console._lost import GuestLostError
@@ -144,6 +145,7 @@ class _TcpSession(Session):
 
 
 @final
+@owned()
 class GuestTcpStream(trio.abc.HalfCloseableStream):
     """A TCP connection that the guest made. `Guest.open_tcp_stream` makes them.
 
@@ -152,6 +154,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
     """
 
     def __init__(self, session: _TcpSession) -> None:
+        self._owner: Final = Owner()
         self._session = session
         self._closed = False
         self._eof = False
