@@ -77,7 +77,7 @@ async def test_output_that_nobody_reads_any_more_is_counted_and_holds_up_nobody(
     assert not stream.congested
 
 
-def test_what_was_discarded_and_what_was_read_add_up() -> None:
+async def test_what_was_discarded_and_what_was_read_add_up() -> None:
     discarded: list[int] = []
     stream = IncomingStream(None, discarded.append)
     stream.put(b"abc")
