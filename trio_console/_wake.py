@@ -1,6 +1,6 @@
 """A doorbell between threads: a file descriptor that is readable while somebody has rung.
 
-A `WakePipe` is an eventfd on Linux, a pipe elsewhere and a socket pair on Windows, where trio waits for
+A `WakePipe` is an eventfd on Linux, a pipe where there is none and a socket pair on Windows, where trio waits for
 sockets only. It carries no data and counts nothing: many rings before a `drain` are one.
 
 Rules:
@@ -37,7 +37,7 @@ _LONGEST_POLL: Final = 1_000_000.0
 #: interpreter lock on while it runs, but not off.
 _FREE_THREADED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
-if sys.platform == "linux":
+if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C library has none
 
     def _eventfd_write_without_handover() -> Callable[[int, int], object]:
         """`os.eventfd_write`, but one that keeps the interpreter lock during the system call.
@@ -112,7 +112,7 @@ elif sys.platform == "win32":
 
 else:
 
-    class _Bell:
+    class _Bell:  # type: ignore[no-redef]
         """A pipe; a full one is readable, which is all that is wanted."""
 
         __slots__ = ("_write_fd", "read_fd")

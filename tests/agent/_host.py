@@ -252,9 +252,9 @@ def popen(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(argv, **options)
 
 
-def child_pids() -> set[int]:
-    """Children of this process, zombies included."""
-    own = os.getpid()
+def child_pids(of: int | None = None) -> set[int]:
+    """Children of this process, or of another one, zombies included."""
+    own = os.getpid() if of is None else of
     found = set()
     for name in os.listdir("/proc"):
         if name.isdigit():

@@ -6,8 +6,8 @@ it needs this package and its required dependencies.
 
 The rooms: ``_serve`` puts things together, ``_boot`` is the exchange before anybody is served, ``_router``
 reads frames and hands them to sessions (``_link`` is their contract, ``_inflow`` their queue, ``_ids`` whose
-they are), ``_exec`` is the session of one command, with ``_stdin``, ``_spawn``, ``_plan``, ``_users`` and
-``_limits`` below it. ``_fs`` makes sessions of file requests: ``_fs_calls`` and ``_fs_streams``, which share
+they are), ``_exec`` is the session of one command, with ``_stdin``, ``_spawn``, ``_exits``, ``_plan``, ``_users``
+and ``_limits`` below it. ``_fs`` makes sessions of file requests: ``_fs_calls`` and ``_fs_streams``, which share
 ``_files``, that is ``_handles`` and the threads of ``_disk``; ``_paths`` and ``_trees`` are what those threads
 do. ``_tcp`` is the session of one connection. ``_system`` is what is done to the machine, ``_console`` opens
 the console, ``_main`` is the program. None imports the client.

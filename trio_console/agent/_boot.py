@@ -73,7 +73,7 @@ class BootTimes:
     @staticmethod
     def now() -> int:
         """The boot clock."""
-        return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+        return time.clock_gettime_ns(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @final

@@ -195,7 +195,7 @@ class ExecSession(Session):
             nursery.start_soon(self._feed_stdin, child, feeding)
             for output in self._outputs.values():
                 nursery.start_soon(self._pump, output)
-            await trio.lowlevel.wait_readable(child.pidfd)
+            await trio.lowlevel.wait_readable(child.exit_fd)
             self._exit = child.status()
             feeding.cancel()
             self._feed.close()
@@ -273,7 +273,7 @@ class ExecSession(Session):
         """With ``kill``, end the whole group and wait for the leader."""
         if kill:
             child.kill_group(signal.SIGKILL)
-            await trio.lowlevel.wait_readable(child.pidfd)
+            await trio.lowlevel.wait_readable(child.exit_fd)
 
     def _last_word(self) -> wire.Message:
         if self._failure is not None:

@@ -50,6 +50,9 @@ SLICE: Final = 64 * 1024
 
 LARGEST_OFFSET: Final = 2**63 - 1
 
+#: Has a read fail instead of wait for a disk; 0 where Python was built against a C library that has no such reads.
+_NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+
 #: Pieces one system call takes.
 _IOV_MAX: Final = 1024
 
@@ -139,7 +142,7 @@ class FileHandle(Handle):
     def __init__(self, op: wire.OpOpenFile) -> None:
         super().__init__(op.path)
         self._fd = open_file(op)
-        self._cached = True
+        self._cached = _NO_WAIT != 0
         self.readable = op.options.read
         self.writable = op.options.write or op.options.append
 
@@ -153,11 +156,11 @@ class FileHandle(Handle):
         if not self._cached:
             return None
         try:
-            return buffer[: os.preadv(self._fd, [buffer], offset, os.RWF_NOWAIT)]
+            return buffer[: os.preadv(self._fd, [buffer], offset, _NO_WAIT)]
         except BlockingIOError:
             return None
-        except (OSError, OverflowError):
-            self._cached = False  # not on this file system, or an error
+        except (OSError, OverflowError, NotImplementedError):
+            self._cached = False  # not on this file system or with this C library, or an error
             return None
 
     def read_into(self, buffer: memoryview, offset: int) -> tuple[int, bool]:

@@ -89,7 +89,7 @@ class FdHeadroom:
 
     __slots__ = ("_original", "_soft")
 
-    _PER_SESSION = 8  # three pipes and a pidfd at rest, twice that while the child is being started
+    _PER_SESSION = 8  # three pipes and what tells the exit at rest, twice that while the child is being started
     _PER_HANDLE = 2  # a directory; a file takes one
     _RESERVE = 64
 

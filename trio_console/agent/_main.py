@@ -10,7 +10,7 @@ import argparse
 import contextlib
 import os
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
+#: Looked for at the start, so that a session does not fail for them later, and nobody knows why.
+_NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it ends; return the exit status.
@@ -34,6 +37,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     began = BootTimes.now()
     arguments = _parse(argv)
+    if missing := _missing_names():
+        log(
+            f"this Python cannot run the agent: it has no {', '.join(missing)} "
+            "(built for another system, or against a C library that is too old)"
+        )
+        return EXIT_FAILED
     is_init = os.getpid() == 1
     owns_machine = is_init and arguments.port is not None
     _prepare_signals()
@@ -44,13 +53,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         log(f"cannot open the console: {exc}")
         return EXIT_FAILED
     if not is_init:
-        become_subreaper()
+        _try_to_be_subreaper()
     try:
         return trio.run(_serve, stream, began)
     finally:
         if owns_machine:
             trio.run(flush_disks)
             power_off()
+
+
+def _missing_names() -> list[str]:
+    """Functions that the agent cannot do without and this Python does not have."""
+    return [f"os.{name}" for name in _NEEDED if not hasattr(os, name)]
+
+
+def _try_to_be_subreaper() -> None:
+    try:
+        become_subreaper()
+    except OSError as exc:
+        log(f"daemons that leave their session outlive the agent: {exc.strerror}")
 
 
 def _give_up(*, owns_machine: bool) -> None:

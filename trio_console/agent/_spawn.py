@@ -23,6 +23,7 @@ import warnings
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console import _protocol as wire
+from trio_console.agent._exits import open_exit_fd
 from trio_console.agent._limits import Limit, apply_limit
 from trio_console.agent._plan import ExecDefaults, Plan, make_plan
 from trio_console.agent._users import Account, UnknownUserError
@@ -74,19 +75,20 @@ class Child:
     ``stdin`` and the members of ``outputs`` are non-blocking; with a terminal all are one descriptor.
     """
 
-    __slots__ = ("_fds", "_popen", "_reaped", "on_reap", "outputs", "pid", "pidfd", "stdin", "tty")
+    __slots__ = ("_fds", "_popen", "_reaped", "exit_fd", "on_reap", "outputs", "pid", "stdin", "tty")
 
-    def __init__(self, popen: subprocess.Popen[bytes], pidfd: int, ends: _Ends) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends) -> None:
         self._popen = popen
         self._reaped = False
         #: Called with the pid once it may belong to another process.
         self.on_reap: Callable[[int], None] | None = None
         self.pid = popen.pid
-        self.pidfd = pidfd
+        #: Readable once the leader has ended.
+        self.exit_fd = exit_fd
         self.stdin = ends.stdin
         self.outputs = ends.outputs
         self.tty = ends.tty
-        self._fds = {pidfd, ends.stdin, *ends.outputs}
+        self._fds = {exit_fd, ends.stdin, *ends.outputs}
 
     def kill_group(self, number: int) -> None:
         """Send a signal to every process of the group that is left. Does nothing after `reap`."""
@@ -245,12 +247,12 @@ def _start(plan: Plan, ends: _Ends) -> Child:
     _look_at_files(plan)
     popen = _fork(plan, ends)
     try:
-        pidfd = os.pidfd_open(popen.pid)
-    except OSError:
+        exit_fd = open_exit_fd(popen.pid)
+    except BaseException:
         os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
         raise
-    return Child(popen, pidfd, ends)
+    return Child(popen, exit_fd, ends)
 
 
 def _look_at_files(plan: Plan) -> None:

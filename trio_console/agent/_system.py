@@ -98,10 +98,18 @@ def become_subreaper() -> None:
     """Have orphaned descendants become children of this process, as they do for process 1.
 
     So a daemon that left its session's process group is still found and ended with the guest.
+
+    Raises:
+        OSError: this system does not do that.
     """
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl")
+    _call_libc("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _call_libc(name: str, *args: int) -> None:
+    """Make a call of the C library that Python has no function for."""
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*args) != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 async def reap_orphans(leaders: Leaders) -> None:
@@ -141,9 +149,13 @@ def _reap(pid: int) -> None:
 
 
 def _children() -> Iterator[tuple[int, bytes]]:
-    """Number and state letter of each child of this process."""
+    """Number and state letter of each child of this process; none where there is no ``/proc``."""
     own = str(os.getpid()).encode()
-    for name in os.listdir("/proc"):
+    try:
+        names = os.listdir("/proc")
+    except OSError:
+        return
+    for name in names:
         if not name.isdigit():
             continue
         with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
@@ -178,7 +190,8 @@ async def flush_disks() -> None:
 
 def power_off() -> None:
     """Turn the machine off. Returns only if that is not allowed."""
-    ctypes.CDLL(None).reboot(_RB_POWER_OFF)
+    with contextlib.suppress(OSError):
+        _call_libc("reboot", _RB_POWER_OFF)
 
 
 # --- heartbeat ------------------------------------------------------------------------------------

@@ -92,7 +92,7 @@ def copy_file(source: bytes, target: bytes, stop: Stop) -> None:
 
 
 def _copy_contents(reader: int, writer: int, stop: Stop) -> None:
-    copy: Callable[[int, int, int], int] = os.copy_file_range
+    copy: Callable[[int, int, int], int] = getattr(os, "copy_file_range", _send)  # missing with old C libraries
     while True:
         stop.check()
         try:
