@@ -16,7 +16,7 @@ sleeps or is about to. The mirror image with the room wake serves a producer tha
 appends to the deque and then looks at the flag. Under the interpreter lock all threads see these four steps
 in one order, and in every order either the producer's look comes after the arming (it wakes), or the
 append came before the consumer's look (it does not sleep). An interpreter without that lock may
-let both looks pass before both stores; there the flags are simply never cleared, so every push wakes.
+let both looks pass before both stores; what orders them there is told in `FencedRing`.
 
 *Why clearing the flag from two sides is sound.* Whoever clears it on behalf of a sleeper wakes that sleeper
 afterwards, without exception. A producer acting on an old look can at most clear a newer arming, and then
@@ -28,9 +28,10 @@ This module must not know who the two sides are, nor import trio.
 from __future__ import annotations
 
 import errno
-import sys
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias, final
+
+from ._build import FREE_THREADED
 
 if TYPE_CHECKING:
     from ._wake import WakePipe
@@ -48,10 +49,6 @@ DEFAULT_CAPACITY: Final = 2048
 #: what is moved in a few times that. Chunks of 64 KiB went at 3.3 GiB/s through 256 KiB, 5 through 512 KiB, 6.3
 #: through 1 MiB, and slower through 2.
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
-
-#: What "not armed" is. Without the interpreter lock nobody is ever not armed; see above. Read once: a program
-#: can turn the lock on while it runs (by importing an extension that needs it) but not off.
-_DISARMED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 
 @final
@@ -116,7 +113,7 @@ class ChunkRing:
         self._popped = 0  # consumer's: bytes ever taken
         # A consumer that has never looked may be asleep on the wake already: a device may poll it first.
         self._data_armed = True
-        self._room_armed = _DISARMED
+        self._room_armed = False
         self._room_wanted = 0  # producer's: bytes that must fit before it is woken
         self.wakes = 0  # wake-ups sent, for statistics: racing threads may miss one
 
@@ -188,8 +185,7 @@ class ChunkRing:
         self._least = size
         self._granted = self._pushed + max(size, min(room, (self.capacity - len(self._chunks)) * size))
         # The consumer says that it is gone, then takes back what was granted; we grant, then look whether it is
-        # gone. Whatever the order, one of the two sees the other. (Without the interpreter lock neither may, until
-        # the grant is used up: what is pushed meanwhile is dropped and counted, as what was queued is.)
+        # gone. Whatever the order, one of the two sees the other.
         if self._revoked:
             self._granted = -1
             return False
@@ -198,7 +194,7 @@ class ChunkRing:
     def revoke(self) -> None:
         """The consumer takes nothing any more: from now on every chunk is refused. From any thread.
 
-        One that is being offered meanwhile may still be taken; without the interpreter lock, all that was granted.
+        One that is being offered meanwhile may still be taken.
         """
         self._revoked = True
         self._granted = -1
@@ -216,13 +212,13 @@ class ChunkRing:
         self._room_wanted = size
         self._room_armed = True
         if self.fits(size):
-            self._room_armed = _DISARMED
+            self._room_armed = False
             return False
         return True
 
     def disarm_room(self) -> None:
         """The producer has woken up."""
-        self._room_armed = _DISARMED
+        self._room_armed = False
 
     # The consumer's side
 
@@ -329,18 +325,18 @@ class ChunkRing:
         """
         self._data_armed = True
         if self._chunks:
-            self._data_armed = _DISARMED
+            self._data_armed = False
             return False
         return True
 
     def disarm_data(self) -> None:
         """The consumer has woken up."""
-        self._data_armed = _DISARMED
+        self._data_armed = False
 
     # Waking the other side
 
     def _wake_consumer(self) -> None:
-        self._data_armed = _DISARMED
+        self._data_armed = False
         if self._data_wake is not None:
             self.wakes += 1
             self._data_wake.wake()
@@ -359,7 +355,80 @@ class ChunkRing:
                 return
             if not self.fits(self._room_wanted):
                 return
-        self._room_armed = _DISARMED
+        self._room_armed = False
         if self._room_wake is not None:
             self.wakes += 1
             self._room_wake.wake()
+
+
+class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
+    """`ChunkRing` for an interpreter without the interpreter lock: the same steps, with a fence between them.
+
+    Three times one side stores something and then looks at what the other stores before *it* looks: a chunk is
+    appended and the consumer's flag looked at, against arming and looking for chunks; bytes are counted
+    as taken and the producer's flag looked at, against arming and looking for room; bytes are granted and
+    `_revoked` looked at, against revoking and taking the grant back. Each time both sides pass one mutex between
+    their store and their look, and the passages are in one order. The side that is second looks after the
+    other's passage, and so sees what the other stored before it. That is all that is needed: who sees the flag
+    wakes, and who sees the chunk or the room does not sleep.
+
+    So the three flags are properties here: to look at one is to pass the mutex first, and to set one is to pass it
+    afterwards. To clear one takes no passage. Who clears it for a sleeper rings the sleeper's wake next, a system
+    call, so the clearing is seen before the ring; and who clears its own looks again at what it waited
+    for before it sleeps, arming once more.
+
+    The mutex is the one that such an interpreter has in every list and takes to assign an element. A
+    `threading.Lock` would do as well. But it costs ten times as much, and an exception that a signal's handler
+    raises between taking it and giving it back would leave it taken for ever; an assignment is one step.
+    """
+
+    __slots__ = ("_data_flag", "_fence", "_revoked_flag", "_room_flag")
+
+    def __init__(
+        self,
+        capacity: int = DEFAULT_CAPACITY,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        *,
+        data_wake: WakePipe | None = None,
+        room_wake: WakePipe | None = None,
+    ) -> None:
+        self._fence: Final[list[None]] = [None]
+        super().__init__(capacity, max_bytes, data_wake=data_wake, room_wake=room_wake)
+
+    @property
+    def _data_armed(self) -> bool:
+        self._fence[0] = None
+        return self._data_flag
+
+    @_data_armed.setter
+    def _data_armed(self, value: bool) -> None:
+        self._data_flag = value
+        if value:
+            self._fence[0] = None
+
+    @property
+    def _room_armed(self) -> bool:
+        self._fence[0] = None
+        return self._room_flag
+
+    @_room_armed.setter
+    def _room_armed(self, value: bool) -> None:
+        self._room_flag = value
+        if value:
+            self._fence[0] = None
+
+    @property
+    def _revoked(self) -> bool:
+        self._fence[0] = None
+        return self._revoked_flag
+
+    @_revoked.setter
+    def _revoked(self, value: bool) -> None:
+        self._revoked_flag = value
+        if value:
+            self._fence[0] = None
+
+
+if FREE_THREADED and not TYPE_CHECKING:
+    # Chosen once, and not asked for at each push: with the interpreter lock the hot path is the one above.
+    ChunkRing = FencedRing

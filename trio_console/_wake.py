@@ -24,6 +24,8 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, final
 
+from ._build import FREE_THREADED
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
@@ -32,10 +34,6 @@ __all__ = ["WakePipe"]
 
 #: poll(2) takes its timeout as a C int of milliseconds; longer waits are made of several.
 _LONGEST_POLL: Final = 1_000_000.0
-
-#: Whether threads may see each other's stores later than what follows them. Read once: a program can turn the
-#: interpreter lock on while it runs, but not off.
-_FREE_THREADED: Final = not getattr(sys, "_is_gil_enabled", lambda: True)()
 
 if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C library has none
 
@@ -196,7 +194,7 @@ class WakePipe:
         swallows is then seen.
         """
         self.rung = False
-        if _FREE_THREADED:
+        if FREE_THREADED:
             # The two flags below do not do here: we might look at the one before others see the other. And a
             # waker has no interpreter lock to lose, so it holds this one no longer than its system call takes.
             with self._lock:

@@ -473,7 +473,7 @@ def test_without_the_interpreter_lock_a_drain_keeps_the_number_open_by_the_pipes
     pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its two flags do not do then: a thread may look at the one before others see that it has set the other.
-    monkeypatch.setattr(_wake, "_FREE_THREADED", True)
+    monkeypatch.setattr(_wake, "FREE_THREADED", True)
     fd = pipe.fileno()
     closer = threading.Thread(target=pipe.close)
     seen: list[tuple[bool, bool, bool]] = []
@@ -494,7 +494,7 @@ def test_without_the_interpreter_lock_a_drain_keeps_the_number_open_by_the_pipes
 def test_without_the_interpreter_lock_a_drain_makes_it_unreadable_all_the_same(
     pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_wake, "_FREE_THREADED", True)
+    monkeypatch.setattr(_wake, "FREE_THREADED", True)
     pipe.wake()
     pipe.drain()
     assert not pipe.rung
