@@ -112,3 +112,26 @@ async def test_what_frames_have_in_front_of_their_data_takes_no_room_from_the_la
         assert outbox.reserve_nowait(size)
         outbox.commit((bytes(64), bytes(size)), size)
     assert not outbox.reserve_nowait(size)
+
+
+class NeverFullStream(GatheringGatedStream):
+    """Takes everything at once, and has the next frame there as soon as one was taken, up to a bound."""
+
+    outbox: Outbox
+
+    async def send_pieces(self, pieces: list[bytes]) -> None:
+        await super().send_pieces(pieces)
+        if len(self.pieces) < 1000 and not self.outbox.closed:
+            self.outbox.send_control(b"more")
+
+
+async def test_a_stream_that_takes_everything_at_once_does_not_keep_the_other_tasks_from_running() -> None:
+    stream = NeverFullStream()
+    stream.outbox = outbox = Outbox(stream)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        outbox.send_control(b"first")
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
+        outbox.close()
+    assert len(stream.pieces) < 100

@@ -81,6 +81,11 @@ async def test_signals_python_ignores_are_at_their_defaults(host: Host) -> None:
     assert int(outcome.stdout.split()[1], 16) & 0x7FFFFFFF == 0
 
 
+async def test_an_exit_that_cannot_be_learnt_is_not_status_0(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trio_console.agent._spawn.Child.status", lambda _child: None)
+    assert (await host.run("true")).last == wire.ExecExited(code=-1, signal=9)
+
+
 async def test_the_id_is_free_once_the_exit_was_seen(host: Host) -> None:
     for _ in range(20):
         await host.request("/bin/true", sid=5)

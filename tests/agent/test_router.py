@@ -86,6 +86,14 @@ async def test_a_peer_too_old_for_errors_gets_an_exit_instead(host: Host) -> Non
     assert (await host.collect(sid)).messages == [wire.ExecExited(code=-1, signal=9)]
 
 
+async def test_a_peer_of_the_first_generation_that_knows_errors_gets_one(host: Host) -> None:
+    sid = await host.start("sleep", "60")
+    frame = bytearray(wire.encode(wire.ExecSignal(9), sid, version=5))
+    frame[8] = wire.FLAG_TERMINAL
+    await host.send_raw(bytes(frame))
+    assert [m.kind for m in (await host.collect(sid)).all(wire.Error)] == ["invalid_flags"]
+
+
 async def test_what_only_the_agent_sends_is_ignored(host: Host) -> None:
     for message in (wire.ExecStarted(1), wire.Pong(), wire.ExecExited(0), wire.InitAck()):
         await host.send(message, 5)

@@ -189,6 +189,14 @@ async def test_after_the_end_every_call_fails_with_the_same_reason() -> None:
         assert "nobody knows why" in repr(talk.guest)
 
 
+async def test_the_first_reason_of_an_end_stays() -> None:
+    async with talking() as talk:
+        talk.connection.lose("the first")
+        talk.connection.lose("the second")
+        with pytest.raises(GuestLostError, match="the first"):
+            await talk.guest.ping()
+
+
 async def test_each_caller_gets_an_error_of_its_own() -> None:
     async with talking() as talk:
         calls = [begin(talk.nursery, talk.guest.ping) for _ in range(2)]

@@ -11,6 +11,9 @@ import trio
 import trio.testing
 
 from trio_console import _protocol as wire
+from trio_console._client._input import StdinStream
+from trio_console._client._output import CreditAccount, IncomingStream, MergedAccounts
+from trio_console._outbox import BULK_BUDGET, Outbox
 
 from ._fake import PATIENCE, WINDOW, Talk, begin, talking
 from .test_process import PIPE, opened, run
@@ -118,6 +121,28 @@ async def test_closing_a_stream_gives_back_what_was_unread_and_what_still_comes(
         assert await granted(talk.agent, "stdout") == WINDOW
         await send(talk.agent, wire.ExecStdout, id_, WINDOW)
         assert await granted(talk.agent, "stdout") == WINDOW
+
+
+async def test_what_was_unread_when_a_stream_was_let_go_is_credited_once() -> None:
+    granted: list[int] = []
+    stream = IncomingStream(CreditAccount(granted.append), lambda _size: None)
+    stream.put(bytes(HALF))
+    stream.let_go()
+    assert len(await receive_exactly(stream, HALF)) == HALF
+    assert granted == [HALF]
+
+
+def test_merged_bytes_that_are_read_in_parts_are_credited_in_the_order_in_which_they_came() -> None:
+    granted: list[str] = []
+    accounts = {name: CreditAccount(lambda _size, name=name: granted.append(name)) for name in ("out", "err")}
+    merged = MergedAccounts()
+    for account in accounts.values():
+        merged.note(account, HALF)
+    merged.consume(1)
+    merged.consume(HALF - 1)
+    assert granted == ["out"]
+    merged.consume(HALF)
+    assert granted == ["out", "err"]
 
 
 async def test_a_stream_that_leads_nowhere_is_credited_as_it_comes() -> None:
@@ -293,6 +318,21 @@ async def test_end_of_file_needs_no_credit() -> None:
         await process.stdin.aclose()
         assert (await talk.agent.expect(wire.ExecStdin))[1].data == bytes(10)
         assert (await talk.agent.expect(wire.ExecStdin))[1].data == b""
+
+
+async def test_a_process_that_exits_as_its_input_has_got_room_leaves_the_room_to_others() -> None:
+    sending_end, _ = trio.testing.memory_stream_one_way_pair()
+    outbox = Outbox(sending_end)  # nobody writes: what is queued stays
+    stdin = StdinStream(outbox, 1, window=None, tty=False)
+    assert outbox.reserve_nowait(BULK_BUDGET)
+    async with trio.open_nursery() as nursery:
+        sending = begin(nursery, lambda: stdin.send_all(bytes(10)))
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.release(BULK_BUDGET)  # the sender has its share now, and its next turn comes later
+        stdin.end(BrokenPipeError("the process has exited"))
+        with pytest.raises(trio.BrokenResourceError):
+            await sending.wait()
+    assert outbox.reserve_nowait(BULK_BUDGET)
 
 
 async def test_a_cancelled_sender_has_paid_exactly_for_what_was_sent() -> None:

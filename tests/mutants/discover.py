@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from mutants import table
 from mutants.operators import OPERATORS, sites
-from mutants.run import FOUND, SURVIVED, Outcome, spread
+from mutants.run import FOUND, HUNG, INVALID, SURVIVED, Outcome, spread
 from mutants.table import Mutant, path_of
 
 if TYPE_CHECKING:
@@ -37,11 +37,9 @@ _CANDIDATES: Final = {
     "_protocol._frames": ("protocol/test_frames.py", "protocol/test_frames_model.py", "corpus:frames"),
     "_protocol._cbor": ("protocol/test_cbor.py", "protocol/test_codec.py", "corpus:messages"),
     "_protocol": ("protocol/test_codec.py", "protocol/test_messages.py", "corpus:messages"),
-    "_client": ("client/test_process.py", "client/test_credit.py"),
-    "_client._output": ("client/test_credit.py", "client/test_process.py"),
-    "_client._input": ("client/test_credit.py", "client/test_process.py"),
-    "_client._connection": ("client/test_connection.py", "client/test_process.py", "client/test_cancel.py"),
-    "_client._process": ("client/test_process.py", "client/test_cancel.py"),
+    "_client": ("client/test_credit.py", "client/test_process.py", "client/test_cancel.py"),
+    "_client._connection": ("client/test_connection.py", "client/test_process.py", "client/test_credit.py"),
+    "_conflict": ("console/test_console_stream.py", "client/test_process.py"),
     "_relay": (
         "relay/test_router_endings.py",
         "relay/test_router_credit.py",
@@ -53,11 +51,34 @@ _CANDIDATES: Final = {
     "_relay._server": ("relay/test_server.py", "relay/test_slow_clients.py", "relay/test_relay.py"),
     "_relay._log": ("relay/test_log.py",),
     "_relay._socket": ("relay/test_socket.py",),
-    "agent": ("agent/test_boot.py", "agent/test_program.py"),
-    "agent._router": ("agent/test_router.py", "agent/test_ending.py", "corpus:agent_router"),
-    "agent._link": ("agent/test_exec_output.py", "agent/test_router.py", "agent/test_fs_read.py"),
-    "agent._inflow": ("agent/test_exec_stdin.py", "agent/test_fs_write.py", "agent/test_tcp.py"),
-    "agent._exec": ("agent/test_exec_output.py", "agent/test_exec_start.py", "agent/test_exec_signals.py"),
+    "agent": ("agent/test_boot.py", "agent/test_ending.py", "agent/test_program.py"),
+    "agent._router": (
+        "agent/test_router.py",
+        "agent/test_ending.py",
+        "agent/test_fs_handles.py",
+        "agent/test_program.py",
+        "corpus:agent_router",
+    ),
+    "agent._link": (
+        "agent/test_exec_output.py",
+        "agent/test_router.py",
+        "agent/test_fs_read.py",
+        "agent/test_ending.py",
+        "agent/test_ending_races.py",
+    ),
+    "agent._inflow": (
+        "agent/test_inflow.py",
+        "agent/test_exec_stdin.py",
+        "agent/test_fs_write.py",
+        "agent/test_tcp.py",
+    ),
+    "agent._exec": (
+        "agent/test_exec_output.py",
+        "agent/test_exec_start.py",
+        "agent/test_exec_stdin.py",
+        "agent/test_exec_signals.py",
+        "agent/test_ending.py",
+    ),
     "agent._stdin": ("agent/test_exec_stdin.py",),
     "agent._handles": ("agent/test_fs_handles.py", "agent/test_fs_read.py"),
     "agent._fs": ("agent/test_fs_handles.py", "agent/test_fs_write.py", "agent/test_fs_read.py"),
@@ -110,10 +131,15 @@ def refind(mutants: list[Mutant], trees: list[Tree], *, add: bool) -> int:
     missed = 0
     for mutant, outcome in zip(mutants, spread(trees, mutants, _search), strict=True):
         print(f"{outcome.verdict.word:10} {outcome.seconds:5.1f} s  {mutant.id}  {outcome.by}", flush=True)
-        if outcome.verdict is not FOUND:
+        if outcome.verdict not in (FOUND, HUNG):
             missed += 1
         elif add:
-            done = dataclasses.replace(mutant, finder=(outcome.by,), seconds=round(outcome.seconds, 1))
+            done = dataclasses.replace(
+                mutant,
+                finder=(outcome.by,),
+                seconds=round(outcome.seconds, 1),
+                hangs=outcome.verdict is HUNG,
+            )
             # Read again: the table may have been edited meanwhile, and what was found so far is not to be lost.
             table.save([*(each for each in table.load() if each.id != mutant.id), done])
     return 1 if missed else 0
@@ -127,4 +153,6 @@ def _search(tree: Tree, mutant: Mutant) -> Outcome:
     for corpus in everything:
         if outcome.verdict is SURVIVED and corpus.startswith("corpus:"):
             outcome = tree.run(mutant, [corpus])
+    if outcome.verdict in (FOUND, HUNG) and tree.find([outcome.by]).verdict is not SURVIVED:
+        return outcome._replace(verdict=INVALID, by=f"{outcome.by} fails without it as well")
     return outcome

@@ -40,6 +40,9 @@ _R = TypeVar("_R")
 #: with much else to do.
 BOUND: Final = 90.0
 
+#: The same for those that are known to hang, whose finders take a second or two otherwise.
+HANG_BOUND: Final = 25.0
+
 #: Bytes of address space a process of a finder may take: a mutant that allocates for ever is to end by itself.
 _MEMORY: Final = 6 * 2**30
 
@@ -110,18 +113,19 @@ class Tree:
             imported = self._start([sys.executable, "-c", f"import trio_console.{mutant.module}"])
             if imported.status != 0:
                 return Outcome(INVALID, imported.seconds, "it cannot be imported", imported.output)
-            return self.find(finder)
+            return self.find(finder, bound=min(self.bound, HANG_BOUND) if mutant.hangs else self.bound)
         finally:
             path.write_bytes(source)
 
-    def find(self, finder: Sequence[str]) -> Outcome:
+    def find(self, finder: Sequence[str], *, bound: float | None = None) -> Outcome:
         """Run a finder on the tree as it is now."""
-        ended = self._start(_command(finder, self._root, self._temporary))
+        ended = self._start(_command(finder, self._root, self._temporary), bound=bound)
         if ended.status is None:
-            return Outcome(HUNG, ended.seconds, f"no end within {self.bound:g} s", ended.output)
+            begun = re.findall(r"^(tests/.*::.*?) *$", ended.output, re.MULTILINE)
+            return Outcome(HUNG, ended.seconds, begun[-1] if begun else finder[0], ended.output)
         if ended.status == 0:
             return Outcome(SURVIVED, ended.seconds, "", ended.output)
-        failed = re.findall(r"^(?:FAILED|ERROR) (tests/\S+)", ended.output, re.MULTILINE)
+        failed = re.findall(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", ended.output, re.MULTILINE)
         if failed:
             return Outcome(FOUND, ended.seconds, failed[0], ended.output)
         if ended.status < 0:
@@ -201,7 +205,7 @@ def _is_pytest(finder: Sequence[str]) -> bool:
 
 def _command(finder: Sequence[str], root: pathlib.Path, temporary: pathlib.Path) -> list[str]:
     if _is_pytest(finder):
-        return _pytest(finder, temporary, "-q", "-x")
+        return _pytest(finder, temporary, "-v", "-x")  # so that the name of a test that hangs is there
     kind, _, target = finder[0].partition(":")
     if kind == "fuzz":
         return [sys.executable, "-m", "fuzz", "--fixed", target]

@@ -61,6 +61,7 @@ class Mutant:
         finder: what finds it: node ids of pytest, ``corpus:TARGET`` (the inputs that are kept, played again), or
             ``fuzz:TARGET`` (those, and a fixed number of others).
         seconds: the time that took.
+        hangs: the finder does not end with this one, so it is not waited for as long as others.
         equivalent: why it is no fault. A finder of such a one has to pass.
     """
 
@@ -74,6 +75,7 @@ class Mutant:
     new: str = ""
     finder: tuple[str, ...] = ()
     seconds: float = 0.0
+    hangs: bool = False
     equivalent: str = ""
 
     @property

@@ -175,13 +175,14 @@ def test_keys_that_are_bytes_but_no_text_are_only_strange_names() -> None:
 
 @pytest.mark.parametrize("unit", [b"\x81", b"\x9f", b"\xa1\x61k", b"\xbf\x61k", b"\xa1\x81", b"\x81\xc0"])
 def test_depth_is_bounded(unit: bytes) -> None:
-    for depth in (MAX_DEPTH + 1, 1_000_000):
+    for depth in (MAX_DEPTH, MAX_DEPTH + 1, 1_000_000):
         with pytest.raises(CBORError, match="deep"):
             load(unit * depth + b"\x00")
 
 
-def test_values_may_nest_up_to_the_bound() -> None:
-    value = load(b"\x81" * (MAX_DEPTH - 1) + b"\x00")
+@pytest.mark.parametrize(("unit", "end"), [(b"\x81", b""), (b"\x9f", b"\xff"), (b"\x81\xc0", b"")])
+def test_values_may_nest_up_to_the_bound(unit: bytes, end: bytes) -> None:
+    value = load(unit * (MAX_DEPTH - 1) + b"\x00" + end * (MAX_DEPTH - 1))
     for _ in range(MAX_DEPTH - 1):
         [value] = value
     assert value == 0

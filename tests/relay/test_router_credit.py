@@ -207,6 +207,17 @@ def test_a_second_last_frame_is_dropped_while_the_first_is_held() -> None:
     assert table.router.committed == 0
 
 
+def test_data_behind_the_last_frame_is_dropped_and_counted() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="x", window=1))
+    for message in (wire.ExecStdout(b"a"), wire.ExecStdout(b"b"), wire.ExecExited(1), wire.ExecStdout(b"late")):
+        table.agent_says(message, id_)
+    table.client_says(client, wire.Credit("stdout", 100), id_)
+    assert [m for _, m in table.client_reads(client)[0]][1:] == [wire.ExecStdout(b"b"), wire.ExecExited(1)]
+    assert table.router.dropped_bytes == len(b"late")
+
+
 def test_an_agent_that_sends_far_beyond_its_window_loses_the_session() -> None:
     table = Table()
     client = table.connect()

@@ -82,7 +82,7 @@ def load(data: bytes) -> Any:
         return cbor2.loads(
             data,
             semantic_decoders=_REFUSE_TAGS,
-            max_depth=MAX_DEPTH,
+            max_depth=MAX_DEPTH - 1,  # it counts arrays and maps, and not the item in the innermost
             allow_indefinite=False,
             allow_duplicate_keys=False,
             strict_hashable_types=True,

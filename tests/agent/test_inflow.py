@@ -1,0 +1,95 @@
+"""The queue of one session's input: what it takes, how long it lets the router wait, and what it grants anew."""
+
+from __future__ import annotations
+
+import trio
+import trio.testing
+
+from trio_console.agent._inflow import Inflow, Put
+
+#: More than a chunk costs beside its data.
+ROOM = 4096
+
+
+def uncredited(budget: int) -> Inflow:
+    return Inflow(lambda _size: None, window=None, budget=budget, patience=1.0, since=trio.current_time())
+
+
+def credited(window: int) -> tuple[Inflow, list[int]]:
+    granted: list[int] = []
+    inflow = Inflow(granted.append, window=window, budget=0, patience=1.0, since=trio.current_time())
+    return inflow, granted
+
+
+async def test_a_window_may_be_filled_to_the_last_byte_and_not_beyond() -> None:
+    inflow, _ = credited(10)
+    assert await inflow.put(bytes(9)) is Put.TAKEN
+    assert await inflow.put(bytes(2)) is Put.OVER_WINDOW
+    assert await inflow.put(bytes(1)) is Put.TAKEN
+    assert await inflow.put(bytes(1)) is Put.OVER_WINDOW
+
+
+async def test_a_chunk_that_could_not_be_written_is_granted_anew() -> None:
+    inflow, granted = credited(10)
+    await inflow.put(bytes(10))
+    inflow.pop()
+    assert granted == [10]
+
+
+async def test_what_was_granted_may_be_sent_again() -> None:
+    inflow, granted = credited(10)
+    for _ in range(3):
+        assert await inflow.put(bytes(10)) is Put.TAKEN
+        inflow.pop()
+    assert granted == [10, 10, 10]
+
+
+async def test_what_was_taken_makes_room_at_once(autojump_clock: trio.testing.MockClock) -> None:
+    inflow = uncredited(10 * ROOM)
+    for _ in range(10):
+        await inflow.put(bytes(4 * ROOM))
+        inflow.pop()
+    begin = trio.current_time()
+    for _ in range(2):
+        assert await inflow.put(bytes(4 * ROOM)) is Put.TAKEN
+    assert trio.current_time() == begin
+
+
+async def test_input_without_credit_is_refused_once_nothing_was_taken_for_as_long_as_patience_lasts(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    inflow = uncredited(10 * ROOM)
+    await inflow.put(bytes(8 * ROOM))
+    begin = trio.current_time()
+    assert await inflow.put(bytes(8 * ROOM)) is Put.FULL
+    assert trio.current_time() == begin + 1.0
+
+
+async def test_patience_begins_anew_whenever_something_was_taken(autojump_clock: trio.testing.MockClock) -> None:
+    inflow = uncredited(10 * ROOM)
+    await inflow.put(bytes(ROOM))
+    await inflow.put(bytes(8 * ROOM))
+
+    async def take() -> None:
+        for pause in (0.8, 0.8):
+            await trio.sleep(pause)
+            inflow.pop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN
+
+
+async def test_an_end_frees_whoever_waits_for_room(autojump_clock: trio.testing.MockClock) -> None:
+    inflow = uncredited(10 * ROOM)
+    await inflow.put(bytes(8 * ROOM))
+    begin = trio.current_time()
+    async with trio.open_nursery() as nursery:
+
+        async def close() -> None:
+            await trio.sleep(0.5)
+            inflow.close()
+
+        nursery.start_soon(close)
+        assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN  # that is: nobody is left to take it
+    assert trio.current_time() == begin + 0.5
