@@ -11,7 +11,7 @@ uses two for its whole life: the 21st console would wait for the first to be clo
 from __future__ import annotations
 
 import warnings
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -23,6 +23,7 @@ from ._interrupts import interrupt_safe
 from ._nursery import hidden_nursery
 from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
 from ._stream import ConsoleStream
+from ._threads import NoThreadError, in_thread
 from ._workers import pump_from_device, pump_to_device
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ async def open_console(
         TypeError, ValueError, OSError: ``device`` is nothing that can be a console, and was left alone.
         ValueError: a bound is below 1. The device was closed.
         OSError: no descriptor could be made. The device was closed, unless its own adapter failed for that.
+        RuntimeError: no thread could be started. The device was closed.
 
     Warns:
         RuntimeWarning: a `GuestDevice` did not come back from a blocked call although it was closed. Its
@@ -88,6 +90,7 @@ async def open_console(
         workers = _Workers(port, shared)
         try:
             workers.start(nursery, channel)
+            await workers.wait_started()
             yield channel
         finally:
             await _leave(channel, workers, grace)  # noqa: ASYNC102  (shields itself, for the grace)
@@ -98,7 +101,7 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
         with patience:
             await channel.aclose()
             await workers.wait_delivered()
-        await trio.aclose_forcefully(channel)
+        channel.drop()
         workers.close_device()
         with trio.move_on_after(JOIN_TIME):
             await workers.wait_done()
@@ -121,22 +124,49 @@ class _Workers:
         self._limiter = trio.CapacityLimiter(2)
         self._delivered = trio.Event()
         self._received = trio.Event()
+        self._started = (trio.Event(), trio.Event())
+        self._missing: NoThreadError | None = None
         self._scopes: list[trio.CancelScope] = []
 
     def start(self, nursery: trio.Nursery, channel: ConsoleStream) -> None:
-        nursery.start_soon(self._run, pump_to_device, self._shared.rx, self._delivered)
-        nursery.start_soon(self._run, pump_from_device, self._shared.tx, self._received)
+        shared, (writer, reader) = self._shared, self._started
+        nursery.start_soon(self._run, pump_to_device, shared.rx, writer, self._delivered)
+        nursery.start_soon(self._run, pump_from_device, shared.tx, reader, self._received)
         nursery.start_soon(self._close_device_after, channel)
         nursery.start_soon(self._close_device_when_dropped, channel)
 
     @trio.lowlevel.enable_ki_protection
-    async def _run(self, pump: Callable[[GuestDevice, Lane], None], lane: Lane, done: trio.Event) -> None:
+    async def _run(
+        self, pump: Callable[[GuestDevice, Lane], None], lane: Lane, started: trio.Event, done: trio.Event
+    ) -> None:
+        token = trio.lowlevel.current_trio_token()
+
+        def work() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(started.set)
+            pump(self._device, lane)
+
         # Shielded: a worker is ended through its lane and its device, so that it can hand over what it
         # holds. Only `abandon` lets go of a thread that is still running.
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
-            await trio.to_thread.run_sync(pump, self._device, lane, abandon_on_cancel=True, limiter=self._limiter)
+            try:
+                await in_thread("for a console, which takes two", work, limiter=self._limiter, abandon=True)
+            except NoThreadError as exc:
+                self._missing = exc
+                started.set()
             done.set()
+
+    async def wait_started(self) -> None:
+        """Wait until both threads run.
+
+        Raises:
+            NoThreadError: one could not be started.
+        """
+        for event in self._started:
+            await event.wait()
+        if self._missing is not None:
+            raise self._missing
 
     async def wait_delivered(self) -> None:
         """Wait until the device has taken everything, or takes nothing any more."""

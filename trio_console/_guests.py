@@ -23,6 +23,7 @@ from ._ending import see_through
 from ._interrupts import interrupt_safe
 from ._leftovers import GUEST_MARK, kill_marked_processes
 from ._nursery import hidden_nursery
+from ._threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
@@ -144,7 +145,7 @@ class ProcessGuest(GuestSpec):
             # Its modules are found where this program's were, installed or not.
             code = f"import sys; sys.path[:] = {sys.path!r}; from trio_console.agent import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
-            process = await trio.lowlevel.open_process(
+            process = await _start(
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -206,7 +207,7 @@ class CommandGuest(GuestSpec):
             our_in, their_out = os.pipe()
             theirs.callback(os.close, their_out)
             with _owned((our_in, our_out)) as device:
-                process = await trio.lowlevel.open_process(
+                process = await _start(
                     self._command,
                     stdin=their_in,
                     stdout=their_out,
@@ -297,14 +298,23 @@ async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
             await see_through(partial(_reap, process, reading))  # noqa: ASYNC102  (shields itself)
 
 
+async def _start(command: list[str], **options: Any) -> trio.Process:
+    try:
+        return await trio.lowlevel.open_process(command, **options)
+    except RuntimeError as exc:  # trio starts processes in threads
+        raise NoThreadError("to start the guest's process") from exc
+
+
 async def _reap(process: trio.Process, reading: trio.CancelScope, _patience: trio.CancelScope) -> None:
     await process.wait()
     reading.cancel()
 
 
 async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
-    # On a limiter of its own: this must not wait for threads of other people.
-    await trio.to_thread.run_sync(kill_marked_processes, mark, limiter=trio.CapacityLimiter(1))
+    try:
+        await in_thread("to look for processes that a guest has left", partial(kill_marked_processes, mark))
+    except NoThreadError:
+        kill_marked_processes(mark)  # here, although this blocks everything else for a moment
 
 
 @trio.lowlevel.enable_ki_protection

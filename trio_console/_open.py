@@ -98,6 +98,7 @@ async def open_guest(
 
     Raises:
         OSError: the guest could not be started or reached, or the relay's socket not be made.
+        RuntimeError: no thread could be started, of the two that a console takes or for the start of a process.
         GuestLostError: it ended before it was ready, or was not ready in time; says why.
         ProtocolError: what came over its console is not the agent protocol.
         TypeError, ValueError: the arguments make no sense; nothing was started.
@@ -152,7 +153,10 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
         ProtocolError: what listens there is no relay of this protocol.
     """
     name = os.fspath(path)
-    async with await _connect(name) as stream:
+    stream = await _connect(name)
+    # (Not by its `aclose`, which is a checkpoint: a `Cancelled` from there would take the place of what the block
+    # is left with, a Ctrl-C for one.)
+    with stream.socket:
         connection = await _attached(stream, partial(_explain_relay, name))
         guest = Guest(connection, grace=grace, force=partial(connection.lose, "the guest was shut down"))
         async with hidden_nursery() as nursery:

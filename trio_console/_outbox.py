@@ -96,6 +96,7 @@ class Outbox:
 
     # The writer
 
+    @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
         """Write until `close` was called and everything handed over is on the stream.
 

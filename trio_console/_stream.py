@@ -125,7 +125,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
     async def send_eof(self) -> None:
         """Tell the other end that nothing more comes; receiving goes on. Repeating it does nothing.
 
-        The other end sees end of file after what was sent before. Never blocks.
+        The other end sees end of file after what was sent before. Never blocks. If cancelled, it was not told.
 
         Raises:
             trio.ClosedResourceError: this end was closed.
@@ -134,8 +134,9 @@ class LaneStream(trio.abc.HalfCloseableStream):
         with self._send_conflict:
             if self._closed:
                 raise trio.ClosedResourceError("this console stream was closed")
+            await trio.lowlevel.checkpoint_if_cancelled()
             self._send.finish()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _check_may_send(self) -> None:
         if self._closed:
@@ -248,17 +249,24 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
         What was sent before still reaches the other end, which then sees end of file; what it sends from now
         on is dropped and counted. If cancelled (as by `trio.aclose_forcefully`), what is queued is
-        dropped and counted too. Idempotent. Tasks blocked on this stream get `trio.ClosedResourceError`.
+        dropped and counted too. Only the first call counts: a later one, cancelled or not, takes nothing back.
+        Tasks blocked on this stream get `trio.ClosedResourceError`.
         """
-        if not self._closed:
+        first = not self._closed
+        if first:
             self._closed = True
             self._send.finish()
             self._receive.abandon()
         try:
             await trio.lowlevel.checkpoint()
         except BaseException:
-            self._send.discard()
+            if first:
+                self.drop()
             raise
+
+    def drop(self) -> None:
+        """Drop and count what is still queued after `aclose`: the other end has had its time."""
+        self._send.discard()
 
 
 @final
@@ -282,20 +290,22 @@ class ConsoleStream(LaneStream):
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         self._was_closed.set()
-        try:
-            await super().aclose()
-        finally:
-            if self._send.discarded:
-                self._was_dropped.set()
+        await super().aclose()
 
     aclose.__doc__ = LaneStream.aclose.__doc__
+
+    def drop(self) -> None:
+        super().drop()
+        self._was_dropped.set()
+
+    drop.__doc__ = LaneStream.drop.__doc__
 
     async def wait_closed(self) -> None:
         """Wait until `aclose` was called."""
         await self._was_closed.wait()
 
     async def wait_dropped(self) -> None:
-        """Wait until a forceful `aclose` has dropped what was queued: nothing more is to be delivered."""
+        """Wait until what was queued was dropped, as by a forceful `aclose`: nothing more is to be delivered."""
         await self._was_dropped.wait()
 
     def statistics(self) -> ConsoleStatistics:

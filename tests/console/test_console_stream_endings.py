@@ -157,7 +157,37 @@ async def test_waiting_for_the_close_ends_with_it() -> None:
         await host.wait_closed()
 
 
+async def test_a_forceful_close_takes_nothing_back_after_an_orderly_one() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        await host.aclose()
+        await trio.aclose_forcefully(host)
+        assert await guest.receive_some() == b"abc"
+        assert host.statistics().rx.bytes_dropped == 0
+
+
+async def test_an_orderly_close_gives_nothing_back_after_a_forceful_one() -> None:
+    async with pair() as (host, guest):
+        await host.send_all(b"abc")
+        await trio.aclose_forcefully(host)
+        await host.aclose()
+        assert await guest.receive_some() == b""
+        assert host.statistics().rx.bytes_dropped == 3
+
+
 # Cancellation
+
+
+async def test_a_cancelled_end_of_file_was_not_told() -> None:
+    async with pair() as (host, guest):
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            await host.send_eof()
+        assert scope.cancelled_caught
+        assert not host.statistics().rx.finished
+        await host.send_all(b"abc")
+        await host.send_eof()
+        assert await receive_all(guest) == b"abc"
 
 
 async def test_a_cancelled_receive_has_taken_nothing() -> None:

@@ -27,12 +27,14 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, NamedTuple, final
 
 import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
+from trio_console._threads import NoThreadError, in_thread
 
 __all__ = ["SessionLog", "SessionLogStatistics"]
 
@@ -46,6 +48,9 @@ _RECORD_COST: Final = 128
 
 #: Seconds the last records have to be written when the relay ends.
 _FLUSH_TIME: Final = 1.0
+
+#: Seconds between attempts to write while there is no thread to be had.
+_THREAD_PAUSE: Final = 0.5
 
 _SYSTEM: Final = "system"
 
@@ -219,9 +224,14 @@ class SessionLog:
 
     async def _write_queued(self) -> None:
         while self._queued:  # also by a thread that an earlier, cancelled call has left behind
-            failed = await trio.to_thread.run_sync(
-                self._files.write, self._queue, abandon_on_cancel=True, limiter=self._limiter
-            )
+            write = partial(self._files.write, self._queue)
+            try:
+                failed = await in_thread("to write a session log", write, limiter=self._limiter, abandon=True)
+            except NoThreadError as exc:
+                # What is queued waits; what then finds the queue full is counted, as behind a slow disk.
+                log.warning("the session log could not be written: %s", exc)
+                await trio.sleep(_THREAD_PAUSE)
+                continue
             if failed is not None:
                 log.warning("the session log could not be written: %s", failed)
 

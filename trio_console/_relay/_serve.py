@@ -18,6 +18,7 @@ from trio_console._interrupts import interrupt_safe
 from trio_console._nursery import hidden_nursery
 from trio_console._relay._server import RelayServer
 from trio_console._relay._socket import RelaySocket
+from trio_console._threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     import os
@@ -64,7 +65,7 @@ class Relay:
 async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
     """A relay's socket for the time of a block; clients that come before it is served wait."""
     # In threads: the lock on the directory may be held by a process that is stopped.
-    made = await trio.to_thread.run_sync(RelaySocket, path)
+    made = await in_thread("to make the relay's socket", partial(RelaySocket, path))
     try:
         yield made
     finally:
@@ -77,7 +78,10 @@ async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
 
 async def _remove(made: RelaySocket, patience: trio.CancelScope) -> None:
     with patience:
-        await trio.to_thread.run_sync(made.close, abandon_on_cancel=True)
+        try:
+            await in_thread("to remove the relay's socket", made.close, abandon=True)
+        except NoThreadError:
+            made.close()  # here, although this may block for as long as the lock is waited for
 
 
 @interrupt_safe
@@ -93,19 +97,22 @@ async def relaying(
     """
     server = RelayServer(channel, booted, options)
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(made.sock.dup()))
-    async with listener, hidden_nursery() as nursery:
-        scope = trio.CancelScope(shield=True)
+    # (The socket, because the listener's `aclose` is a checkpoint: a `Cancelled` from there would take the place
+    # of what the block is left with, a Ctrl-C for one.)
+    with listener.socket:
+        async with hidden_nursery() as nursery:
+            scope = trio.CancelScope(shield=True)
 
-        @trio.lowlevel.enable_ki_protection
-        async def run() -> None:
-            with scope:
-                await server.run(listener)
+            @trio.lowlevel.enable_ki_protection
+            async def run() -> None:
+                with scope:
+                    await server.run(listener)
 
-        try:
-            # Not by `nursery.start`: when that is cancelled it waits for its task to end, and this one is shielded
-            # from just that.
-            nursery.start_soon(run)
-            await server.wait_serving()
-            yield server
-        finally:
-            scope.cancel()
+            try:
+                # Not by `nursery.start`: when that is cancelled it waits for its task to end, and this one is
+                # shielded from just that.
+                nursery.start_soon(run)
+                await server.wait_serving()
+                yield server
+            finally:
+                scope.cancel()

@@ -186,8 +186,8 @@ class RelayServer:
         ours, theirs = socket.socketpair()
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._nursery.start_soon(self._serve_client, stream, client)
-        async with trio.SocketStream(trio.socket.from_stdlib_socket(theirs)) as stream:
-            yield stream
+        with trio.socket.from_stdlib_socket(theirs) as end:
+            yield trio.SocketStream(end)
 
     async def _say_farewell(self) -> None:
         """The guest is gone: clients get what is queued for them, and then end of file."""

@@ -1,0 +1,445 @@
+"""Presses Ctrl-C at every moment at which a context of the package is entered and left, one process for each.
+
+**What a moment is.** A signal is handled between two opcodes. A tracer counts those of this package's frames in
+the main thread, and at the n-th of them raises SIGINT, with `signal.raise_signal`. What happens then is decided by
+trio's own handler, as it would be for a user's Ctrl-C at that place: `KeyboardInterrupt` there and then, or later,
+where the main task waits. (A tracer that raised by itself would pass by trio's protection and prove nothing.)
+
+**What must hold.** `trio.run` ends with one `KeyboardInterrupt`, alone, within the time that an ending has.
+Nothing is left: no thread, descriptor, child process, guest's process, socket file; and nothing is warned of. In
+frames of the package it is not raised there and then, but for those that run before anything was entered.
+
+**How.** This file is a program: it imports what the contexts need, stays without threads and outside of trio, and
+forks a child for each moment. Runs differ, because there are other threads and processes in them; so a moment is
+a number only, and a sweep ends where three numbers in a row are beyond the end of their run.
+
+    python -m interrupts._sweep CONTEXT [--first N] [--stride N] [--second OPCODES] [--jobs N] [--seconds S]
+
+prints a line for each moment at which something was wrong, and then a summary, in JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import traceback
+import warnings
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import trio
+
+import trio_console
+import trio_console._open
+import trio_console.testing
+from trio_console import ProcessGuest, connect_guest, open_console, open_guest, serve_relay
+from trio_console.testing import ScriptedGuest
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from types import FrameType
+
+PACKAGE = os.path.dirname(trio_console.__file__) + os.sep
+
+#: Names a child in the environment of all that it starts.
+MARK = "TRIO_CONSOLE_INTERRUPTS"
+
+#: Numbers in a row beyond the end of their runs, after which a sweep is over.
+BEYOND = 3
+
+#: Seconds that leaving may take in the contexts below, and those that a run may take besides.
+GRACE = 2.0
+ALLOWANCE = 2.0
+
+#: What a moment that took too long is multiplied with when it is tried again: it was the machine, or it hangs.
+PATIENCE = 6.0
+
+#: Seconds that a thread or process which is just ending may take to be gone.
+ENDING = 2.0
+
+
+# The contexts, each entered and left by the main task
+
+
+async def console(_directory: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        async with open_console(ours, grace=GRACE):
+            pass
+
+
+async def guest(_directory: str) -> None:
+    async with open_guest(ProcessGuest(), grace=GRACE):
+        pass
+
+
+async def scripted_guest(_directory: str) -> None:
+    async with open_guest(ScriptedGuest(), grace=GRACE):
+        pass
+
+
+async def guest_with_relay(directory: str) -> None:
+    async with open_guest(ScriptedGuest(), grace=GRACE, relay_path=os.path.join(directory, "socket")):
+        pass
+
+
+async def client(_directory: str) -> None:
+    async with connect_guest(os.environ["SWEEP_RELAY"], grace=GRACE):
+        pass
+
+
+class _Leave:
+    """Leaves as soon as the relay serves."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self._scope = scope
+
+    def started(self, _relay: object = None) -> None:
+        self._scope.cancel()
+
+
+async def relay(directory: str) -> None:
+    with trio.CancelScope() as scope:
+        path = os.path.join(directory, "socket")
+        await serve_relay(ScriptedGuest(), path, grace=GRACE, task_status=_Leave(scope))
+
+
+async def relay_in_a_nursery(directory: str) -> None:
+    path = os.path.join(directory, "socket")
+    serve = partial(serve_relay, ScriptedGuest(), path, grace=GRACE)
+    try:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve)
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        if len(group.exceptions) > 1:
+            raise
+        raise group.exceptions[0] from None
+
+
+CONTEXTS: dict[str, Callable[[str], Awaitable[None]]] = {
+    "open_console": console,
+    "open_guest": guest,
+    "open_guest_scripted": scripted_guest,
+    "open_guest_relay": guest_with_relay,
+    "connect_guest": client,
+    "serve_relay": relay,
+    "serve_relay_nursery": relay_in_a_nursery,
+}
+
+
+# In a child
+
+
+class Presser(trio.abc.Instrument):
+    """Traces the package's opcodes, and raises SIGINT at some of them.
+
+    Args:
+        at: which, counted from 1.
+    """
+
+    def __init__(self, at: list[int]) -> None:
+        self.count = 0
+        self.pressed: list[str] = []
+        self.struck: list[str] = []  # where `KeyboardInterrupt` was raised there and then
+        self._at = deque(at)
+
+    def install(self) -> None:
+        sys.settrace(self._enter)
+
+    def before_task_step(self, _task: trio.lowlevel.Task) -> None:
+        # Python ends the tracing when the tracer raises, as it does when trio's handler decides to.
+        if sys.gettrace() is None:
+            self.install()
+
+    def _enter(self, frame: FrameType, _event: str, _arg: object) -> Any:
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        frame.f_trace_lines = False
+        frame.f_trace_opcodes = True
+        return self._step
+
+    def _step(self, frame: FrameType, event: str, _arg: object) -> Any:
+        if event == "opcode":
+            self.count += 1
+            if self._at and self.count >= self._at[0]:
+                self._at.popleft()
+                self._press(frame)
+        return self._step
+
+    def _press(self, frame: FrameType) -> None:
+        code = frame.f_code
+        where = f"{code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno} {code.co_qualname}"
+        self.pressed.append(where)
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            self.struck.append(where)
+            raise
+
+
+#: Frames in which it may strike: they run in the user's frame, before anything has been entered.
+HARMLESS = ("interrupt_safe.<locals>.managed", "_Safe.__init__", "ScriptedGuest.__init__", "ProcessGuest.__init__")
+
+
+def threads() -> set[str]:
+    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread ")}
+
+
+def descriptors() -> set[str]:
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add(f"descriptor {name} of {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue  # the one that listed the directory
+    return found
+
+
+def processes() -> set[str]:
+    """Children of this process, zombies too, and processes of any parent that carry the mark."""
+    found = set()
+    for task in os.listdir("/proc/self/task"):
+        try:
+            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
+                found |= {f"child {pid}" for pid in file.read().split()}
+        except OSError:
+            continue  # a thread that has just ended
+    needle = f"{MARK}={os.environ[MARK]}".encode()
+    for pid in os.listdir("/proc"):
+        if pid.isdigit() and int(pid) != os.getpid():
+            try:
+                with open(f"/proc/{pid}/environ", "rb") as file:
+                    if needle in file.read().split(b"\0"):
+                        found.add(f"process {pid}")
+            except OSError:
+                continue  # ended, or of another user
+    return found
+
+
+def left(before: set[str], directory: str) -> list[str]:
+    deadline = time.monotonic() + ENDING
+    while True:
+        found = [f"thread {name}" for name in threads() - {"MainThread"}]
+        found += sorted(processes())
+        if not found or time.monotonic() > deadline:
+            break
+        time.sleep(0.002)
+    return found + sorted(descriptors() - before) + [f"file {name}" for name in os.listdir(directory)]
+
+
+def outcome(context: str, presser: Presser, directory: str) -> str | None:
+    """Run the context under the presser, and tell what is wrong with how it ended."""
+    error: BaseException | None = None
+    try:
+        presser.install()
+        try:
+            trio.run(CONTEXTS[context], directory, instruments=[presser])
+        finally:
+            sys.settrace(None)
+    except BaseException as exc:
+        error = exc
+    if type(error) is not (KeyboardInterrupt if presser.pressed else type(None)):
+        return "ended with " + ("nothing" if error is None else "".join(traceback.format_exception(error)))
+    return None
+
+
+def run_child(context: str, at: list[int], directory: str) -> dict[str, Any]:
+    """One run in this process; what it tells of it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ[MARK] = str(os.getpid())
+    gc.disable()  # what waits for the collector is left behind
+    said: list[str] = []
+    sys.unraisablehook = lambda args: said.append(f"unraisable: {args.exc_value!r} in {args.object!r}")
+    threading.excepthook = lambda args: said.append(f"in a thread: {args.exc_value!r}")
+    before = descriptors()
+    presser = Presser(at)
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        wrong = outcome(context, presser, directory)
+        found = left(before, directory)
+        gc.collect()
+    said += [f"warning: {one.message}" for one in warned]
+    faults = [] if wrong is None else [wrong]
+    faults += [f"struck unprotected at {where}" for where in presser.struck if not where.endswith(HARMLESS)]
+    faults += [f"left behind: {one}" for one in found] + said
+    return {"count": presser.count, "pressed": presser.pressed, "faults": faults}
+
+
+# In the parent
+
+
+class Moment(NamedTuple):
+    n: int
+    tries: int = 0
+
+
+@dataclass
+class Child:
+    moment: Moment
+    pid: int
+    pipe: int
+    directory: str
+    deadline: float
+    data: bytes = b""
+
+
+@dataclass
+class Sweep:
+    """All moments of a context, or some of them."""
+
+    context: str
+    first: int = 1
+    stride: int = 1
+    second: int = 0
+    jobs: int = 1
+    seconds: float = float("inf")
+    moments: int = 0
+    longest: int = 0  # opcodes in a run
+    hangs: int = 0
+    faulty: int = 0
+    cut_short: bool = False
+    _beyond: int = 0
+    _again: deque[Moment] = field(default_factory=deque)
+    _running: dict[int, Child] = field(default_factory=dict)
+
+    def run(self) -> None:
+        end = time.monotonic() + self.seconds
+        n = self.first
+        while self._running or self._again or self._beyond < BEYOND:
+            while len(self._running) < self.jobs and (self._again or self._beyond < BEYOND):
+                if time.monotonic() > end:
+                    self.cut_short = True
+                    self._beyond = BEYOND
+                    self._again.clear()
+                    break
+                if self._again:
+                    self._start(self._again.popleft())
+                else:
+                    self._start(Moment(n))
+                    n += self.stride
+            self._wait()
+
+    def _start(self, moment: Moment) -> None:
+        directory = tempfile.mkdtemp(prefix="trio-console-interrupts-")
+        receive, send = os.pipe()
+        pid = os.fork()
+        if not pid:
+            os.close(receive)
+            for child in self._running.values():
+                os.close(child.pipe)
+            try:
+                at = [moment.n] + ([moment.n + self.second] if self.second else [])
+                report = run_child(self.context, at, directory)
+            except BaseException as exc:
+                report = {"count": 0, "pressed": ["?"], "faults": ["".join(traceback.format_exception(exc))]}
+            os.write(send, json.dumps(report).encode())
+            os._exit(0)
+        os.close(send)
+        allowed = (GRACE + ALLOWANCE) * (PATIENCE if moment.tries else 1.0) + ENDING
+        self._running[receive] = Child(moment, pid, receive, directory, time.monotonic() + allowed)
+
+    def _wait(self) -> None:
+        if not self._running:
+            return
+        patience = min(child.deadline for child in self._running.values()) - time.monotonic()
+        ready, _, _ = select.select(list(self._running), [], [], max(0.0, patience))
+        for fd in ready:
+            child = self._running[fd]
+            data = os.read(fd, 65536)
+            child.data += data
+            if not data:
+                self._finish(child, json.loads(child.data) if child.data else None)
+        for child in [one for one in self._running.values() if time.monotonic() > one.deadline]:
+            self._finish(child, None)
+
+    def _finish(self, child: Child, report: dict[str, Any] | None) -> None:
+        del self._running[child.pipe]
+        os.close(child.pipe)
+        if report is None:
+            kill_all(child.pid)
+        os.waitpid(child.pid, 0)
+        shutil.rmtree(child.directory)
+        n = child.moment.n
+        if report is None:
+            if not child.moment.tries:
+                self._again.append(Moment(n, 1))
+                return
+            self.hangs += 1
+            print(f"{self.context} at {n}: hangs", flush=True)
+            report = {"count": 0, "pressed": ["?"], "faults": []}
+        self.longest = max(self.longest, report["count"])
+        if report["pressed"]:
+            self.moments += 1
+            self._beyond = 0
+        else:
+            self._beyond += 1
+        if report["faults"]:
+            self.faulty += 1
+            where = ", ".join(report["pressed"])
+            print(f"{self.context} at {n} ({where}): {'; '.join(report['faults'])}", flush=True)
+
+
+def kill_all(pid: int) -> None:
+    """A child that hangs, and what carries its mark."""
+    needle = f"{MARK}={pid}".encode()
+    os.kill(pid, signal.SIGKILL)
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != pid:
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if needle in file.read().split(b"\0"):
+                        os.kill(int(name), signal.SIGKILL)
+            except OSError:
+                continue
+
+
+def start_relay(directory: str) -> subprocess.Popen[str]:
+    path = os.path.join(directory, "relay")
+    command = [sys.executable, "-m", "trio_console", "relay", "--listen", path]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == f"ready {path}\n"
+    os.environ["SWEEP_RELAY"] = path
+    return process
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("context", choices=CONTEXTS)
+    parser.add_argument("--first", type=int, default=1)
+    parser.add_argument("--stride", type=int, default=1)
+    parser.add_argument("--second", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=float("inf"))
+    args = parser.parse_args()
+    sweep = Sweep(**vars(args))
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        served = start_relay(directory) if args.context == "connect_guest" else None
+        try:
+            sweep.run()
+        finally:
+            if served is not None:
+                served.terminate()
+                served.communicate()
+    names = ("context", "second", "stride", "moments", "longest", "hangs", "faulty", "cut_short")
+    summary = {name: getattr(sweep, name) for name in names}
+    print(json.dumps(summary | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Ctrl-C at every moment of entering and leaving: it comes out once and alone, and nothing hangs or is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+
+#: Opcodes from the first Ctrl-C to the second, where there is one.
+SECOND = 50
+
+#: Opcodes between two moments that are tried in the gate, and between two of the nightly's that press twice. Prime
+#: to each other and to what loops have in them.
+STRIDES = {
+    "open_console": 61,
+    "open_guest": 997,
+    "open_guest_scripted": 251,
+    "open_guest_relay": 997,
+    "connect_guest": 61,
+    "serve_relay": 499,
+    "serve_relay_nursery": 997,
+}
+NIGHTLY_STRIDES = {
+    "open_console": 1,
+    "open_guest": 7,
+    "open_guest_scripted": 3,
+    "open_guest_relay": 7,
+    "connect_guest": 1,
+    "serve_relay": 3,
+    "serve_relay_nursery": 7,
+}
+
+
+def sweep(context: str, *options: str, seconds: float) -> dict[str, object]:
+    """Run one in a process of its own, which has no threads; its summary."""
+    command = [sys.executable, "-m", "interrupts._sweep", context, *options, f"--seconds={seconds}", "--jobs=2"]
+    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=seconds + 120, check=True)
+    *faults, summary = done.stdout.splitlines()
+    result: dict[str, object] = json.loads(summary)
+    print(result)
+    assert not faults, "\n".join(faults)
+    assert (result["hangs"], result["faulty"]) == (0, 0)
+    assert result["moments"]
+    return result
+
+
+@pytest.mark.parametrize("presses", [1, 2])
+@pytest.mark.parametrize("context", STRIDES)
+def test_ctrl_c_at_some_moments(context: str, presses: int) -> None:
+    options = [f"--stride={STRIDES[context]}", "--second=0"]
+    if presses == 2:  # half as many, and others
+        options = [f"--stride={2 * STRIDES[context]}", "--first=31", f"--second={SECOND}"]
+    sweep(context, *options, seconds=120)
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("context", NIGHTLY_STRIDES)
+def test_ctrl_c_at_every_moment(context: str) -> None:
+    assert not sweep(context, seconds=3000)["cut_short"]
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("context", NIGHTLY_STRIDES)
+def test_ctrl_c_at_every_moment_and_again(context: str) -> None:
+    options = [f"--stride={NIGHTLY_STRIDES[context]}", f"--second={SECOND}"]
+    assert not sweep(context, *options, seconds=3000)["cut_short"]
