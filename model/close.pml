@@ -8,28 +8,28 @@
  *   - it is given back, exactly once, when all have left;
  *   - closing wakes a thread that waits (spin's invalid end states).
  *
- * A system call is two steps, its beginning and its end. The lock is one: taking it and giving it back wait until the
- * thread's stores are visible, as the machine's instructions for it do.
+ * A system call is two steps, its beginning and its end. Taking a reference and dropping one are one step each: the
+ * interpreter sees to that, with its lock or without. A dropped reference that was the last gives the descriptor back.
+ *
+ * A signal handler that calls the pipe is, to the call that it interrupts, a thread that runs while that one stands
+ * still; since no call waits for another (but `wait` for the bell), all it can do is among the interleavings.
  *
  * Variants, each a preprocessor symbol:
  *
+ *   RAISING    one call of each thread may end after any of its steps, as if by an exception from a handler: its
+ *              references go with its frame. A `close` that ended so is done again.
  *   TSO        stores become visible later, see wake.pml.
- *   LOCKED     `drain` holds the lock: what is done without the interpreter lock.
  *   MUTANT_*   mistakes, to show that the check can fail.
  */
-
-#define CLOSED 0
-#define DRAINING 1
 
 #define CONSUMER 0
 #define CLOSER 1
 #define OTHER_CLOSER 2
 #define WAKER 3
 
-byte mem[2];
-bool locked;
-byte sleepers;          /* these two only with the lock held */
-bool released;
+bool closed;            /* `_closed` */
+bool present = true;    /* `_bell` is the bell */
+byte refs = 1;          /* to the bell; the first is the pipe's */
 bool bell;
 bool open = true;       /* the descriptor, as only the check knows it */
 byte using;             /* threads that are in a system call on it, likewise */
@@ -37,176 +37,209 @@ byte left;              /* threads that are done */
 
 #ifdef TSO
 
-/* One store at most is under way: all there is here are two flags, and a lock between most of them. */
-typedef buffer { bool taken; byte var; byte val };
-buffer buf[4];
+/* One flag goes through the buffers: `_bell` is changed together with a count of references, which waits for them. */
+bool taken[4];
 
-#define WRITE(p, v, x) atomic { !buf[p].taken -> buf[p].var = v; buf[p].val = x; buf[p].taken = true }
-#define READ(p, v, out) out = ((buf[p].taken && buf[p].var == v) -> buf[p].val : mem[v])
-#define FENCE(p) (!buf[p].taken)
+#define SAY_CLOSED(p) atomic { !taken[p] -> taken[p] = true }
+#define LOOK_CLOSED(p, out) out = (closed || taken[p])
+#define FENCE(p) (!taken[p])
 
 proctype memory(byte p)
 {
 end:    do
-        :: atomic { buf[p].taken -> mem[buf[p].var] = buf[p].val; buf[p].taken = false; buf[p].var = 0; buf[p].val = 0 }
+        :: atomic { taken[p] -> closed = true; taken[p] = false }
         od
 }
 
 #else
 
-#define WRITE(p, v, x) mem[v] = x
-#define READ(p, v, out) out = mem[v]
+#define SAY_CLOSED(p) closed = true
+#define LOOK_CLOSED(p, out) out = closed
 #define FENCE(p) true
 
 #endif
 
-#define LOCK(p) atomic { (FENCE(p) && !locked) -> locked = true }
-#define UNLOCK(p) atomic { FENCE(p) -> locked = false }
-
 #define BEGIN(p) atomic { FENCE(p) -> assert(open); using++ }
 #define END atomic { assert(open); using-- }
 
-/* With the lock held. */
-inline release_if_left(p)
+/* `got`: whether this call has a reference; without one it rings what stands for a bell, which is nothing. */
+#define TAKE(p) atomic { FENCE(p) -> got = present; refs = refs + got }
+#define LET_GO(p) d_step { FENCE(p) -> refs = refs - got; got = false; give_back_if_last() }
+
+inline give_back_if_last()
 {
-        READ(p, CLOSED, closed);
-        READ(p, DRAINING, draining);
-#ifdef MUTANT_CLOSE_DOES_NOT_LOOK
-        draining = false;
-#endif
         if
-        :: (closed && !(sleepers || draining || released)) ->
-                released = true;
-                atomic { FENCE(p) -> assert(open && using == 0); open = false }
+        :: (refs == 0 && open) -> assert(using == 0); open = false
         :: else
         fi
 }
 
-inline close(p)
-{
-        LOCK(p);
-        READ(p, CLOSED, closed);
-        if
-        :: closed -> skip
-        :: else ->
-#ifdef MUTANT_CLOSE_LOOKS_FIRST
-                READ(p, DRAINING, early);
-                WRITE(p, CLOSED, 1);
-                if
-                :: !early -> atomic { FENCE(p) -> assert(open && using == 0); released = true; open = false }
-                :: else
-                fi;
+#ifdef RAISING
+#define MAY_RAISE if :: raises > 0 -> raises--; goto raised :: true fi
 #else
-                WRITE(p, CLOSED, 1);
-#ifndef MUTANT_SILENT_CLOSE
-                if
-                :: sleepers -> BEGIN(p); bell = true; END
-                :: else
-                fi;
+#define MAY_RAISE skip
 #endif
-                release_if_left(p);
-#endif
+
+inline ring(p)
+{
+        TAKE(p);
+        MAY_RAISE;
+        if
+        :: got -> BEGIN(p); bell = true; END
+        :: else
         fi;
-        UNLOCK(p)
+        MAY_RAISE;
+        LET_GO(p)
+}
+
+inline drop(p)
+{
+        d_step {
+                FENCE(p) ->
+                refs = refs - present;
+                present = false;
+                give_back_if_last()
+        }
 }
 
 proctype closer(byte p)
 {
-        bool closed, draining, early;
-        close(p);
+        bool got, saw;
+        byte raises = 1;
+again:
+#ifdef MUTANT_CLOSED_IS_ENOUGH
+        LOOK_CLOSED(p, saw);
+        if
+        :: saw -> goto done
+        :: else
+        fi;
+#endif
+#ifdef MUTANT_RING_BEFORE_FLAG
+        ring(p);
+        MAY_RAISE;
+        SAY_CLOSED(p);
+        MAY_RAISE;
+        drop(p);
+#else
+        SAY_CLOSED(p);
+        MAY_RAISE;
+#ifdef MUTANT_DROP_BEFORE_RING
+        drop(p);
+        MAY_RAISE;
+        ring(p);
+#else
+#ifndef MUTANT_SILENT_CLOSE
+        ring(p);
+        MAY_RAISE;
+#endif
+#ifndef MUTANT_CLOSE_DOES_NOT_DROP
+        drop(p);
+#endif
+#endif
+#endif
+        goto done;
+raised:
+        skip;
+        LET_GO(p);
+        goto again;
+done:
         left++
 }
 
-proctype waker()
+proctype waker(byte p)
 {
-        bool closed;
-#ifndef MUTANT_WAKE_WITHOUT_LOCK
-        LOCK(WAKER);
-#endif
-        READ(WAKER, CLOSED, closed);
+        bool got;
+        byte raises = 1;
+#ifdef MUTANT_WAKE_WITHOUT_REFERENCE
         if
-        :: !closed -> BEGIN(WAKER); bell = true; END
+        :: present -> BEGIN(p); bell = true; END
         :: else
         fi;
-#ifndef MUTANT_WAKE_WITHOUT_LOCK
-        UNLOCK(WAKER);
+#else
+        ring(p);
 #endif
+        goto done;
+raised:
+        skip;
+        LET_GO(p);
+done:
         left++
 }
 
 inline wait()
 {
-        LOCK(CONSUMER);
-        READ(CONSUMER, CLOSED, closed);
+#ifdef MUTANT_WAIT_LOOKS_FIRST
+        LOOK_CLOSED(CONSUMER, saw);
+        TAKE(CONSUMER);
+#else
+        TAKE(CONSUMER);
+        MAY_RAISE;
+        LOOK_CLOSED(CONSUMER, saw);
+#endif
+        MAY_RAISE;
         if
-        :: closed -> UNLOCK(CONSUMER)
+        :: saw -> skip
         :: else ->
-                sleepers++;
-                UNLOCK(CONSUMER);
+                assert(got);
+#ifdef MUTANT_WAIT_WITHOUT_REFERENCE
+                LET_GO(CONSUMER);
+#endif
                 BEGIN(CONSUMER);
-                atomic { bell -> assert(open); using-- };
-                LOCK(CONSUMER);
-                sleepers--;
-                release_if_left(CONSUMER);
-                UNLOCK(CONSUMER)
-        fi
+                if
+                :: atomic { bell -> assert(open); using-- }
+#ifdef RAISING
+                :: atomic { raises > 0 -> raises--; assert(open); using--; goto raised }
+#endif
+                fi
+        fi;
+        LET_GO(CONSUMER)
 }
 
 inline drain()
 {
-#ifdef LOCKED
-        LOCK(CONSUMER);
-        READ(CONSUMER, CLOSED, closed);
+        LOOK_CLOSED(CONSUMER, saw);
+        MAY_RAISE;
         if
-        :: !closed -> BEGIN(CONSUMER); bell = false; END
-        :: else
-        fi;
-        UNLOCK(CONSUMER)
-#else
-#ifdef MUTANT_DRAIN_LOOKS_FIRST
-        READ(CONSUMER, CLOSED, closed);
-        WRITE(CONSUMER, DRAINING, 1);
-#else
-        WRITE(CONSUMER, DRAINING, 1);
-        READ(CONSUMER, CLOSED, closed);
-#endif
-        if
-        :: !closed -> BEGIN(CONSUMER); bell = false; END
-        :: else
-        fi;
-        WRITE(CONSUMER, DRAINING, 0);
-#ifndef MUTANT_DRAIN_JUST_LEAVES
-        READ(CONSUMER, CLOSED, closed);
-        if
-        :: closed ->
-                LOCK(CONSUMER);
-                release_if_left(CONSUMER);
-                UNLOCK(CONSUMER)
-        :: else
+        :: saw -> skip
+        :: else ->
+                TAKE(CONSUMER);
+                MAY_RAISE;
+                if
+                :: got -> BEGIN(CONSUMER); bell = false; END
+                :: else
+                fi;
+                MAY_RAISE;
+                LET_GO(CONSUMER)
         fi
-#endif
-#endif
 }
 
 proctype consumer()
 {
-        bool closed, draining, early;
-        byte turns;
+        bool got, saw;
+        byte turns, raises = 1;
+again:
         do
         :: (turns < 3) ->
                 turns++;
                 if
                 :: wait()
                 :: drain()
-                fi
+                fi;
+                saw = false
         :: break
         od;
+        goto done;
+raised:
+        skip;
+        LET_GO(CONSUMER);
+        goto again;
+done:
         left++
 }
 
 proctype checker()
 {
-        (left == 4) -> assert(!open && released)
+        (left == 4) -> assert(!open && refs == 0)
 }
 
 init
@@ -215,13 +248,11 @@ init
                 run consumer();
                 run closer(CLOSER);
                 run closer(OTHER_CLOSER);
-                run waker();
+                run waker(WAKER);
                 run checker();
 #ifdef TSO
-                run memory(CONSUMER);
                 run memory(CLOSER);
-                run memory(OTHER_CLOSER);
-                run memory(WAKER)
+                run memory(OTHER_CLOSER)
 #endif
         }
 }

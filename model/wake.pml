@@ -15,9 +15,10 @@
  *
  * Variants, each a preprocessor symbol:
  *
- *   HINT       the consumer is a device that polls: it drains the bell only if the hint (`WakePipe.rung`) says that
- *              somebody has rung. Also checked: when it goes to poll a bell that is readable, the hint says so, or
- *              it would poll in circles for ever.
+ *   POLLS      the consumer is a device that polls the bell: it drains only when a read finds nothing, and rings again
+ *              for what it finds after that. It polls when a read would block, and, as level-triggered polling
+ *              allows, after any other read. The producer may also just send no more, and then a device that polls
+ *              must have read everything.
  *   TSO        stores go through a buffer and become visible later, as between the cores of a machine whose
  *              interpreter has no lock. Reads and system calls behave as such a machine's: a thread reads
  *              its own buffered stores, and a system call waits until its buffer is empty. (A thread's stores
@@ -63,16 +64,15 @@
 #define FINISHED 7
 #define DISCARDED 8
 #define ABANDONED 9
-#define RUNG 10         /* `data_wake.rung` */
 
 #define PRODUCER 0
 #define CONSUMER 1
 
-byte mem[11];
+byte mem[10];
 bool data_bell, room_bell;
 byte total;             /* bytes published, as only the check knows it */
 bool forgotten;         /* discarded, likewise */
-bool waking;            /* somebody is in `data_wake.wake`, likewise */
+bool idle;              /* the producer sends no more, and does not say so, likewise */
 
 #ifdef TSO
 
@@ -141,32 +141,10 @@ end:    do
 #define SILENCE(p, bell) atomic { FENCE(p) -> bell = false }
 #define SLEEP(p, bell) atomic { (FENCE(p) && bell) -> skip }
 
-/* `WakePipe.wake` of the data wake: the hint before the system call, and after it. */
-inline wake_data(p)
-{
-#ifdef HINT
-        atomic { waking = true; WRITE(p, RUNG, 1) };
-        RING(p, data_bell);
-        WRITE(p, RUNG, 1);
-        atomic { FENCE(p) -> waking = false }   /* the lock is given back */
-#else
-        RING(p, data_bell)
-#endif
-}
-
-/* `WakePipe.drain` of the data wake. */
-inline drain_data()
-{
-#ifdef MUTANT_HINT_AFTER_SILENCE
-        SILENCE(CONSUMER, data_bell);
-        WRITE(CONSUMER, RUNG, 0)
-#else
-#ifdef HINT
-        WRITE(CONSUMER, RUNG, 0);
-#endif
-        SILENCE(CONSUMER, data_bell)
-#endif
-}
+#define POLL if \
+        :: SLEEP(CONSUMER, data_bell) \
+        :: atomic { (idle && FENCE(CONSUMER) && !data_bell) -> assert(mem[PUBLISHED] == removed); goto gone } \
+        fi
 
 /* `ChunkRing.fits` as the producer calls it: `counted` and `sent` are its own. */
 inline fits(yes)
@@ -182,7 +160,7 @@ inline finish()
 {
         WRITE(PRODUCER, FINISHED, 1);
 #ifndef MUTANT_SILENT_FINISH
-        wake_data(PRODUCER);
+        RING(PRODUCER, data_bell);
         RING(PRODUCER, room_bell)
 #endif
 }
@@ -211,11 +189,11 @@ proctype producer()
                         if
                         :: armed ->
 #ifdef MUTANT_DISARM_AFTER_WAKE
-                                wake_data(PRODUCER);
+                                RING(PRODUCER, data_bell);
                                 WRITE(PRODUCER, DATA_ARMED, DISARMED)
 #else
                                 WRITE(PRODUCER, DATA_ARMED, DISARMED);
-                                wake_data(PRODUCER)
+                                RING(PRODUCER, data_bell)
 #endif
                         :: else
                         fi
@@ -236,6 +214,12 @@ proctype producer()
                 fi
         :: break
         od;
+#ifdef POLLS
+        if
+        :: atomic { FENCE(PRODUCER) -> idle = true }; goto stopped
+        :: true
+        fi;
+#endif
         /* the end: publish the flags, then wake, whether or not anybody is armed */
         if
         :: true
@@ -246,7 +230,9 @@ proctype producer()
         :: true
         :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) };  /* on second thoughts */
                 finish()
-        fi
+        fi;
+stopped:
+        skip
 }
 
 /* `ChunkRing._wake_producer` and the look before it: what was taken is removed and counted. */
@@ -310,21 +296,9 @@ proctype consumer()
 {
         byte removed, popped, offset, published, used, queued, wanted;
         bool armed, done, dropped;
-#ifdef HINT
-        bool rung;
-#endif
 
         do
         :: true ->
-#ifdef HINT
-                WRITE(CONSUMER, DATA_ARMED, DISARMED);
-                READ(CONSUMER, RUNG, rung);
-                if
-                :: rung -> drain_data()
-                :: else
-                fi;
-                rung = false;
-#endif
 #ifdef MUTANT_FLAG_AFTER_RING
                 READ(CONSUMER, PUBLISHED, published);
                 READ(CONSUMER, FINISHED, done);
@@ -337,16 +311,29 @@ proctype consumer()
 #endif
                 assert(published - removed <= C);
                 if
-#ifdef HINT
+#ifdef POLLS
                 :: dropped -> break
 #else
                 :: (dropped && done) -> break
 #endif
-                :: (!dropped && published > removed) -> take()
+                :: (!dropped && published > removed) ->
+#ifdef MUTANT_DRAIN_WITH_RESULT
+                        SILENCE(CONSUMER, data_bell);
+#endif
+                        take();
+#ifdef POLLS
+                        if
+                        :: POLL         /* a device that polls after each read */
+                        :: true         /* one that reads on */
+                        fi
+#endif
                 :: (!dropped && published == removed && done) ->
                         assert(popped == total || forgotten);
                         break
                 :: (!done && (dropped || published == removed)) ->
+#ifdef POLLS
+                        SILENCE(CONSUMER, data_bell);
+#endif
 #ifdef MUTANT_ARM_AFTER_LOOK
                         READ(CONSUMER, PUBLISHED, published);
                         READ(CONSUMER, FINISHED, done);
@@ -358,12 +345,14 @@ proctype consumer()
                         READ(CONSUMER, FINISHED, done);
 #endif
                         if
-                        :: (published > removed || done) -> WRITE(CONSUMER, DATA_ARMED, DISARMED)
+                        :: (published > removed || done) -> WRITE(CONSUMER, DATA_ARMED, DISARMED);
+#if defined(POLLS) && !defined(MUTANT_NO_RING_FOR_FOUND)
+                                RING(CONSUMER, data_bell)
+#endif
                         :: else ->
-#ifdef HINT
+#ifdef POLLS
                                 /* would block: the device polls the bell, and then comes back */
-                                atomic { READ(CONSUMER, RUNG, rung); assert(!data_bell || rung || waking); rung = false };
-                                SLEEP(CONSUMER, data_bell)
+                                POLL
 #else
                                 SLEEP(CONSUMER, data_bell);
                                 /* awake: disarm and drain, and only then look */
@@ -375,11 +364,11 @@ proctype consumer()
                                 :: else
                                 fi;
                                 WRITE(CONSUMER, DATA_ARMED, 1);
-                                drain_data();
+                                SILENCE(CONSUMER, data_bell);
                                 SLEEP(CONSUMER, data_bell);
                                 WRITE(CONSUMER, DATA_ARMED, DISARMED);
 #endif
-                                drain_data()
+                                SILENCE(CONSUMER, data_bell)
 #endif
                         fi
                 fi;
@@ -388,11 +377,13 @@ proctype consumer()
                 /* abandon at any moment */
                 WRITE(CONSUMER, ABANDONED, 1);
 #ifndef MUTANT_SILENT_ABANDON
-                wake_data(CONSUMER);
+                RING(CONSUMER, data_bell);
                 RING(CONSUMER, room_bell);
 #endif
                 break
-        od
+        od;
+gone:
+        skip
 }
 
 init

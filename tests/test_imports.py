@@ -37,7 +37,7 @@ ROOMS = {
     "lost": Room({"_lost"}),
     "manners": Room({"_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
-    "console": Room({"_build", "_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
+    "console": Room({"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
     "channel": Room({"_stream", "_channel"}, {"console", "manners"}),
     # The tower of frames: it knows trio's abstract streams, and no console.
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),

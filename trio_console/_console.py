@@ -253,21 +253,21 @@ class AgentConsoleBackend:
             return self._rx.ring.readinto(view) if self._ready() else 0
 
     def _refuse_empty_read(self) -> NoReturn:
-        # The device polls after this as after any other would-block. So either the wake is armed when we leave,
-        # or the descriptor is readable, for a read that can have a result.
-        self._ready()
-        self._rx.data_wake.wake()
+        self._ready()  # the device polls after this as after any other would-block
         raise BlockingIOError(errno.EAGAIN, "a read of 0 bytes: only a larger one can have a result")
 
     def _ready(self) -> bool:
-        """Whether there is something in the ring; `False` at end of file, would-block otherwise."""
+        """Whether there is something in the ring; `False` at end of file, would-block otherwise.
+
+        After `True` or `False` the descriptor is readable, or somebody is about to ring it. After would-block it
+        is silent and the wake armed, so it becomes readable as soon as there is something. Why: it starts silent
+        and armed; nothing but the lines below drains it; and they arm it, look at the ring again, and ring it
+        themselves for what they find. So a read that has a result makes no system call, and a device that reads
+        until it would block drains once for each wake-up.
+        """
         rx = self._rx
         ring = rx.ring
-        ring.disarm_data()
         while True:
-            if rx.data_wake.rung:
-                # Reset before the look: a chunk whose wake-up this swallows is already in the ring.
-                rx.data_wake.drain()
             finished = rx.finished  # before the look at the ring, see `Lane`
             if rx.discarded:
                 return False
@@ -275,15 +275,20 @@ class AgentConsoleBackend:
                 return True
             if finished:
                 return False
-            # Armed before the caller polls the descriptor. A host that finishes from here on rings it.
+            # Nothing. Drained before the wake is armed and the ring looked at again: a chunk whose wake-up this
+            # swallows is found. A host that finishes from here on rings, since it sets the flag before.
+            rx.data_wake.drain()
             if ring.arm_data() and not rx.finished:
                 raise BlockingIOError(errno.EAGAIN, "nothing to read: wait for read_wake_fd()")
-            ring.disarm_data()
+            rx.data_wake.wake()
 
     def read_wake_fd(self) -> int:
-        """The descriptor that becomes readable when `read` should be tried again, once it would have blocked.
+        """The descriptor to poll for reading; the same one for ever.
 
-        After a read that had a result it says nothing: read on until one would block, and then poll.
+        Level-triggered: it is readable while a read would have a result, bytes or end of file. So a device may
+        poll after each read, and need not read until one would block. It may also be readable when there is
+        nothing: the read that then would block makes it silent until there is something. Edge-triggered polling
+        gets an edge for the first bytes after each would-block.
         """
         return self._rx.data_wake.fileno()
 

@@ -5,9 +5,12 @@ sockets only. It carries no data and counts nothing: many rings before a `drain`
 
 Rules:
 
-* Any thread may call `wake`; `drain` and `wait` belong to the one consumer; anybody may call `close`.
-* A descriptor number is recycled the moment it is closed. So the close happens under the lock that every
-  `wake` holds, and while the consumer is in `wait` or `drain` it is put off until the consumer has left.
+* Any thread and any signal handler may call `wake`; `drain` and `wait` belong to the one consumer; anybody may
+  call `close`. A handler may run at any moment of any of these calls, and raise there.
+* There is no lock, no counter of callers and no flag that has to be put back: a handler could find each of them
+  half done, or leave it so. A call takes a reference to the bell and uses that; `close` says that the pipe is
+  closed, rings, and drops the pipe's own reference. The last reference to go gives the descriptor back (see
+  `_descriptor`), so its number is never recycled under a call.
 * Whether ringing is worth a system call is not decided here; see `_ring`.
 
 This module must not know what is announced by the wake-ups, nor import trio.
@@ -15,30 +18,33 @@ This module must not know what is announced by the wake-ups, nor import trio.
 
 from __future__ import annotations
 
-import contextlib
+import functools
+import itertools
 import os
 import select
 import socket
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Final, final
 
-from ._build import FREE_THREADED
+from ._descriptor import Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-__all__ = ["WakePipe"]
+__all__ = ["Bell", "WakePipe"]
 
 #: poll(2) takes its timeout as a C int of milliseconds; longer waits are made of several.
 _LONGEST_POLL: Final = 1_000_000.0
 
 if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C library has none
+    #: What rings a bell: writes a number to an eventfd, and returns 0 or raises.
+    _eventfd_write: Callable[[int, int], object] = os.eventfd_write
 
-    def _eventfd_write_without_handover() -> Callable[[int, int], object]:
-        """`os.eventfd_write`, but one that keeps the interpreter lock during the system call.
+    @functools.cache
+    def _keep_lock_while_ringing() -> None:
+        """Have bells rung by an `os.eventfd_write` that keeps the interpreter lock during the system call.
 
         Story: a producer publishes one chunk, finds the consumer asleep and rings. `os.eventfd_write` gives the
         lock away for the time of the call, and often the kernel runs the woken consumer first: it takes the lock,
@@ -48,7 +54,12 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
 
         Nobody waits longer for it: writing to a non-blocking eventfd does not block. Where there is no ctypes,
         `os.eventfd_write` is right, too, and only slower.
+
+        Called when the first bell is made, and not when this module is imported: some builds of libffi open a
+        descriptor for good when ctypes is imported, and in a program that was started without standard output
+        that would be number 1. So a program has the time to see to its standard descriptors.
         """
+        global _eventfd_write  # looked up as it stands by every ring: a wrapper would cost a call
         try:
             import ctypes
 
@@ -56,35 +67,38 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
             function.argtypes = (ctypes.c_int, ctypes.c_uint64)
             function.restype = ctypes.c_int
         except (ImportError, OSError, AttributeError):
-            return os.eventfd_write
-        return function
+            return
+        _eventfd_write = function
 
-    _eventfd_write: Final = _eventfd_write_without_handover()
+    @final
+    class Bell:
+        """One descriptor both ways; it is given back with the last reference."""
 
-    class _Bell:
-        """One descriptor both ways."""
-
-        __slots__ = ("read_fd",)
+        __slots__ = ("_owner", "read_fd")
 
         def __init__(self) -> None:
-            self.read_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+            _keep_lock_while_ringing()
+            self._owner: Final = Descriptors(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))
+            (self.read_fd,) = self._owner.numbers
 
         def ring(self) -> None:
             # EAGAIN means the counter is at 2**64 - 2: readable, which is all that is wanted.
-            with contextlib.suppress(BlockingIOError):
+            try:
                 if _eventfd_write(self.read_fd, 1):  # the C library's only returns that it failed
                     os.eventfd_write(self.read_fd, 1)  # says why: a wake-up that is lost unsaid is a hang
+            except BlockingIOError:
+                pass
 
         def silence(self) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:  # noqa: SIM105  (once for each wake-up: `suppress` takes longer than the call)
                 os.eventfd_read(self.read_fd)
-
-        def close(self) -> None:
-            os.close(self.read_fd)
+            except BlockingIOError:
+                pass
 
 elif sys.platform == "win32":
 
-    class _Bell:
+    @final
+    class Bell:
         """A socket pair: trio and `select` wait only for sockets here."""
 
         __slots__ = ("_read", "_write", "read_fd")
@@ -96,42 +110,65 @@ elif sys.platform == "win32":
             self.read_fd = self._read.fileno()
 
         def ring(self) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:  # noqa: SIM105  (as above)
                 self._write.send(b"\0")
+            except BlockingIOError:
+                pass
 
         def silence(self) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 while len(self._read.recv(4096)) == 4096:
                     pass
+            except BlockingIOError:
+                pass
 
-        def close(self) -> None:
-            self._read.close()
-            self._write.close()
+        def __del__(self) -> None:
+            if hasattr(self, "_read"):
+                self._read.close()
+                self._write.close()
 
 else:
 
-    class _Bell:  # type: ignore[no-redef]
+    @final
+    class Bell:  # type: ignore[no-redef]
         """A pipe; a full one is readable, which is all that is wanted."""
 
-        __slots__ = ("_write_fd", "read_fd")
+        __slots__ = ("_owner", "_write_fd", "read_fd")
 
         def __init__(self) -> None:
-            self.read_fd, self._write_fd = os.pipe()
+            self._owner: Final = Descriptors(itertools.chain.from_iterable(itertools.starmap(os.pipe, [()])))
+            self.read_fd, self._write_fd = self._owner.numbers
             os.set_blocking(self.read_fd, False)
             os.set_blocking(self._write_fd, False)
 
         def ring(self) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:  # noqa: SIM105  (as above)
                 os.write(self._write_fd, b"\0")
+            except BlockingIOError:
+                pass
 
         def silence(self) -> None:
-            with contextlib.suppress(BlockingIOError):
+            try:
                 while len(os.read(self.read_fd, 4096)) == 4096:
                     pass
+            except BlockingIOError:
+                pass
 
-        def close(self) -> None:
-            os.close(self.read_fd)
-            os.close(self._write_fd)
+
+@final
+class _NoBell:
+    """Stands for the bell of a pipe that was closed: whoever comes late may ring it."""
+
+    __slots__ = ()
+
+    read_fd: Final = -1
+
+    def ring(self) -> None: ...
+
+    def silence(self) -> None: ...
+
+
+_NO_BELL: Final = _NoBell()
 
 
 @final
@@ -139,27 +176,20 @@ class WakePipe:
     """A wake-up signal that threads can sleep on and event loops can watch.
 
     Readable (to poll, epoll, select and trio) from the first `wake` until the next `drain`. Usable
-    as a context manager, which closes it. Collected unclosed, it closes itself: nobody can hold
-    the descriptor then.
+    as a context manager, which closes it. Collected unclosed, it gives its descriptor back, too.
+
+    Every method may be interrupted by a signal handler that calls any method of the same pipe, or raises: the pipe
+    stays usable, and what was interrupted by an exception can be called again.
 
     Raises:
         OSError: no descriptor could be made (``EMFILE``, ``ENFILE``).
     """
 
-    __slots__ = ("__weakref__", "_bell", "_closed", "_draining", "_lock", "_released", "_sleepers", "rung")
-
-    #: A hint for consumers who did not sleep and want to save the system call of a needless `drain`: if the
-    #: descriptor is readable, this is true, or a thread in `wake` is about to make it true.
-    rung: bool
+    __slots__ = ("__weakref__", "_bell", "_closed")
 
     def __init__(self) -> None:
-        self._bell = _Bell()
-        self._lock = threading.Lock()
-        self._sleepers = 0
-        self._draining = False
         self._closed = False
-        self._released = False
-        self.rung = False
+        self._bell: Bell | _NoBell = Bell()
 
     def __repr__(self) -> str:
         return f"<WakePipe {'closed' if self._closed else f'fd={self._bell.read_fd}'}>"
@@ -168,24 +198,16 @@ class WakePipe:
         """The descriptor to wait on, or -1 after `close`. It stays the pipe's: do not read or close it."""
         return -1 if self._closed else self._bell.read_fd
 
-    def wake(self) -> None:
-        """Make the descriptor readable. From any thread, any number of times; after `close`, nothing.
+    # In the next two, `self._bell` is looked at once; from then on the frame of the bell's method has the
+    # reference. Story: we look and find the pipe open; another thread closes it; a third opens a file, and does
+    # not get our number.
 
-        One system call. Never blocks.
+    def wake(self) -> None:
+        """Make the descriptor readable; after `close`, nothing.
+
+        From any thread and any signal handler, any number of times. One system call. Never blocks.
         """
-        # The lock is held across the system call because of this story: we look and find the pipe open;
-        # another thread closes it; a third opens a file and gets the number; we write into that file.
-        # The consumer's drain() does not take it, so a waker that loses the interpreter
-        # lock inside the call never holds up the thread it has just woken.
-        with self._lock:
-            if not self._closed:
-                # Before the ring: the consumer may run before that call has returned to us, and would poll
-                # a readable descriptor in circles until we are scheduled again. After it too: `drain` clears
-                # before it silences, so any interleaving leaves the flag set too long (one needless
-                # drain) and never clear for good beside a readable descriptor.
-                self.rung = True
-                self._bell.ring()
-                self.rung = True
+        self._bell.ring()
 
     def drain(self) -> None:
         """Make the descriptor unreadable until the next `wake`. For the consumer only.
@@ -193,24 +215,8 @@ class WakePipe:
         Look for work *after* this, never before: what was published before a wake-up that this call
         swallows is then seen.
         """
-        self.rung = False
-        if FREE_THREADED:
-            # The two flags below do not do here: we might look at the one before others see the other. And a
-            # waker has no interpreter lock to lose, so it holds this one no longer than its system call takes.
-            with self._lock:
-                if not self._closed:
-                    self._bell.silence()
-            return
-        # Told without the lock, see `wake`. Story: we look and find the pipe open; another thread closes it;
-        # a third gets the number; we read that file's bytes. So we say that we are here, then look; `close`
-        # says that it is closed, then looks. Whatever the order, we see the one or it sees the other.
-        self._draining = True
-        if not self._closed:
+        if not self._closed:  # what `close` has rung is for everybody who still sleeps
             self._bell.silence()
-        self._draining = False
-        if self._closed:
-            with self._lock:
-                self._release_if_left()
 
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until `wake` was called (before or during the wait).
@@ -227,25 +233,12 @@ class WakePipe:
         Raises:
             ValueError: the pipe was closed before the call.
         """
-        with self._lock:
-            if self._closed:
-                raise ValueError("wait on a closed WakePipe: nobody can signal it any more")
-            self._sleepers += 1
-        try:
-            return _sleep_readable(self._bell.read_fd, timeout)
-        finally:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._sleepers -= 1
-            self._release_if_left()
-
-    def _release_if_left(self) -> None:
-        """With the lock held: give the descriptor back, once, if it is closed and nobody uses it."""
-        if self._closed and not (self._sleepers or self._draining or self._released):
-            self._released = True
-            self._bell.close()
+        # First the bell, then the look. Where the pipe is open then, it was a bell that we got, and `close` will
+        # ring it. It stays in our hand for as long as we sleep.
+        bell = self._bell
+        if self._closed:
+            raise ValueError("wait on a closed WakePipe: nobody can signal it any more")
+        return _sleep_readable(bell.read_fd, timeout)
 
     def close(self) -> None:
         """Give the descriptor back; a thread in `wait` wakes up. Idempotent, from any thread.
@@ -253,15 +246,13 @@ class WakePipe:
         A trio task waiting for the descriptor must be told first, with
         ``trio.lowlevel.notify_closing``.
         """
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at whatever
-            # file gets the number next. So it is woken and closes on its way out.
-            if self._sleepers:
-                self._bell.ring()
-            self._release_if_left()
+        # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at whatever file gets
+        # the number next. So it is woken, and its reference is the last. It looks at the flag before it sleeps
+        # again, so the flag comes first; the bell can be rung only while we have it, so dropping it comes last.
+        # Each line may be repeated: a `close` that a signal handler's exception has ended is done again.
+        self._closed = True
+        self._bell.ring()
+        self._bell = _NO_BELL
 
     def __enter__(self) -> WakePipe:
         return self
@@ -273,10 +264,6 @@ class WakePipe:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):  # no attribute: there was no descriptor to be had
-            self.close()
 
 
 def _sleep_readable(fd: int, timeout: float | None) -> bool:

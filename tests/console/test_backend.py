@@ -67,12 +67,14 @@ def test_a_full_ring_refuses_the_second_write() -> None:
     assert backend.write(b"second") == 6
 
 
-def test_a_read_drains_the_wake() -> None:
+def test_a_read_that_would_block_drains_the_wake() -> None:
     shared, backend = make()
     shared.rx_ring.push(b"x")
     shared.rx_wake.wake()
     assert is_readable(backend.read_wake_fd())
     assert backend.read(64) == b"x"
+    with pytest.raises(BlockingIOError):
+        backend.read(64)
     assert not is_readable(backend.read_wake_fd())
 
 
@@ -104,6 +106,71 @@ def test_a_push_while_the_device_is_busy_makes_no_system_call() -> None:
     before = shared.rx_ring.wakes
     shared.rx_ring.push(b"y")
     assert shared.rx_ring.wakes == before
+
+
+READS = [
+    lambda backend, size: backend.read(size),
+    lambda backend, size: (buffer := bytearray(size))[: backend.readinto(buffer)],
+]
+
+
+@pytest.mark.parametrize("read", READS)
+def test_a_device_that_reads_once_for_each_poll_gets_everything(read: Any) -> None:
+    shared, backend = make(max_bytes=50_000)
+    received = bytearray()
+
+    def poll_and_read() -> None:
+        assert is_readable(backend.read_wake_fd())
+        received.extend(read(backend, 4096))
+
+    for _ in range(3):
+        shared.rx_ring.push(bytes(40_000))
+        while shared.rx_ring:
+            poll_and_read()
+    assert len(received) == 120_000
+    with pytest.raises(BlockingIOError):
+        poll_and_read()
+    assert not is_readable(backend.read_wake_fd())
+    shared.host_gone()
+    for _ in range(2):
+        poll_and_read()  # end of file, as often as it likes
+    assert len(received) == 120_000
+
+
+@pytest.mark.parametrize("read", READS)
+def test_the_descriptor_is_readable_for_what_comes_while_a_read_makes_it_silent(read: Any) -> None:
+    shared, backend = make()
+    arm = shared.rx_ring.arm_data
+
+    def push_and_arm() -> bool:
+        shared.rx_ring.push(b"abc")
+        return arm()
+
+    shared.rx_ring.disarm_data()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_ring.ChunkRing, "arm_data", lambda _ring: push_and_arm())
+        assert read(backend, 1) == b"a"
+    assert is_readable(backend.read_wake_fd())
+    assert read(backend, 9) == b"bc"
+
+
+def test_a_device_that_reads_until_it_would_block_makes_one_call_for_each_wake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[str] = []
+    for name in ("ring", "silence"):
+        real = getattr(_wake.Bell, name)
+        monkeypatch.setattr(_wake.Bell, name, lambda bell, name=name, real=real: (calls.append(name), real(bell)))
+    shared, backend = make()
+    for _ in range(10):
+        for _ in range(5):
+            shared.rx_ring.push(b"abc")
+        while True:
+            try:
+                backend.read(4)
+            except BlockingIOError:
+                break
+    assert calls == ["ring", "silence"] * 10
 
 
 def test_a_read_serves_leftovers_first() -> None:
@@ -472,15 +539,15 @@ def test_after_its_wakes_were_closed_a_backend_is_still_harmless() -> None:
 
 def test_where_no_descriptor_can_be_had_none_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    real = _wake._Bell
+    real = _wake.Bell
 
-    def bell() -> _wake._Bell:
+    def bell() -> _wake.Bell:
         if len(made) == 3:
             raise OSError(24, "Too many open files")
         made.append(real())
         return made[-1]
 
-    monkeypatch.setattr(_wake, "_Bell", bell)
+    monkeypatch.setattr(_wake, "Bell", bell)
     with pytest.raises(OSError, match="Too many"):
         ConsoleSharedState()
 

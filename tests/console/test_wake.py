@@ -59,11 +59,11 @@ def is_open(fd: int) -> bool:
 
 
 class Window:
-    """A bell with something happening inside its calls, where another thread could come in."""
+    """The bell of a pipe with something happening inside its calls, where another thread could come in."""
 
-    def __init__(self, pipe: _wake.WakePipe, **hooks: Callable[[], object]) -> None:
+    def __init__(self, pipe: _wake.WakePipe, inside: Callable[[], object]) -> None:
         self._bell = pipe._bell
-        self._hooks = hooks
+        self._inside = inside
         pipe._bell = self  # type: ignore[assignment]
 
     @property
@@ -72,15 +72,11 @@ class Window:
 
     def ring(self) -> None:
         self._bell.ring()
-        self._hooks.get("ring", int)()
+        self._inside()
 
     def silence(self) -> None:
-        self._hooks.get("silence", int)()
+        self._inside()
         self._bell.silence()
-
-    def close(self) -> None:
-        self._bell.close()
-        self._hooks.get("close", int)()
 
 
 class FakeSelect:
@@ -192,12 +188,6 @@ def test_a_wake_on_a_descriptor_that_somebody_else_has_closed_is_an_error(pipe: 
         os.close(kept)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
-def test_it_works_without_ctypes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "ctypes", None)
-    assert _wake._eventfd_write_without_handover() is os.eventfd_write
-
-
 def test_wakes_from_many_threads_are_seen(wake: Any) -> None:
     with wake.WakePipe() as pipe:
         threads = [threading.Thread(target=lambda: [pipe.wake() for _ in range(500)]) for _ in range(8)]
@@ -224,48 +214,26 @@ def test_its_descriptor_never_blocks_and_is_not_inherited(wake: Any) -> None:
         assert fcntl.fcntl(pipe.fileno(), fcntl.F_GETFD) & fcntl.FD_CLOEXEC
 
 
-# The hint for consumers who did not sleep
-
-
-def test_a_readable_pipe_says_that_it_was_rung(pipe: _wake.WakePipe) -> None:
-    assert not pipe.rung
-    pipe.wake()
-    assert pipe.rung
-    pipe.drain()
-    assert not pipe.rung
-
-
-def test_a_consumer_that_overtakes_its_waker_finds_the_hint_set(pipe: _wake.WakePipe) -> None:
-    # The consumer runs as soon as the descriptor is readable, before the waker's call has returned. Without
-    # the hint it would not drain, and poll a readable descriptor until the waker is scheduled again.
-    seen = []
-    Window(pipe, ring=lambda: seen.append(pipe.rung))
-    pipe.wake()
-    assert seen == [True]
-
-
 def test_a_device_that_overtakes_its_waker_does_not_spin() -> None:
     shared = ConsoleSharedState()
     backend = AgentConsoleBackend(shared)
     with pytest.raises(BlockingIOError):
         backend.read(1)
 
+    runs = []
+
     def the_device_runs() -> None:
+        if runs:
+            return
+        runs.append(None)
         assert backend.read(10) == b"x"
         with pytest.raises(BlockingIOError):
             backend.read(10)
         assert not is_readable(backend.read_wake_fd())
 
-    Window(shared.rx_wake, ring=the_device_runs)
+    Window(shared.rx_wake, the_device_runs)
     shared.rx_ring.push(b"x")
-    assert shared.rx_ring.wakes == 1
-
-
-def test_a_drain_inside_a_wake_never_leaves_it_readable_without_the_hint(pipe: _wake.WakePipe) -> None:
-    # The consumer drains just before the descriptor becomes readable.
-    Window(pipe, silence=lambda: pipe.wake())
-    pipe.drain()
-    assert pipe.rung or not is_readable(pipe.fileno())
+    assert shared.rx_ring.wakes == len(runs) == 1
 
 
 # Waiting
@@ -445,69 +413,48 @@ def test_the_last_of_several_sleepers_closes(pipe: _wake.WakePipe, monkeypatch: 
     assert not is_open(fd)
 
 
-def test_the_number_cannot_be_closed_inside_a_wake(pipe: _wake.WakePipe) -> None:
-    # What a close would need is held, so another thread's close waits.
-    free: list[bool] = []
-    Window(pipe, ring=lambda: free.append(pipe._lock.acquire(blocking=False)))
-    pipe.wake()
-    assert free == [False]
-
-
-def test_the_number_is_not_closed_inside_a_drain(pipe: _wake.WakePipe) -> None:
+@pytest.mark.parametrize("call", ["wake", "drain"])
+def test_the_number_is_not_closed_inside_a_call(wake: Any, call: str) -> None:
+    pipe = wake.WakePipe()
     fd = pipe.fileno()
     open_then: list[bool] = []
 
     def another_thread_closes() -> None:
-        thread = threading.Thread(target=pipe.close)
-        thread.start()
-        thread.join(TIMEOUT)
-        open_then.append(is_open(fd))
+        if not open_then:
+            open_then.append(False)
+            thread = threading.Thread(target=pipe.close)
+            thread.start()
+            thread.join(TIMEOUT)
+            open_then[0] = is_open(fd)
 
-    Window(pipe, silence=another_thread_closes)
-    pipe.drain()
+    Window(pipe, another_thread_closes)
+    getattr(pipe, call)()
     assert open_then == [True]
     assert not is_open(fd)
 
 
-def test_without_the_interpreter_lock_a_drain_keeps_the_number_open_by_the_pipes_own(
-    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Its two flags do not do then: a thread may look at the one before others see that it has set the other.
-    monkeypatch.setattr(_wake, "FREE_THREADED", True)
-    fd = pipe.fileno()
-    closer = threading.Thread(target=pipe.close)
-    seen: list[tuple[bool, bool, bool]] = []
+def test_what_a_close_has_rung_is_left_to_those_who_sleep(wake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = wake.WakePipe()
+    asleep = threading.Event()
+    drained = threading.Event()
 
-    def another_thread_closes() -> None:
-        closer.start()
-        seen.append((pipe._lock.locked(), pipe._closed, is_open(fd)))
+    def in_poll(_timeout: float | None) -> None:
+        asleep.set()
+        assert drained.wait(TIMEOUT)
 
-    Window(pipe, silence=another_thread_closes)
-    pipe.wake()
-    pipe.drain()
-    closer.join(TIMEOUT)
-    assert seen == [(True, False, True)]
-    assert not is_open(fd)
-    pipe.drain()
-
-
-def test_without_the_interpreter_lock_a_drain_makes_it_unreadable_all_the_same(
-    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(_wake, "FREE_THREADED", True)
-    pipe.wake()
-    pipe.drain()
-    assert not pipe.rung
-    assert not is_readable(pipe.fileno())
-
-
-def test_a_drain_that_finds_the_pipe_closed_closes_nothing_twice(pipe: _wake.WakePipe) -> None:
-    closes: list[None] = []
-    Window(pipe, close=lambda: closes.append(None))
+    monkeypatch.setattr(wake, "select", FakeSelect(in_poll))
+    monkeypatch.setattr(wake, "_NO_BELL", pipe._bell)  # so that a drain could find it
+    if sys.platform == "linux" and wake.Bell.__doc__.startswith("A socket pair"):
+        pipe.close()
+        return
+    thread = threading.Thread(target=pipe.wait)
+    thread.start()
+    assert asleep.wait(TIMEOUT)
     pipe.close()
     pipe.drain()
-    pipe.close()
-    assert len(closes) == 1
+    drained.set()
+    thread.join(TIMEOUT)
+    assert not thread.is_alive()
 
 
 def test_one_collected_unclosed_closes_itself(wake: Any) -> None:
@@ -538,7 +485,7 @@ def test_where_no_descriptor_can_be_had_nothing_is_left_behind(
     wake: Any, left: int, no_descriptor_left: Callable[[int], None]
 ) -> None:
     no_descriptor_left(left)
-    if wake._Bell.__doc__.startswith("One descriptor") and left:
+    if wake.Bell.__doc__.startswith("One descriptor") and left:
         wake.WakePipe().close()
         return
     with pytest.raises(OSError, match="Too many open files"):

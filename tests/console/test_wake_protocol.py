@@ -6,6 +6,7 @@ at the end do the same steps in a wrong order, and must fail: the proof that the
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -181,6 +182,31 @@ def test_a_device_that_polls_after_would_block_misses_nothing() -> None:
 
         def check() -> None:
             assert received == [b"ab"]
+
+        return reads, sends, check
+
+    assert run_all(scenario, switches=2, files=[_console.__file__]) > 300
+
+
+def test_a_device_that_reads_once_for_each_poll_misses_nothing() -> None:
+    def scenario(stepper: Stepper) -> Any:
+        shared = stepped(stepper)
+        backend = AgentConsoleBackend(shared)
+        received: list[bytes] = []
+
+        def reads() -> None:
+            while not received or received[-1]:
+                shared.rx.data_wake.wait()  # poll(2) on read_wake_fd()
+                with contextlib.suppress(BlockingIOError):
+                    received.append(backend.read(1))
+
+        def sends() -> None:
+            shared.rx.ring.push(b"ab")
+            shared.rx.ring.push(b"c")
+            shared.host_gone()
+
+        def check() -> None:
+            assert b"".join(received) == b"abc"
 
         return reads, sends, check
 

@@ -1,0 +1,179 @@
+"""A doorbell whose calls are interrupted by signal handlers, at every opcode.
+
+Whatever a handler does there, waking the same pipe included, and also if it raises: nothing is stuck, a later wake
+makes the pipe readable, and closing it gives its descriptor back, once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import signal
+import threading
+from typing import TYPE_CHECKING, Final
+
+import pytest
+from interrupter import TIMEOUT, Interrupt, at_every_opcode, interrupted
+
+from trio_console import _descriptor, _wake
+from trio_console._wake import WakePipe
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FILES: Final = [_wake.__file__, _descriptor.__file__]
+
+
+def is_readable(fd: int) -> bool:
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return bool(poller.poll(0))
+
+
+def is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def wait_if_open(pipe: WakePipe) -> None:
+    with contextlib.suppress(ValueError):
+        pipe.wait(0)
+
+
+def leave(pipe: WakePipe) -> None:
+    with pipe:
+        pass
+
+
+def raise_interrupt(_pipe: WakePipe) -> None:
+    raise Interrupt
+
+
+def wake_and_raise(pipe: WakePipe) -> None:
+    pipe.wake()
+    raise Interrupt
+
+
+CALLS: Final = [WakePipe.wake, WakePipe.drain, wait_if_open, WakePipe.close, WakePipe.fileno, leave]
+HANDLERS: Final = [
+    WakePipe.wake,
+    WakePipe.drain,
+    wait_if_open,
+    WakePipe.close,
+    leave,
+    raise_interrupt,
+    wake_and_raise,
+]
+
+
+def check_still_works(pipe: WakePipe) -> None:
+    """As far as it is open."""
+    if pipe.fileno() >= 0:
+        pipe.wake()
+        assert is_readable(pipe.fileno())
+        pipe.drain()
+        assert not is_readable(pipe.fileno())
+
+
+def check_given_back(pipe: WakePipe, fd: int) -> None:
+    """The number is free once the pipe is closed, and is not closed again when it is somebody else's."""
+    pipe.close()
+    assert not is_open(fd)
+    other = os.open(os.devnull, os.O_RDONLY)
+    assert other == fd
+    pipe.wake()
+    pipe.drain()
+    pipe.close()
+    del pipe
+    assert is_open(other)
+    os.close(other)
+
+
+@pytest.mark.parametrize("state", ["silent", "rung", "closed"])
+@pytest.mark.parametrize("handler", HANDLERS)
+@pytest.mark.parametrize("call", CALLS)
+def test_a_handler_at_any_opcode_breaks_nothing(
+    call: Callable[[WakePipe], object], handler: Callable[[WakePipe], object], state: str
+) -> None:
+    def run(at: int) -> bool:
+        pipe = WakePipe()
+        fd = pipe.fileno()
+        if state == "rung":
+            pipe.wake()
+        elif state == "closed":
+            pipe.close()
+        happened = interrupted(lambda: call(pipe), lambda: handler(pipe), at, FILES)
+        check_still_works(pipe)
+        check_given_back(pipe, fd)
+        return happened
+
+    assert at_every_opcode(run) >= 5
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_wake_in_a_handler_is_not_lost(call: Callable[[WakePipe], object]) -> None:
+    # A drain may swallow it: who drains looks for work afterwards.
+    def run(at: int) -> bool:
+        with WakePipe() as pipe:
+            happened = interrupted(lambda: call(pipe), pipe.wake, at, FILES)
+            if happened and call is not WakePipe.drain and pipe.fileno() >= 0:
+                assert is_readable(pipe.fileno())
+        return happened
+
+    at_every_opcode(run)
+
+
+def test_a_close_that_was_interrupted_can_be_done_again_and_frees_a_sleeping_thread() -> None:
+    def run(at: int) -> bool:
+        pipe = WakePipe()
+        fd = pipe.fileno()
+        sleeper = threading.Thread(target=pipe.wait)
+        sleeper.start()
+        happened = interrupted(pipe.close, lambda: raise_interrupt(pipe), at, FILES)
+        pipe.close()
+        sleeper.join(TIMEOUT)
+        assert not sleeper.is_alive()
+        check_given_back(pipe, fd)
+        return happened
+
+    at_every_opcode(run)
+
+
+def test_a_pipe_whose_making_was_interrupted_keeps_no_descriptor() -> None:
+    def run(at: int) -> bool:
+        free = os.open(os.devnull, os.O_RDONLY)
+        os.close(free)
+        happened = interrupted(WakePipe, lambda: raise_interrupt(pipe), at, FILES)
+        assert not is_open(free)
+        return happened
+
+    with WakePipe() as pipe:
+        at_every_opcode(run)
+
+
+def test_a_handler_ends_the_wait_that_it_interrupted() -> None:
+    with WakePipe() as pipe:
+        kept = signal.signal(signal.SIGALRM, lambda *_: pipe.wake())
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
+        try:
+            assert pipe.wait(TIMEOUT)
+        finally:
+            signal.signal(signal.SIGALRM, kept)
+
+
+def test_an_exception_from_a_handler_ends_the_wait_and_the_pipe_is_given_back() -> None:
+    pipe = WakePipe()
+    fd = pipe.fileno()
+    kept = signal.signal(signal.SIGALRM, lambda *_: raise_interrupt(pipe))
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        with pytest.raises(Interrupt):
+            pipe.wait(TIMEOUT)
+    finally:
+        signal.signal(signal.SIGALRM, kept)
+    check_still_works(pipe)
+    check_given_back(pipe, fd)
