@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [*[{11}] * 30, set(), {12}, set(), set()]
     monkeypatch.setattr(_leftovers, "_kill_marked", lambda _needle: (looks.pop(0), 0))
-    assert kill_marked_processes("mark") == 2
+    assert len(kill_marked_processes("mark").killed) == 2
     assert looks == []
 
 
@@ -33,7 +33,7 @@ def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch:
 
     monkeypatch.setattr(_leftovers, "_kill_marked", kill_marked)
     monkeypatch.setattr(_leftovers, "_MAX_TIME", 0.01)
-    assert kill_marked_processes("mark") == 1
+    assert len(kill_marked_processes("mark").killed) == 1
     assert looks > 0
 
 
@@ -44,10 +44,10 @@ def test_exactly_the_marked_processes_are_killed() -> None:
         subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: other}) as second,
     ):
         try:
-            assert kill_marked_processes(mine) == 1
+            assert len(kill_marked_processes(mine).killed) == 1
             assert first.wait() == -9
             assert second.poll() is None
-            assert kill_marked_processes(mine) == 0
+            assert len(kill_marked_processes(mine).killed) == 0
         finally:
             first.kill()
             second.kill()
@@ -71,7 +71,7 @@ def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.Mo
     monkeypatch.setattr(_leftovers, "_read", read)
     with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
         try:
-            assert kill_marked_processes(mark) == 1
+            assert len(kill_marked_processes(mark).killed) == 1
             assert process.wait() == -9
         finally:
             process.kill()
@@ -91,7 +91,7 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
             while b"sleep" not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
                 pass
             monkeypatch.setattr(_leftovers.os, "listdir", listing)
-            assert kill_marked_processes(secrets.token_hex(8)) == 0
+            assert len(kill_marked_processes(secrets.token_hex(8)).killed) == 0
             assert scans <= 10  # two, and a few more if somebody else is in the middle of an exec
             assert process.poll() is None
         finally:
@@ -101,7 +101,7 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
 def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
         "import os; from trio_console._leftovers import kill_marked_processes as kill;"
-        f"raise SystemExit(kill(os.environ[{GUEST_MARK!r}]))"
+        f"raise SystemExit(len(kill(os.environ[{GUEST_MARK!r}]).killed))"
     )
     env = {**os.environ, GUEST_MARK: secrets.token_hex(8)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 from abc import ABC, abstractmethod
 from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -29,8 +30,16 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
     from ._devices import ConsoleDevice, GuestDevice
+    from ._leftovers import Leftovers
 
 __all__ = ["CommandGuest", "GuestSpec", "Host", "ProcessGuest", "SocketGuest", "attached_host"]
+
+#: Seconds for a process to be gone after SIGKILL. It takes milliseconds, but for the memory of a large one; and
+#: one in an uninterruptible system call cannot be ended by anything.
+_KILL_TIME: Final = 1.0
+
+#: Seconds for what a guest has left behind to be found and killed. (Half of it is what the search takes at most.)
+_SCAN_TIME: Final = 2.0
 
 #: Bytes of a guest command's error output kept to explain its end.
 _STDERR_TAIL: Final = 4096
@@ -42,7 +51,7 @@ class Host:
 
     def __init__(self, device: GuestDevice, process: trio.Process | None = None, name: str = "") -> None:
         self.device = device
-        self._name = name
+        self.name: Final = name
         self._process = process
         self._tail = bytearray()
         self._tail_done = trio.Event()
@@ -63,11 +72,11 @@ class Host:
             await self._tail_done.wait()
         code = self._process.returncode
         if code is None:
-            what = f"{self._name} still runs"
+            what = f"{self.name} still runs"
         elif code < 0:
-            what = f"{self._name} was killed by {_signal_name(-code)}"
+            what = f"{self.name} was killed by {_signal_name(-code)}"
         else:
-            what = f"{self._name} exited with status {code}"
+            what = f"{self.name} exited with status {code}"
         said = bytes(self._tail).decode(errors="replace").strip()
         return f"{what}, and said: {said}" if said else what
 
@@ -159,7 +168,8 @@ class ProcessGuest(GuestSpec):
                 async with _watch(Host(device, process, "the agent"), process) as host:
                     yield host
             finally:
-                await see_through(partial(_kill_left_behind, mark))  # noqa: ASYNC102  (shields itself)
+                kill = partial(_kill_left_behind, mark)
+                await see_through(kill, grace=_SCAN_TIME, hurried=_SCAN_TIME)  # noqa: ASYNC102  (shields itself)
 
 
 @final
@@ -295,7 +305,8 @@ async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
             yield host
         finally:
             process.kill()
-            await see_through(partial(_reap, process, reading))  # noqa: ASYNC102  (shields itself)
+            reap = partial(_reap, host, process, reading)
+            await see_through(reap, grace=_KILL_TIME, hurried=_KILL_TIME)  # noqa: ASYNC102  (shields itself)
 
 
 async def _start(command: list[str], **options: Any) -> trio.Process:
@@ -305,16 +316,32 @@ async def _start(command: list[str], **options: Any) -> trio.Process:
         raise NoThreadError("to start the guest's process") from exc
 
 
-async def _reap(process: trio.Process, reading: trio.CancelScope, _patience: trio.CancelScope) -> None:
-    await process.wait()
+async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
+    """Wait for a process that was killed; one that does not die is left to the system, loudly."""
+    with patience:
+        await process.wait()
     reading.cancel()
+    if process.returncode is None:
+        warnings.warn(
+            f"{host.name} (process {process.pid}) was killed and did not end within {_KILL_TIME:g} second, as one "
+            "in an uninterruptible call; it is left behind",
+            RuntimeWarning,
+            stacklevel=1,
+        )
 
 
-async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
-    try:
-        await in_thread("to look for processes that a guest has left", partial(kill_marked_processes, mark))
-    except NoThreadError:
-        kill_marked_processes(mark)  # here, although this blocks everything else for a moment
+async def _kill_left_behind(mark: str, patience: trio.CancelScope) -> None:
+    search = partial(kill_marked_processes, mark)
+    result: Leftovers | None = None
+    with patience:
+        try:
+            # Abandoned if need be: looking at a process may take as long as what that process does in the kernel.
+            result = await in_thread("to look for processes that a guest has left", search, abandon=True)
+        except NoThreadError:
+            result = search()  # here, although this blocks everything else for a moment
+    if result is None or result.left:
+        which = "processes of a guest" if result is None else f"the processes {sorted(result.left)} of a guest"
+        warnings.warn(f"{which} were killed and may still run", RuntimeWarning, stacklevel=1)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -11,9 +11,9 @@ import os
 import signal
 import time
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["GUEST_MARK", "kill_marked_processes"]
+__all__ = ["GUEST_MARK", "Leftovers", "kill_marked_processes"]
 
 #: The environment variable that carries the mark.
 GUEST_MARK: Final = "TRIO_CONSOLE_GUEST"
@@ -35,22 +35,35 @@ _PF_KTHREAD: Final = 0x0020_0000
 _PAUSE: Final = 0.001
 
 
-def kill_marked_processes(mark: str) -> int:
-    """Kill every process of this user that carries ``mark``, and return how many there were. Blocking.
+class Leftovers(NamedTuple):
+    """What became of the processes that carried a mark: their ids.
 
-    Returns 0 where there is no ``/proc``.
+    Attributes:
+        killed: were sent SIGKILL.
+        left: of those, still there when the time was over, such as in an uninterruptible system call.
+    """
+
+    killed: frozenset[int]
+    left: frozenset[int]
+
+
+def kill_marked_processes(mark: str) -> Leftovers:
+    """Kill every process of this user that carries ``mark``, and wait for them to be gone. Blocking, for a second.
+
+    Finds none where there is no ``/proc``.
     """
     killed: set[int] = set()
     needle = f"{GUEST_MARK}={mark}".encode()
     deadline = time.monotonic() + _MAX_TIME
     clean = 0
+    found: set[int] = set()
     while clean < _CLEAN_SCANS and time.monotonic() < deadline:
         found, unclear = _kill_marked(needle)
         killed |= found
         clean = 0 if found or unclear else clean + 1
         if not clean:
             time.sleep(_PAUSE)
-    return len(killed)
+    return Leftovers(frozenset(killed), frozenset(found))
 
 
 def _kill_marked(needle: bytes) -> tuple[set[int], int]:

@@ -20,6 +20,7 @@ import trio
 from ._channel import SHORT_GRACE, open_console
 from ._client._attach import attach
 from ._client._boot import boot, make_bootstrap
+from ._client._confirmations import Confirmations
 from ._client._connection import Connection
 from ._client._guest import Guest
 from ._ending import see_through
@@ -94,7 +95,8 @@ async def open_guest(
         relay_path: serve other processes at the same time, on a Unix socket made there; see `serve_relay`, whose
             defaults apply. They connect with `connect_guest`.
         ready_timeout: seconds the guest has to become ready.
-        grace: seconds for the whole teardown, and for each wait for the guest to confirm the end of a process.
+        grace: seconds for the whole teardown, and for the guest to confirm the ends of processes. A guest that
+            confirms nothing costs one grace, however many there are, and the teardown included.
 
     Raises:
         OSError: the guest could not be started or reached, or the relay's socket not be made.
@@ -108,21 +110,22 @@ async def open_guest(
     elif not isinstance(spec, GuestSpec):
         raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
     what = make_bootstrap(bootstrap)
+    confirmations = Confirmations(grace)
     async with AsyncExitStack() as stack:
         # The socket first: who connects before the guest is ready waits.
         made = None if relay_path is None else await stack.enter_async_context(listening(relay_path))
         host, channel, booted = await stack.enter_async_context(_booted(spec, what, ready_timeout))
         if made is None:
             connection = Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
-            guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
-            end = guest.shutdown
+            guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
+            tell, wait_ended = guest._tell_to_end, connection.wait_ended
         else:
             options = RelayOptions(attached=True)
             server = await stack.enter_async_context(_serving(channel, booted, made, options, host))
             stream = await stack.enter_async_context(server.attach())
             connection = await _attached(stream, host.explain)
-            guest = Guest(connection, grace=grace, force=host.kill, console=channel.statistics)
-            end = partial(_end_relay, server, connection)
+            guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
+            tell, wait_ended = partial(_tell_relay, server, connection), server.wait_ended
         async with hidden_nursery() as nursery:
             nursery.start_soon(connection.run)
             try:
@@ -130,7 +133,7 @@ async def open_guest(
             finally:
                 # `connection.run` is shielded: only `lose` ends it, also when this raises.
                 try:
-                    await _end(end, channel, host, grace)  # noqa: ASYNC102  (shields itself, for the grace)
+                    await _end(tell, wait_ended, channel, host, confirmations)  # noqa: ASYNC102  (shields itself)
                 finally:
                     connection.lose("the guest did not shut down in time and was ended by force")
 
@@ -145,7 +148,7 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
 
     Args:
         path: of the relay's Unix socket. Any relay of the agent protocol will do.
-        grace: seconds for each wait for the guest to confirm the end of a process.
+        grace: seconds for the guest to confirm the ends of processes, as for `open_guest`.
 
     Raises:
         OSError: there is no relay: ``FileNotFoundError``, ``ConnectionRefusedError``, with ``.filename``.
@@ -158,7 +161,8 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
     # is left with, a Ctrl-C for one.)
     with stream.socket:
         connection = await _attached(stream, partial(_explain_relay, name))
-        guest = Guest(connection, grace=grace, force=partial(connection.lose, "the guest was shut down"))
+        force = partial(connection.lose, "the guest was shut down")
+        guest = Guest(connection, confirmations=Confirmations(grace), force=force)
         async with hidden_nursery() as nursery:
             nursery.start_soon(connection.run)
             try:
@@ -232,7 +236,8 @@ async def serve_relay(
                 task_status.started(Relay(made.path, server, channel.statistics))
                 await server.wait_ended()
             finally:
-                await _end(partial(_end_relay, server, None), channel, host, grace)  # noqa: ASYNC102  (as above)
+                tell = partial(_tell_relay, server, None)
+                await _end(tell, server.wait_ended, channel, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
             if not server.shutdown_requested.is_set():
                 raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
 
@@ -299,25 +304,37 @@ async def _enforce_shutdown(server: RelayServer, channel: ConsoleStream, host: H
     await trio.aclose_forcefully(channel)
 
 
-async def _end_relay(server: RelayServer, connection: Connection | None) -> None:
-    """Stop accepting, tell the guest, and wait until it has gone and the clients have heard of it."""
+def _tell_relay(server: RelayServer, connection: Connection | None) -> None:
+    """Stop accepting, and tell the guest; the clients will hear of it."""
     if connection is not None:
         connection.expect_end("the guest was shut down")
     server.shut_down()
-    await server.wait_ended()
 
 
-async def _end(shut_down: Callable[[], Awaitable[None]], channel: ConsoleStream, host: Host, grace: float) -> None:
-    """The orderly part of the teardown."""
+async def _end(
+    tell: Callable[[], None],
+    wait_ended: Callable[[], Awaitable[None]],
+    channel: ConsoleStream,
+    host: Host,
+    confirmations: Confirmations,
+) -> None:
+    """The orderly part of the teardown.
+
+    The end of the guest is one more confirmation: a guest that has let others wait is not waited for again. It is
+    told in any case, and the time that force needs comes behind this.
+    """
+    tell()
 
     async def orderly(patience: trio.CancelScope) -> None:
         with patience:
-            await shut_down()
+            await wait_ended()
             # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
             await channel.aclose()
             await host.wait()
 
-    orderly_time, hurried = (max(0.0, seconds - _FORCE_TIME) for seconds in (grace, min(grace, _CANCELLED_GRACE)))
+    # (If no time is left, what was told is written all the same: the console's ending delivers what is queued.)
+    left = confirmations.begin() - trio.current_time()
+    orderly_time, hurried = (max(0.0, seconds - _FORCE_TIME) for seconds in (left, min(left, _CANCELLED_GRACE)))
     await see_through(orderly, grace=orderly_time, hurried=hurried)
 
 

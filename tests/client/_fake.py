@@ -13,6 +13,7 @@ import trio.testing
 from trio.testing import memory_stream_pair
 
 from trio_console import _protocol as wire
+from trio_console._client._confirmations import Confirmations
 from trio_console._client._connection import Connection
 from trio_console._client._guest import Guest
 from trio_console._nursery import hidden_nursery
@@ -160,7 +161,7 @@ async def talking(
     )
     connection = Connection(ours, wire.FrameDecoder(), ready, generation, ids, explain)
     talk: Talk
-    guest = Guest(connection, grace=grace, force=lambda: talk.force())
+    guest = Guest(connection, confirmations=Confirmations(grace), force=lambda: talk.force())
     with trio.fail_after(patience):
         async with hidden_nursery() as nursery:
             talk = Talk(guest, connection, FakeAgent(theirs), nursery)

@@ -27,6 +27,7 @@ from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 
 if TYPE_CHECKING:
+    from trio_console._client._confirmations import Confirmations
     from trio_console._client._handle import FileHandle
 
 __all__ = ["BinaryFile"]
@@ -39,7 +40,7 @@ class BinaryFile(GuestFile[bytes]):
 
     Args:
         buffer_size: of each buffer, in bytes; 0 writes and reads just what is asked for.
-        grace: seconds closing may take once it was cancelled.
+        confirmations: how long closing may take once it was cancelled.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class BinaryFile(GuestFile[bytes]):
         writable: bool,
         append: bool,
         buffer_size: int,
-        grace: float,
+        confirmations: Confirmations,
     ) -> None:
         self._owner: Final = Owner()
         self._handle = handle
@@ -62,7 +63,7 @@ class BinaryFile(GuestFile[bytes]):
         self._writable = writable
         self._append = append
         self._limit = min(buffer_size, handle.unit)
-        self._grace = grace
+        self._confirmations = confirmations
         self._position: int | None = None if append else 0
         self._ahead = b""
         self._taken = 0  # bytes of _ahead that were read
@@ -329,8 +330,8 @@ class BinaryFile(GuestFile[bytes]):
         try:
             await self._finish()
         except trio.Cancelled:
-            with trio.CancelScope(shield=True), trio.move_on_after(self._grace):
-                await self._finish()
+            with trio.CancelScope(shield=True):
+                await self._confirmations.wait(self._finish)
             raise
         finally:
             self._handle.drop()  # nothing, unless there was no time to close it in order

@@ -116,7 +116,7 @@ async def open_guest_file(
         writable=parsed.writing,
         append=parsed.kind == "a",
         buffer_size=_BUFFER_SIZE if buffering in (-1, 1) or buffering < 0 else buffering,
-        grace=fs.grace,
+        confirmations=fs.confirmations,
     )
     if not parsed.text:
         return binary

@@ -14,7 +14,7 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final, Self, TypeVar, final
+from typing import TYPE_CHECKING, Final, Self, TypeVar, final
 
 import trio
 
@@ -23,6 +23,9 @@ from trio_console._client._bulk import DataSender
 from trio_console._client._connection import Connection, Session
 from trio_console._client._output import WINDOW, CreditAccount, IncomingStream
 from trio_console._errors import ProtocolError, again
+
+if TYPE_CHECKING:
+    from trio_console._client._confirmations import Confirmations
 
 __all__ = ["FileSystem", "FsCall", "FsRead", "FsWrite", "guest_error"]
 
@@ -272,11 +275,11 @@ class FileSystem:
 
     Attributes:
         connection: to the agent.
-        grace: seconds to wait for the guest where a cancelled caller has to be let go.
+        confirmations: how long to wait for the guest where a cancelled caller has to be let go.
     """
 
     connection: Connection
-    grace: float
+    confirmations: Confirmations
 
     async def ask(self, op: wire.FsOp, expected: type[_R], *filenames: str) -> _R:
         """Do something, and return what the guest answers.

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from _typeshed import OpenBinaryMode, OpenTextMode
 
     from trio_console._client._command import Command, CommandLine, Rlimits, StrOrPath
+    from trio_console._client._confirmations import Confirmations
     from trio_console._client._file import GuestFile
     from trio_console._stream import ConsoleStatistics
 
@@ -118,13 +119,13 @@ class Guest:
         self,
         connection: Connection,
         *,
-        grace: float,
+        confirmations: Confirmations,
         force: Callable[[], None],
         console: Callable[[], ConsoleStatistics] | None = None,
     ) -> None:
         self._owner: Final = Owner()
         self._connection = connection
-        self._grace = grace
+        self._confirmations = confirmations
         self._force = force
         self._console = console
         ready = connection.ready
@@ -169,7 +170,8 @@ class Guest:
 
         If cancelled, the command's process group is ended by ``deliver_cancel`` (by default SIGTERM, and SIGKILL
         if it is still there 5 seconds later); this returns once the guest has confirmed that it is gone, or,
-        with a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt.
+        with a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt: one grace for
+        all that a guest does not confirm.
 
         Args:
             command: a sequence of strings; with ``shell=True`` one string for ``/bin/sh -c``. A name without a
@@ -245,7 +247,8 @@ class Guest:
         """Start a command in the guest for the time of a block.
 
         Leaving the block kills the process group if the process still runs, and returns once the guest has
-        confirmed it, or with a `RuntimeWarning` after the grace of `open_guest`.
+        confirmed it, or with a `RuntimeWarning` after the grace of `open_guest`: one grace for all that a guest
+        does not confirm.
 
         Args:
             command: as in `run_process`, like all arguments not named here.
@@ -274,7 +277,7 @@ class Guest:
                     process.input.close()
                     # What it had written before it ended is still passed on, if our own output takes it. (A block
                     # that raised cancels that.)
-                    nursery.cancel_scope.deadline = trio.current_time() + self._grace
+                    nursery.cancel_scope.deadline = trio.current_time() + self._confirmations.grace
         finally:
             if process is not None:
                 process.close()
@@ -328,7 +331,8 @@ class Guest:
                             await self._terminate(process)
                         else:
                             await deliver_cancel(process)
-                            with trio.move_on_after(self._grace):
+                            # To end by itself. (Nothing is confirmed by not doing so.)
+                            with trio.move_on_at(self._confirmations.peek()):
                                 await process.wait_ended()
                     finally:
                         # Also when the user's function failed. (Nothing is left to do if the process has ended.)
@@ -344,12 +348,11 @@ class Guest:
         if not process.ended:
             process.kill()
             process.discard_output()
-            with trio.move_on_after(self._grace):
-                await process.wait_ended()
-            if not process.ended:
-                process.give_up()
+            if not await self._confirmations.wait(process.wait_ended) and not process.ended:
+                process.give_up(self._confirmations.confirmed)
                 warnings.warn(
-                    f"the guest did not confirm within {self._grace:g} seconds that {process!r} is gone",
+                    f"the guest did not confirm within {self._confirmations.grace:g} seconds that {process!r} is "
+                    "gone; it may still run",
                     RuntimeWarning,
                     stacklevel=1,
                 )
@@ -416,7 +419,7 @@ class Guest:
             UnsupportedByPeer: the agent is older than file operations.
             TypeError, ValueError, LookupError: the arguments make no sense; nothing was sent.
         """
-        fs = FileSystem(self._connection, self._grace)
+        fs = FileSystem(self._connection, self._confirmations)
         return await open_guest_file(fs, path_text(path), mode, buffering, encoding, errors, newline)
 
     def path(self, path: StrOrPath | GuestPath) -> GuestPath:
@@ -426,7 +429,7 @@ class Guest:
             TypeError: it is no path.
             ValueError: it has a null character, or is not UTF-8.
         """
-        return GuestPath(FileSystem(self._connection, self._grace), PurePosixPath(path_text(path)))
+        return GuestPath(FileSystem(self._connection, self._confirmations), PurePosixPath(path_text(path)))
 
     # Network
 
@@ -495,13 +498,18 @@ class Guest:
         await trio.lowlevel.checkpoint()
         connection = self._connection
         if connection.lost is None:
-            connection.expect_end("the guest was shut down")
-            connection.send(wire.Shutdown(), 0)
-            with trio.move_on_after(self._grace):
+            self._tell_to_end()
+            with trio.move_on_at(self._confirmations.begin_last()):
                 await connection.wait_ended()
             if connection.lost is None:
                 self._force()
                 connection.lose("the guest did not shut down in time and was ended by force")
+
+    def _tell_to_end(self) -> None:
+        """Tell the guest to shut down, and wait for nothing."""
+        if self._connection.lost is None:
+            self._connection.expect_end("the guest was shut down")
+            self._connection.send(wire.Shutdown(), 0)
 
     def statistics(self) -> GuestStatistics:
         """What goes on in the session layer, and in the channel below it."""

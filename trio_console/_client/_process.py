@@ -20,6 +20,8 @@ from trio_console._errors import ProtocolError, again
 from trio_console._lost import GuestLostError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_console._client._command import Command
 
 __all__ = ["GuestProcess"]
@@ -63,6 +65,7 @@ class GuestProcess(Session):
         self._tty = command.tty
         self._returncode: int | None = None
         self._error: Exception | None = None
+        self._heard_late: Callable[[], object] | None = None
         self._started = trio.Event()
         self._ended = trio.Event()
         flow = connection.ready.flow
@@ -122,10 +125,8 @@ class GuestProcess(Session):
                 self._started.set()
             case wire.ExecStdinError():
                 self.input.fail(OSError(message.errno or 0, message.message))
-            case wire.ExecExited(code, number):
-                # A signal below 1 is none, and must not turn an abnormal end into status 0.
-                self._returncode = code if number is wire.UNSET or number < 1 else -number
-                self._end(BrokenPipeError("the process has exited"))
+            case wire.ExecExited():
+                self._exited(message)
             case wire.ExecFailed():
                 self._fail(_start_error(message, self._command))
             case wire.Error():
@@ -148,6 +149,14 @@ class GuestProcess(Session):
                         message_type=wire.type_of(message).name,
                     )
                 )
+
+    def _exited(self, message: wire.ExecExited) -> None:
+        # A signal below 1 is none, and must not turn an abnormal end into status 0.
+        number = message.signal
+        self._returncode = message.code if number is wire.UNSET or number < 1 else -number
+        self._end(BrokenPipeError("the process has exited"))
+        if self._heard_late is not None:
+            self._heard_late()
 
     def _put(self, stream: IncomingStream, name: wire.StreamName, data: bytes) -> None:
         if self._merged is not None:
@@ -230,8 +239,13 @@ class GuestProcess(Session):
         if self.stderr is None:
             self.error_output.let_go()
 
-    def give_up(self) -> None:
-        """The guest does not say how it ended; nobody waits any longer. Its id stays taken."""
+    def give_up(self, heard: Callable[[], object]) -> None:
+        """The guest does not say how it ended; nobody waits any longer. Its id stays taken.
+
+        Args:
+            heard: called if the guest does say it after all.
+        """
+        self._heard_late = heard
         self._fail(GuestLostError(f"the guest did not confirm the end of {self.args!r}"))
 
     def close(self) -> None:

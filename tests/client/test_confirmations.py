@@ -1,0 +1,162 @@
+"""One deadline for whatever a guest does not confirm."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from trio_console import _protocol as wire
+from trio_console._client._confirmations import Confirmations
+
+from ._fake import begin, talking
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from ._fake import Talk
+
+PIPE = subprocess.PIPE
+GRACE = 3.0
+
+
+async def test_a_wait_has_a_grace(mock_clock: MockClock) -> None:
+    confirmations = Confirmations(GRACE)
+    mock_clock.jump(10)
+    assert confirmations.begin() == trio.current_time() + GRACE
+
+
+@pytest.mark.parametrize("later", [0.0, 1.0, GRACE, 2 * GRACE])
+async def test_later_waits_share_the_deadline_of_the_first(later: float, mock_clock: MockClock) -> None:
+    confirmations = Confirmations(GRACE)
+    first = confirmations.begin()
+    mock_clock.jump(later)
+    assert confirmations.begin() == first
+
+
+async def test_a_wait_later_than_two_graces_sets_a_new_deadline(mock_clock: MockClock) -> None:
+    confirmations = Confirmations(GRACE)
+    confirmations.begin()
+    mock_clock.jump(2 * GRACE + 0.001)
+    assert confirmations.begin() == trio.current_time() + GRACE
+
+
+async def test_any_confirmation_clears_the_deadline(mock_clock: MockClock) -> None:
+    confirmations = Confirmations(GRACE)
+    confirmations.begin()
+    mock_clock.jump(1)
+    confirmations.confirmed()
+    assert confirmations.begin() == trio.current_time() + GRACE
+
+
+async def test_a_wait_tells_whether_it_was_confirmed_and_clears_the_deadline_if_so(
+    autojump_clock: MockClock,
+) -> None:
+    confirmations = Confirmations(GRACE)
+    assert not await confirmations.wait(trio.sleep_forever)
+    assert trio.current_time() == GRACE
+    assert not await confirmations.wait(trio.sleep_forever)
+    assert trio.current_time() == GRACE
+    await trio.sleep(GRACE + 1)
+    assert await confirmations.wait(trio.lowlevel.checkpoint)
+    assert not await confirmations.wait(trio.sleep_forever)
+    assert trio.current_time() == 3 * GRACE + 1
+
+
+# Through a guest
+
+
+async def _leave_stuck(talk: Talk, count: int) -> None:
+    """Leave blocks of processes that the guest does not confirm, one after the other."""
+    for _ in range(count):
+        with pytest.warns(RuntimeWarning, match="did not confirm within 3 seconds"):
+            async with talk.guest.open_process(["stuck"], stdin=PIPE, stdout=PIPE, stderr=PIPE):
+                pass
+
+
+async def test_five_stuck_processes_cost_one_grace(autojump_clock: MockClock) -> None:
+    async with talking(grace=GRACE) as talk:
+        talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
+        began = trio.current_time()
+        await _leave_stuck(talk, 5)
+        assert trio.current_time() - began == GRACE
+
+
+async def test_a_process_that_is_confirmed_too_late_still_clears_the_deadline(autojump_clock: MockClock) -> None:
+    async with talking(grace=GRACE) as talk:
+        result = begin(talk.nursery, lambda: _leave_stuck(talk, 1))
+        id_ = await talk.agent.expect_start()
+        await result.wait()
+        await talk.agent.expect(wire.ExecSignal)
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await trio.testing.wait_all_tasks_blocked()
+        talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
+        began = trio.current_time()
+        await _leave_stuck(talk, 1)
+        assert trio.current_time() - began == GRACE
+
+
+async def test_the_seconds_of_deliver_cancel_come_before_the_deadline(autojump_clock: MockClock) -> None:
+    async def deliver(_process: object) -> None:
+        await trio.sleep(10)
+        raise ZeroDivisionError
+
+    async with talking(grace=GRACE) as talk:
+        talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
+        await _leave_stuck(talk, 1)
+        result = begin(
+            talk.nursery,
+            lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+        result.scope.cancel()
+        with pytest.warns(RuntimeWarning, match="did not confirm"), pytest.RaisesGroup(ZeroDivisionError):
+            await result.wait()
+        assert trio.current_time() - began == 10 + GRACE
+
+
+async def test_a_shutdown_of_a_guest_that_has_let_others_wait_is_by_force_after_a_moment(
+    autojump_clock: MockClock,
+) -> None:
+    seen: list[tuple[int, wire.Message]] = []
+
+    async def record(talk: Talk) -> None:
+        while (got := await talk.agent.receive_for_ever()) is not None:
+            seen.append(got)
+            if isinstance(got[1], wire.ExecRequest):
+                await talk.agent.send(wire.ExecStarted(5), got[0])
+
+    async with talking(grace=GRACE) as talk:
+        talk.nursery.start_soon(record, talk)
+        began = trio.current_time()
+        await _leave_stuck(talk, 2)
+        await talk.guest.shutdown()
+        assert trio.current_time() - began == pytest.approx(GRACE + 0.2)
+        assert talk.forced == 1
+        await trio.testing.wait_all_tasks_blocked()
+    assert any(isinstance(message, wire.Shutdown) for _, message in seen)
+
+
+async def test_a_guest_that_has_let_others_wait_is_not_waited_for_after_deliver_cancel(
+    autojump_clock: MockClock,
+) -> None:
+    async def deliver(_process: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async with talking(grace=GRACE) as talk:
+        talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
+        began = trio.current_time()
+        await _leave_stuck(talk, 3)
+        result = begin(
+            talk.nursery,
+            lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        result.scope.cancel()
+        with pytest.warns(RuntimeWarning, match="did not confirm"):
+            await result.wait()
+        assert trio.current_time() - began == GRACE

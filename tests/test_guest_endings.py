@@ -1,0 +1,119 @@
+"""The forced part of a guest's end: bounded, and loud about what it leaves."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from trio_console import _guests, _open
+from trio_console._client._confirmations import Confirmations
+from trio_console._guests import Host
+from trio_console._leftovers import Leftovers
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from trio.testing import MockClock
+
+
+class Undying:
+    """A process in an uninterruptible system call."""
+
+    pid = 4711
+    returncode = None
+
+    def __init__(self) -> None:
+        self.stderr, self._said = trio.testing.memory_stream_one_way_pair()[::-1]
+        self.signals: list[int] = []
+
+    def send_signal(self, number: int) -> None:
+        self.signals.append(number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> None:
+        await trio.sleep_forever()
+
+
+async def test_a_process_that_does_not_die_is_left_behind_with_a_warning(autojump_clock: MockClock) -> None:
+    process: Any = Undying()
+    device: Any = None
+    with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed and did not end"):
+        async with _guests._watch(Host(device, process, "the agent"), process):
+            pass
+    assert process.signals == [signal.SIGKILL]
+    assert trio.current_time() == 1.0
+
+
+async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bounded(
+    autojump_clock: MockClock,
+) -> None:
+    process: Any = Undying()
+    device: Any = None
+    with pytest.warns(RuntimeWarning, match="did not end"), trio.move_on_after(0.5) as scope:
+        async with _guests._watch(Host(device, process, "the agent"), process):
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    assert trio.current_time() == 1.5
+
+
+@pytest.mark.parametrize(
+    ("left", "match"), [(frozenset({17, 4}), r"the processes \[4, 17\] of a guest"), (frozenset[int](), None)]
+)
+async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
+    left: frozenset[int], match: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(_guests, "kill_marked_processes", lambda _mark: Leftovers(left, left))
+    await _guests._kill_left_behind("mark", trio.CancelScope())
+    assert [str(found.message).partition(" were")[0] for found in recwarn] == (
+        ["the processes [4, 17] of a guest"] if match else []
+    )
+
+
+async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    monkeypatch.setattr(_guests, "kill_marked_processes", lambda _mark: os.read(reading, 1))
+    try:
+        with pytest.warns(RuntimeWarning, match="may still run"):
+            await _guests._kill_left_behind("mark", trio.CancelScope(deadline=trio.current_time() + 0.05))
+    finally:
+        os.write(writing, b"x")
+        os.close(writing)
+        # (The thread may be about to read.)
+        await trio.to_thread.run_sync(lambda: None)
+        os.close(reading)
+
+
+class Console:
+    """Takes what it is given, and is closed."""
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+async def _end(wait_ended: Callable[[], Awaitable[None]], confirmations: Confirmations) -> list[str]:
+    told: list[str] = []
+    channel: Any = Console()
+    host: Any = Host(channel)
+    await _open._end(lambda: told.append("told"), wait_ended, channel, host, confirmations)
+    return told
+
+
+async def test_a_teardown_leaves_the_last_of_the_grace_to_force(autojump_clock: MockClock) -> None:
+    assert await _end(trio.sleep_forever, Confirmations(5)) == ["told"]
+    assert trio.current_time() == pytest.approx(5 - _open._FORCE_TIME)
+
+
+async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forced_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    confirmations = Confirmations(5)
+    await confirmations.wait(trio.sleep_forever)
+    assert await _end(trio.sleep_forever, confirmations) == ["told"]
+    assert trio.current_time() == 5
