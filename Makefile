@@ -16,7 +16,7 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 # methods wait for nothing, cancellations that are looked at.
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
-.PHONY: help demo test check model mutants fuzz bench nightly clean
+.PHONY: help demo test check model mutants fuzz bench pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -26,6 +26,7 @@ help:
 	@echo "make mutants put small faults into the package, one at a time, which the tests must find (ARGS=... names them)"
 	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
+	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
 	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
 	@echo "make clean   remove what the above have made"
 
@@ -73,6 +74,9 @@ fuzz: $(FUZZ_STAMP)
 	@echo "==> Fuzzing, two targets at a time"
 	@PYTHON=$(BIN)/python fuzz/run $(ARGS)
 
+pythons: $(STAMP)
+	@$(BIN)/python tests/pythons/run.py $(ARGS)
+
 nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
@@ -82,6 +86,8 @@ nightly: $(FUZZ_STAMP)
 	@PYTHONPATH=tests $(BIN)/python -m mutants
 	@echo "==> Fuzzing, three minutes each"
 	@PYTHON=$(BIN)/python fuzz/run --seconds 180
+	@echo "==> The tests on newer Pythons"
+	@$(BIN)/python tests/pythons/run.py
 
 bench: $(STAMP)
 	@command -v strace >/dev/null || { echo "==> Installing strace, which counts system calls"; \
