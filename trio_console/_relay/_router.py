@@ -236,6 +236,8 @@ class Router:
             raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {kind} session")
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
+        elif session.last is not None:
+            self._accept_late(client, session, frame, message)
         elif isinstance(message, wire.DataMessage):
             client.pending_bytes += session.add_pending(type(message), message.data)
             self._enter_round(client, session, orders)
@@ -250,6 +252,19 @@ class Router:
             if isinstance(message, wire.Cancel):
                 self._drop_pending(client, session)
             orders.to_agent.append(wire.encode_again(frame))
+
+    def _accept_late(
+        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message
+    ) -> None:
+        """A message for a session that has ended in the guest, which its client does not know yet.
+
+        The guest must not get it: it answers data for an id that it does not know with a terminal frame, which
+        would end the next session under this id.
+        """
+        self.dropped_bytes += len(frame.body)
+        if isinstance(message, wire.TcpClose):  # the client forgets the id, and grants nothing any more
+            self._release(client, session)
+            self._forget(client, session)
 
     def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
         """Register a session; returns the request as the agent gets it."""
@@ -458,6 +473,8 @@ class Router:
             self._forget(client, session)
 
     def _forget(self, client: Client, session: RelaySession) -> None:
+        """The only way out of the table, so that a client's `pending_bytes` stays the sum over its sessions."""
+        self._drop_pending(client, session)
         if client.sessions.get(session.id) is session:
             del client.sessions[session.id]
 
