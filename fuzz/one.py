@@ -2,6 +2,7 @@
 
 python -m fuzz.one TARGET [libFuzzer's arguments and corpus folders]
 python -m fuzz.one --replay TARGET FILE...    (needs no atheris)
+python -m fuzz.one --fixed TARGET             (the same inputs every time; needs no atheris either)
 """
 
 from __future__ import annotations
@@ -14,6 +15,10 @@ import sys
 def main(arguments: list[str]) -> None:
     if arguments[:1] == ["--replay"]:
         replay(arguments[1], arguments[2:])
+    elif arguments[:1] == ["--fixed"]:
+        from fuzz import fixed
+
+        fixed.run(arguments[1])
     else:
         fuzz(arguments[0], arguments[1:])
 

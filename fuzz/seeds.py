@@ -53,9 +53,14 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "too_short", bytes([1, 2]) + wire.encode(wire.Ping(), 1) + b"\0\0\0\4\0\0\0\1"
     yield "too_long", bytes([1, 40]) + wire.encode(wire.Ping(), 1) + b"\0\x40\0\1\0\0\0\1"
     yield "cut", bytes([2, 3, 1]) + wire.encode(wire.Ping(), 1)[:-1]
+    # By the first byte lengths are picked, as `frames` has them: the largest, which is all there, and one more.
+    yield "largest", bytes([0x20, 10, 0]) + bytes(6) + bytes([12])
+    yield "largest_sent", bytes([1, 1, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 1, 1])
 
 
 def _messages() -> Iterator[tuple[str, bytes]]:
+    yield "most_items", b"most items"
+    yield "most_items_plain", b"most items, plain"
     for name, raw in _recorded():
         row = _row_of(raw)
         if row is None or raw[8] != row.flags:

@@ -1,4 +1,8 @@
-"""What is fuzzed. A target takes any bytes, and raises only if trio_console has done something wrong."""
+"""What is fuzzed. A target takes any bytes, and raises only if trio_console has done something wrong.
+
+It does the same for the same bytes, whatever ran before and in which process, and returns a number that is made of
+all that came out, so that two runs can be compared.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TARGETS"]
 
-TARGETS: Final[Mapping[str, Callable[[bytes], None]]] = {
+TARGETS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "frames": fuzz_frames,
     "messages": fuzz_messages,
     "relay_clients": fuzz_relay_clients,

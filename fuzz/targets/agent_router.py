@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import zlib
 from collections import Counter
 from typing import TYPE_CHECKING, ClassVar, Final, final
+from unittest import mock
 
 import trio
 import trio.testing
 
+from fuzz.targets.agent_model import AgentModel, Told, told
 from fuzz.targets.script import Script
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
@@ -20,11 +23,16 @@ from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._router import Ending, Router
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
 __all__ = ["fuzz_agent_router"]
 
 _IDS: Final = (1, 1, 1, 2, 3, 0, 2**25 - 2, 2**25 - 1, 2**32 - 1)
+
+_STEP: Final = (2**32 - 1) // 128
+
+#: The same, and both sides of each edge.
+_EDGES: Final = (1, 1, 2, 3, 0, _STEP - 1, _STEP, _STEP + 1, 128 * _STEP - 1, 128 * _STEP, 2**32 - 1)
 
 _MESSAGES: Final[Sequence[wire.Message]] = (
     wire.ExecRequest("waits"),
@@ -53,13 +61,16 @@ _MESSAGES: Final[Sequence[wire.Message]] = (
 class _Console(trio.abc.Stream):
     """The agent's end of a console, whose pieces come when the agent has nothing else to do."""
 
-    def __init__(self, pieces: Sequence[bytes]) -> None:
+    def __init__(self, pieces: Sequence[bytes], settled: Callable[[bytes], None]) -> None:
         self._pieces = list(pieces)
+        self._settled = settled
         self.written = bytearray()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        await trio.lowlevel.checkpoint()
-        return self._pieces.pop(0) if self._pieces else b""
+        await trio.testing.wait_all_tasks_blocked()
+        piece = self._pieces.pop(0) if self._pieces else b""
+        self._settled(piece)
+        return piece
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
@@ -78,9 +89,10 @@ class _Session(Session):
     kind: ClassVar[str] = "exec"
     accepts = frozenset({wire.ExecStdin, wire.ExecSignal, wire.Credit})
 
-    def __init__(self, link: Link, session_id: int, does: str) -> None:
+    def __init__(self, link: Link, session_id: int, does: str, received: list[Told]) -> None:
         super().__init__(link, session_id)
         self._does = does
+        self._received = received
 
     async def run(self) -> None:
         with self._scope:
@@ -95,109 +107,157 @@ class _Session(Session):
     async def receive(self, message: wire.Message) -> None:
         assert type(message) in self.accepts
         assert not self.ended
+        self._received.append(told(self.id, message))
         if isinstance(message, wire.ExecSignal):
             self.end()
 
 
-def _open(link: Link, session_id: int, message: wire.Message) -> Session | wire.Message:
-    assert is_session_id(session_id)
-    if isinstance(message, wire.ExecRequest) and message.cmd == "refused":
-        return wire.ExecFailed(kind="not_found", message="refused")
-    return _Session(link, session_id, message.cmd if isinstance(message, wire.ExecRequest) else "")
+@final
+class _Agent:
+    """The router under test, beside the model of it: compared whenever nothing moves any more."""
+
+    def __init__(self, pieces: Sequence[bytes]) -> None:
+        self.console = _Console(pieces, self.settled)
+        self._model = AgentModel()
+        self._sent = wire.FrameDecoder()
+        self._answers = wire.FrameDecoder()
+        self._seen = 0
+        self._received: list[Told] = []
+        self._forgotten: list[tuple[int, int]] = []
+        self._clock: list[int] = []
+        self.ends: Ending = Ending.CONSOLE_CLOSED
+        self.trace = 0
+
+    def settled(self, piece: bytes) -> None:
+        """All tasks are blocked; ``piece`` is what the host sends next."""
+        self._model.settle()
+        assert sorted(self.router.sessions) == self._model.living, "other sessions live"
+        self._check_answers()
+        try:
+            if piece:
+                self._sent.feed(piece)
+                for frame in self._sent:
+                    self._model.frame(frame)
+            else:
+                self._sent.feed_eof()
+        except ProtocolError:
+            self.ends = Ending.OUT_OF_STEP
+
+    def _check_answers(self) -> None:
+        written = bytes(self.console.written[self._seen :])
+        self._seen += len(written)
+        self.trace = zlib.crc32(written, self.trace)
+        self._answers.feed(written)
+        answers = [(frame.id, wire.decode(frame)) for frame in self._answers]
+        assert not self._answers.pending
+        assert Counter(told(id_, message) for id_, message in answers) == self._model.out, "something else is said"
+        self._model.out.clear()
+        assert self._received == self._model.received, "a session has got something else"
+        assert self._forgotten == self._model.forgotten
+        assert self._clock == self._model.clock
+        for number, (id_, message) in enumerate(answers):
+            row = wire.type_of(message)
+            assert row.direction & wire.Direction.AGENT_TO_HOST
+            if isinstance(message, wire.ExecExited):
+                # (An id that is open twice between two looks has two lives in one list.)
+                after = [type(later) for other, later in answers[number + 1 :] if other == id_]
+                assert wire.ExecStarted not in after or after.count(wire.ExecExited), "said behind its last word"
+
+    def _open(self, link: Link, session_id: int, message: wire.Message) -> Session | wire.Message:
+        assert is_session_id(session_id)
+        if isinstance(message, wire.ExecRequest) and message.cmd == "refused":
+            return wire.ExecFailed(kind="not_found", message="refused")
+        does = message.cmd if isinstance(message, wire.ExecRequest) else ""
+        return _Session(link, session_id, does, self._received)
+
+    async def serve(self) -> Ending:
+        outbox = Outbox(self.console)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.run)
+            async with trio.open_nursery() as sessions:
+                self.router = Router(
+                    FrameSource(self.console),
+                    Link(outbox, Activity()),
+                    sessions,
+                    openers={wire.ExecRequest: self._open, wire.TcpConnect: self._open},
+                    forget_files=lambda start, end: self._forgotten.append((start, end)),
+                    set_clock=self._clock.append,
+                    shutdown_grace=1,
+                )
+                ending = await self.router.run()
+                await trio.testing.wait_all_tasks_blocked()
+                # (What was opened and ended by one piece is not looked at before it is gone.)
+                self._model.settle()
+                assert sorted(self.router.sessions) == self._model.living, "other sessions live"
+                sessions.cancel_scope.cancel()
+            assert not self.router.sessions, "a session that nobody runs"
+            outbox.close()
+        self._check_answers()
+        assert ending is (Ending.SHUT_DOWN if self._model.over else self.ends)
+        return ending
 
 
-def fuzz_agent_router(data: bytes) -> None:
+def fuzz_agent_router(data: bytes) -> int:
     """Frames in pieces, some of them sensible, and what the router does about it."""
-    stream = _pieces(Script(data))
-    frames, ends = _what_was_sent(b"".join(stream))
-    console = _Console(stream)
-    # trio shuffles the tasks that are to run, and what it does that with is not public; but an input that fails
-    # once is to fail again.
+    agent = _Agent(_pieces(Script(data)))
+    # trio shuffles the tasks that are to run, and what it does that with is not public; but an input is to do the
+    # same each time.
     trio._core._run._r.seed(data)
-    with contextlib.redirect_stderr(io.StringIO()):  # where it says what it thinks of all this
-        ending = trio.run(_serve, console)
-    if ending is not Ending.SHUT_DOWN:
-        assert ending is ends
-    _check_answers(frames, bytes(console.written))
+    with (
+        mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        contextlib.redirect_stderr(io.StringIO()),  # where it says what it thinks of all this
+    ):
+        ending = trio.run(agent.serve, clock=trio.testing.MockClock(autojump_threshold=0))
+    return zlib.crc32(ending.name.encode(), agent.trace)
+
+
+#: Frames in one piece, at most. What the router queues for these is within its bounds, so it waits for nothing.
+_PIECE: Final = 60
 
 
 def _pieces(script: Script) -> list[bytes]:
     pieces = [b""]
+    count = 0
+    ids: Sequence[int] = _IDS
     while script:
-        match script.byte() % 8:
-            case 0:
-                pieces.append(b"")
-            case 1:
-                pieces[-1] += script.take(script.byte())
-            case 2:
-                row = script.pick(list(wire.MESSAGE_TYPES.values()))
-                body = b"\xa3\x61v\x07\x61t\x78" + bytes([len(row.name)]) + row.name.encode() + b"\x61p"
-                payload = script.take(script.byte())
-                body += b"\x58" + bytes([len(payload)]) + payload
-                pieces[-1] += wire.encode_frame(script.pick(_IDS), row.flags, body)
-            case _:
-                id_ = script.pick(_IDS)
-                pieces[-1] += wire.encode(script.pick(_MESSAGES), id_)
+        how = script.byte()
+        count += 1
+        if how == 0xFF:
+            ids = _EDGES  # from here on
+        elif how % 8 == 0 or count >= _PIECE:
+            pieces.append(b"")
+            count = 0
+        elif how % 8 == 1:
+            pieces[-1] += script.take(script.byte())
+        elif how % 8 == 2:
+            pieces[-1] += _envelope(script, script.pick(list(wire.MESSAGE_TYPES.values())), ids)
+        elif how == 0xFE:
+            pieces[-1] += wire.encode(_disconnected(script, ids))
+        elif how == 0xFD:
+            pieces[-1] += wire.encode(wire.Shutdown())
+        elif how == 0xFB:
+            pieces[-1] += _wrong(script, ids)
+        else:
+            id_ = script.pick(ids)
+            pieces[-1] += wire.encode(script.pick(_MESSAGES), id_)
     return [piece for piece in pieces if piece]
 
 
-def _what_was_sent(stream: bytes) -> tuple[list[wire.Frame], Ending]:
-    decoder = wire.FrameDecoder()
-    decoder.feed(stream)
-    frames: list[wire.Frame] = []
-    try:
-        for frame in decoder:
-            frames.append(frame)  # noqa: PERF402  (those in front of an error are wanted, too)
-        decoder.feed_eof()
-    except ProtocolError:
-        return frames, Ending.OUT_OF_STEP
-    return frames, Ending.CONSOLE_CLOSED
+def _envelope(script: Script, row: wire.MessageType, ids: Sequence[int]) -> bytes:
+    body = b"\xa3\x61v\x07\x61t\x78" + bytes([len(row.name)]) + row.name.encode() + b"\x61p"
+    payload = script.take(script.byte())
+    body += b"\x58" + bytes([len(payload)]) + payload
+    return wire.encode_frame(script.pick(ids), row.flags, body)
 
 
-async def _serve(console: _Console) -> Ending:
-    outbox = Outbox(console)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(outbox.run)
-        async with trio.open_nursery() as sessions:
-            router = Router(
-                FrameSource(console),
-                Link(outbox, Activity()),
-                sessions,
-                openers={wire.ExecRequest: _open, wire.TcpConnect: _open},
-                forget_files=lambda start, end: None,
-                set_clock=lambda nanoseconds: None,
-                shutdown_grace=1,
-            )
-            ending = await router.run()
-            await trio.testing.wait_all_tasks_blocked()
-            sessions.cancel_scope.cancel()
-        assert not router.sessions, "a session that nobody runs"
-        outbox.close()
-    return ending
+def _disconnected(script: Script, ids: Sequence[int]) -> wire.Message:
+    """Of a range that begins and ends at an id that somebody has, or beside it."""
+    start, end = script.pick(ids), script.pick(ids)
+    return wire.ClientDisconnected(start, min(2**32 - 1, end + script.byte() % 2))
 
 
-def _check_answers(frames: list[wire.Frame], written: bytes) -> None:
-    """Only what an agent may say, only under ids it was spoken to, and one last word at most for each request."""
-    decoder = wire.FrameDecoder()
-    decoder.feed(written)
-    answers = list(decoder)
-    decoder.feed_eof()
-    asked = Counter(frame.id for frame in frames)
-    ended = Counter(frame.id for frame in answers if frame.flags & wire.FLAG_TERMINAL)
-    assert ended <= asked
-    for frame in answers:
-        assert frame.id in asked
-        assert wire.type_of(wire.decode(frame)).direction & wire.Direction.AGENT_TO_HOST
-    for id_, requests in Counter(frame.id for frame in frames if _opens(frame)).items():
-        # (Who asks twice under one id has not waited for the first to end, and gets what it deserves.)
-        if requests == 1:
-            said = [type(wire.decode(frame)) for frame in answers if frame.id == id_]
-            assert said.count(wire.ExecStarted) <= 1
-            assert said.count(wire.ExecExited) + said.count(wire.ExecFailed) <= 1
-
-
-def _opens(frame: wire.Frame) -> bool:
-    try:
-        return isinstance(wire.decode(frame), (wire.ExecRequest, wire.TcpConnect))
-    except ProtocolError:
-        return False
+def _wrong(script: Script, ids: Sequence[int]) -> bytes:
+    """A message of some generation, with some flags."""
+    id_ = script.pick(ids)
+    raw = wire.encode(script.pick(_MESSAGES), id_, version=script.pick((3, 4, 5, 7, 24)))
+    return raw[:8] + bytes([raw[8] ^ script.pick((0, 1, 2, 4, 128))]) + raw[9:]

@@ -1,9 +1,15 @@
-"""The message decoder: a message or a `ProtocolError`, by every way in the same."""
+"""The message decoder: a message or a `ProtocolError`, by every way in the same, and as a plain reading says."""
 
 from __future__ import annotations
 
+import contextlib
+import zlib
+from typing import Any, Final
+from unittest import mock
+
 import cbor2
 
+from fuzz.targets import cbor_reference as reference
 from fuzz.targets.script import Script, outcome
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
@@ -11,78 +17,288 @@ from trio_console._protocol import _cbor, _codec
 
 __all__ = ["fuzz_messages"]
 
-_KINDS = {"malformed_message", "unsupported_message_type", "invalid_flags", "invalid_payload"}
-_ROWS = list(wire.MESSAGE_TYPES.values())
+_KINDS: Final = {"malformed_message", "unsupported_message_type", "invalid_flags", "invalid_payload"}
+_ROWS: Final = list(wire.MESSAGE_TYPES.values())
+
+#: The flags of each type, said here once more: the last frame of an id, the first one, the end of the guest.
+_FLAGS: Final = {
+    **dict.fromkeys(("core.pong", "core.touched", "core.error", "core.exec.exited", "core.exec.failed"), 1),
+    **dict.fromkeys(("core.fs.response", "core.tcp.closed", "core.tcp.failed"), 1),
+    **dict.fromkeys(("core.exec.request", "core.fs.request", "core.tcp.connect"), 2),
+    "core.shutdown": 4,
+}
 
 #: An error quotes the peer, and must fit a frame however much there is to quote.
-_LONGEST_ERROR = 1500
+_LONGEST_ERROR: Final = 1500
+
+#: So few that an input of some hundred bytes has them.
+_FEW_ITEMS: Final = 40
+
+_KEYS: Final = ("v", "t", "p", "data", "window", "code", "", "\N{SNOWMAN}")
+_SIZES: Final = (0, 1, 22, 23, 24, 25, 247, 248, 255, 256, 257, 258, 300)
 
 
-def fuzz_messages(data: bytes) -> None:
-    """A whole body with its flags; or the payload of a type, in a canonical envelope."""
+def fuzz_messages(data: bytes) -> int:
+    """A whole body with its flags; or the payload of a type, in a canonical envelope.
+
+    By the first byte: made of items that are mostly well formed, with a bound of items that they reach.
+    """
+    if data in _MOST:
+        for items in (reference.MOST_ITEMS - 1, reference.MOST_ITEMS, reference.MOST_ITEMS + 1):
+            _check_reader(_MOST[data](items), reference.MOST_ITEMS)
+        return 0
     script = Script(data)
     how = script.byte()
+    if how == 0xFC:
+        with mock.patch.object(_cbor, "MAX_ITEMS", _FEW_ITEMS):
+            return _check(wire.Frame(7, script.pick((0, 1, 2, 4)), _made_body(script)), _FEW_ITEMS)
     if how % 4 == 0:
-        flags, body = script.byte(), script.rest()
-    else:
-        row, version = _ROWS[how // 4 % len(_ROWS)], script.byte() if how % 4 == 3 else wire.GENERATION
-        flags = row.flags
-        body = cbor2.dumps({"v": version, "t": row.name, "p": script.rest()})
-    _check_envelope(body)
-    _check_message(wire.Frame(7, flags, body))
-    _check_readers_agree(body)
+        return _check(wire.Frame(7, script.byte(), script.rest()), reference.MOST_ITEMS)
+    row, version = _ROWS[how // 4 % len(_ROWS)], script.byte() if how % 4 == 3 else wire.GENERATION
+    body = cbor2.dumps({"v": version, "t": row.name, "p": script.rest()})
+    return _check(wire.Frame(7, row.flags, body), reference.MOST_ITEMS)
 
 
-def _check_envelope(body: bytes) -> None:
+def _check(frame: wire.Frame, most: int) -> int:
+    body = bytes(frame.body)
+    _check_envelope(body, most)
+    said = _check_message(frame, most)
+    _check_reader(body, most)
+    return zlib.crc32(said.encode())
+
+
+# Items that are mostly well formed
+
+
+def _made_body(script: Script) -> bytes:
+    """An envelope, with something wrong here and there; or any item; or more items than are taken."""
+    match script.byte() % 8:
+        case 0:
+            return _item(script, 4)
+        case 1:
+            return _many(script)
+        case _:
+            row = script.pick(_ROWS)
+            payload = _item(script, 3)
+            if script.byte() % 4 == 0:
+                data = bytes(script.pick(_SIZES))
+                payload = b"\xa1\x64data" + _head(script, 2, len(data)) + data
+            parts = [
+                _text(script, "v") + _head(script, 0, script.pick((7, 7, 7, 4, 5, 23, 24, 255, 256))),
+                _text(script, "t") + _text(script, row.name if script.byte() % 8 else "core.nothing"),
+                _text(script, "p") + _head(script, 2, len(payload)) + payload,
+            ]
+            twice = script.pick((None, None, None, 0, 1, 2))
+            if twice is not None:
+                parts.append(parts[twice] if script.byte() % 2 else _text(script, "vtp"[twice]) + b"\0")
+            return _map(script, parts)
+
+
+def _many(script: Script) -> bytes:
+    """As many items as are taken one by one, or one more; in a form that is read so, or in another."""
+    most = _FEW_ITEMS + script.pick((-1, 0, 1))
+    return _one_by_one(most) if script.byte() % 4 else _plain(most)
+
+
+def _one_by_one(items: int) -> bytes:
+    return b"\x9f" + bytes(items - 2) + b"\xff"
+
+
+def _plain(items: int) -> bytes:
+    return b"\x9a" + (items - 1).to_bytes(4, "big") + bytes(items - 1)
+
+
+#: Whole inputs, because what they are about takes its time.
+_MOST: Final = {b"most items": _one_by_one, b"most items, plain": _plain}
+
+
+def _item(script: Script, depth: int) -> bytes:
+    lead = bytes([0xC0 + script.byte() % 24]) if script.byte() % 16 == 0 else b""
+    match script.byte() % (8 if depth else 5):
+        case 0:
+            return lead + _head(script, script.byte() % 2, script.byte())
+        case 1:
+            return lead + _text(script, script.pick(_KEYS))
+        case 2:
+            return lead + _string(script, 2, script.take(script.byte() % 8))
+        case 3:
+            return lead + script.pick(
+                (b"\xf4", b"\xf5", b"\xf6", b"\xf7", b"\xf9\x7e\x00", b"\xf8\x20", b"\xf8\x1f")
+            )
+        case 4:
+            return lead + script.take(script.byte() % 4)
+        case 5:
+            return lead + _nested(script)
+        case 6:
+            items = [_item(script, depth - 1) for _ in range(script.byte() % 4)]
+            if script.byte() % 4 == 0:
+                return lead + b"\x9f" + b"".join(items) + b"\xff"
+            return lead + _head(script, 4, len(items)) + b"".join(items)
+        case _:
+            pairs = [_key(script, depth) + _item(script, depth - 1) for _ in range(script.byte() % 5)]
+            return lead + _map(script, pairs)
+
+
+def _nested(script: Script) -> bytes:
+    """As deep as is taken, or one more."""
+    return b"\x81" * (reference.MOST_DEEP + script.pick((-3, -2, -1, 0, 1))) + b"\0"
+
+
+def _key(script: Script, depth: int) -> bytes:
+    return _item(script, depth - 1) if script.byte() % 8 == 0 else _text(script, script.pick(_KEYS))
+
+
+def _map(script: Script, pairs: list[bytes]) -> bytes:
+    if script.byte() % 4 == 0:
+        return b"\xbf" + b"".join(pairs) + b"\xff"
+    return _head(script, 5, len(pairs)) + b"".join(pairs)
+
+
+def _text(script: Script, text: str) -> bytes:
+    """As text, or as bytes that are taken for the same."""
+    return _string(script, 2 if script.byte() % 8 == 0 else 3, text.encode())
+
+
+def _string(script: Script, major: int, data: bytes) -> bytes:
+    if script.byte() % 8:
+        return _head(script, major, len(data)) + data
+    pieces = (data[:1], data[1:])
+    return bytes([32 * major + 31]) + b"".join(_head(script, major, len(p)) + p for p in pieces) + b"\xff"
+
+
+def _head(script: Script, major: int, number: int) -> bytes:
+    """The shortest form, or a longer one."""
+    size = script.byte()
+    if size % 8:
+        return reference.head(major, number)
+    power = size // 8 % 4
+    return bytes([32 * major + 24 + power]) + (number % (1 << (8 << power))).to_bytes(1 << power, "big")
+
+
+# What must hold
+
+
+def _check_envelope(body: bytes, most: int) -> None:
     envelope = outcome(lambda: wire.decode_envelope(body))
     type_ = outcome(lambda: wire.peek_type(body))
+    expected = _envelope(body, most)
     if isinstance(envelope, ProtocolError):
+        assert expected is None, "an envelope is refused"
         assert envelope.kind == "malformed_message"
         assert repr(type_) == repr(envelope)
         assert len(str(envelope)) < _LONGEST_ERROR
         return
+    assert expected == envelope, "something else is taken for an envelope"
     assert type_ == envelope.type
-    assert 0 <= envelope.version <= 255
-    _check_readers_agree(envelope.payload)
+    _check_reader(envelope.payload, most)
 
 
-def _check_message(frame: wire.Frame) -> None:
+def _envelope(body: bytes, most: int) -> tuple[int, str, bytes] | None:
+    try:
+        value = reference.read(body, most)
+    except reference.Refused:
+        return None
+    if not isinstance(value, dict) or None in value:
+        return None
+    version, type_, payload = value.get("v"), value.get("t"), _octets(value.get("p"))
+    if type(version) is not int or not 0 <= version <= 255 or not isinstance(type_, str) or payload is None:
+        return None
+    return version, type_, payload
+
+
+def _octets(value: Any) -> bytes | None:
+    if isinstance(value, list) and all(type(octet) is int and 0 <= octet < 256 for octet in value):
+        return bytes(value)
+    return value if isinstance(value, bytes) else None
+
+
+def _check_message(frame: wire.Frame, most: int) -> str:
     data = wire.measure_data(frame)
     message = outcome(lambda: wire.decode(frame))
     if isinstance(message, ProtocolError):
         assert data is None
-        _check_refusal(frame, message)
-        return
+        _check_refusal(frame, message, most)
+        return f"{message.kind} {message}"
+    name = wire.type_of(message).name
+    assert frame.flags == _FLAGS.get(name, 0), "flags of another type"
     if data is not None:
         assert isinstance(message, wire.DataMessage)
         assert data == (type(message), len(message.data))
     # The short cut for bulk data and the long way say the same.
     assert _codec._decode_any(frame) == message
     version = wire.decode_envelope(frame.body).version
+    _check_payload(frame, message)
     raw = wire.encode(message, frame.id, version=version)
     again = _frame(raw)
+    assert again.flags == frame.flags
     assert wire.decode(again) == message
     assert wire.encode(wire.decode(again), frame.id, version=version) == raw
-    assert wire.decode_envelope(again.body)[:2] == (version, wire.type_of(message).name)
+    _check_canonical(bytes(again.body), version, name)
+    return repr(message)
 
 
-def _check_refusal(frame: wire.Frame, exc: ProtocolError) -> None:
+def _check_payload(frame: wire.Frame, message: wire.Message) -> None:
+    """What was taken is there once: no key in it is there twice."""
+    if isinstance(message, wire.Shutdown):
+        return  # whatever came with it
+    value = reference.read(wire.decode_envelope(frame.body).payload)  # raises, if it is not to be taken
+    assert isinstance(value, dict)
+    if isinstance(message, wire.DataMessage):
+        assert message.data == _octets(value["data"])
+
+
+def _check_canonical(body: bytes, version: int, name: str) -> None:
+    envelope = reference.read(body)
+    assert list(envelope) == ["v", "t", "p"]
+    assert (envelope["v"], envelope["t"]) == (version, name)
+    assert reference.write(envelope) == body, "not the one canonical form"
+    payload = reference.read(envelope["p"])
+    assert reference.write(payload) == envelope["p"], "not the one canonical form"
+
+
+def _check_refusal(frame: wire.Frame, exc: ProtocolError, most: int) -> None:
     assert exc.kind in _KINDS
     assert exc.frame_id == frame.id
     assert len(str(exc)) < _LONGEST_ERROR
+    envelope = _envelope(bytes(frame.body), most)
+    if envelope is None:
+        assert exc.kind == "malformed_message"
+    elif envelope[1] not in wire.MESSAGE_TYPES:
+        assert exc.kind == "unsupported_message_type"
+    elif frame.flags != _FLAGS.get(envelope[1], 0):
+        assert exc.kind == "invalid_flags"
+    else:
+        assert exc.kind == "invalid_payload"
+        assert exc.version == envelope[0]
     # What the peer is told of it, which quotes what it sent.
     told = wire.Error(exc.kind, str(exc), wire.UNSET if exc.message_type is None else exc.message_type)
     assert wire.decode(_frame(wire.encode(told, frame.id))) == told
 
 
-def _check_readers_agree(data: bytes) -> None:
-    """What the fast reader takes, the exact one takes as well, and for the same."""
+def _check_reader(data: bytes, most: int) -> None:
+    """Taken, and for what; or refused: as a plain reading says. So is what the exact reader says by itself."""
+    value: Any = reference.Refused
+    with contextlib.suppress(reference.Refused):
+        value = reference.read(data, most)
     try:
-        fast = _cbor.load(data)
+        loaded = _cbor.load(data)
     except _cbor.CBORError:
+        assert value is reference.Refused, "an item is refused"
         return
-    exact = _cbor._Reader(data).item(_cbor.MAX_DEPTH)
-    assert repr(fast) == repr(exact)  # tells 1 from True and 1.0, and takes a NaN for equal
+    assert value is not reference.Refused, "an item is taken that is not to be"
+    assert _told(loaded) == _told(value)
+    if len(data) <= most:  # or what has no bound there has one here
+        assert repr(loaded) == repr(_cbor._Reader(data).item(_cbor.MAX_DEPTH))
+
+
+def _told(value: Any) -> str:
+    """Tells 1 from True and 1.0, and takes a NaN for equal, and all keys that are no text."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(_told, value))}]"
+    if isinstance(value, dict):
+        pairs = {key if isinstance(key, str) else None: _told(item) for key, item in value.items()}
+        return repr(pairs)
+    return repr(value)
 
 
 def _frame(raw: bytes) -> wire.Frame:

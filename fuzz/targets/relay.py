@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from fuzz.targets.relay_guest import PoliteGuest
+from fuzz.targets.relay_parts import STEP, ids_of, parse
 from fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
 from fuzz.targets.script import Script
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._slots import slot_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from trio_console._relay._router import RouterLimits
 
@@ -76,6 +76,66 @@ _FROM_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
     lambda _: wire.Pong(),
     lambda _: wire.Error("invalid_payload", "m"),
 )
+
+
+#: What is a relay's or a guest's to say, and never a client's.
+_CONTROL: Final[Sequence[wire.Message]] = (
+    wire.ClientDisconnected(1, 2**32 - 1),
+    wire.ClientDisconnected(1, STEP),
+    wire.ClockSync(1),
+    wire.InitAck(),
+    wire.Shutdown(),
+)
+
+#: What fits a session of a kind, from its client and from the guest: the last of these ends it.
+_FITTING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
+    "exec": (
+        lambda s: wire.ExecStdin(_data(s)),
+        lambda s: wire.ExecSignal(s.byte()),
+        lambda s: wire.Credit(s.pick(("stdout", "stderr")), s.pick(_SIZES)),
+    ),
+    "fs": (
+        lambda s: wire.FsData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(_SIZES)),
+        lambda _: wire.Cancel(),
+    ),
+    "tcp": (
+        lambda s: wire.TcpData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(_SIZES)),
+        lambda _: wire.TcpEof(),
+        lambda _: wire.TcpClose(),
+    ),
+    "call": (lambda _: wire.Ping(),),
+}
+_ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
+    "exec": (
+        lambda s: wire.ExecStdout(_data(s)),
+        lambda s: wire.ExecStderr(_data(s)),
+        lambda s: wire.Credit("stdin", s.pick(_SIZES)),
+        lambda _: wire.ExecStarted(1),
+        lambda _: wire.ExecStdinError(message="m"),
+        lambda _: wire.ExecExited(0),
+    ),
+    "fs": (
+        lambda s: wire.FsData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(_SIZES)),
+        lambda _: wire.FsResponse(ok=True),
+    ),
+    "tcp": (
+        lambda s: wire.TcpData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(_SIZES)),
+        lambda _: wire.TcpConnected(),
+        lambda _: wire.TcpEof(),
+        lambda _: wire.TcpClosed(),
+    ),
+    "call": (lambda _: wire.Pong(), lambda _: wire.Touched(1)),
+}
+
+
+def _any_id(script: Script) -> int:
+    """One at an edge of a range, inside or outside, whosever it is."""
+    ids = ids_of(script.byte() % 4)
+    return script.pick((ids[0], ids[-1], ids[0] - 1, ids[-1] + 1, ids[-1] + 2, 0, 2**32 - 1, 128 * STEP))
 
 
 def _envelope(script: Script) -> tuple[int, bytes]:
@@ -142,6 +202,48 @@ def _time_passes(world: World, script: Script) -> None:
     world.pass_time(script.pick((1.0, 30.0)))
 
 
+def _client_asks_under_any_id(world: World, script: Script) -> None:
+    if world.peers:
+        peer, id_ = script.pick(world.peers), _any_id(script)
+        world.client_writes(peer, wire.encode(script.pick(_TO_AGENT)(script), id_))
+
+
+def _client_asks_under_an_id_in_use(world: World, script: Script) -> None:
+    if world.peers and (peer := script.pick(world.peers)).party.sessions:
+        id_ = script.pick(list(peer.party.sessions))
+        world.client_writes(peer, wire.encode(script.pick(_TO_AGENT)(script), id_))
+
+
+def _client_goes_on(world: World, script: Script) -> None:
+    if world.peers and (peer := script.pick(world.peers)).party.sessions:
+        session = script.pick(list(peer.party.sessions.values()))
+        world.client_writes(peer, wire.encode(script.pick(_FITTING[session.kind])(script), session.id))
+
+
+def _client_controls(world: World, script: Script) -> None:
+    if world.peers:
+        peer = script.pick(world.peers)
+        id_ = script.pick((0, peer.client.ids[0], peer.client.ids[-1]))
+        world.client_writes(peer, wire.encode(script.pick(_CONTROL), id_))
+
+
+def _client_writes_wrong_flags(world: World, script: Script) -> None:
+    if world.peers:
+        peer, id_ = script.pick(world.peers), _any_id(script)
+        frame = parse(wire.encode(script.pick(_TO_AGENT)(script), id_))
+        world.client_writes(peer, wire.encode_frame(id_, frame.flags ^ (1 << script.byte() % 8), frame.body))
+
+
+def _client_takes(world: World, script: Script) -> None:
+    if world.peers:
+        world.client_takes(script.pick(world.peers), script.pick(_SIZES))
+
+
+def _client_took(world: World, script: Script) -> None:
+    if world.peers:
+        world.client_took(script.pick(world.peers))
+
+
 # What a polite guest may do
 
 
@@ -190,6 +292,25 @@ _CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
     _time_passes,
 )
 
+#: Where a script's first byte says so (and not always: older scripts are to mean what they meant), there are more.
+_WIDE_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
+    *_CLIENTS_STEPS,
+    _client_asks_under_any_id,
+    _client_asks_under_an_id_in_use,
+    _client_goes_on,
+    _client_goes_on,
+    _client_controls,
+    _client_writes_wrong_flags,
+    _client_takes,
+    _client_took,
+    _guest_is_heard,
+    _guest_speaks,
+)
+
+
+def _is_wide(how: int) -> bool:
+    return how >> 5 == 1
+
 
 class _Marked(PoliteGuest):
     """Looks at the data that clients get: a guest puts their owner's mark into every byte."""
@@ -201,22 +322,27 @@ class _Marked(PoliteGuest):
             assert not message.data.strip(bytes([peer.mark])), "somebody else's data"
 
 
-def fuzz_relay_clients(data: bytes) -> None:
+def fuzz_relay_clients(data: bytes) -> int:
     """Any clients, and a guest that keeps to the protocol: nobody else notices, and nothing is left behind."""
     script = Script(data)
     how = script.byte()
     world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL)
     world.connect()
+    steps = _WIDE_CLIENTS_STEPS if _is_wide(how) else _CLIENTS_STEPS
     while script:
-        script.pick(_CLIENTS_STEPS)(world, script)
+        script.pick(steps)(world, script)
         world.check()
     _check_witness(world)
     for peer in list(world.peers):
+        world.drain(peer)
+        world.check()
         world.disconnect(peer)
+        world.check()
     world.settle()
     assert not world.work, "left running in the guest"
     assert not world.router.slots.quarantined
     world.check_end()
+    return world.trace
 
 
 def _check_witness(world: _Marked) -> None:
@@ -284,7 +410,7 @@ def _guest_writes_bytes(world: _RudeGuest, script: Script) -> None:
 
 
 def _id_to_speak_of(script: Script) -> int:
-    return slot_ids(script.byte() % 4)[script.pick(_OFFSETS)]
+    return ids_of(script.byte() % 4)[script.pick(_OFFSETS)]
 
 
 def _guest_writes_envelope(world: _RudeGuest, script: Script) -> None:
@@ -304,6 +430,25 @@ def _guest_repeats(world: _RudeGuest, script: Script) -> None:
         world.guest_writes(raw)
         if world.lost:
             return
+
+
+def _guest_says_under_any_id(world: _RudeGuest, script: Script) -> None:
+    id_ = _any_id(script)
+    world.guest_writes(wire.encode(script.pick(_FROM_AGENT)(script), id_))
+
+
+def _guest_goes_on(world: _RudeGuest, script: Script) -> None:
+    if sessions := [session for peer in world.peers for session in peer.party.sessions.values()]:
+        session = script.pick(sessions)
+        world.guest_writes(wire.encode(script.pick(_ANSWERING[session.kind])(script), session.id))
+
+
+def _guest_says_a_last_word(world: _RudeGuest, script: Script) -> None:
+    """Of a session whose client has gone: the right one, or any."""
+    if ids := [id_ for _, words in world.model.awaited.values() for id_ in words.items()]:
+        id_, kind = script.pick(ids)
+        last = _ANSWERING[kind][-1] if script.byte() % 4 else script.pick(_FROM_AGENT)
+        world.guest_writes(wire.encode(last(script), id_ + script.pick((0, 0, 0, 1, -1))))
 
 
 def _guest_takes(world: _RudeGuest, _script: Script) -> None:
@@ -335,17 +480,37 @@ _AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
     _time_passes,
 )
 
+_WIDE_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
+    *_AGENT_STEPS,
+    _guest_says_under_any_id,
+    _guest_goes_on,
+    _guest_goes_on,
+    _guest_goes_on,
+    _guest_says_a_last_word,
+    _guest_says_a_last_word,
+    _client_asks_under_any_id,
+    _client_asks_under_an_id_in_use,
+    _client_goes_on,
+    _client_goes_on,
+    _client_takes,
+    _client_took,
+)
 
-def fuzz_relay_agent(data: bytes) -> None:
+
+def fuzz_relay_agent(data: bytes) -> int:
     """Clients, and any guest: each gets nothing but what came under its own ids, within its bounds."""
     script = Script(data)
     how = script.byte()
     world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL)
     world.connect()
+    steps = _WIDE_AGENT_STEPS if _is_wide(how) else _AGENT_STEPS
     while script and not world.lost:
-        script.pick(_AGENT_STEPS)(world, script)
+        script.pick(steps)(world, script)
         world.check()
     for peer in list(world.peers):
+        world.drain(peer)
+        world.check()
         world.disconnect(peer)
-    world.check()
+        world.check()
     world.check_end()
+    return world.trace

@@ -6,7 +6,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fuzz.targets.relay_world import AGENT_WINDOW, Peer, World, parse
+from fuzz.targets.relay_parts import parse
+from fuzz.targets.relay_world import AGENT_WINDOW, Peer, World
 from trio_console import _protocol as wire
 
 if TYPE_CHECKING:

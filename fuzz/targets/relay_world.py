@@ -2,24 +2,29 @@
 
 The world does what the server does with the router's orders, one step at a time, so that a fuzzer can do anything
 between two of them. What is for the guest waits in two lanes, as in an outbox: control frames overtake data.
+
+Whatever the router does is compared with the `Model` at once; after every step so are its sessions and its sums.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, final
 
+from fuzz.targets.relay_model import Model
+from fuzz.targets.relay_parts import Party, parse
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay._router import Orders, Router, RouterLimits
 from trio_console._relay._session import FRAME_COST
-from trio_console._relay._slots import slot_of
 
 if TYPE_CHECKING:
+    from fuzz.targets.relay_parts import Session
     from trio_console._relay._router import Client
-    from trio_console._relay._session import RelaySession
+    from trio_console._relay._session import Outgoing, RelaySession
 
-__all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size", "parse"]
+__all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
 
 #: So small that an input of some hundred bytes reaches every bound.
 SMALL: Final = RouterLimits(
@@ -57,11 +62,13 @@ MOST_CLIENTS: Final = 3
 class Peer:
     """A client's process, at the other end of its socket."""
 
-    def __init__(self, client: Client, mark: int) -> None:
+    def __init__(self, client: Client, party: Party, mark: int) -> None:
         self.client = client
+        self.party = party
         self.mark = mark  # in every byte of data that is for it
         self.decoder = wire.FrameDecoder()
         self.connected = True
+        self.batch: list[Outgoing] = []  # on its way into the socket
         self.received: list[tuple[int, wire.Message]] = []
 
 
@@ -77,45 +84,40 @@ class World:
         self.credit = credit
         self.limits = limits
         self.router = Router(wire.Flow(AGENT_WINDOW) if credit else None, limits)
+        self.model = Model(credit, AGENT_WINDOW, limits)
         self.now = 0.0
+        self.trace = 0  # of everything that anybody got
         self.peers: list[Peer] = []
         self.control: deque[bytes] = deque()  # frames for the guest, as the outbox has them
         self.bulk: deque[bytes] = deque()
         self.wire: deque[bytes] = deque()  # written, and not read
         self.largest = 0  # frame that anybody has sent
         self.sent: Counter[int] = Counter()  # bytes of data that clients have sent, by id
-        self.said = 0  # bytes of data that the guest has said to clients that are there
-        self.received = 0  # and that these have got
         self._marks = 0
-        self._last_words: dict[int, dict[int, str]] = {}  # of slots whose client has gone: what the guest must end
-        self._retired: set[int] = set()
 
     # Clients
 
     def connect(self) -> Peer | None:
         if len(self.peers) >= MOST_CLIENTS:
             return None
-        client = self.router.connect()
+        client, party = self.router.connect(), self.model.connect()
         assert client is not None, "no slot, with so few clients"
-        assert client.slot not in self._last_words, "a slot of which the guest may still speak"
-        assert client.slot not in self._retired
+        assert client.slot == party.slot, "another slot than the first that is free"
+        assert client.ids == party.ids
         self._marks = self._marks % 255 + 1
-        peer = Peer(client, self._marks)
+        peer = Peer(client, party, self._marks)
         self.peers.append(peer)
         return peer
 
     def disconnect(self, peer: Peer) -> None:
         peer.connected = False
         self.peers.remove(peer)
-        slot, ids = peer.client.slot, peer.client.ids
         orders = self.router.disconnect(peer.client, self.now)
-        self._carry_out(orders, ids)
-        control = map(parse, orders.to_agent)
-        ends = {frame.id for frame in control if isinstance(wire.decode(frame), wire.ExecSignal)}
+        assert orders.to_agent == self.model.disconnect(peer.party), "the guest is told something else"
         [fence] = map(parse, orders.behind)
-        assert fence.id not in ends
         assert isinstance(wire.decode(fence), wire.FsRequest)
-        self._last_words[slot] = {**dict.fromkeys(ends, "exec"), fence.id: "fs"}
+        self.model.await_last_words(peer.party, fence.id, self.now)
+        self._carry_out(orders)
 
     def client_writes(self, peer: Peer, data: bytes) -> None:
         """As far as the server would read: it leaves in the socket what the router has no room for."""
@@ -126,23 +128,51 @@ class World:
             for frame in peer.decoder:
                 self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
                 self.sent[frame.id] += data_size(frame)
-                orders = self.router.from_client(peer.client, frame)
-                self._carry_out(orders, peer.client.ids)
+                self._client_frame(peer, frame)
         except ProtocolError:
             self.disconnect(peer)
+
+    def _client_frame(self, peer: Peer, frame: wire.Frame) -> None:
+        busy = _busy(peer.party)
+        verdict = self.model.client_frame(peer.party, frame)
+        try:
+            orders = self.router.from_client(peer.client, frame)
+        except ProtocolError:
+            assert verdict.cut, "cut for nothing"
+            raise
+        assert not verdict.cut, "not cut"
+        assert orders.to_agent == verdict.to_agent, "the guest gets something else"
+        assert not orders.behind
+        assert orders.shutdown == verdict.shutdown
+        self._check_woken(peer, busy, orders)
+        self._carry_out(orders)
 
     def client_sends(self, peer: Peer, message: wire.Message, offset: int) -> None:
         self.client_writes(peer, wire.encode(message, peer.client.ids[offset]))
 
-    def client_reads(self, peer: Peer, limit: int) -> bool:
-        """The client's socket takes about so much; whether there was anything."""
-        batch = self.router.next_for_client(peer.client, limit)
-        for frame in (parse(item.frame) for item in batch):
-            assert frame.id in peer.client.ids, "a frame of somebody else"
-            self.received += data_size(frame)
-            self.on_received(peer, frame)
-        self._carry_out(self.router.sent_to_client(peer.client, batch), peer.client.ids)
+    def client_takes(self, peer: Peer, limit: int) -> None:
+        """The server begins to write to a client's socket, about so much."""
+        if not peer.batch:
+            peer.batch = self.router.next_for_client(peer.client, limit)
+            self.model.take(peer.party, [item.frame for item in peer.batch])
+            assert peer.batch or not _busy(peer.party)[0], "there is something to send"
+
+    def client_took(self, peer: Peer) -> bool:
+        """The socket has it; whether there was anything."""
+        batch, peer.batch = peer.batch, []
+        for item in batch:
+            self.trace = zlib.crc32(item.frame, self.trace)
+            self.on_received(peer, parse(item.frame))
+        orders = self.router.sent_to_client(peer.client, batch)
+        self.model.took(peer.party, orders.to_agent)
+        assert not orders.behind
+        self._carry_out(orders)
         return bool(batch)
+
+    def client_reads(self, peer: Peer, limit: int) -> bool:
+        """Both of that."""
+        self.client_takes(peer, limit)
+        return self.client_took(peer)
 
     def on_received(self, peer: Peer, frame: wire.Frame) -> None:
         """A client got a frame."""
@@ -150,6 +180,7 @@ class World:
     def feed(self, peer: Peer) -> bool:
         """Some of a client's data goes to the guest; whether there was any."""
         raw = self.router.next_for_agent(peer.client)
+        assert raw == self.model.feed(peer.party), "something else is next for the guest"
         if raw is None:
             return False
         frame = parse(raw)
@@ -163,32 +194,28 @@ class World:
 
     def agent_says(self, frame: wire.Frame) -> None:
         self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
-        if any(frame.id in peer.client.ids for peer in self.peers):
-            self.said += data_size(frame)
+        peer = next((peer for peer in self.peers if frame.id in peer.party.ids), None)
+        busy = None if peer is None else _busy(peer.party)
+        blocked = peer is not None and not self.router.may_read(peer.client)
+        expected: list[bytes] = []
+        freed = self.model.guest_frame(frame, expected)
         orders = self.router.from_agent(frame)
-        self._note_last_word(frame, orders)
-        self._carry_out(orders, None)
-        for client in orders.wake:
-            peer = next(peer for peer in self.peers if peer.client is client)
+        assert orders.slot_freed == freed, "a slot is free too early, or not at all"
+        assert orders.to_agent == expected, "the guest gets something else"
+        assert not orders.behind
+        if peer is not None and busy is not None:
+            self._check_woken(peer, busy, orders)
+            assert not blocked or not self.router.may_read(peer.client) or peer.client in orders.wake, "sleeps on"
+        assert orders.wake <= {peer.client for peer in self.peers if frame.id in peer.party.ids}
+        self._carry_out(orders)
+        if peer is not None:
             self._mind_queue(peer)
-
-    def _note_last_word(self, frame: wire.Frame, orders: Orders) -> None:
-        slot = slot_of(frame.id)
-        freed = False
-        if slot in self._last_words and frame.flags & wire.FLAG_TERMINAL:
-            words = self._last_words[slot]
-            if frame.id in words and _kind_of_last(bytes(frame.body)) in (words[frame.id], ""):
-                del words[frame.id]
-            if not words:
-                del self._last_words[slot]
-                freed = True
-        assert orders.slot_freed == freed
 
     def _mind_queue(self, peer: Peer) -> None:
         """As the server does."""
         client = peer.client
         if not self.credit and client.outgoing_bytes > self.limits.client_budget:
-            self.router.drop_data(client)
+            assert self.router.drop_data(client) == self.model.drop_data(peer.party)
             if client.outgoing_bytes > self.limits.client_budget:
                 self.disconnect(peer)
         elif self.router.overflows(client):
@@ -197,10 +224,15 @@ class World:
     def lose_agent(self) -> None:
         """The guest is gone; clients still get what there is for them."""
         self.router.lose_agent()
+        self.model.guest_lost()
         for peer in self.peers:
-            while self.client_reads(peer, 1000):
-                pass
+            self.drain(peer)
             assert not peer.client.held_size
+
+    def drain(self, peer: Peer) -> None:
+        """A client reads everything that there is for it."""
+        while self.client_reads(peer, 1000):
+            pass
 
     def write_batch(self, bulk: int) -> None:
         """The outbox writes: all control frames, and behind them some others."""
@@ -213,75 +245,91 @@ class World:
 
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
-        for slot in self.router.tick(self.now):
-            del self._last_words[slot]
-            self._retired.add(slot)
+        assert self.router.tick(self.now) == self.model.tick(self.now), "other slots are given up"
 
     # What must hold
 
-    def _carry_out(self, orders: Orders, ids: range | None) -> None:
+    def _check_woken(self, peer: Peer, busy: tuple[bool, bool], orders: Orders) -> None:
+        """Whoever has got something to send is told, or it would wait for ever."""
+        more = any(now > before for now, before in zip(_busy(peer.party), busy, strict=True))
+        assert not more or peer.client in orders.wake, "has something to send, and sleeps on"
+
+    def _carry_out(self, orders: Orders) -> None:
         for raw in (*orders.to_agent, *orders.behind):
-            frame = parse(raw)
-            message = wire.decode(frame)  # raises at what an agent could not take
-            row = wire.type_of(message)
-            assert row.direction & wire.Direction.HOST_TO_AGENT
-            assert self.credit or not isinstance(message, (wire.Credit, wire.Cancel))
-            if row.control:
-                assert isinstance(message, (wire.Shutdown, wire.ClientDisconnected))
-                assert not isinstance(message, wire.ClientDisconnected) or message.id_start == (ids or [0])[0]
-            elif ids is not None:
-                assert frame.id in ids, "sent in somebody else's name"
+            self.trace = zlib.crc32(raw, self.trace)
+            wire.decode(parse(raw))  # raises at what an agent could not take
         self.control.extend(orders.to_agent)
         self.bulk.extend(orders.behind)
         assert orders.wake <= set(self.router.clients)
 
     def check(self) -> None:
-        """After every step."""
-        assert {peer.client for peer in self.peers} == set(self.router.clients)
-        assert self.router.committed == sum(peer.client.committed for peer in self.peers)
-        assert len(self._last_words) == self.router.slots.quarantined
-        assert len(self._retired) == self.router.slots.retired
+        """After every step: who is there, what is given out, what was dropped."""
+        router, model = self.router, self.model
+        assert {peer.client.slot for peer in self.peers} == {client.slot for client in router.clients}
+        assert router.committed == model.committed, "windows are given out that are nobody's, or not counted"
+        assert router.slots.quarantined == len(model.awaited)
+        assert router.slots.retired == len(model.retired)
+        assert router.refused_frames == model.refused_frames
+        assert router.dropped_frames == model.dropped_frames
+        dropped = router.dropped_bytes + sum(client.dropped_bytes for client in router.clients)
+        assert model.lost <= dropped <= model.lost_with_frames, "lost and not counted, or counted and not lost"
         for peer in self.peers:
-            self._check_client(peer.client)
+            self._check_client(peer.client, peer.party)
 
     def check_end(self) -> None:
         """When all clients have gone."""
         assert not self.router.committed
         assert not self.router.queued_bytes
-        # (What is dropped is counted with its frame, in some places.)
-        assert 0 <= self.said - self.received <= self.router.dropped_bytes, "lost, and not counted"
+        assert not list(self.router.clients)
+        self.check()
 
-    def _check_client(self, client: Client) -> None:
+    def _check_client(self, client: Client, party: Party) -> None:
         limits = self.limits
+        assert {id_: s.kind for id_, s in client.sessions.items()} == {
+            id_: s.kind for id_, s in party.sessions.items()
+        }, "other sessions live"
         assert len(client.sessions) <= limits.sessions
         queued = [*client.hurried, *client.outgoing]
-        assert client.outgoing_bytes == sum(len(item.frame) for item in queued)
+        unsent = [item for peer in self.peers if peer.client is client for item in peer.batch]
+        assert client.outgoing_bytes == sum(len(item.frame) for item in (*queued, *unsent))
+        assert sum(item.size for item in queued) == sum(len(item.data) for item in (*party.quick, *party.slow))
         assert client.pending_bytes == sum(s.pending_bytes for s in client.sessions.values())
-        open_ = [session for session in client.sessions.values() if not session.released]
-        windows = {id(flow): flow.window for session in open_ for flow in session.flows.values()}
-        for item in queued:
-            if item.ends is not None and not item.ends.released:
-                windows |= {id(flow): flow.window for flow in item.ends.flows.values()}
-        assert client.committed == sum(windows.values())
+        assert client.committed == party.committed
         # What is really kept, and not what is counted, is within the bounds.
         held = [item for s in client.sessions.values() for flow in s.flows.values() for item in flow.held]
         kept = sum(len(item.frame) for item in (*queued, *held))
-        assert client.kept_size == kept + FRAME_COST * (len(queued) + len(held))
+        cost = FRAME_COST * (len(queued) + len(held))
+        assert client.kept_size == kept + sum(len(item.frame) for item in unsent) + cost
         budget = max(limits.client_budget, client.committed) + limits.answers_budget
         assert kept <= budget + self.largest, "more than a client's budgets"
-        for session in client.sessions.values():
-            self._check_session(session)
+        for id_, session in client.sessions.items():
+            self._check_session(session, party.sessions[id_])
 
-    def _check_session(self, session: RelaySession) -> None:
+    def _check_session(self, session: RelaySession, other: Session) -> None:
         assert session.queued or not session.can_send(), "has something to send and no turn"
         assert session.last is None or session.held
-        for flow in session.flows.values():
-            assert flow.held_bytes == sum(item.size for item in flow.held) <= flow.outstanding
+        assert (session.over, session.last is not None) == (other.over, other.last is not None)
+        assert session.credit == other.room, "another idea of what the guest takes"
+        waiting = sum(len(data) for _, data in session.pending)
+        assert waiting == sum(len(data) for _, data in other.pending)
+        assert waiting <= session.pending_bytes
+        assert bool(session.pending_bytes) == bool(session.pending)
+        for cls, flow in session.flows.items():
+            stream = other.streams[cls]
+            assert flow.held_bytes == sum(len(item.data) for item in stream.held) <= flow.outstanding
+            assert flow.window == stream.window
+            assert session.over or flow.credit == stream.credit, "another idea of what the client takes"
+            assert flow.outstanding == stream.said - stream.granted
             assert not flow.held or (flow.credit is not None and flow.credit <= 0 and flow.held[0].size)
         kept = sum(
             memoryview(view.obj).nbytes for _, view in session.pending
         )  # a view keeps all of what it is a view of
         assert kept <= 2 * session.pending_bytes + 64, "far more is kept than is counted"
+
+
+def _busy(party: Party) -> tuple[bool, bool]:
+    """Whether there is something for its socket, and something for the guest."""
+    return bool(party.quick or party.slow), bool(party.round)
 
 
 def data_size(frame: wire.Frame) -> int:
@@ -291,21 +339,3 @@ def data_size(frame: wire.Frame) -> int:
     except ProtocolError:
         return 0
     return len(message.data) if isinstance(message, wire.DataMessage) else 0
-
-
-def _kind_of_last(body: bytes) -> str:
-    """The kind of session that a terminal frame ends; empty if it may end any."""
-    try:
-        row = wire.MESSAGE_TYPES.get(wire.peek_type(body))
-    except ProtocolError:
-        return ""
-    if row is None or not row.flags & wire.FLAG_TERMINAL or row.cls is wire.Error:
-        return ""
-    part = row.name.split(".")[1]
-    return part if part in ("exec", "fs", "tcp") else "call"
-
-
-def parse(raw: bytes) -> wire.Frame:
-    """One whole frame."""
-    assert int.from_bytes(raw[:4], "big") + 4 == len(raw)
-    return wire.Frame(int.from_bytes(raw[4:8], "big"), raw[8], raw[9:])

@@ -463,6 +463,8 @@ class Router:
         if session.last is not None:
             self.dropped_frames += 1  # it has had its last word, and data in front of that is held
             return
+        for flow in session.flows.values():
+            flow.closed = True  # credit that came later would be for the next session under this id
         session.last = Outgoing(raw, ends=session)
         self._say_last(client, session)
 

@@ -1,0 +1,136 @@
+"""The same inputs every time: the corpus, and a fixed number of others, made of it and of seeded random numbers.
+
+Nothing here depends on time, on what was covered or on the order of a set, so what has passed once passes again
+until trio_console or a target is changed; and it needs nothing but Python.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pathlib
+import random
+import signal
+import sys
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from fuzz.targets import TARGETS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import FrameType
+
+__all__ = ["COUNTS", "inputs", "run"]
+
+_HERE: Final = pathlib.Path(__file__).parent
+_CORPUS: Final = _HERE / "corpus"
+CRASHES: Final = _HERE / "crashes"
+
+#: Inputs that are made for each target, beside the corpus: some ten seconds of each.
+COUNTS: Final = {
+    "frames": 3000,
+    "messages": 10000,
+    "relay_clients": 3000,
+    "relay_agent": 5000,
+    "agent_router": 2500,
+}
+
+#: Bytes of an input that is made of nothing, at most.
+_FRESH: Final = 260
+
+#: What the first byte of such an input may be, where it decides about all that follows. See the targets.
+_FIRST: Final = {
+    "frames": (0x20, 0x21, 0x23, 0x29, 0x3F),
+    "messages": (0xFC,),
+    "relay_clients": (0x20, 0x21, 0x21, 0x22, 0x23),
+    "relay_agent": (0x20, 0x21, 0x21, 0x22, 0x23),
+    "agent_router": (0xFF,),
+}
+
+#: Seconds of the processor that one input may take.
+_PATIENCE: Final = 20
+
+
+def inputs(name: str, count: int) -> Iterator[tuple[str, bytes]]:
+    """What a target is run with, in order, and what to call it."""
+    corpus = [(path.name, path.read_bytes()) for path in sorted((_CORPUS / name).iterdir())]
+    yield from corpus
+    for number in range(count):
+        # A text is a seed that does not depend on how Python hashes.
+        rng = random.Random(f"{name} {number}")
+        made = _fresh(name, rng) if rng.random() < 0.5 else _changed([data for _, data in corpus], rng)
+        yield f"number {number}", made
+
+
+def _fresh(name: str, rng: random.Random) -> bytes:
+    data = rng.randbytes(rng.randrange(8, _FRESH))
+    first = _FIRST.get(name)
+    return data if first is None else bytes([rng.choice(first)]) + data
+
+
+def _changed(corpus: list[bytes], rng: random.Random) -> bytes:
+    """One of the corpus, with some bytes changed, left out, repeated, put in, or of another one."""
+    data = bytearray(rng.choice(corpus))
+    for _ in range(rng.randrange(1, 6)):
+        at = rng.randrange(len(data) + 1)
+        end = min(len(data), at + rng.choice((1, 1, 2, 4, 8, 30)))
+        match rng.randrange(6):
+            case 0:
+                data[at:end] = rng.randbytes(end - at)
+            case 1:
+                del data[at:end]
+            case 2:
+                data[at:at] = data[at:end]
+            case 3:
+                data[at:at] = rng.randbytes(rng.randrange(1, 9))
+            case 4:
+                other = rng.choice(corpus)
+                data[at:] = other[rng.randrange(len(other) + 1) :]
+            case _:
+                data[at:end] = bytes((byte + rng.choice((-1, 1))) % 256 for byte in data[at:end])
+    return bytes(data[:2000])
+
+
+def run(name: str, count: int | None = None) -> str:
+    """Run a target with all of them; returns a digest of what it did.
+
+    Raises:
+        Exception: what the target raised. The input is in ``fuzz/crashes`` then.
+    """
+    begun = time.monotonic()
+    digest = hashlib.sha256()
+    done = 0
+    for title, data in inputs(name, COUNTS[name] if count is None else count):
+        try:
+            with _bounded():
+                outcome = TARGETS[name](data)
+        except BaseException as exc:
+            CRASHES.mkdir(exist_ok=True)
+            file = CRASHES / f"{name}-fixed-{hashlib.sha256(data).hexdigest()[:16]}"
+            file.write_bytes(data)
+            spent = time.monotonic() - begun
+            exc.add_note(f"{name}: FAILED at {title}, after {done} inputs and {spent:.1f} s; to run it again:")
+            exc.add_note(f"    {sys.executable} -m fuzz.one --replay {name} {file.relative_to(_HERE.parent)}")
+            raise
+        digest.update(f"{len(data)} {outcome}\n".encode())
+        done += 1
+    told = digest.hexdigest()[:16]
+    print(f"{name}: {done} inputs in {time.monotonic() - begun:.1f} s, digest {told}", flush=True)  # noqa: T201
+    return told
+
+
+@contextmanager
+def _bounded() -> Iterator[None]:
+    """In time of the processor, because the machine may be busy with something else."""
+
+    def too_long(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"still not done after {_PATIENCE} s of the processor")
+
+    before = signal.signal(signal.SIGPROF, too_long)
+    signal.setitimer(signal.ITIMER_PROF, _PATIENCE)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)

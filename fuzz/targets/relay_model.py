@@ -1,0 +1,536 @@
+"""What a relay owes its clients and its guest, said a second time and in the plainest way: the reference.
+
+Nothing here is read out of the relay. Every frame that goes in is given to the relay and to this, and everything
+that comes out must be what this says: which frames, under whose ids, in which order, and what is dropped. Where
+the relay may choose (how many pieces of a stream it joins on the way out, when exactly it gives credit back), the
+bounds of the choice are stated instead.
+
+What is left to the client: one that uses an id again at once may find that data which it sent to the id's former
+session, and which the relay had handed over before that ended, counts to the new one. It is that client's own data
+under that client's own id; nobody else's can be.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Final, NamedTuple, final
+
+import msgspec
+
+from fuzz.targets.relay_parts import (
+    SLOTS,
+    DataClass,
+    Item,
+    Party,
+    Session,
+    Stream,
+    class_of,
+    data_of,
+    ids_of,
+    parse,
+    slot_of,
+)
+from trio_console import _protocol as wire
+from trio_console._errors import ProtocolError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from trio_console._relay._router import RouterLimits
+
+__all__ = ["Model", "Verdict"]
+
+#: Pieces of one stream that are held back are one piece up to so many bytes.
+_JOINED: Final = 8 * 1024
+
+#: Bytes beyond twice its window that a guest is forgiven.
+_FORGIVEN: Final = 64 * 1024
+
+_SHUTDOWN: Final = 4
+_TERMINAL: Final = 1
+
+#: The first generation that can be told of an error.
+_TOLD_FROM: Final = 5
+
+_STREAMS: Final[dict[str, dict[DataClass, str]]] = {
+    "exec": {wire.ExecStdout: "stdout", wire.ExecStderr: "stderr"},
+    "fs": {wire.FsData: "data"},
+    "tcp": {wire.TcpData: "data"},
+    "call": {},
+}
+_OPENS: Final[dict[type[wire.Message], str]] = {
+    wire.ExecRequest: "exec",
+    wire.FsRequest: "fs",
+    wire.TcpConnect: "tcp",
+    wire.Ping: "call",
+    wire.Touch: "call",
+}
+_PART_OF: Final[dict[type[wire.Message], str]] = {
+    wire.ExecStdin: "exec",
+    wire.ExecSignal: "exec",
+    wire.ExecResize: "exec",
+    wire.FsData: "fs",
+    wire.TcpData: "tcp",
+    wire.TcpEof: "tcp",
+    wire.TcpClose: "tcp",
+}
+#: Everything a client may send.
+_CLIENTS: Final = {*_OPENS, *_PART_OF, wire.Shutdown, wire.Credit, wire.Cancel}
+_ENDS: Final[dict[type[wire.Message], str]] = {
+    wire.ExecExited: "exec",
+    wire.ExecFailed: "exec",
+    wire.FsResponse: "fs",
+    wire.TcpClosed: "tcp",
+    wire.TcpFailed: "tcp",
+    wire.Pong: "call",
+    wire.Touched: "call",
+}
+_OVERTAKE: Final = (wire.ExecStarted, wire.TcpConnected, wire.Credit)
+
+
+class Verdict(NamedTuple):
+    """What comes of a client's frame."""
+
+    cut: bool
+    to_agent: list[bytes]
+    shutdown: bool = False
+
+
+class _Refused(Exception):
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+
+
+@final
+class Model:
+    """See the module."""
+
+    def __init__(self, credit: bool, agent_window: int, limits: RouterLimits) -> None:
+        self._credit = credit
+        self._agent_window = agent_window
+        self._limits = limits
+        self.parties: dict[int, Party] = {}
+        self.awaited: dict[int, tuple[float, dict[int, str]]] = {}  # by slot: until when, and whose last words
+        self.retired: set[int] = set()
+        self.refused_frames = 0
+        self.dropped_frames = 0
+        # Bytes of data that were dropped; and these with all that was in their frames. What is counted is between.
+        self.lost = 0
+        self.lost_with_frames = 0
+
+    @property
+    def committed(self) -> int:
+        return sum(party.committed for party in self.parties.values())
+
+    # Clients come and go
+
+    def connect(self) -> Party:
+        """A client gets the first slot that is nobody's, of which the guest has nothing to say any more."""
+        taken = {*self.parties, *self.awaited, *self.retired}
+        slot = next(slot for slot in range(SLOTS) if slot not in taken)
+        party = self.parties[slot] = Party(slot, ids_of(slot))
+        return party
+
+    def disconnect(self, party: Party) -> list[bytes]:
+        """What the guest is told: to kill each command that may still run, and then to forget the ids."""
+        del self.parties[party.slot]
+        kills = sorted(s.id for s in party.sessions.values() if s.kind == "exec" and s.last is None)
+        self._lose_items(party.queued)
+        for session in list(party.open):
+            self._release(party, session)
+        for session in party.sessions.values():
+            self._drop_pending(session)
+        gone = wire.ClientDisconnected(party.ids.start, party.ids.stop)
+        return [*(wire.encode(wire.ExecSignal(9), id_) for id_ in kills), wire.encode(gone)]
+
+    def await_last_words(self, party: Party, fence: int, now: float) -> None:
+        """The fence is a request behind the client's data: under an id of which the guest says nothing else."""
+        tail = party.ids[-2 * self._limits.sessions - 1 :]
+        assert fence in party.ids
+        assert fence not in party.sessions, "the fence has the id of a session"
+        assert fence not in party.used or all(id_ in party.used for id_ in tail), "the fence has a used id"
+        words = {s.id: "exec" for s in party.sessions.values() if s.kind == "exec" and s.last is None}
+        self.awaited[party.slot] = (now + self._limits.quarantine, {**words, fence: "fs"})
+
+    def tick(self, now: float) -> list[int]:
+        late = [slot for slot, (deadline, _) in self.awaited.items() if deadline <= now]
+        for slot in late:
+            del self.awaited[slot]
+            self.retired.add(slot)
+        return late
+
+    # From a client
+
+    def client_frame(self, party: Party, frame: wire.Frame) -> Verdict:
+        if frame.id not in party.ids and not (frame.id == 0 and frame.flags & _SHUTDOWN):
+            return Verdict(True, [])
+        out: list[bytes] = []
+        try:
+            message = wire.decode(frame)
+        except ProtocolError as exc:
+            return self._refuse(party, frame, exc.kind, exc.message_type, exc.version, out)
+        try:
+            if type(message) not in _CLIENTS or (isinstance(message, wire.Cancel) and not self._credit):
+                raise _Refused("unsupported_message_type")
+            self._accept(party, frame, message, out)
+        except _Refused as exc:
+            version = wire.decode_envelope(frame.body).version
+            return self._refuse(party, frame, exc.kind, wire.type_of(message).name, version, out)
+        return Verdict(False, out, isinstance(message, wire.Shutdown))
+
+    def _refuse(
+        self, party: Party, frame: wire.Frame, kind: str, name: str | None, version: int | None, out: list[bytes]
+    ) -> Verdict:
+        """The frame is answered in the guest's place and ends its session; who cannot be told is cut."""
+        self.refused_frames += 1
+        if frame.id == 0 or (version is not None and version < _TOLD_FROM):
+            return Verdict(True, [])
+        session = party.sessions.get(frame.id)
+        if session is not None:
+            self._give_up(party, session, out)
+        self._answer(party, frame.id, wire.Error(kind, "", wire.UNSET if name is None else name))
+        return Verdict(False, out)
+
+    def _answer(self, party: Party, id_: int, message: wire.Message) -> None:
+        party.quick.append(Item(id_, b"", message))
+
+    def _accept(self, party: Party, frame: wire.Frame, message: wire.Message, out: list[bytes]) -> None:
+        session = party.sessions.get(frame.id)
+        kind = _PART_OF.get(type(message))
+        if isinstance(message, wire.Shutdown):
+            out.append(wire.encode(message))
+        elif type(message) in _OPENS:
+            if session is not None or len(party.sessions) >= self._limits.sessions:
+                raise _Refused("invalid_session")
+            out.append(self._open(party, frame, message))
+        elif session is None:
+            if isinstance(message, wire.FsData):
+                self._answer(party, frame.id, wire.FsResponse(ok=False))
+            elif isinstance(message, wire.TcpData):
+                self._answer(party, frame.id, wire.TcpFailed(""))
+        elif session.over:
+            self._lose(frame)
+        elif kind is not None and kind != session.kind:
+            raise _Refused("invalid_session")
+        else:
+            self._accept_within(party, session, frame, message, out)
+
+    def _accept_within(
+        self, party: Party, session: Session, frame: wire.Frame, message: wire.Message, out: list[bytes]
+    ) -> None:
+        if isinstance(message, wire.Credit):
+            self._grant(party, session, message)
+        elif session.last is not None:
+            # The guest knows nothing of it any more. A connection that is closed is forgotten by its client.
+            self._lose(frame)
+            if isinstance(message, wire.TcpClose):
+                self._release(party, session)
+                del party.sessions[session.id]
+        elif isinstance(message, wire.DataMessage):
+            self._pend(party, session, type(message), message.data)
+        elif isinstance(message, (wire.TcpEof, wire.TcpClose)):
+            session.closing |= isinstance(message, wire.TcpClose)
+            self._pend(party, session, None, wire.encode_frame(*frame))
+        else:
+            if isinstance(message, wire.Cancel):
+                self._drop_pending(session)
+            out.append(wire.encode_frame(*frame))
+
+    def _open(self, party: Party, frame: wire.Frame, message: wire.Message) -> bytes:
+        """With a guest that counts each stream has a window: a share of what is left, at most what was asked."""
+        kind = _OPENS[type(message)]
+        names = _STREAMS[kind]
+        session = Session(frame.id, kind, {}, None, False)
+        raw = wire.encode_frame(*frame)
+        if self._credit and isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
+            limits = self._limits
+            wanted = None if message.window is wire.UNSET else message.window
+            left = min(limits.client_budget - party.committed, limits.total_budget - self.committed)
+            window = max(min(limits.window, left // (limits.share * len(names))), limits.least_window)
+            if wanted is not None:
+                window = max(min(window, wanted), 1)
+            streams = {cls: Stream(frame.id, cls, name, window, wanted) for cls, name in names.items()}
+            session = Session(frame.id, kind, streams, self._agent_window, wanted is not None)
+            version = wire.decode_envelope(frame.body).version
+            raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
+        party.sessions[frame.id] = session
+        party.open.append(session)
+        party.used.add(frame.id)
+        return raw
+
+    def _pend(self, party: Party, session: Session, cls: DataClass | None, data: bytes) -> None:
+        session.pending.append((cls, data))
+        self._take_turn(party, session)
+
+    def _take_turn(self, party: Party, session: Session) -> None:
+        if session.ready() and not session.turn:
+            session.turn = True
+            party.round.append(session)
+
+    def feed(self, party: Party) -> bytes | None:
+        """The next of a client's data for the guest: its sessions take turns."""
+        while party.round:
+            session = party.round.popleft()
+            session.turn = False
+            if not session.ready():
+                continue
+            cls, data = session.pending.popleft()
+            if cls is None:
+                raw = data
+            else:
+                size = min(len(data), self._limits.slice, len(data) if session.room is None else session.room)
+                if size < len(data):
+                    session.pending.appendleft((cls, data[size:]))
+                if session.room is not None:
+                    session.room -= size
+                raw = wire.encode(cls(data[:size]), session.id)
+            if session.closing and not session.pending:
+                self._release(party, session)
+                del party.sessions[session.id]
+            else:
+                self._take_turn(party, session)
+            return raw
+        return None
+
+    def _give_up(self, party: Party, session: Session, out: list[bytes]) -> None:
+        """The client knows nothing of the session any more, so it must end in the guest."""
+        self._release(party, session)
+        if session.over:
+            return
+        session.over = True
+        if session.last is not None:
+            del party.sessions[session.id]
+        elif session.kind == "exec":
+            out.append(wire.encode(wire.ExecSignal(9), session.id))
+        elif session.kind == "tcp":
+            out.append(wire.encode(wire.TcpClose(), session.id))
+            del party.sessions[session.id]
+        elif session.kind == "fs" and self._credit:
+            out.append(wire.encode(wire.Cancel(), session.id))
+
+    def _release(self, party: Party, session: Session) -> None:
+        self._drop_pending(session)
+        for stream in session.streams.values():
+            stream.closed = True
+            self._lose_items(stream.held)
+            stream.held.clear()
+        if session in party.open:
+            party.open.remove(session)
+
+    # From the guest
+
+    def guest_frame(self, frame: wire.Frame, out: list[bytes]) -> bool:
+        """Whether a slot is free now."""
+        slot = slot_of(frame.id)
+        party = None if slot is None else self.parties.get(slot)
+        if party is None:
+            return self._last_word(slot, frame)
+        cls = class_of(frame)
+        session = party.sessions.get(frame.id)
+        if session is None:
+            party.slow.append(Item(frame.id, wire.encode_frame(*frame)))
+        elif not self._is_for_relay(party, session, frame):
+            self._guest_within(party, session, frame, cls, out)
+        return False
+
+    def _last_word(self, slot: int | None, frame: wire.Frame) -> bool:
+        awaited = self.awaited.get(-1 if slot is None else slot)
+        if slot is not None and awaited is not None and frame.flags & _TERMINAL:
+            words = awaited[1]
+            if frame.id in words and _may_end(frame, words[frame.id]):
+                del words[frame.id]
+                if not words:
+                    del self.awaited[slot]
+                return not words
+        self.dropped_frames += 1
+        return False
+
+    def _is_for_relay(self, party: Party, session: Session, frame: wire.Frame) -> bool:
+        """Credit for a client that does not count is the relay's alone; for another it is the relay's as well."""
+        if session.room is None or frame.flags:
+            return False
+        try:
+            message = wire.decode(frame)
+        except ProtocolError:
+            return False
+        if not isinstance(message, wire.Credit):
+            return False
+        session.room += message.bytes
+        self._take_turn(party, session)
+        return not session.counts
+
+    def _guest_within(
+        self, party: Party, session: Session, frame: wire.Frame, cls: type[wire.Message] | None, out: list[bytes]
+    ) -> None:
+        raw = wire.encode_frame(*frame)
+        if frame.flags & _TERMINAL:
+            if not _may_end(frame, session.kind):
+                self._drop(frame)
+            elif session.over:
+                self._drop_pending(session)
+                del party.sessions[session.id]
+            else:
+                self._finish(party, session, raw)
+        elif session.over:
+            self._drop(frame)
+        elif (data := wire.measure_data(frame)) is not None:
+            stream = session.streams.get(data[0])
+            if stream is None:
+                party.slow.append(Item(frame.id, raw, data=data_of(frame)))
+            elif session.last is not None:
+                self._drop(frame)
+            else:
+                self._guest_data(party, session, stream, raw, frame, out)
+        elif cls in _OVERTAKE:
+            party.quick.append(Item(frame.id, raw))
+        else:
+            blocked = next((stream for stream in session.streams.values() if stream.held), None)
+            lane = party.slow if blocked is None else blocked.held
+            lane.append(Item(frame.id, raw))
+
+    def _guest_data(
+        self, party: Party, session: Session, stream: Stream, raw: bytes, frame: wire.Frame, out: list[bytes]
+    ) -> None:
+        item = Item(frame.id, raw, stream=stream, data=data_of(frame))
+        stream.said += len(item.data)
+        if stream.said - stream.granted > 2 * stream.window + _FORGIVEN:
+            self._drop(frame)
+            self._give_up(party, session, out)
+            self._answer(party, session.id, wire.Error("invalid_session", ""))
+        elif stream.credit is None:
+            party.slow.append(item)
+        elif not stream.held and (stream.credit > 0 or not item.data):
+            stream.credit -= len(item.data)
+            party.slow.append(item)
+        else:
+            self._hold(stream, item)
+
+    def _hold(self, stream: Stream, item: Item) -> None:
+        before = stream.held[-1] if stream.held else None
+        if before is not None and before.data and item.data and len(before.data + item.data) <= _JOINED:
+            data = before.data + item.data
+            stream.held.pop()
+            item = Item(item.id, wire.encode(stream.cls(data), item.id), stream=stream, data=data)
+        stream.held.append(item)
+
+    def _grant(self, party: Party, session: Session, message: wire.Credit) -> None:
+        for stream in session.streams.values():
+            if stream.name == message.stream and stream.credit is not None:
+                stream.credit += message.bytes
+                while stream.held and (stream.credit > 0 or not stream.held[0].data):
+                    item = stream.held.popleft()
+                    stream.credit -= len(item.data)
+                    party.slow.append(item)
+        self._say_last(party, session)
+
+    def _finish(self, party: Party, session: Session, raw: bytes) -> None:
+        self._drop_pending(session)
+        if session.last is not None:
+            self.dropped_frames += 1
+            return
+        for stream in session.streams.values():
+            stream.closed = True
+        session.last = Item(session.id, raw, ends=session)
+        self._say_last(party, session)
+
+    def _say_last(self, party: Party, session: Session) -> None:
+        if session.last is not None and not any(stream.held for stream in session.streams.values()):
+            (party.quick if session.kind == "call" else party.slow).append(session.last)
+            del party.sessions[session.id]
+
+    def guest_lost(self) -> None:
+        """Nobody is asked for credit any more: clients get everything there is."""
+        for party in self.parties.values():
+            for session in list(party.sessions.values()):
+                for stream in session.streams.values():
+                    party.slow.extend(stream.held)
+                    stream.held.clear()
+                    stream.credit = None
+            for session in list(party.sessions.values()):
+                self._say_last(party, session)
+
+    # To a client
+
+    def take(self, party: Party, batch: Sequence[bytes]) -> None:
+        """These go to the socket: each the first of its lane, and the first of all from the quick one."""
+        for number, raw in enumerate(batch):
+            frame = parse(raw)
+            assert frame.id in party.ids, "a frame of somebody else"
+            lanes = (party.quick,) if not number and party.quick else (party.quick, party.slow)
+            for lane in lanes:
+                if (taken := _front(lane, frame, raw)) is not None:
+                    party.in_flight += taken
+                    break
+            else:
+                raise AssertionError("a frame that is not the client's next one")
+
+    def took(self, party: Party, grants: Sequence[bytes]) -> None:
+        """The socket has them: the guest may send as much again, at the latest when it is half a window."""
+        streams = [item.stream for item in party.in_flight if item.stream is not None]
+        open_ = {(stream.id, stream.name): stream for stream in streams if not stream.closed}
+        for item in party.in_flight:
+            if item.stream is not None:
+                item.stream.taken += len(item.data)
+        for raw in grants:
+            frame = parse(raw)
+            message = wire.decode(frame)
+            assert isinstance(message, wire.Credit)
+            stream = open_[frame.id, message.stream]
+            stream.granted += message.bytes
+            assert stream.granted <= stream.taken, "more credit than was taken"
+        for stream in open_.values():
+            assert 2 * (stream.taken - stream.granted) < stream.window, "credit is kept back"
+        for item in party.in_flight:
+            if item.ends is not None:
+                self._release(party, item.ends)
+        party.in_flight.clear()
+
+    def drop_data(self, party: Party) -> int:
+        """Bytes of the frames that go when a client of a guest without credit does not read."""
+        data = [item for item in party.slow if item.raw and wire.measure_data(parse(item.raw)) is not None]
+        party.slow = deque(item for item in party.slow if item not in data)
+        self._lose_items(data)
+        return sum(len(item.raw) for item in data)
+
+    # What is lost
+
+    def _drop(self, frame: wire.Frame) -> None:
+        self.dropped_frames += 1
+        self._lose(frame)
+
+    def _lose(self, frame: wire.Frame) -> None:
+        data = wire.measure_data(frame)
+        self.lost += 0 if data is None else data[1]
+        self.lost_with_frames += wire.HEADER_SIZE + len(frame.body)
+
+    def _lose_items(self, items: Iterable[Item]) -> None:
+        for item in items:
+            self.lost += len(item.data)
+            self.lost_with_frames += len(item.raw) if item.answer is None else 2000
+
+    def _drop_pending(self, session: Session) -> None:
+        self.lost += sum(len(data) for cls, data in session.pending if cls is not None)
+        self.lost_with_frames += sum(len(data) for _, data in session.pending)
+        session.pending.clear()
+
+
+def _front(lane: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
+    """Take what a frame is made of off a lane: its first item, or several pieces of one stream."""
+    if not lane:
+        return None
+    if lane[0].is_in(frame, raw):
+        return [lane.popleft()]
+    first, data = lane[0].stream, data_of(frame)
+    if first is None or not data or first.cls is not class_of(frame) or first.id != frame.id:
+        return None
+    taken: list[Item] = []
+    while data and lane and lane[0].stream is first and lane[0].data and data.startswith(lane[0].data):
+        data = data[len(lane[0].data) :]
+        taken.append(lane.popleft())
+    return None if data else taken
+
+
+def _may_end(frame: wire.Frame, kind: str) -> bool:
+    """A terminal frame of another kind is about the id's former session."""
+    cls = class_of(frame)
+    return cls is None or cls not in _ENDS or _ENDS[cls] == kind
