@@ -16,7 +16,7 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 # methods wait for nothing, cancellations that are looked at.
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
-.PHONY: help demo test check model mutants fuzz bench pythons nightly clean
+.PHONY: help demo test check model mutants fuzz-fixed fuzz bench pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -24,7 +24,8 @@ help:
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
 	@echo "make mutants put small faults into the package, one at a time, which the tests must find (ARGS=... names them)"
-	@echo "make fuzz    fuzz everything that reads strangers' bytes, a minute each (adds atheris to .venv)"
+	@echo "make fuzz-fixed  fuzz everything that reads strangers' bytes, with the same inputs every time"
+	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
 	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
@@ -69,6 +70,10 @@ $(FUZZ_STAMP): $(STAMP)
 	@echo "==> Adding atheris (the fuzzer) to $(VENV)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
 	@touch $@
+
+fuzz-fixed: $(STAMP)
+	@echo "==> Fuzzing with the same inputs as every time, two targets at a time"
+	@PYTHON=$(BIN)/python fuzz/run --fixed $(ARGS)
 
 fuzz: $(FUZZ_STAMP)
 	@echo "==> Fuzzing, two targets at a time"

@@ -1,5 +1,6 @@
-"""Coverage-guided fuzzing of everything that reads what a stranger has written.
+"""Fuzzing of everything that reads what a stranger has written.
 
-`targets` are plain functions of bytes and need nothing but trio_console; `one` runs one of them under atheris;
-``python -m fuzz`` runs all of them for a while each; `seeds` writes the corpus that they start from.
+`targets` are plain functions of bytes and need nothing but trio_console; `fixed` runs one of them with the same
+inputs every time, `one` runs one under atheris, guided by coverage; ``python -m fuzz`` runs all, either way;
+`seeds` writes the corpus that they start from.
 """

@@ -1,11 +1,16 @@
-"""Fuzz every target for a while, from the corpus in the repository.
+"""Fuzz every target: with the same inputs every time, or for a while with what is found by the way.
 
+    python -m fuzz --fixed [--jobs 2] [TARGET...]
     python -m fuzz [--seconds 60] [--jobs 2] [--seed N] [--keep] [TARGET...]
 
-Needs atheris. Prints what was run and covered; where a target has failed, the input that did it and how to run it
-again, and the exit status is 1. With ``--keep``, inputs that reach something new are added to the corpus. With a
-seed the same inputs are tried in the same order, as many as there is time for, by a target that does the same each
-time (what iterates over sets of objects does not).
+Fixed, which is what the gate does: the corpus in the repository, and a fixed number of inputs made of it and of
+seeded random numbers; see `fixed`. It needs nothing but Python, and says the same every time.
+
+Else atheris, which is needed then, explores from the corpus, guided by coverage. With ``--keep``, inputs that
+reach something new are added to the corpus. With a seed the same inputs are tried in the same order, as many as
+there is time for.
+
+Where a target has failed, the input that did it and how to run it again are printed, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -34,12 +39,16 @@ _BOUNDS: Final = ("-max_len=2000", "-timeout=10", "-rss_limit_mb=1024")
 #: Seconds beyond its time that a target may take, to start and to load its corpus, before it counts as stuck.
 _PATIENCE: Final = 120
 
+#: Seconds after which a fixed run, of some ten seconds on a machine that does nothing else, counts as stuck.
+_STUCK: Final = 900
+
 #: Lines of a failed target's output that are shown.
 _SHOWN: Final = 40
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__.partition("\n")[0])
+    parser.add_argument("--fixed", action="store_true", help="the same inputs every time; needs no atheris")
     parser.add_argument("--seconds", type=int, default=60, help="for each target (default 60)")
     parser.add_argument("--jobs", type=int, default=2, help="targets at a time (default 2)")
     parser.add_argument(
@@ -52,11 +61,23 @@ def main() -> int:
         parser.error(f"no such target: {', '.join(sorted(unknown))}")
     _CRASHES.mkdir(exist_ok=True)
     with ThreadPoolExecutor(arguments.jobs) as pool:
-        outcomes = [
-            pool.submit(_fuzz, name, arguments.seconds, arguments.seed, keep=arguments.keep)
-            for name in arguments.targets or TARGETS
-        ]
+        if arguments.fixed:
+            outcomes = [pool.submit(_run_fixed, name) for name in arguments.targets or TARGETS]
+        else:
+            outcomes = [
+                pool.submit(_fuzz, name, arguments.seconds, arguments.seed, keep=arguments.keep)
+                for name in arguments.targets or TARGETS
+            ]
     return 0 if all(outcome.result() for outcome in outcomes) else 1
+
+
+def _run_fixed(name: str) -> bool:
+    """Run one target with the inputs that are always the same; whether it went well."""
+    status, output = _run(["--fixed", name], _STUCK)
+    if status:
+        output += f"{name}: FAILED ({status})\n"
+    print(output, end="", flush=True, file=sys.stderr if status else sys.stdout)
+    return status == 0
 
 
 def _fuzz(name: str, seconds: int, seed: int, *, keep: bool) -> bool:
@@ -64,7 +85,7 @@ def _fuzz(name: str, seconds: int, seed: int, *, keep: bool) -> bool:
     before = set(_CRASHES.iterdir())
     with tempfile.TemporaryDirectory() as found:
         bounds = [f"-max_total_time={seconds}", f"-seed={seed}", f"-artifact_prefix={_CRASHES}/{name}-"]
-        status, output = _run(name, [*bounds, found, str(_CORPUS / name)], seconds + _PATIENCE)
+        status, output = _run([name, *_BOUNDS, *bounds, found, str(_CORPUS / name)], seconds + _PATIENCE)
         if status == 0 and keep:
             status, merged = _keep(name, found)
             output += merged
@@ -86,7 +107,7 @@ def _keep(name: str, found: str) -> tuple[int | str, str]:
     with tempfile.TemporaryDirectory() as folder:
         for seed in corpus.glob("seed-*"):
             shutil.copy(seed, folder)
-        status, output = _run(name, ["-set_cover_merge=1", folder, str(corpus), found], 5 * _PATIENCE)
+        status, output = _run([name, *_BOUNDS, "-set_cover_merge=1", folder, str(corpus), found], 5 * _PATIENCE)
         if status == 0:
             for old in corpus.iterdir():
                 old.unlink()
@@ -94,9 +115,9 @@ def _keep(name: str, found: str) -> tuple[int | str, str]:
     return status, output
 
 
-def _run(name: str, arguments: list[str], patience: float) -> tuple[int | str, str]:
-    """Exit status and output of one target under atheris."""
-    command = [sys.executable, "-m", "fuzz.one", name, *_BOUNDS, *arguments]
+def _run(arguments: list[str], patience: float) -> tuple[int | str, str]:
+    """Exit status and output of `fuzz.one`."""
+    command = [sys.executable, "-m", "fuzz.one", *arguments]
     env = {**os.environ, "PYTHONHASHSEED": "0"}
     try:
         done = subprocess.run(

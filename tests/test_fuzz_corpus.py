@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import re
+import subprocess
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.append(str(ROOT))  # behind what is installed, which is what is tested
 
+from fuzz import fixed  # noqa: E402
 from fuzz.targets import TARGETS  # noqa: E402
 
 CORPUS = ROOT / "fuzz" / "corpus"
@@ -51,6 +55,55 @@ def test_every_target_has_a_small_corpus(name: str) -> None:
 def test_a_target_takes_anything_at_all(name: str) -> None:
     for data in (b"", b"\0", b"\xff" * 300, bytes(range(256))):
         TARGETS[name](data)
+
+
+FIXED = """
+import sys
+from fuzz import fixed
+for name in fixed.COUNTS:
+    fixed.run(name, 100)
+"""
+
+
+def test_fixed_runs_do_the_same_in_every_process() -> None:
+    told = []
+    for number in range(2):
+        # With other hashes, and other addresses.
+        done = subprocess.run(
+            [sys.executable, "-c", f"junk = [object() for _ in range({number * 1000})]\n{FIXED}"],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": str(number)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        told.append(re.findall(r"(\w+): (\d+) inputs.* digest (\w+)", done.stdout))
+    assert [name for name, _, _ in told[0]] == list(TARGETS)
+    assert told[0] == told[1]
+
+
+def test_fixed_inputs_are_the_same_every_time() -> None:
+    for name in TARGETS:
+        once, again = (list(fixed.inputs(name, 50)) for _ in range(2))
+        assert once == again
+        assert len({data for _, data in once}) > 0.9 * len(once)
+
+
+def test_a_failure_of_a_fixed_run_is_an_input_to_run_again(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(data: bytes) -> int:
+        assert len(data) < 9, "too much"
+        return 0
+
+    monkeypatch.setattr(fixed, "TARGETS", {"frames": fails})
+    monkeypatch.setattr(fixed, "CRASHES", tmp_path)
+    with pytest.raises(AssertionError, match="too much") as caught:
+        fixed.run("frames")
+    [file] = tmp_path.iterdir()
+    assert len(file.read_bytes()) >= 9
+    assert f"--replay frames {file}" in "".join(caught.value.__notes__)
 
 
 def last_id(client: Client, _tail: int) -> int:
