@@ -207,7 +207,12 @@ class ConsoleSharedState:
         self.tx.abandon()
 
     def close_wakes(self) -> None:
-        """Give the descriptors back now. Only once no device thread will call the backend again."""
+        """Give the descriptors back now. Only once no device thread will call the backend again. From any thread.
+
+        The guest's end is then gone. A host that has not been told so by `guest_gone`, or by the device's own end,
+        is told now: its tasks get `trio.BrokenResourceError` after what is queued.
+        """
+        self.guest_gone(ConnectionAbortedError(errno.ECONNABORTED, "the console's wakes were closed"))
         self.tx.close_wakes()
         self.rx.close_wakes()
 

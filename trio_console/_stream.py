@@ -3,8 +3,7 @@
 The stream is one end of two lanes: it produces into one and consumes from the other, while a foreign thread
 does the opposite. Tasks sleep with ``trio.lowlevel.wait_readable`` on the lanes' wakes.
 
-`trio.lowlevel.wait_readable` can return normally for a descriptor that was just closed, so after each
-sleep the flags are looked at before the descriptor is touched.
+After each sleep the flags are looked at before anything else: they say why it ended.
 
 This module must not know what the bytes mean, nor who drives the other end.
 """
@@ -12,6 +11,7 @@ This module must not know what the bytes mean, nor who drives the other end.
 from __future__ import annotations
 
 import operator
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
@@ -22,6 +22,7 @@ from ._conflict import Conflict
 if TYPE_CHECKING:
     from ._console import ConsoleSharedState, Lane, LaneStatistics
     from ._ring import BytesLike
+    from ._wake import WakePipe
 
 __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 
@@ -154,7 +155,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             # The flags are looked at after arming: whoever sets one rings the wake after setting it.
             if lane.ring.arm_room(size):
                 self._check_may_send()
-                await self._sleep_on(lane.room_wake.fileno())
+                await self._sleep_on(lane.room_wake)
         finally:
             self._waiting_send -= 1
             lane.ring.disarm_room()
@@ -223,7 +224,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
         self._waiting_receive += 1
         try:
             if sleepy := lane.ring.arm_data() and not lane.finished:
-                await self._sleep_on(lane.data_wake.fileno())
+                await self._sleep_on(lane.data_wake)
         finally:
             self._waiting_receive -= 1
             lane.ring.disarm_data()
@@ -232,16 +233,19 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     # Both
 
-    async def _sleep_on(self, fd: int) -> None:
-        if fd < 0:
-            # The wakes are closed only after both lanes have ended, so the caller's next look at the flags
-            # ends its loop; a checkpoint keeps that honest.
+    async def _sleep_on(self, wake: WakePipe) -> None:
+        # Another thread may close the wake at any moment. If we get its bell before that, it is rung then, after
+        # the flags that say why; and its descriptor is not closed under us, since we hold the bell until we are
+        # awake. If we do not, the flags were set before we looked: the caller's next look at them ends its loop,
+        # and a checkpoint keeps that honest.
+        bell = wake.bell
+        if bell.read_fd < 0:
             await trio.lowlevel.checkpoint()
             return
         try:
-            await trio.lowlevel.wait_readable(fd)
+            await trio.lowlevel.wait_readable(bell.read_fd)
         except trio.ClosedResourceError:
-            return  # told by notify_closing: the flags say why
+            return  # told by somebody's notify_closing: the flags say why
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
@@ -278,7 +282,7 @@ class ConsoleStream(LaneStream):
 
     Like every trio stream it belongs to one trio run; two tasks may use it at once only in opposite
     directions. The bytes go by reference between the threads; a system call is made only when one of
-    them sleeps.
+    them sleeps. Collected unclosed it warns (`ResourceWarning`), and the device sees the host's end gone.
     """
 
     def __init__(self, shared: ConsoleSharedState) -> None:
@@ -288,6 +292,14 @@ class ConsoleStream(LaneStream):
         self._was_dropped = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
+    def __del__(self) -> None:
+        # The device's threads know the state, and nobody else can tell them: they would wait for ever. (May run in
+        # any thread, in the middle of anything: setting flags and ringing bells may, too.)
+        if not getattr(self, "_closed", True):
+            self._closed = True
+            self._shared.host_gone()
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
+
     async def aclose(self) -> None:
         self._was_closed.set()
         await super().aclose()

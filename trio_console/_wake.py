@@ -198,6 +198,15 @@ class WakePipe:
         """The descriptor to wait on, or -1 after `close`. It stays the pipe's: do not read or close it."""
         return -1 if self._closed else self._bell.read_fd
 
+    @property
+    def bell(self) -> Bell | _NoBell:
+        """The descriptor's owner, for those who sleep on it by other means than `wait`.
+
+        Held through the sleep, it keeps the number from being recycled, and `close` rings it: a sleeper wakes up,
+        and looks at whatever flag was set before closing. After `close` its ``read_fd`` is -1.
+        """
+        return self._bell
+
     # In the next two, `self._bell` is looked at once; from then on the frame of the bell's method has the
     # reference. Story: we look and find the pipe open; another thread closes it; a third opens a file, and does
     # not get our number.
@@ -221,7 +230,7 @@ class WakePipe:
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until `wake` was called (before or during the wait).
 
-        Does not drain. For threads; a trio task waits with ``trio.lowlevel.wait_readable(self.fileno())``.
+        Does not drain. For threads; a trio task waits for `bell` with ``trio.lowlevel.wait_readable``.
 
         Args:
             timeout: seconds on the monotonic clock; `None` waits for ever, 0 only looks.
@@ -241,10 +250,10 @@ class WakePipe:
         return _sleep_readable(bell.read_fd, timeout)
 
     def close(self) -> None:
-        """Give the descriptor back; a thread in `wait` wakes up. Idempotent, from any thread.
+        """Give the descriptor back; a thread in `wait`, and whoever holds the `bell`, wakes up.
 
-        A trio task waiting for the descriptor must be told first, with
-        ``trio.lowlevel.notify_closing``.
+        Idempotent, from any thread. A trio task that waits for the bare number of `fileno` must be told first,
+        with ``trio.lowlevel.notify_closing``.
         """
         # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at whatever file gets
         # the number next. So it is woken, and its reference is the last. It looks at the flag before it sleeps

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import gc
+import warnings
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -14,52 +16,55 @@ from stream_pair import TIMEOUT, check_conserved, pair, receive_all
 from trio_console._console import AgentConsoleBackend, ConsoleSharedState
 from trio_console._stream import ConsoleStream
 
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
 # Endings
 
 
 async def test_everything_is_delivered_before_the_cause() -> None:
     shared = ConsoleSharedState()
     backend = AgentConsoleBackend(shared)
-    host = ConsoleStream(shared)
-    cause = OSError("the machine is on fire")
-    backend.write(b"last words")
-    shared.guest_gone(cause)
-    assert await host.receive_some(4) == b"last"
-    assert await host.receive_some() == b" words"
-    for _ in range(2):
+    async with ConsoleStream(shared) as host:
+        cause = OSError("the machine is on fire")
+        backend.write(b"last words")
+        shared.guest_gone(cause)
+        assert await host.receive_some(4) == b"last"
+        assert await host.receive_some() == b" words"
+        for _ in range(2):
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                await host.receive_some()
+            assert caught.value.__cause__ is cause
         with pytest.raises(trio.BrokenResourceError) as caught:
-            await host.receive_some()
+            await host.send_all(b"x")
         assert caught.value.__cause__ is cause
-    with pytest.raises(trio.BrokenResourceError) as caught:
-        await host.send_all(b"x")
-    assert caught.value.__cause__ is cause
 
 
 async def test_a_guest_that_left_in_order_is_end_of_file_and_cannot_be_sent_to() -> None:
     shared = ConsoleSharedState()
-    host = ConsoleStream(shared)
-    shared.guest_gone()
-    assert await host.receive_some() == b""
-    with pytest.raises(trio.BrokenResourceError):
-        await host.send_all(b"x")
-    with pytest.raises(trio.BrokenResourceError):
-        await host.wait_send_all_might_not_block()
+    async with ConsoleStream(shared) as host:
+        shared.guest_gone()
+        assert await host.receive_some() == b""
+        with pytest.raises(trio.BrokenResourceError):
+            await host.send_all(b"x")
+        with pytest.raises(trio.BrokenResourceError):
+            await host.wait_send_all_might_not_block()
 
 
 async def test_a_blocked_sender_learns_that_the_guest_has_gone() -> None:
     shared = ConsoleSharedState(capacity=1)
-    host = ConsoleStream(shared)
-    await host.send_all(b"x")
-    with trio.fail_after(TIMEOUT):
-        async with trio.open_nursery() as nursery:
+    async with ConsoleStream(shared) as host:
+        await host.send_all(b"x")
+        with trio.fail_after(TIMEOUT):
+            async with trio.open_nursery() as nursery:
 
-            @nursery.start_soon
-            async def _sends() -> None:
-                with pytest.raises(trio.BrokenResourceError):
-                    await host.send_all(b"y")
+                @nursery.start_soon
+                async def _sends() -> None:
+                    with pytest.raises(trio.BrokenResourceError):
+                        await host.send_all(b"y")
 
-            await trio.testing.wait_all_tasks_blocked()
-            await trio.to_thread.run_sync(shared.guest_gone)
+                await trio.testing.wait_all_tasks_blocked()
+                await trio.to_thread.run_sync(shared.guest_gone)
 
 
 async def test_own_end_closed_is_told_apart_from_the_other_end_gone() -> None:
@@ -126,13 +131,13 @@ async def test_a_forceful_close_drops_what_is_queued_and_counts_it() -> None:
 async def test_what_arrives_after_a_close_is_dropped_and_counted() -> None:
     shared = ConsoleSharedState()
     backend = AgentConsoleBackend(shared)
-    host = ConsoleStream(shared)
-    backend.write(b"abc")
-    await host.aclose()
-    backend.write(b"de")
-    now = host.statistics().tx
-    assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 0, 5)
-    check_conserved(host)
+    async with ConsoleStream(shared) as host:
+        backend.write(b"abc")
+        await host.aclose()
+        backend.write(b"de")
+        now = host.statistics().tx
+        assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 0, 5)
+        check_conserved(host)
 
 
 async def test_statistics_tell_the_ends() -> None:
@@ -173,6 +178,104 @@ async def test_an_orderly_close_gives_nothing_back_after_a_forceful_one() -> Non
         await host.aclose()
         assert await guest.receive_some() == b""
         assert host.statistics().rx.bytes_dropped == 3
+
+
+# Without wakes
+
+
+async def wait_in(use: Callable[..., Awaitable[object]], *args: object) -> None:
+    with pytest.raises(trio.BrokenResourceError) as caught:
+        await use(*args)
+    assert isinstance(caught.value.__cause__, ConnectionAbortedError)
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_closing_the_wakes_wakes_who_sleeps_on_them(in_thread: bool) -> None:
+    shared = ConsoleSharedState(capacity=1)
+    async with ConsoleStream(shared) as host:
+        await host.send_all(b"x")
+        with trio.fail_after(TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(wait_in, host.receive_some)
+                nursery.start_soon(wait_in, host.send_all, b"y")
+                await trio.testing.wait_all_tasks_blocked()
+                if in_thread:
+                    await trio.to_thread.run_sync(shared.close_wakes)
+                else:
+                    shared.close_wakes()
+
+
+async def test_after_its_wakes_were_closed_a_console_delivers_what_is_queued_and_is_broken() -> None:
+    shared = ConsoleSharedState(capacity=2)
+    async with ConsoleStream(shared) as host:
+        AgentConsoleBackend(shared).write(b"last words")
+        shared.close_wakes()
+        with trio.fail_after(TIMEOUT):
+            assert await host.receive_some() == b"last words"
+            await wait_in(host.receive_some)
+            await wait_in(host.send_all, b"y")
+            await wait_in(host.wait_send_all_might_not_block)
+
+
+async def test_a_guest_that_left_in_order_has_done_so_whoever_closes_the_wakes() -> None:
+    shared = ConsoleSharedState()
+    async with ConsoleStream(shared) as host:
+        shared.guest_gone()
+        shared.close_wakes()
+        assert await host.receive_some() == b""
+
+
+async def test_the_wakes_may_be_closed_between_the_last_look_and_the_sleep(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared = ConsoleSharedState()
+    real = trio.lowlevel.wait_readable
+
+    async def closed_meanwhile(fd: int) -> None:
+        await trio.to_thread.run_sync(shared.close_wakes)
+        await real(fd)  # the number is still that of the wake
+
+    async with ConsoleStream(shared) as host:
+        with trio.fail_after(TIMEOUT):
+            with monkeypatch.context() as patch:
+                patch.setattr(trio.lowlevel, "wait_readable", closed_meanwhile)
+                await wait_in(host.receive_some)
+
+
+# Forgotten
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+async def test_a_stream_that_is_collected_unclosed_warns_and_lets_its_device_go(in_thread: bool) -> None:
+    shared = ConsoleSharedState(capacity=1)
+    backend = AgentConsoleBackend(shared)
+    backend.write(b"x")
+    with pytest.raises(BlockingIOError):
+        backend.write(b"y")
+    streams = [ConsoleStream(shared)]
+    await streams[0].send_all(b"said")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.to_thread.run_sync, backend.wait_until_writable)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.warns(ResourceWarning, match="unclosed <trio_console"):  # noqa: PT031
+            if in_thread:
+                await trio.to_thread.run_sync(streams.clear)
+            else:
+                streams.clear()
+            gc.collect()
+    assert backend.write(b"z") == 1
+    assert (backend.read(10), backend.read(10)) == (b"said", b"")
+
+
+async def test_a_closed_stream_is_collected_without_a_word() -> None:
+    shared = ConsoleSharedState()
+    stream = ConsoleStream(shared)
+    await stream.aclose()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        del stream
+        gc.collect()
+    assert not warned
 
 
 # Cancellation

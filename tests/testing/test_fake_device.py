@@ -46,9 +46,10 @@ def test_the_door_exports_what_it_names() -> None:
         _ = trio_console.testing.nonsense  # type: ignore[attr-defined]
 
 
-def test_a_pair_takes_its_bounds() -> None:
+async def test_a_pair_takes_its_bounds() -> None:
     host, _guest = console_stream_pair(capacity=3, max_bytes=40)
-    now = host.statistics()
+    async with host:
+        now = host.statistics()
     assert (now.tx.max_buffer_size, now.rx.max_buffer_size) == (3, 3)
     assert (now.tx.max_buffer_bytes, now.rx.max_buffer_bytes) == (40, 40)
 
