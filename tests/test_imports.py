@@ -35,7 +35,7 @@ class Room(NamedTuple):
 ROOMS = {
     "errors": Room({"_errors"}, trio=False),
     "lost": Room({"_lost"}),
-    "manners": Room({"_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
+    "manners": Room({"_clocks", "_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
     "channel": Room({"_stream", "_channel"}, {"console", "manners"}),

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ._clocks import within
 from ._console import ConsoleSharedState
 from ._devices import as_device
 from ._ending import see_through
@@ -103,8 +104,7 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
             await workers.wait_delivered()
         channel.drop()
         workers.close_device()
-        with trio.move_on_after(JOIN_TIME):
-            await workers.wait_done()
+        await within(JOIN_TIME, workers.wait_done)  # threads live by the machine's clock, and not by a MockClock
         workers.abandon()
 
     await see_through(leave, grace=grace, hurried=min(grace, SHORT_GRACE))

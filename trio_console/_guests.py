@@ -5,6 +5,7 @@ This module must not know what is said over the console; ``_open`` joins it with
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import signal
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
+from ._clocks import within
 from ._devices import as_device
 from ._ending import see_through
 from ._interrupts import interrupt_safe
@@ -169,7 +171,7 @@ class ProcessGuest(GuestSpec):
                     yield host
             finally:
                 kill = partial(_kill_left_behind, mark)
-                await see_through(kill, grace=_SCAN_TIME, hurried=_SCAN_TIME)  # noqa: ASYNC102  (shields itself)
+                await see_through(kill, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
 
 
 @final
@@ -306,7 +308,7 @@ async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
         finally:
             process.kill()
             reap = partial(_reap, host, process, reading)
-            await see_through(reap, grace=_KILL_TIME, hurried=_KILL_TIME)  # noqa: ASYNC102  (shields itself)
+            await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
 
 
 async def _start(command: list[str], **options: Any) -> trio.Process:
@@ -319,7 +321,7 @@ async def _start(command: list[str], **options: Any) -> trio.Process:
 async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
     """Wait for a process that was killed; one that does not die is left to the system, loudly."""
     with patience:
-        await process.wait()
+        await within(_KILL_TIME, process.wait)
     reading.cancel()
     if process.returncode is None:
         warnings.warn(
@@ -333,12 +335,17 @@ async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, pa
 async def _kill_left_behind(mark: str, patience: trio.CancelScope) -> None:
     search = partial(kill_marked_processes, mark)
     result: Leftovers | None = None
-    with patience:
+
+    async def look() -> None:
+        nonlocal result
         try:
             # Abandoned if need be: looking at a process may take as long as what that process does in the kernel.
             result = await in_thread("to look for processes that a guest has left", search, abandon=True)
         except NoThreadError:
             result = search()  # here, although this blocks everything else for a moment
+
+    with patience:
+        await within(_SCAN_TIME, look)
     if result is None or result.left:
         which = "processes of a guest" if result is None else f"the processes {sorted(result.left)} of a guest"
         warnings.warn(f"{which} were killed and may still run", RuntimeWarning, stacklevel=1)

@@ -23,6 +23,8 @@ from ._client._boot import boot, make_bootstrap
 from ._client._confirmations import Confirmations
 from ._client._connection import Connection
 from ._client._guest import Guest
+from ._client._heartbeat import Heartbeat, check_heartbeat
+from ._clocks import Stopwatch
 from ._ending import see_through
 from ._guests import GuestSpec, ProcessGuest, attached_host
 from ._interrupts import interrupt_safe
@@ -81,6 +83,7 @@ async def open_guest(
     relay_path: str | os.PathLike[str] | None = None,
     ready_timeout: float = DEFAULT_READY_TIMEOUT,
     grace: float = DEFAULT_GRACE,
+    heartbeat: float | None = None,
 ) -> AsyncIterator[Guest]:
     """Start a guest, or attach to one, and use it for the time of a block.
 
@@ -97,6 +100,10 @@ async def open_guest(
         ready_timeout: seconds the guest has to become ready.
         grace: seconds for the whole teardown, and for the guest to confirm the ends of processes. A guest that
             confirms nothing costs one grace, however many there are, and the teardown included.
+        heartbeat: seconds of silence after which the guest is pinged, and after as many more is lost and ended by
+            force; `None` never. Any byte is life. Time in which this program was stopped, its loop stood still, or
+            it did not read does not count; but the number has to be above the time that bytes spend in the
+            buffers of a slow link.
 
     Raises:
         OSError: the guest could not be started or reached, or the relay's socket not be made.
@@ -109,6 +116,7 @@ async def open_guest(
         spec = ProcessGuest()
     elif not isinstance(spec, GuestSpec):
         raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
+    check_heartbeat(heartbeat)
     what = make_bootstrap(bootstrap)
     confirmations = Confirmations(grace)
     async with AsyncExitStack() as stack:
@@ -126,8 +134,9 @@ async def open_guest(
             connection = await _attached(stream, host.explain)
             guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
             tell, wait_ended = partial(_tell_relay, server, connection), server.wait_ended
+        watches = _watches(connection, heartbeat, force=host.kill, channel=channel)
         async with hidden_nursery() as nursery:
-            nursery.start_soon(connection.run)
+            nursery.start_soon(connection.run, *watches)
             try:
                 yield guest
             finally:
@@ -135,12 +144,15 @@ async def open_guest(
                 try:
                     await _end(tell, wait_ended, channel, host, confirmations)  # noqa: ASYNC102  (shields itself)
                 finally:
-                    connection.lose("the guest did not shut down in time and was ended by force")
+                    note = confirmations.note()
+                    connection.lose(f"the guest did not shut down in time and was ended by force{note}")
 
 
 @interrupt_safe
 @asynccontextmanager
-async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE) -> AsyncIterator[Guest]:
+async def connect_guest(
+    path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE, heartbeat: float | None = None
+) -> AsyncIterator[Guest]:
     """Use a guest that another process serves, through its relay, for the time of a block.
 
     Leaving the block disconnects; what this client still runs in the guest is killed. The guest goes on. (Its
@@ -149,12 +161,14 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
     Args:
         path: of the relay's Unix socket. Any relay of the agent protocol will do.
         grace: seconds for the guest to confirm the ends of processes, as for `open_guest`.
+        heartbeat: as for `open_guest`; this client leaves a silent guest, which goes on.
 
     Raises:
         OSError: there is no relay: ``FileNotFoundError``, ``ConnectionRefusedError``, with ``.filename``.
         GuestLostError: the relay refused this client, or did not greet it within 10 seconds.
         ProtocolError: what listens there is no relay of this protocol.
     """
+    check_heartbeat(heartbeat)
     name = os.fspath(path)
     stream = await _connect(name)
     # (Not by its `aclose`, which is a checkpoint: a `Cancelled` from there would take the place of what the block
@@ -164,7 +178,7 @@ async def connect_guest(path: str | os.PathLike[str], *, grace: float = DEFAULT_
         force = partial(connection.lose, "the guest was shut down")
         guest = Guest(connection, confirmations=Confirmations(grace), force=force)
         async with hidden_nursery() as nursery:
-            nursery.start_soon(connection.run)
+            nursery.start_soon(connection.run, *_watches(connection, heartbeat))
             try:
                 yield guest
             finally:
@@ -270,11 +284,13 @@ async def _booted(
     """A guest that is ready, on its channel."""
     launched = device_or_spec._launch() if isinstance(device_or_spec, GuestSpec) else attached_host(device_or_spec)
     async with launched as host, open_console(host.device, grace=SHORT_GRACE) as channel:
+        watch = Stopwatch()
         try:
             with trio.fail_after(ready_timeout):
                 booted = await boot(channel, bootstrap)
         except trio.TooSlowError:
-            raise GuestLostError(f"the guest was not ready within {ready_timeout:g} seconds") from None
+            reason = f"the guest was not ready within {ready_timeout:g} seconds{watch.note()}"
+            raise GuestLostError(reason) from None
         except trio.BrokenResourceError as exc:
             before = "the console broke before the guest was ready"
             reason = exc.reason if isinstance(exc, GuestLostError) else before
@@ -302,6 +318,26 @@ async def _enforce_shutdown(server: RelayServer, channel: ConsoleStream, host: H
     await trio.sleep(_SHUTDOWN_TIME)
     host.kill()
     await trio.aclose_forcefully(channel)
+
+
+def _watches(
+    connection: Connection,
+    seconds: float | None,
+    *,
+    force: Callable[[], None] = lambda: None,
+    channel: ConsoleStream | None = None,
+) -> list[Callable[[], Awaitable[None]]]:
+    """The tasks that watch whether the guest is alive."""
+
+    def carried() -> tuple[int, int]:
+        if channel is None:
+            return 0, 0
+        lane = channel.statistics().rx
+        return lane.bytes_in, lane.bytes_out
+
+    if seconds is None:
+        return []
+    return [Heartbeat(connection, seconds, carried=carried, force=force).run]
 
 
 def _tell_relay(server: RelayServer, connection: Connection | None) -> None:
@@ -349,11 +385,13 @@ async def _connect(path: str) -> trio.SocketStream:
 
 async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:
     """A client's connection, once the relay has greeted it."""
+    watch = Stopwatch()
     try:
         with trio.fail_after(_HANDSHAKE_TIMEOUT):
             attached = await attach(stream)
     except trio.TooSlowError:
-        raise GuestLostError(f"the relay did not greet within {_HANDSHAKE_TIMEOUT:g} seconds") from None
+        reason = f"the relay did not greet within {_HANDSHAKE_TIMEOUT:g} seconds{watch.note()}"
+        raise GuestLostError(reason) from None
     except trio.BrokenResourceError as exc:
         if isinstance(exc, GuestLostError):
             raise

@@ -71,6 +71,11 @@ class Outbox:
         bulk_budget: bytes of bulk frames queued or reserved at once. A single larger frame is admitted
             when the lane is empty.
         control_budget: see `wait_control_room`.
+
+    Attributes:
+        control_queued: bytes of control frames handed over since the beginning.
+        control_written: of those, bytes that the stream has taken. They leave in order.
+        written: bytes that the stream has taken.
     """
 
     def __init__(
@@ -87,6 +92,9 @@ class Outbox:
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
         self._bulk: deque[tuple[int, Pieces]] = deque()  # with their sizes
+        self.control_queued = 0
+        self.control_written = 0
+        self.written = 0
         self._bulk_used = 0  # queued, being sent, and reserved
         self._waiting: dict[trio.lowlevel.Task, int] = {}  # in order of arrival
         self._work = trio.Event()
@@ -115,6 +123,8 @@ class Outbox:
                     await self._work.wait()
                     continue
                 await self._write(batch, size)
+                self.written += size
+                self.control_written += size - bulk_bytes
                 self._bulk_used -= bulk_bytes
                 self._admit()
                 if self._gathers is not None and (self._bulk or self._control):
@@ -200,6 +210,7 @@ class Outbox:
         self._check_open()
         self._control.append(frame)
         self._control_bytes += len(frame)
+        self.control_queued += len(frame)
         self._work.set()
 
     async def wait_control_room(self) -> None:

@@ -149,6 +149,7 @@ async def talking(
     streams: Callable[[], tuple[Any, Any]] = memory_stream_pair,
     explain: Any = nothing_known,
     patience: float = PATIENCE,
+    watch: Callable[[Connection], Any] | None = None,
 ) -> AsyncIterator[Talk]:
     """A guest whose agent has just said it was ready. ``window=None`` is an agent that knows no credit."""
     ours, theirs = streams()
@@ -165,7 +166,7 @@ async def talking(
     with trio.fail_after(patience):
         async with hidden_nursery() as nursery:
             talk = Talk(guest, connection, FakeAgent(theirs), nursery)
-            nursery.start_soon(connection.run)
+            nursery.start_soon(connection.run, *(() if watch is None else (watch(connection),)))
             try:
                 yield talk
             finally:

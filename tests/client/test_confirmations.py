@@ -160,3 +160,19 @@ async def test_a_guest_that_has_let_others_wait_is_not_waited_for_after_deliver_
         with pytest.warns(RuntimeWarning, match="did not confirm"):
             await result.wait()
         assert trio.current_time() - began == GRACE
+
+
+async def test_a_guest_that_had_no_time_but_virtual_is_told_of_with_that(autojump_clock: MockClock) -> None:
+    async with talking(grace=GRACE) as talk:
+        talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
+        with pytest.warns(RuntimeWarning, match=r"did not confirm.*it may still run.*autojump_clock"):
+            async with talk.guest.open_process(["stuck"], stdin=PIPE, stdout=PIPE, stderr=PIPE):
+                pass
+
+
+async def test_looking_at_the_deadline_sets_none(mock_clock: MockClock) -> None:
+    confirmations = Confirmations(GRACE)
+    assert confirmations.peek() == trio.current_time() + GRACE
+    mock_clock.jump(1)
+    assert confirmations.begin() == trio.current_time() + GRACE
+    assert confirmations.peek() == confirmations.begin()

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._clocks import Stopwatch
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -37,19 +39,25 @@ class Confirmations:
     def __init__(self, grace: float) -> None:
         self.grace: Final = grace
         self._since: float | None = None  # when the deadline was set
+        self._watch: Stopwatch | None = None  # since then
 
     def begin(self) -> float:
         """A wait begins; returns its deadline, on trio's clock. It may be in the past."""
         if self._since is None or trio.current_time() > self._since + 2 * self.grace:
             self._since = trio.current_time()
+            self._watch = Stopwatch()
         return self._since + self.grace
 
     def peek(self) -> float:
         """The deadline that a wait would have, for one that asks for no confirmation."""
-        before = self._since
+        before = self._since, self._watch
         deadline = self.begin()
-        self._since = before
+        self._since, self._watch = before
         return deadline
+
+    def note(self) -> str:
+        """What to say behind "not confirmed in time", see `Stopwatch`."""
+        return "" if self._watch is None else self._watch.note()
 
     def begin_last(self) -> float:
         """The same for the end of the guest, which has to be told: 0.2 seconds ahead, at the least."""

@@ -99,6 +99,7 @@ class Connection:
         self.outbox: Final = Outbox(stream)
         self.lost: GuestLostError | None = None
         self.frames_received = 0
+        self.bytes_received = 0
         self.frames_dropped = 0
         self.bytes_discarded = 0
         self._owner: Final = Owner()
@@ -122,12 +123,18 @@ class Connection:
     # Its tasks
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self) -> None:
-        """Read and write until the stream ends; then tell every session. Never raises for what others do."""
+    async def run(self, *beside: Callable[[], Awaitable[None]]) -> None:
+        """Read and write until the stream ends; then tell every session. Never raises for what others do.
+
+        Args:
+            beside: tasks that live as long as this.
+        """
         try:
             with self._running:
                 async with hidden_nursery() as nursery:
                     nursery.start_soon(self._write)
+                    for task in beside:
+                        nursery.start_soon(task)
                     reason, cause = await self._read()
                     if self._expected is None:
                         reason = await explained(reason, self._explain)
@@ -158,6 +165,7 @@ class Connection:
             self._lose_patience()
         data = bytes(await self._stream.receive_some())
         self._receiving = False
+        self.bytes_received += len(data)
         if self.outbox.closed:
             self._patience.deadline = math.inf  # it is for silence, not for a user who takes his time
         return data
@@ -238,6 +246,16 @@ class Connection:
             self._tell(session, self.lost)
         self._ended.set()
         self._running.cancel()
+
+    @property
+    def lasts(self) -> bool:
+        """Whether it is neither lost nor about to end by our own doing."""
+        return self.lost is None and self._expected is None
+
+    @property
+    def waits_for_bytes(self) -> bool:
+        """Whether it reads, and nothing has come; false while a session's unread bytes hold it up."""
+        return self._receiving
 
     async def wait_ended(self) -> None:
         await self._ended.wait()

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trio_console._client._command import Command, CommandLine, Rlimits, StrOrPath
     from trio_console._client._confirmations import Confirmations
     from trio_console._client._file import GuestFile
+    from trio_console._lost import GuestLostError
     from trio_console._stream import ConsoleStatistics
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
@@ -352,7 +353,7 @@ class Guest:
                 process.give_up(self._confirmations.confirmed)
                 warnings.warn(
                     f"the guest did not confirm within {self._confirmations.grace:g} seconds that {process!r} is "
-                    "gone; it may still run",
+                    f"gone; it may still run{self._confirmations.note()}",
                     RuntimeWarning,
                     stacklevel=1,
                 )
@@ -503,13 +504,25 @@ class Guest:
                 await connection.wait_ended()
             if connection.lost is None:
                 self._force()
-                connection.lose("the guest did not shut down in time and was ended by force")
+                note = self._confirmations.note()
+                connection.lose(f"the guest did not shut down in time and was ended by force{note}")
 
     def _tell_to_end(self) -> None:
         """Tell the guest to shut down, and wait for nothing."""
         if self._connection.lost is None:
             self._connection.expect_end("the guest was shut down")
             self._connection.send(wire.Shutdown(), 0)
+
+    async def wait_lost(self) -> GuestLostError:
+        """Wait until the guest is gone, for whatever reason; return the error that its calls end with since then.
+
+        Returns:
+            A new instance each time, to be raised or looked at.
+        """
+        await trio.lowlevel.checkpoint()
+        await self._connection.wait_ended()
+        assert self._connection.lost is not None
+        return again(self._connection.lost)
 
     def statistics(self) -> GuestStatistics:
         """What goes on in the session layer, and in the channel below it."""
