@@ -22,7 +22,7 @@ from ._devices import as_device
 from ._ending import see_through
 from ._interrupts import interrupt_safe
 from ._nursery import hidden_nursery
-from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
+from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
 from ._stream import ConsoleStream
 from ._threads import NoThreadError, in_thread
 from ._workers import pump_from_device, pump_to_device
@@ -65,21 +65,24 @@ async def open_console(
     Args:
         device: the guest's end of the console: a connected stream socket, a descriptor open for reading and
             writing, a ``(read_fd, write_fd)`` pair, or an object with the blocking methods of
-            `GuestDevice`. It is owned, and closed, from here on; descriptors become non-blocking.
+            `GuestDevice`. It is owned, and closed, from here on. A terminal's master side has its end of file when
+            nobody has the terminal open any more. Descriptors are non-blocking until they are closed, and where
+            others have the same thing open it is for them what it was before, then.
         capacity: chunks queued at most in each direction.
         max_bytes: bytes queued at most in each direction.
         grace: seconds that leaving may take at most while the device still takes what was sent.
 
     Raises:
-        TypeError, ValueError, OSError: ``device`` is nothing that can be a console, and was left alone.
-        ValueError: a bound is below 1. The device was closed.
-        OSError: no descriptor could be made. The device was closed, unless its own adapter failed for that.
+        TypeError, ValueError: ``device`` is nothing that can be a console, or a bound is below 1. The device was
+            left alone.
+        OSError: a descriptor is not open, or none could be made. The device was closed.
         RuntimeError: no thread could be started. The device was closed.
 
     Warns:
         RuntimeWarning: a `GuestDevice` did not come back from a blocked call although it was closed. Its
             thread is abandoned; it holds the device until it returns.
     """
+    ChunkRing(capacity, max_bytes)  # refuses wrong bounds while the device is untouched
     port = as_device(device)
     try:
         shared = ConsoleSharedState(capacity, max_bytes)

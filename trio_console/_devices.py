@@ -16,10 +16,11 @@ import os
 import select
 import socket
 import stat
-import threading
+import sys
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
-from ._wake import WakePipe
+from ._descriptor import Descriptors
+from ._wake import Bell
 
 __all__ = ["ConsoleDevice", "GuestDevice", "as_device"]
 
@@ -55,135 +56,219 @@ ConsoleDevice: TypeAlias = "socket.socket | int | tuple[int, int] | GuestDevice"
 def as_device(device: ConsoleDevice) -> GuestDevice:
     """Take ownership of what the caller gave as a console.
 
+    After a `TypeError` or a `ValueError` it is as it was; after any other error it is closed.
+
     Raises:
         TypeError: it is nothing that can be a console.
-        ValueError: a socket that is no stream.
-        OSError: a descriptor that is not open.
+        ValueError: it can be none as it is: a socket that is no stream or not connected, a negative number.
+        OSError: a descriptor that is not open; no descriptor could be made.
     """
+    # First everything is looked at, then it is taken: nothing after `_check` refuses it.
     if isinstance(device, socket.socket):
-        if device.type != socket.SOCK_STREAM:
-            raise ValueError(f"a console is a byte stream, not a socket of type {device.type!r}")
-        fd = device.fileno()
-        adapted = _FdDevice(fd, fd)
-        device.detach()
-        return adapted
-    if isinstance(device, int):
-        return _FdDevice(device, device)
-    if isinstance(device, tuple) and len(device) == 2:
-        return _FdDevice(*device)
+        _check_class(device)
+        _check(device.fileno())
+        return _FdDevice(_End(Descriptors((device.detach(),))))
+    if isinstance(device, int) and not isinstance(device, bool):
+        if device < 0:
+            raise ValueError(f"{device} is no file descriptor")
+        _check(device)
+        return _FdDevice(_End(Descriptors((device,))))
+    if isinstance(device, tuple):
+        return _pair(device)
     if isinstance(device, GuestDevice):
         return device
-    raise TypeError(
+    raise _cannot_be(device)
+
+
+def _pair(device: tuple[int, int]) -> GuestDevice:
+    if len(device) != 2 or not all(isinstance(fd, int) and not isinstance(fd, bool) for fd in device):
+        raise _cannot_be(device)
+    read_fd, write_fd = device
+    if read_fd < 0 or write_fd < 0:
+        raise ValueError(f"{min(device)} is no file descriptor")
+    _check(read_fd)
+    _check(write_fd)
+    if read_fd == write_fd:
+        return _FdDevice(_End(Descriptors((read_fd,))))
+    reading, writing = Descriptors((read_fd,)), Descriptors((write_fd,))  # ours, whatever fails from here on
+    read_end = _End(reading)
+    return _FdDevice(read_end, _End(writing, beside=read_end))
+
+
+def _cannot_be(device: object) -> TypeError:
+    return TypeError(
         "a console device is a connected socket, a file descriptor, a (read_fd, write_fd) pair or an object "
-        f"with the methods of GuestDevice, not {type(device).__name__}"
+        f"with the methods of GuestDevice, not {device!r:.100}"
     )
+
+
+def _check_class(device: socket.socket) -> None:
+    """A console is read and written by its number, past the methods of the socket."""
+    for name in ("recv", "send"):
+        if getattr(type(device), name) is not getattr(socket.socket, name):
+            raise TypeError(
+                f"a {type(device).__name__} cannot be a console device: its bytes are not those of its descriptor "
+                f"(it has a {name}() of its own, as TLS sockets have). Give an object with GuestDevice's methods."
+            )
+
+
+def _check(fd: int) -> None:
+    """Look at a descriptor, and change nothing of it."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return
+    blocking = os.get_blocking(fd)
+    borrowed = socket.socket(fileno=fd)
+    try:
+        if borrowed.type != socket.SOCK_STREAM:
+            raise ValueError(f"a console is a byte stream, not a socket of type {borrowed.type!r}")
+        if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+            raise ValueError("a console is a connected socket, not one that listens")
+        try:
+            borrowed.getpeername()
+        except OSError as exc:
+            if exc.errno == errno.ENOTCONN:
+                raise ValueError("a console is a connected socket, and this one is not connected") from exc
+            raise
+    finally:
+        borrowed.detach()
+        if os.get_blocking(fd) != blocking:  # a default timeout for sockets has changed it
+            os.set_blocking(fd, blocking)
+
+
+@final
+class _End:
+    """One descriptor of a device, and its flag as we found it; both are put back with the last reference.
+
+    The flag belongs to what was opened, not to the number: whoever has it open, too, through `os.dup` or
+    inheritance (the shell, of a terminal), sees it non-blocking meanwhile, and as it was afterwards.
+
+    Args:
+        owner: of the descriptor.
+        beside: an end whose flag may be the same one: of two numbers for one terminal, the first finds the flag
+            and puts it back. It is kept, so that this is not done while the other may be in a call.
+    """
+
+    __slots__ = ("_beside", "_owner", "_was_blocking", "fd", "is_master")
+
+    def __init__(self, owner: Descriptors, beside: _End | None = None) -> None:
+        self._was_blocking = False
+        self._owner = owner
+        self._beside = beside
+        (self.fd,) = owner.numbers
+        self.is_master = _is_pty_master(self.fd)
+        self._was_blocking = os.get_blocking(self.fd)
+        os.set_blocking(self.fd, False)
+
+    def __del__(self) -> None:
+        if self._was_blocking:
+            with contextlib.suppress(OSError):  # closed by somebody else
+                os.set_blocking(self.fd, True)
+
+
+def _is_pty_master(fd: int) -> bool:
+    """Linux only: elsewhere the end of a terminal is end of file, and no error."""
+    status = os.fstat(fd)
+    return sys.platform == "linux" and stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(5, 2)
 
 
 @final
 class _FdDevice:
     """One or two descriptors, owned from now on.
 
-    They become non-blocking; a descriptor that is shared with another process through `os.dup` or
-    inheritance is non-blocking there too.
+    They are non-blocking until they are given back, see `_End`.
+
+    A call takes a reference to the end that it uses, and `close` drops the device's own: the last to go closes the
+    number, so it is never recycled under a system call. (Why that needs no lock, and no count: `_descriptor`.)
     """
 
-    def __init__(self, read_fd: int, write_fd: int) -> None:
-        for fd in (read_fd, write_fd):
-            os.set_blocking(fd, False)
-        self._read_fd = read_fd
-        self._write_fd = write_fd
-        self._is_socket = stat.S_ISSOCK(os.fstat(write_fd).st_mode)
-        self._bell = WakePipe()  # rung once, by close(), and never drained
-        self._lock = threading.Lock()
-        self._calls = 0
+    def __init__(self, read_end: _End, write_end: _End | None = None) -> None:
         self._closed = False
+        self._read_end: _End | None = read_end
+        self._write_end: _End | None = write_end or read_end
+        self._is_pair = write_end is not None
+        self._bell: Bell | None = Bell()  # rung once, by close(), and never silenced
+
+    # A frame lives as long as the traceback of an exception that went through it, and a lane keeps the exception
+    # of its device. So each of these lets go of the end itself.
 
     def read(self, max_bytes: int) -> bytes:
-        closed = self._enter()
+        end = self._read_end
         try:
-            while not closed:
+            # Set first by `close`: where it is not set now, we have got an end.
+            while end is not None and not self._closed:
                 try:
-                    return os.read(self._read_fd, max_bytes)
+                    return os.read(end.fd, max_bytes)
                 except BlockingIOError:
-                    closed = self._sleep(self._read_fd, select.POLLIN)
+                    self._sleep(end.fd, select.POLLIN)
+                except OSError as exc:
+                    if end.is_master and exc.errno == errno.EIO:
+                        break  # nobody has the terminal open any more
+                    raise
             return b""
         finally:
-            self._leave()
+            del end
 
     def write(self, data: memoryview, /) -> int:
-        closed = self._enter()
+        end = self._write_end
         try:
-            while not closed:
+            while end is not None and not self._closed:
                 try:
-                    return os.write(self._write_fd, data)
+                    return os.write(end.fd, data)
                 except BlockingIOError:
-                    closed = self._sleep(self._write_fd, select.POLLOUT)
+                    self._sleep(end.fd, select.POLLOUT)
+                except OSError as exc:
+                    if end.is_master and exc.errno == errno.EIO:
+                        raise BrokenPipeError(
+                            errno.EPIPE, "nobody has the console's terminal open any more"
+                        ) from exc
+                    raise
             return 0
         finally:
-            self._leave()
+            del end
 
     def close_write(self) -> None:
-        closed = self._enter()
+        # No descriptor is needed for it, not even for a moment: where there is none left, a guest that was not
+        # told the end would wait for it for ever.
+        end = self._write_end
         try:
-            if not closed:
-                self._half_close()
+            if end is None:
+                return
+            if stat.S_ISSOCK(os.fstat(end.fd).st_mode):
+                _shut_down(end.fd)
+            elif self._is_pair:
+                self._write_end = None  # and with this call's the last reference goes
+            # One descriptor both ways that is no socket (a serial port) has no such message.
         finally:
-            self._leave()
-
-    def _half_close(self) -> None:
-        if self._is_socket:
-            # The number is only borrowed: a duplicate could not be had when descriptors are short, and the
-            # guest would wait for ever for the end that it was not told.
-            end = socket.socket(fileno=self._write_fd)
-            try:
-                with contextlib.suppress(OSError):  # ENOTCONN: the guest has closed its end already
-                    end.shutdown(socket.SHUT_WR)
-            finally:
-                end.detach()
-        elif self._write_fd != self._read_fd:
-            # The number stays ours, on /dev/null, until close(): the bookkeeping is then the same.
-            null = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-            os.dup2(null, self._write_fd, inheritable=False)
-            os.close(null)
-        # One descriptor both ways that is no socket (a serial port) has no such message.
+            del end
 
     def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._bell.wake()
-            if not self._calls:
-                self._release()
+        # Each step may be done twice: by two threads, or again after an exception from a signal handler. The flag
+        # comes before the bell, since whoever is woken looks at it.
+        self._closed = True
+        if (bell := self._bell) is not None:
+            bell.ring()
+        self._read_end = self._write_end = self._bell = None
 
-    # Around every use of the descriptors, so that close() never recycles a number under a system call: the
-    # thread that leaves last closes them.
+    def _sleep(self, fd: int, events: int) -> None:
+        """Wait until ``fd`` is ready or the device is closed."""
+        bell = self._bell
+        if bell is None:
+            return  # closed meanwhile
+        try:
+            poller = select.poll()
+            poller.register(fd, events)
+            poller.register(bell.read_fd, select.POLLIN)
+            for ready, event in poller.poll():
+                if ready == fd and event & select.POLLNVAL:
+                    raise OSError(errno.EBADF, "the console's descriptor was closed by somebody else")
+        finally:
+            del bell
 
-    def _enter(self) -> bool:
-        with self._lock:
-            self._calls += 1
-            return self._closed
 
-    def _leave(self) -> None:
-        with self._lock:
-            self._calls -= 1
-            if self._closed and not self._calls:
-                self._release()
-
-    def _release(self) -> None:
-        """Close the descriptors, once: the last call out, or `close` if there was none."""
-        fds, self._read_fd, self._write_fd = {self._read_fd, self._write_fd}, -1, -1
-        for fd in fds - {-1}:
-            with contextlib.suppress(OSError):  # EIO of a dying device: there is nobody left to tell
-                os.close(fd)
-        self._bell.close()
-
-    def _sleep(self, fd: int, events: int) -> bool:
-        """Wait until ``fd`` is ready; `True` if the device was closed meanwhile."""
-        poller = select.poll()
-        poller.register(fd, events)
-        poller.register(self._bell.fileno(), select.POLLIN)
-        for ready, event in poller.poll():
-            if ready == fd and event & select.POLLNVAL:
-                raise OSError(errno.EBADF, "the console's descriptor was closed by somebody else")
-        return self._closed
+def _shut_down(fd: int) -> None:
+    borrowed = socket.socket(fileno=fd)
+    try:
+        with contextlib.suppress(OSError):  # ENOTCONN: the guest has closed its end already
+            borrowed.shutdown(socket.SHUT_WR)
+    finally:
+        borrowed.detach()

@@ -589,12 +589,14 @@ async def test_cancelled_at_any_turn_it_leaves_nothing(make: Any) -> None:
     while not finished:
         turn += 1
         device, guest = make()
+        opened: list[ConsoleStream] = []  # none, if entering was cancelled
         with trio.CancelScope() as scope:
             instrument = CountedCancel(scope, turn)
             trio.lowlevel.add_instrument(instrument)
             try:
                 async with guest:
                     async with open_console(device, max_bytes=100) as channel:
+                        opened.append(channel)
                         await channel.send_all(bytes(300))
                         assert await guest.receive_some(50)
                         await guest.send_all(bytes(300))
@@ -603,7 +605,8 @@ async def test_cancelled_at_any_turn_it_leaves_nothing(make: Any) -> None:
                     finished = True
             finally:
                 trio.lowlevel.remove_instrument(instrument)
-        check_conserved(channel)
+        for channel in opened:
+            check_conserved(channel)
     assert turn > 5
 
 
@@ -644,16 +647,6 @@ async def test_a_socket_that_is_no_stream_is_refused_and_left_alone(kind: socket
                 pass
         ours.send(b"x")
         assert theirs.recv(1) == b"x"
-
-
-@pytest.mark.parametrize("limits", [{"capacity": 0}, {"max_bytes": 0}])
-async def test_a_wrong_bound_is_refused_and_the_device_closed(limits: dict[str, int]) -> None:
-    ours, theirs = socket.socketpair()
-    with ours, theirs:
-        with pytest.raises(ValueError, match="at least 1"):
-            async with open_console(ours, **limits):
-                pass
-        assert theirs.recv(1) == b""
 
 
 async def test_a_closed_socket_or_descriptor_is_refused() -> None:

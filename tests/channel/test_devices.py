@@ -1,0 +1,328 @@
+"""What can be a console device, what is done to it, and that it is given back as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pty
+import resource
+import socket
+import ssl
+import tty
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_console import _devices
+from trio_console._channel import open_console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def is_open(fd: int) -> bool:
+    with contextlib.suppress(OSError):
+        os.fstat(fd)
+        return True
+    return False
+
+
+@contextlib.contextmanager
+def no_descriptor_free() -> Iterator[None]:
+    """Only descriptors that exist by now can be used."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def refused(device: Any, error: type[Exception], match: str, **limits: int) -> None:
+    with pytest.raises(error, match=match):
+        async with open_console(device, **limits):
+            pass
+
+
+# What is refused, and left alone
+
+
+async def test_a_tls_socket_is_refused_and_nothing_is_sent_on_it() -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        with context.wrap_socket(ours, do_handshake_on_connect=False) as tls:
+            await refused(tls, TypeError, r"SSLSocket cannot be a console device.*GuestDevice")
+            assert tls.fileno() >= 0
+            assert os.get_blocking(tls.fileno())
+        assert theirs.recv(100) == b""
+
+
+async def test_a_socket_with_methods_of_its_own_is_refused() -> None:
+    class Logged(socket.socket):
+        def recv(self, *args: Any) -> bytes:
+            return super().recv(*args)
+
+    ours, theirs = socket.socketpair()
+    with theirs, Logged(fileno=ours.detach()) as logged:
+        await refused(logged, TypeError, "Logged cannot be a console device")
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+async def test_a_listening_socket_is_refused(as_number: bool) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await refused(listening.fileno() if as_number else listening, ValueError, "not one that listens")
+        assert os.get_blocking(listening.fileno())
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
+async def test_a_socket_that_is_not_connected_is_refused(as_number: bool, family: socket.AddressFamily) -> None:
+    with socket.socket(family) as lonely:
+        await refused(lonely.fileno() if as_number else lonely, ValueError, "not connected")
+        assert os.get_blocking(lonely.fileno())
+
+
+async def test_a_socket_whose_other_end_has_been_closed_is_a_console_at_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"last words")
+    theirs.close()
+    async with open_console(ours) as channel:
+        assert b"".join([chunk async for chunk in channel]) == b"last words"
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_SEQPACKET])
+async def test_the_number_of_a_socket_that_is_no_stream_is_refused(kind: socket.SocketKind) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
+    with ours, theirs:
+        await refused(ours.fileno(), ValueError, "byte stream")
+        assert os.get_blocking(ours.fileno())
+
+
+@pytest.mark.parametrize("wrong", [True, False, (True, 1), (0, "1"), (0, 1.0), [0, 1]])
+async def test_what_only_looks_like_a_number_is_refused(wrong: Any) -> None:
+    await refused(wrong, TypeError, "a console device is")
+
+
+@pytest.mark.parametrize("wrong", [-1, -2, (-1, 0), (0, -1)])
+async def test_a_negative_number_is_refused(wrong: Any) -> None:
+    blocking = os.get_blocking(0)
+    await refused(wrong, ValueError, "is no file descriptor")
+    assert os.get_blocking(0) == blocking
+
+
+async def test_the_open_end_of_a_pair_whose_other_is_not_open_is_left_as_it_was() -> None:
+    read_fd, write_fd = os.pipe()
+    os.close(write_fd)
+    await refused((read_fd, write_fd), OSError, "Bad file descriptor")
+    assert os.get_blocking(read_fd)
+    os.close(read_fd)
+
+
+@pytest.mark.parametrize("limits", [{"capacity": 0}, {"max_bytes": -1}])
+@pytest.mark.parametrize("as_number", [False, True])
+async def test_a_device_given_with_a_wrong_bound_is_left_alone(as_number: bool, limits: dict[str, int]) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        await refused(ours.fileno() if as_number else ours, ValueError, "at least 1", **limits)
+        assert os.get_blocking(ours.fileno())
+        ours.sendall(b"still there")
+        assert theirs.recv(100) == b"still there"
+
+
+async def test_a_default_timeout_of_sockets_changes_nothing_about_one_that_is_refused() -> None:
+    with socket.socket() as lonely:
+        socket.setdefaulttimeout(1)
+        try:
+            await refused(lonely.fileno(), ValueError, "not connected")
+        finally:
+            socket.setdefaulttimeout(None)
+        assert os.get_blocking(lonely.fileno())
+
+
+@pytest.mark.parametrize("as_pair", [False, True])
+async def test_a_device_that_no_bell_could_be_made_for_is_closed(as_pair: bool) -> None:
+    ours, theirs = socket.socketpair()
+    read_fd, write_fd = os.pipe()
+    with ours, theirs:
+        with no_descriptor_free():
+            await refused((read_fd, write_fd) if as_pair else ours, OSError, "Too many open files")
+        if as_pair:
+            assert not is_open(read_fd)
+            assert not is_open(write_fd)
+        else:
+            os.close(read_fd)
+            os.close(write_fd)
+            assert theirs.recv(1) == b""
+
+
+# The flag, which others see
+
+
+@pytest.mark.parametrize("blocking", [True, False])
+async def test_a_descriptor_is_blocking_afterwards_for_those_who_share_it_if_it_was(blocking: bool) -> None:
+    read_fd, write_fd = os.pipe()
+    shared_read, shared_write = os.dup(read_fd), os.dup(write_fd)
+    for fd in (read_fd, write_fd):
+        os.set_blocking(fd, blocking)
+    async with open_console((read_fd, write_fd)) as channel:
+        assert not os.get_blocking(shared_read)
+        await channel.send_all(b"x")
+        await channel.send_eof()
+    assert (os.get_blocking(shared_read), os.get_blocking(shared_write)) == (blocking, blocking)
+    os.close(shared_read)
+    os.close(shared_write)
+
+
+async def test_two_numbers_for_one_terminal_keep_it_non_blocking_until_both_are_done() -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    other = os.dup(slave)
+    kept = os.dup(slave)
+    async with open_console((slave, other)) as channel:
+        await channel.send_all(b"hello")
+        assert await trio.to_thread.run_sync(os.read, master, 5) == b"hello"
+        await channel.send_eof()
+        while is_open(other):
+            await trio.lowlevel.checkpoint()
+        assert not os.get_blocking(kept)
+        os.write(master, b"answer")
+        assert await channel.receive_some() == b"answer"
+    assert os.get_blocking(kept)
+    os.close(kept)
+    os.close(master)
+
+
+async def test_the_flag_is_put_back_although_a_call_failed_and_its_error_is_kept() -> None:
+    ours, theirs = socket.socketpair()
+    shared, fd = ours.dup(), ours.fileno()
+    shared.setblocking(True)
+    with shared, theirs:
+        theirs.send(b"never read")
+        shared.shutdown(socket.SHUT_WR)
+        async with open_console(ours) as channel:
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                while True:
+                    await channel.send_all(b"x")
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+        assert os.get_blocking(shared.fileno())
+        assert not is_open(fd)
+
+
+# One number twice
+
+
+async def test_one_number_twice_is_that_descriptor_both_ways_and_closed_once() -> None:
+    ours, theirs = socket.socketpair()
+    fd = ours.detach()
+    with theirs:
+        async with open_console((fd, fd)) as channel:
+            await channel.send_all(b"hello")
+            await channel.send_eof()
+            assert theirs.recv(5) == b"hello"
+            assert theirs.recv(5) == b""
+            theirs.sendall(b"answer")
+            assert await channel.receive_some() == b"answer"
+        assert not is_open(fd)
+
+
+# Telling the end without a descriptor to be had
+
+
+def socket_pair_device() -> tuple[Any, Callable[[], bytes]]:
+    ours, theirs = socket.socketpair()
+    return ours, closing(theirs.recv, theirs.close)
+
+
+def pipes_device() -> tuple[Any, Callable[[], bytes]]:
+    to_guest, to_host = os.pipe(), os.pipe()
+
+    def close() -> None:
+        os.close(to_guest[0])
+        os.close(to_host[1])
+
+    return (to_host[0], to_guest[1]), closing(lambda size: os.read(to_guest[0], size), close)
+
+
+def closing(read: Callable[[int], bytes], close: Callable[[], None]) -> Callable[[], bytes]:
+    def read_all() -> bytes:
+        data = b""
+        while piece := read(100):
+            data += piece
+        close()
+        return data
+
+    return read_all
+
+
+@pytest.mark.parametrize("make", [socket_pair_device, pipes_device])
+async def test_the_end_is_told_without_a_descriptor_to_be_had(make: Any) -> None:
+    device, read_all = make()
+    async with open_console(device) as channel:
+        await channel.send_all(b"all there is")
+        with no_descriptor_free():
+            await channel.send_eof()
+            assert await trio.to_thread.run_sync(read_all) == b"all there is"
+
+
+async def test_the_number_of_a_pair_that_was_half_closed_is_closed_once() -> None:
+    to_guest, to_host = os.pipe(), os.pipe()
+    async with open_console((to_host[0], to_guest[1])) as channel:
+        await channel.send_eof()
+        assert await trio.to_thread.run_sync(os.read, to_guest[0], 1) == b""
+        other = os.open(os.devnull, os.O_RDONLY)
+        assert other == to_guest[1]
+    assert is_open(other)
+    for fd in (other, to_guest[0], to_host[1]):
+        os.close(fd)
+
+
+# Terminals
+
+
+async def test_the_end_of_a_terminal_is_end_of_file_for_its_master() -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    async with open_console(master) as channel:
+        os.write(slave, b"last words")
+        os.close(slave)
+        assert b"".join([chunk async for chunk in channel]) == b"last words"
+
+
+async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def no_terminal(_fd: int, _data: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")  # not from every kernel: some take the bytes
+
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    async with open_console(master) as channel:
+        monkeypatch.setattr(_devices.os, "write", no_terminal)
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            while True:
+                await channel.send_all(b"x")
+        monkeypatch.undo()
+        assert isinstance(caught.value.__cause__, BrokenPipeError)
+        assert "terminal" in str(caught.value.__cause__)
+    os.close(slave)
+
+
+async def test_an_input_output_error_of_anything_else_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    read_fd, write_fd = os.pipe()
+    real = os.read
+
+    def broken(fd: int, size: int) -> bytes:
+        if fd == read_fd:
+            raise OSError(errno.EIO, "Input/output error")
+        return real(fd, size)
+
+    monkeypatch.setattr(_devices.os, "read", broken)
+    async with open_console((read_fd, write_fd)) as channel:
+        with pytest.raises(trio.BrokenResourceError):
+            await channel.receive_some()
