@@ -47,6 +47,12 @@ def new_descriptors(before: dict[int, str]) -> dict[int, str]:
     return {fd: what for fd, what in open_descriptors().items() if before.get(fd) != what}
 
 
+def pytest_collection_finish() -> None:
+    """What is there by now stays: nobody need go through it again in each of thousands of collections."""
+    gc.collect()
+    gc.freeze()
+
+
 _FAILED = pytest.StashKey[bool]()
 
 
