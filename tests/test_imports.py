@@ -35,7 +35,6 @@ class Room(NamedTuple):
 ROOMS = {
     "errors": Room({"_errors"}, trio=False),
     "lost": Room({"_lost"}),
-    "version": Room({"_version"}, trio=False),
     "manners": Room({"_clocks", "_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
@@ -44,7 +43,7 @@ ROOMS = {
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),
     "outbox": Room({"_outbox"}),
     "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
-    "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox", "version"}),
+    "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox"}),
     "relay": Room({"_relay"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel", "client"}),
     # Where the towers meet.
     "leftovers": Room({"_leftovers"}, trio=False),
@@ -64,7 +63,7 @@ ROOMS = {
     "testing": Room({"testing"}, {"console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
-        {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing", "version"},
+        {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing"},
     ),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
@@ -190,7 +189,7 @@ def test_the_agent_runs_without_the_hosts_half() -> None:
     for module, path in ALL:
         if room_of(module) == "agent":
             used = {room_of(each.imported) for each in imports(module, path)}
-            assert used <= {None, "agent", "protocol", "errors", "manners", "outbox", "version"}, module
+            assert used <= {None, "agent", "protocol", "errors", "manners", "outbox"}, module
 
 
 def private_names_of_trio(tree: ast.Module) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The command line: ``trio-console relay ...`` and ``trio-console exec ...``, or ``python -m trio_console``."""
+"""The command line: ``python -m trio_console relay ...`` and ``python -m trio_console exec ...``."""
 
 from __future__ import annotations
 
@@ -35,8 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="trio-console", description="Share a guest, and use a shared one.")
-    parser.add_argument("--version", action="version", version=f"trio_console {trio_console.__version__}")
+    parser = argparse.ArgumentParser(
+        prog="python -m trio_console", description="Share a guest, and use a shared one."
+    )
     commands = parser.add_subparsers(dest="what", required=True, metavar="{relay,exec}")
     relay = commands.add_parser(
         "relay",

@@ -343,3 +343,79 @@ async def test_a_task_and_a_thread_pass_everything_both_ways() -> None:
         now = host.statistics()
         assert now.rx.bytes_in == now.rx.bytes_out == now.tx.bytes_in == now.tx.bytes_out == len(data)
         check_conserved(host)
+
+
+# Nobody is woken who does not sleep
+
+
+async def test_a_receiver_that_was_cancelled_costs_its_sender_no_wake_up() -> None:
+    async with pair() as (host, guest):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.receive_some)
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        before = host.statistics().tx.wakes
+        await guest.send_all(b"x")
+        assert host.statistics().tx.wakes == before
+
+
+async def test_a_sender_that_was_cancelled_costs_its_receiver_no_wake_up() -> None:
+    async with pair(max_bytes=10) as (host, guest):
+        await host.send_all(bytes(10))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(host.send_all, bytes(10))
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        before = host.statistics().rx.wakes
+        assert await guest.receive_some() == bytes(10)
+        assert host.statistics().rx.wakes == before
+
+
+# Two tasks, and Ctrl-C, where nobody sleeps
+
+
+async def test_a_second_task_cannot_receive_while_the_first_has_its_bytes_already() -> None:
+    async with pair() as (host, guest):
+        await guest.send_all(b"first")
+        await guest.send_all(b"second")
+        got: list[bytes] = []
+        refused: list[trio.BusyResourceError] = []
+
+        async def receive() -> None:
+            try:
+                got.append(await host.receive_some(6))
+            except trio.BusyResourceError as exc:
+                refused.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            nursery.start_soon(receive)
+        assert (got, len(refused)) == ([b"first"], 1)
+
+
+class Guarded:
+    """A ring that notes whether Ctrl-C may strike while bytes go into it or come out."""
+
+    def __init__(self, ring: ChunkRing) -> None:
+        self._ring = ring
+        self.seen: list[bool] = []
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("offer", "take", "take_whole"):
+            self.seen.append(trio.lowlevel.currently_ki_protected())
+        return getattr(self._ring, name)
+
+
+async def test_ctrl_c_does_not_strike_between_a_byte_and_its_ring() -> None:
+    shared: Any = ConsoleSharedState()
+    rings = []
+    for lane in (shared.rx, shared.tx):
+        lane.ring = Guarded(lane.ring)
+        rings.append(lane.ring)
+    shared.tx.ring.push(b"from the guest")
+    async with ConsoleStream(shared) as stream:
+        assert not trio.lowlevel.currently_ki_protected()
+        assert await stream.receive_some() == b"from the guest"
+        await stream.send_all(b"to the guest")
+    assert [ring.seen for ring in rings] == [[True], [True]]
+    shared.close_wakes()

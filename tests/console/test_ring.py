@@ -80,6 +80,13 @@ def test_it_takes_bytes_up_to_its_budget_and_no_more(size: int, taken: bool) -> 
     assert ring.nbytes == 60 + size * taken
 
 
+def test_what_fits_behind_a_large_chunk_is_no_promise_to_smaller_ones() -> None:
+    ring = ChunkRing(3, 100)
+    ring.push(bytes(30))
+    taken = [ring.offer(b"x") for _ in range(10)]
+    assert taken == [1, 1] + 8 * [0]
+
+
 @pytest.mark.parametrize("size", [99, 100, 101, 100_000])
 def test_a_chunk_of_any_size_is_admitted_into_an_empty_ring(size: int) -> None:
     ring = ChunkRing(10, 100)

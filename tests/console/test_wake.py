@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import gc
 import importlib.util
@@ -497,3 +498,25 @@ def test_it_prints_its_descriptor_and_its_end(pipe: _wake.WakePipe) -> None:
     assert repr(pipe) == f"<WakePipe fd={pipe.fileno()}>"
     pipe.close()
     assert repr(pipe) == "<WakePipe closed>"
+
+
+def test_whoever_a_close_wakes_does_not_sleep_again() -> None:
+    pipe: Any = _wake.WakePipe()
+    bell = pipe._bell
+    woken: list[bool] = []
+
+    class WakesAtOnce:
+        """Has the sleeper run before the call of the bell returns."""
+
+        read_fd = bell.read_fd
+        silence = bell.silence
+
+        def ring(self) -> None:
+            bell.ring()
+            pipe.drain()
+            with contextlib.suppress(ValueError):  # says that the pipe is closed
+                woken.append(pipe.wait(0))
+
+    pipe._bell = WakesAtOnce()
+    pipe.close()
+    assert False not in woken

@@ -67,7 +67,7 @@ def _chosen(mutants: list[Mutant], arguments: argparse.Namespace) -> list[Mutant
         mutant for mutant in mutants if not arguments.patterns or any(p in mutant.id for p in arguments.patterns)
     ]
     if arguments.sample:
-        firsts = {mutant.module: mutant for mutant in reversed(chosen) if not mutant.equivalent}
+        firsts = {m.module: m for m in reversed(chosen) if not (m.equivalent or m.hangs)}
         chosen = [mutant for mutant in chosen if firsts.get(mutant.module) is mutant]
     return chosen
 

@@ -274,7 +274,8 @@ def _shown(source: _Source, edit: _Edit) -> str:
     """The text by which a site is known, with what is replaced between brackets where that is not all of it."""
     shown = edit.shown
     if isinstance(shown, ast.Module):
-        return squeeze(source.raw[edit.start : edit.end].decode())
+        # Of a whole body the first line will do, which is less to keep up with.
+        return squeeze(source.raw[edit.start : edit.end].decode().partition("\n")[0])
     start, end = source.start(shown), source.end(shown)
     if (start, end) == (edit.start, edit.end):
         return squeeze(source.text(shown))

@@ -31,6 +31,7 @@ _ROOMS: Final = (
     ("_ring", "console"),
     ("_wake", "console"),
     ("_console", "console"),
+    ("_descriptor", "console"),
     ("_devices", "channel"),
     ("_workers", "channel"),
     ("_stream", "channel"),

@@ -40,8 +40,8 @@ def test_no_mutant_of_the_table_is_stale() -> None:
 
 def test_every_room_has_its_mutants() -> None:
     rooms = collections.Counter(room_of(mutant.module) for mutant in TABLE)
-    assert sum(rooms.values()) >= 30
-    assert {"protocol", "outbox", "agent", "relay"} <= set(rooms)
+    assert sum(rooms.values()) >= 120
+    assert {"console", "channel", "protocol", "outbox", "client", "agent", "relay"} <= set(rooms)
 
 
 def test_what_is_no_fault_says_why() -> None:
