@@ -42,11 +42,11 @@ async def test_a_process_that_ignores_sigterm_is_killed_after_5_seconds_with_a_w
     autojump_clock: MockClock,
 ) -> None:
     async with talking() as talk:
-        result = run(talk, stdin=None)
-        id_ = await talk.agent.expect_start()
-        await talk.agent.expect(wire.ExecStdin)
-        began = trio.current_time()
-        with pytest.warns(RuntimeWarning, match="ignored SIGTERM for 5 seconds"):  # noqa: PT031
+        with pytest.warns(RuntimeWarning, match="ignored SIGTERM for 5 seconds"):  # around the task that warns
+            result = run(talk, stdin=None)
+            id_ = await talk.agent.expect_start()
+            await talk.agent.expect(wire.ExecStdin)
+            began = trio.current_time()
             result.scope.cancel()
             await talk.agent.expect(wire.ExecSignal)
             assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
@@ -59,12 +59,12 @@ async def test_a_process_that_survives_everything_is_given_up_after_the_grace_wi
     autojump_clock: MockClock,
 ) -> None:
     async with talking(grace=3) as talk:
-        result = run(talk, stdin=None)
-        await talk.agent.expect_start()
-        await talk.agent.expect(wire.ExecStdin)
-        began = trio.current_time()
-        result.scope.cancel()
-        with pytest.warns(RuntimeWarning) as warned:
+        with pytest.warns(RuntimeWarning) as warned:  # around the start of the task that warns
+            result = run(talk, stdin=None)
+            await talk.agent.expect_start()
+            await talk.agent.expect(wire.ExecStdin)
+            began = trio.current_time()
+            result.scope.cancel()
             await result.wait()
         assert [("SIGTERM" in str(w.message), "confirm" in str(w.message)) for w in warned] == [
             (True, False),

@@ -107,15 +107,16 @@ async def test_the_seconds_of_deliver_cancel_come_before_the_deadline(autojump_c
     async with talking(grace=GRACE) as talk:
         talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
         await _leave_stuck(talk, 1)
-        result = begin(
-            talk.nursery,
-            lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
-        )
-        await trio.testing.wait_all_tasks_blocked()
-        began = trio.current_time()
-        result.scope.cancel()
-        with pytest.warns(RuntimeWarning, match="did not confirm"), pytest.RaisesGroup(ZeroDivisionError):
-            await result.wait()
+        with pytest.warns(RuntimeWarning, match="did not confirm"):  # around the start of the task that warns
+            result = begin(
+                talk.nursery,
+                lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            began = trio.current_time()
+            result.scope.cancel()
+            with pytest.RaisesGroup(ZeroDivisionError):
+                await result.wait()
         assert trio.current_time() - began == 10 + GRACE
 
 
@@ -151,13 +152,13 @@ async def test_a_guest_that_has_let_others_wait_is_not_waited_for_after_deliver_
         talk.nursery.start_soon(lambda: talk.agent.serve(obey=()))
         began = trio.current_time()
         await _leave_stuck(talk, 3)
-        result = begin(
-            talk.nursery,
-            lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
-        )
-        await trio.testing.wait_all_tasks_blocked()
-        result.scope.cancel()
-        with pytest.warns(RuntimeWarning, match="did not confirm"):
+        with pytest.warns(RuntimeWarning, match="did not confirm"):  # around the start of the task that warns
+            result = begin(
+                talk.nursery,
+                lambda: talk.guest.run_process(["stuck"], capture_stdout=True, deliver_cancel=deliver),
+            )
+            await trio.testing.wait_all_tasks_blocked()
+            result.scope.cancel()
             await result.wait()
         assert trio.current_time() - began == GRACE
 

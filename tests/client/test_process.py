@@ -296,10 +296,11 @@ async def test_a_guest_that_never_confirms_is_given_up_with_a_warning(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with talking(grace=3) as talk:
-        process, _, block = await opened(talk)
-        began = trio.current_time()
-        block.leave.set()
+        # Around the start of the task that warns: with `context_aware_warnings` a task has its starter's filters.
         with pytest.warns(RuntimeWarning, match="did not confirm within 3 seconds"):
+            process, _, block = await opened(talk)
+            began = trio.current_time()
+            block.leave.set()
             await block.result.wait()
         assert trio.current_time() - began == 3
         with pytest.raises(GuestLostError, match="did not confirm"):
@@ -311,9 +312,9 @@ async def test_what_a_given_up_process_still_says_is_heard_by_nobody(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     async with talking(grace=3) as talk:
-        process, id_, block = await opened(talk)
-        block.leave.set()
-        with pytest.warns(RuntimeWarning, match="did not confirm"):
+        with pytest.warns(RuntimeWarning, match="did not confirm"):  # around the start of the task that warns
+            process, id_, block = await opened(talk)
+            block.leave.set()
             await block.result.wait()
         assert talk.guest.statistics().active_sessions == 1
         await talk.agent.send(wire.ExecStdout(b"late"), id_)

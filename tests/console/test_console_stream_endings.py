@@ -257,7 +257,7 @@ async def test_a_stream_that_is_collected_unclosed_warns_and_lets_its_device_go(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.to_thread.run_sync, backend.wait_until_writable)
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.warns(ResourceWarning, match="unclosed <trio_console"):  # noqa: PT031
+        with pytest.warns(ResourceWarning, match="unclosed <trio_console"):
             if in_thread:
                 await trio.to_thread.run_sync(streams.clear)
             else:
