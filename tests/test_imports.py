@@ -35,21 +35,26 @@ class Room(NamedTuple):
 ROOMS = {
     "errors": Room({"_errors"}, trio=False),
     "lost": Room({"_lost"}),
+    "forked": Room({"_forked"}, trio=False),
     "manners": Room({"_clocks", "_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
-    "console": Room({"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, trio=False),
+    "console": Room(
+        {"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, {"forked"}, trio=False
+    ),
     "channel": Room({"_stream", "_channel"}, {"console", "manners"}),
     # The tower of frames: it knows trio's abstract streams, and no console.
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),
     "outbox": Room({"_outbox"}),
     "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox"}),
-    "relay": Room({"_relay"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel", "client"}),
+    "relay": Room(
+        {"_relay"}, {"protocol", "errors", "lost", "forked", "manners", "outbox"}, named={"channel", "client"}
+    ),
     # Where the towers meet.
     "leftovers": Room({"_leftovers"}, trio=False),
     "guests": Room(
         {"_guests", "_open"},
-        {"channel", "console", "client", "relay", "protocol", "lost", "manners", "leftovers"},
+        {"channel", "console", "client", "relay", "protocol", "lost", "forked", "manners", "leftovers"},
     ),
     # For tests of whoever uses the package. What goes wrong on a console is bytes and frames, and no more.
     "faults": Room(

@@ -20,6 +20,7 @@ import sys
 from typing import Protocol, TypeAlias, final, runtime_checkable
 
 from ._descriptor import Descriptors
+from ._forked import let_go_in_child
 from ._wake import Bell
 
 __all__ = ["ConsoleDevice", "GuestDevice", "as_device"]
@@ -148,7 +149,7 @@ class _End:
             and puts it back. It is kept, so that this is not done while the other may be in a call.
     """
 
-    __slots__ = ("_beside", "_owner", "_was_blocking", "fd", "is_master")
+    __slots__ = ("__weakref__", "_beside", "_owner", "_was_blocking", "fd", "is_master")
 
     def __init__(self, owner: Descriptors, beside: _End | None = None) -> None:
         self._was_blocking = False
@@ -158,6 +159,8 @@ class _End:
         self.is_master = _is_pty_master(self.fd)
         self._was_blocking = os.get_blocking(self.fd)
         os.set_blocking(self.fd, False)
+        # (In the child the flag that is put back is that of /dev/null, and not the one that the parent has, too.)
+        let_go_in_child(self, lambda end: (end.fd,))
 
     def __del__(self) -> None:
         if self._was_blocking:

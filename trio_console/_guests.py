@@ -23,6 +23,7 @@ import trio
 from ._clocks import within
 from ._devices import as_device
 from ._ending import see_through
+from ._forked import let_go_in_child
 from ._interrupts import interrupt_safe
 from ._leftovers import GUEST_MARK, kill_marked_processes
 from ._nursery import hidden_nursery
@@ -149,7 +150,7 @@ class ProcessGuest(GuestSpec):
     async def _launch(self) -> AsyncIterator[Host]:
         mark = secrets.token_hex(16)
         env = {**(os.environ if self._env is None else self._env), GUEST_MARK: mark}
-        ours, theirs = socket.socketpair()
+        ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs, _owned(ours) as device:

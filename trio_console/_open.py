@@ -26,6 +26,7 @@ from ._client._guest import Guest
 from ._client._heartbeat import Heartbeat, check_heartbeat
 from ._clocks import Stopwatch
 from ._ending import see_through
+from ._forked import let_go_in_child
 from ._guests import GuestSpec, ProcessGuest, attached_host
 from ._interrupts import interrupt_safe
 from ._lost import GuestLostError, explained
@@ -171,6 +172,7 @@ async def connect_guest(
     check_heartbeat(heartbeat)
     name = os.fspath(path)
     stream = await _connect(name)
+    let_go_in_child(stream.socket)
     # (Not by its `aclose`, which is a checkpoint: a `Cancelled` from there would take the place of what the block
     # is left with, a Ctrl-C for one.)
     with stream.socket:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._ending import see_through
+from trio_console._forked import let_go_in_child
 from trio_console._interrupts import interrupt_safe
 from trio_console._nursery import hidden_nursery
 from trio_console._relay._server import RelayServer
@@ -96,7 +97,8 @@ async def relaying(
     returned, or the time for that is over.
     """
     server = RelayServer(channel, booted, options)
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(made.sock.dup()))
+    accepting = let_go_in_child(made.sock.dup())
+    listener = trio.SocketListener(trio.socket.from_stdlib_socket(accepting))
     # (The socket, because the listener's `aclose` is a checkpoint: a `Cancelled` from there would take the place
     # of what the block is left with, a Ctrl-C for one.)
     with listener.socket:

@@ -24,6 +24,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
+from trio_console._forked import let_go_in_child
 from trio_console._interrupts import interrupt_safe
 from trio_console._lost import GuestLostError
 from trio_console._outbox import Outbox
@@ -183,7 +184,7 @@ class RelayServer:
         if self._ended.is_set():
             raise GuestLostError(self.reason) from self.cause
         client, self._own_client = self._own_client, None
-        ours, theirs = socket.socketpair()
+        ours, theirs = map(let_go_in_child, socket.socketpair())
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._nursery.start_soon(self._serve_client, stream, client)
         with trio.socket.from_stdlib_socket(theirs) as end:
@@ -231,7 +232,7 @@ class RelayServer:
                 log.warning("a client could not be accepted: %s", exc)
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
-            uid = peer_uid(stream.socket)
+            uid = peer_uid(let_go_in_child(stream.socket))
             if uid not in self._options.allowed_uids:
                 self._refused += 1
                 log.warning(

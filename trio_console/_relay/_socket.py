@@ -23,6 +23,8 @@ import struct
 import time
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._forked import let_go_in_child
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -137,7 +139,7 @@ class RelaySocket:
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
 
     def _bind(self) -> socket.socket:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             os.fchmod(sock.fileno(), 0o600)
             self._bind_to(sock)

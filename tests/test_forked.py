@@ -1,0 +1,119 @@
+"""A forked child holds none of our connections open, and breaks none."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from typing import Any
+
+import trio
+
+from trio_console import open_guest
+from trio_console._forked import let_go_in_child
+
+PATIENCE = 30.0
+
+HOST = """
+import os, sys, trio
+from trio_console import connect_guest, open_guest
+
+theirs, own = sys.argv[1:]
+
+async def main():
+    async with open_guest(relay_path=own) as guest, connect_guest(theirs) as other:
+        await trio.to_thread.run_sync(sys.stdin.readline)  # somebody has connected
+        agent = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
+        child = os.fork()
+        if not child:
+            os.read(0, 1)  # for ever
+            os._exit(0)
+        await guest.ping()  # nothing was shut down
+        await other.ping()
+        print(child, int(agent.stdout), flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def _readable(fd: int) -> None:
+    await trio.lowlevel.wait_readable(fd)
+
+
+async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_lives(tmp_path: Any) -> None:
+    ours, theirs = os.fspath(tmp_path / "ours.sock"), os.fspath(tmp_path / "theirs.sock")
+    ends = []
+    with trio.fail_after(PATIENCE):
+        async with open_guest(relay_path=ours) as guest:
+            with subprocess.Popen(  # noqa: ASYNC220  (an ordinary program)
+                [sys.executable, "-W", "ignore", "-c", HOST, ours, theirs],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            ) as host:
+                try:
+                    assert host.stdin is not None
+                    assert host.stdout is not None
+                    while not os.path.exists(theirs):
+                        await trio.sleep(0.01)
+                    client = await trio.open_unix_socket(theirs)
+                    assert await client.receive_some()  # it is greeted
+                    host.stdin.write(b"\n")
+                    host.stdin.flush()
+                    child, agent = map(int, (await trio.to_thread.run_sync(host.stdout.readline)).split())
+                    ends = [os.pidfd_open(child), os.pidfd_open(agent)]
+                    await guest.ping()
+                finally:
+                    host.kill()
+            await _readable(ends[1])  # the agent of the dead program has ended
+            while await client.receive_some():
+                pass  # the relay's client has its end of file
+            await client.aclose()
+            with socket.socket(socket.AF_UNIX) as late:
+                assert late.connect_ex(theirs) != 0  # nobody listens
+            await guest.ping()
+    signal.pidfd_send_signal(ends[0], signal.SIGKILL)  # it lives
+    for end in ends:
+        os.close(end)
+
+
+def _in_a_child(function: Any) -> int:
+    child = os.fork()
+    if not child:
+        status = 1
+        try:
+            status = function()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_a_child_has_a_null_device_in_the_place_of_each_descriptor_and_the_parent_keeps_them() -> None:
+    one, two = map(let_go_in_child, socket.socketpair())
+    closed = let_go_in_child(socket.socket())
+    closed.close()
+    null = os.stat(os.devnull).st_rdev
+
+    def look() -> int:
+        return 0 if all(os.fstat(end.fileno()).st_rdev == null for end in (one, two)) else 2
+
+    with one, two:
+        assert _in_a_child(look) == 0
+        one.sendall(b"x")
+        assert two.recv(1) == b"x"
+
+
+def test_what_was_collected_is_nobodys() -> None:
+    end = let_go_in_child(socket.socket())
+    number = end.fileno()
+    end.close()
+    del end
+    reading, writing = os.pipe()
+    try:
+        assert number in (reading, writing)
+        assert _in_a_child(lambda: 0 if os.fstat(number).st_mode & 0o170000 == 0o010000 else 2) == 0
+    finally:
+        os.close(reading)
+        os.close(writing)
