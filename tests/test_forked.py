@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import subprocess
 import sys
-from typing import Any
+from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from trio_console import open_guest
 from trio_console._forked import let_go_in_child
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PIPE = subprocess.PIPE
 PATIENCE = 30.0
 
 HOST = """
-import os, sys, trio
+import os, signal, sys, trio
 from trio_console import connect_guest, open_guest
 
 theirs, own = sys.argv[1:]
@@ -28,8 +34,7 @@ async def main():
         agent = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
         child = os.fork()
         if not child:
-            os.read(0, 1)  # for ever
-            os._exit(0)
+            signal.pause()
         await guest.ping()  # nothing was shut down
         await other.ping()
         print(child, int(agent.stdout), flush=True)
@@ -39,20 +44,24 @@ trio.run(main)
 """
 
 
-async def _readable(fd: int) -> None:
-    await trio.lowlevel.wait_readable(fd)
+@contextmanager
+def _killed_at_the_end(pid: int) -> Iterator[int]:
+    """A descriptor that is readable when the process has ended."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        yield pidfd
+    finally:
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        os.close(pidfd)
 
 
 async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_lives(tmp_path: Any) -> None:
     ours, theirs = os.fspath(tmp_path / "ours.sock"), os.fspath(tmp_path / "theirs.sock")
-    ends = []
-    with trio.fail_after(PATIENCE):
+    command = [sys.executable, "-W", "ignore", "-c", HOST, ours, theirs]
+    with trio.fail_after(PATIENCE), ExitStack() as stack:
         async with open_guest(relay_path=ours) as guest:
-            with subprocess.Popen(  # noqa: ASYNC220  (an ordinary program)
-                [sys.executable, "-W", "ignore", "-c", HOST, ours, theirs],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-            ) as host:
+            with subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as host:  # noqa: ASYNC220
                 try:
                     assert host.stdin is not None
                     assert host.stdout is not None
@@ -62,21 +71,19 @@ async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_li
                     assert await client.receive_some()  # it is greeted
                     host.stdin.write(b"\n")
                     host.stdin.flush()
-                    child, agent = map(int, (await trio.to_thread.run_sync(host.stdout.readline)).split())
-                    ends = [os.pidfd_open(child), os.pidfd_open(agent)]
+                    pids = (await trio.to_thread.run_sync(host.stdout.readline)).split()
+                    child, agent = (stack.enter_context(_killed_at_the_end(int(pid))) for pid in pids)
                     await guest.ping()
                 finally:
                     host.kill()
-            await _readable(ends[1])  # the agent of the dead program has ended
+            await trio.lowlevel.wait_readable(agent)  # of the dead program: it has ended
             while await client.receive_some():
-                pass  # the relay's client has its end of file
+                pass  # until the end of file of the relay
             await client.aclose()
             with socket.socket(socket.AF_UNIX) as late:
                 assert late.connect_ex(theirs) != 0  # nobody listens
             await guest.ping()
-    signal.pidfd_send_signal(ends[0], signal.SIGKILL)  # it lives
-    for end in ends:
-        os.close(end)
+        assert select.select([child], [], [], 0)[0] == []  # it lives
 
 
 def _in_a_child(function: Any) -> int:
