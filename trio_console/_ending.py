@@ -46,8 +46,11 @@ async def see_through(
                     _hurry(patience, hurried if interrupted is None else 0.0)
                     interrupted = interrupted or exc
         nursery.cancel_scope.cancel()
-    if interrupted is not None:
-        raise interrupted
+    try:
+        if interrupted is not None:
+            raise interrupted
+    finally:
+        del interrupted  # whose traceback refers to this frame
 
 
 @trio.lowlevel.enable_ki_protection

@@ -54,9 +54,12 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
             return
         lone = body_error
     # Outside the except block, so that the group does not become the exception's context.
-    if lone is body_error:
-        _reraise(lone)
-    _raise(lone)
+    try:
+        if lone is body_error:
+            _reraise(lone)
+        _raise(lone)
+    finally:
+        del lone, body_error  # whose tracebacks refer to this frame
 
 
 def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseException]) -> BaseException:

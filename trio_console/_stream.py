@@ -246,6 +246,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.wait_readable(bell.read_fd)
         except trio.ClosedResourceError:
             return  # told by somebody's notify_closing: the flags say why
+        finally:
+            # The traceback of what ends this sleep refers to this frame, and may be kept, or in a cycle. The
+            # descriptor must not depend on that.
+            del bell
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -240,6 +241,30 @@ async def test_the_wakes_may_be_closed_between_the_last_look_and_the_sleep(
             with monkeypatch.context() as patch:
                 patch.setattr(trio.lowlevel, "wait_readable", closed_meanwhile)
                 await wait_in(host.receive_some)
+
+
+async def test_the_traceback_of_a_sleep_keeps_no_descriptor() -> None:
+    shared = ConsoleSharedState()
+    kept: list[BaseException] = []
+    fd = shared.tx_wake.fileno()
+    async with ConsoleStream(shared) as host:
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def _receives() -> None:
+                    try:
+                        await host.receive_some()
+                    except trio.Cancelled as exc:
+                        kept.append(exc)
+                        raise
+
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+        shared.close_wakes()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(fd)
+    kept.clear()
 
 
 # Forgotten
