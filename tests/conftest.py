@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -77,3 +78,35 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
         gc.collect()
     if left := new_descriptors(before):
         pytest.fail(f"descriptors left behind: {left}")
+
+
+#: Carried in the environment of everything a test starts.
+MARK = "TRIO_CONSOLE_TEST"
+
+
+def marked(needle: bytes) -> set[int]:
+    """Living processes, other than this one, with this in their environment."""
+    found = set()
+    for name in os.listdir("/proc"):
+        if name.isdigit() and int(name) != os.getpid():
+            try:
+                with open(f"/proc/{name}/environ", "rb") as file:
+                    if needle in file.read().split(b"\0"):
+                        found.add(int(name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.fixture
+def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Fails a test that leaves a process; kills it first."""
+    mark = secrets.token_hex(8)
+    monkeypatch.setenv(MARK, mark)
+    needle = f"{MARK}={mark}".encode()
+    yield
+    gc.collect()
+    left = marked(needle)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert not left

@@ -1,0 +1,176 @@
+"""Guests that cannot be opened, consoles that are none, and specifications that make no sense."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from trio_console import (
+    CommandGuest,
+    GuestLostError,
+    ProcessGuest,
+    ProtocolError,
+    SocketGuest,
+    open_guest,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
+
+    from trio_console import Guest
+    from trio_console._guests import GuestSpec
+
+    OpenGuest = Callable[..., AbstractAsyncContextManager[Guest]]
+
+#: Seconds any single test may take on a busy machine.
+PATIENCE = 40.0
+
+pytestmark = pytest.mark.usefixtures("no_process_is_left")
+
+
+async def fails_to_open(
+    spec: GuestSpec, error: type[Exception] | tuple[type[Exception], ...], **options: Any
+) -> Any:
+    with pytest.raises(error) as caught, trio.fail_after(PATIENCE):
+        async with open_guest(spec, **options):
+            raise AssertionError
+    return caught.value
+
+
+async def test_a_command_that_exits_before_it_is_ready_says_why() -> None:
+    spec = CommandGuest(["sh", "-c", "echo no such machine >&2; exit 3"])
+    error = await fails_to_open(spec, GuestLostError)
+    assert "exited with status 3" in error.reason
+    assert "no such machine" in error.reason
+
+
+async def test_a_command_that_is_killed_before_it_is_ready_says_so() -> None:
+    error = await fails_to_open(CommandGuest(["sh", "-c", "kill -9 $$"]), GuestLostError)
+    assert "killed by SIGKILL" in error.reason
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "echo some words that are garbage",
+        "printf '\\377\\376\\375\\374\\373\\372\\371\\370'",
+        "printf '\\0\\0\\0\\1garbage'",
+        "yes Welcome to the machine | head -c 1000000; exec sleep 1000",
+        "printf '\\0\\0\\0\\10\\0\\0\\0\\0\\0abc'; exec sleep 1000",
+    ],
+)
+async def test_garbage_on_the_console_is_an_error_at_once(command: str) -> None:
+    began = trio.current_time()
+    await fails_to_open(CommandGuest(["sh", "-c", command]), (ProtocolError, GuestLostError))
+    assert trio.current_time() - began < 20  # of the 60 seconds a guest has to become ready
+
+
+async def test_a_guest_that_says_nothing_is_given_up_after_the_ready_timeout() -> None:
+    error = await fails_to_open(CommandGuest(["sleep", "1000"]), GuestLostError, ready_timeout=0.1)
+    assert "not ready within 0.1 seconds" in error.reason
+
+
+async def test_opening_can_be_cancelled() -> None:
+    with trio.fail_after(PATIENCE), trio.move_on_after(0.1) as scope:
+        async with open_guest(CommandGuest(["sleep", "1000"])):
+            raise AssertionError
+    assert scope.cancelled_caught
+
+
+async def test_a_command_that_does_not_exist_is_a_file_not_found_error() -> None:
+    error = await fails_to_open(CommandGuest(["/no/such/command"]), FileNotFoundError)
+    assert error.filename == "/no/such/command"
+
+
+async def test_a_socket_that_does_not_exist_is_a_file_not_found_error() -> None:
+    error = await fails_to_open(SocketGuest("/no/such/socket"), FileNotFoundError)
+    assert error.filename == "/no/such/socket"
+
+
+async def test_a_socket_nobody_listens_on_is_a_connection_refused_error(tmp_path: Any) -> None:
+    path = str(tmp_path / "dead")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    error = await fails_to_open(SocketGuest(path), ConnectionRefusedError)
+    assert error.filename == path
+
+
+async def test_a_socket_path_that_is_too_long_is_an_os_error_with_the_path() -> None:
+    path = "/tmp/" + "x" * 200
+    error = await fails_to_open(SocketGuest(path), OSError)
+    assert error.filename == path
+    assert "too long" in str(error)
+
+
+async def test_a_socket_whose_owner_hangs_up_is_a_lost_guest(tmp_path: Any) -> None:
+    path = str(tmp_path / "console")
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(path)
+        listener.listen()
+
+        async def hang_up() -> None:
+            console, _ = await listener.accept()
+            console.close()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hang_up)
+            await fails_to_open(SocketGuest(path), GuestLostError)
+
+
+SPEAKS_GARBAGE_LATER = """
+import os, sys
+from trio_console import _protocol as wire
+os.write(1, wire.encode(wire.Ready(boot_time_ns=1, init_time_ns=1, ready_time_ns=1)))
+decoder = wire.FrameDecoder()
+while not any(wire.peek_type(frame.body) == "core.ping" for frame in decoder):
+    decoder.feed(os.read(0, 1 << 16))
+os.write(1, b"\\xff" * 100)
+while os.read(0, 1 << 16): pass
+"""
+
+
+async def test_a_guest_that_is_out_of_step_ends_when_its_console_is_closed() -> None:
+    with trio.fail_after(PATIENCE):
+        async with open_guest(CommandGuest([sys.executable, "-c", SPEAKS_GARBAGE_LATER]), grace=PATIENCE) as guest:
+            with pytest.raises(GuestLostError, match="out of step") as caught:
+                await guest.ping()
+            assert isinstance(caught.value.__cause__, ProtocolError)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: CommandGuest("ssh host"), TypeError),  # type: ignore[arg-type]
+        (lambda: CommandGuest([]), ValueError),
+        (lambda: SocketGuest(3), TypeError),  # type: ignore[arg-type]
+    ],
+)
+def test_a_guest_that_makes_no_sense_is_refused(make: Callable[[], object], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        make()
+
+
+async def test_what_is_no_guest_is_refused() -> None:
+    with pytest.raises(TypeError, match="ProcessGuest"):
+        async with open_guest("agent.sock"):  # type: ignore[arg-type]
+            raise AssertionError
+    with pytest.raises(ValueError, match="unknown bootstrap field"):
+        async with open_guest(bootstrap={"usr": "root"}):
+            raise AssertionError
+
+
+@pytest.mark.parametrize("spec", [ProcessGuest(), CommandGuest(["cat"])])
+async def test_a_console_that_cannot_be_opened_leaves_no_descriptor(
+    spec: GuestSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_ends: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr("trio_console._guests.as_device", fail)
+    error = await fails_to_open(spec, OSError)
+    assert error.errno == 24
