@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import sys
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PATIENCE = 60.0
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("microsandbox") is None, reason="the makers' client has no wheel for this Python"
+)
 
 #: Runs in a process of its own, because it wants asyncio. Prints what it has seen, as JSON.
 CLIENT = """
