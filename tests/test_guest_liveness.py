@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from pidfds import pidfd_open, pidfd_send_signal
 
 from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest
 
@@ -29,9 +30,9 @@ async def _agent_pid(guest: Guest) -> int:
 async def test_a_stopped_guest_is_given_up_and_ended_by_force() -> None:
     with trio.fail_after(PATIENCE):
         async with open_guest(heartbeat=0.2) as guest:
-            agent = os.pidfd_open(await _agent_pid(guest))
+            agent = pidfd_open(await _agent_pid(guest))
             try:
-                signal.pidfd_send_signal(agent, signal.SIGSTOP)
+                pidfd_send_signal(agent, signal.SIGSTOP)
                 lost = await guest.wait_lost()
                 assert "silent" in lost.reason
                 await trio.lowlevel.wait_readable(agent)  # it has ended, before the block is left

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
+from pidfds import pidfd_open
 
 from trio_console import _protocol as wire
 
@@ -232,7 +233,7 @@ def process_exists(pid: int) -> bool:
 async def wait_gone(pid: int) -> None:
     """Wait for a process that was killed to be gone."""
     try:
-        pidfd = os.pidfd_open(pid)
+        pidfd = pidfd_open(pid)
     except ProcessLookupError:
         return
     try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
+from pidfds import pidfd_open
 
 from ._sweep import Moment
 
@@ -153,7 +154,7 @@ async def leave_a_grandchild(_place: None) -> None:
     pid = int(done.stdout)
     _left.append(pid)
     await trio.lowlevel.checkpoint()
-    ended = os.pidfd_open(pid)
+    ended = pidfd_open(pid)
     os.kill(pid, signal.SIGKILL)
     select.select([ended], [], [])
     os.close(ended)
