@@ -168,9 +168,9 @@ async def test_what_is_no_guest_is_refused() -> None:
 async def test_a_console_that_cannot_be_opened_leaves_no_descriptor(
     spec: GuestSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_ends: object) -> None:
+    def fail() -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("trio_console._guests.as_device", fail)
+    monkeypatch.setattr("trio_console._devices.Bell", fail)
     error = await fails_to_open(spec, OSError)
     assert error.errno == 24

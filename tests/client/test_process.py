@@ -398,7 +398,7 @@ async def test_all_that_came_is_delivered_before_the_loss_is_told() -> None:
 async def test_a_process_that_was_given_up_is_not_lost_for_another_reason_later() -> None:
     async with talking() as talk:
         process, _, block = await opened(talk)
-        process.give_up()
+        process.give_up(lambda: None)
         talk.connection.lose("power cut")
         with pytest.raises(GuestLostError, match="did not confirm the end"):
             await process.wait()
