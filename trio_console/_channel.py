@@ -105,8 +105,7 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
         with patience:
             await channel.aclose()
             await workers.wait_delivered()
-        channel.drop()
-        workers.close_device()
+        channel.drop()  # which closes the device
         await within(JOIN_TIME, workers.wait_done)  # threads live by the machine's clock, and not by a MockClock
         workers.abandon()
 

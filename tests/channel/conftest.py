@@ -5,10 +5,17 @@ from __future__ import annotations
 import functools
 import inspect
 import pathlib
-from typing import Any
+import select
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from consoles import DEVICES
+
+from trio_console import _channel, _devices
+
+if TYPE_CHECKING:
+    from trio_console._console import ConsoleSharedState
 
 #: Seconds; none should come near it.
 BOUND = 40.0
@@ -29,3 +36,25 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents and isinstance(item, pytest.Function):
             if inspect.iscoroutinefunction(item.obj):
                 item.obj = bounded(item.obj)
+
+
+@pytest.fixture(autouse=True)
+def _watched_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_init = _channel._Workers.__init__
+    real_sleep = _devices._FdDevice._sleep
+
+    def init(self: Any, device: Any, shared: ConsoleSharedState) -> None:
+        DEVICES[shared] = device
+        real_init(self, device, shared)
+
+    def sleep(self: Any, fd: int, events: int) -> bool:
+        if events == select.POLLOUT:
+            self.blocked_writing = True
+        try:
+            return real_sleep(self, fd, events)
+        finally:
+            if events == select.POLLOUT:
+                self.blocked_writing = False
+
+    monkeypatch.setattr(_channel._Workers, "__init__", init)
+    monkeypatch.setattr(_devices._FdDevice, "_sleep", sleep)

@@ -1,0 +1,161 @@
+"""Devices for tests of `open_console`, the guests behind them, and how to clog both."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+import trio
+import trio.testing
+
+from trio_console._channel import open_console
+
+if TYPE_CHECKING:
+    from trio_console._console import ConsoleSharedState
+    from trio_console._stream import ConsoleStream
+
+TIMEOUT = 30.0
+
+
+def check_conserved(channel: ConsoleStream) -> None:
+    now = channel.statistics()
+    for lane in (now.tx, now.rx):
+        assert lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
+        assert min(lane.bytes_in, lane.bytes_out, lane.bytes_dropped, lane.current_buffer_bytes) >= 0
+
+
+class SocketDevice:
+    """A device of a user's: an object with the blocking methods, around a socket that blocks."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
+        self.blocked_writing = False
+        self.closed = threading.Event()
+
+    def read(self, max_bytes: int) -> bytes:
+        return self.sock.recv(max_bytes)
+
+    def write(self, data: memoryview, /) -> int:
+        try:
+            return self.sock.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self.blocked_writing = True
+        try:
+            return self.sock.send(data)
+        finally:
+            self.blocked_writing = False
+
+    def close_write(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def close(self) -> None:
+        self.closed.set()
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+        self.sock.close()
+
+
+#: The device behind each console's state, and on it whether its writer sleeps.
+DEVICES: weakref.WeakKeyDictionary[ConsoleSharedState, Any] = weakref.WeakKeyDictionary()
+
+
+def by_socket() -> tuple[Any, trio.abc.HalfCloseableStream]:
+    ours, theirs = socket.socketpair()
+    return ours, trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+
+
+def by_descriptor() -> tuple[Any, trio.abc.HalfCloseableStream]:
+    ours, guest = by_socket()
+    return ours.detach(), guest
+
+
+def by_object() -> tuple[Any, trio.abc.HalfCloseableStream]:
+    ours, guest = by_socket()
+    return SocketDevice(ours), guest
+
+
+def by_pipes() -> tuple[Any, trio.abc.HalfCloseableStream]:
+    to_guest, to_host = os.pipe(), os.pipe()
+    guest = trio.StapledStream(trio.lowlevel.FdStream(to_host[1]), trio.lowlevel.FdStream(to_guest[0]))
+    return (to_host[0], to_guest[1]), guest
+
+
+MAKERS = [by_socket, by_descriptor, by_object, by_pipes]
+
+
+async def serve(device: Any, task_status: Any, **options: Any) -> None:
+    """Hold a console open until it is closed."""
+    async with open_console(device, **options) as channel:
+        task_status.started(channel)
+        await channel.wait_closed()
+
+
+async def fill(stream: trio.abc.SendStream) -> None:
+    """Send until it would block."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _cancel_when_blocked() -> None:
+                await trio.testing.wait_all_tasks_blocked()
+                scope.cancel()
+
+            while True:
+                await stream.send_all(bytes(1024))
+
+
+async def clog_out(channel: ConsoleStream) -> None:
+    """Send until nothing moves any more: the ring, the worker's hand and the kernel's buffer are full."""
+    device = DEVICES[channel._shared]
+    while not getattr(device, "blocked_writing", False):
+        await fill(channel)
+    # From here on the worker sleeps until the guest reads.
+    await fill(channel)
+
+
+async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
+    """The same, both ways."""
+    await clog_out(channel)
+    ring = channel._shared.tx.ring
+    while ring.fits(ring.max_bytes) or not ring._room_armed:
+        await fill(guest)
+    # From here on the worker sleeps until the host receives.
+    await fill(guest)
+
+
+class ScriptedDevice:
+    """Returns or raises what it was given, then blocks until it is closed."""
+
+    def __init__(self, *reads: bytes | Exception, write_error: Exception | None = None) -> None:
+        self._reads = list(reads)
+        self._write_error = write_error
+        self.written = b""
+        self.closed = threading.Event()
+        self.close_error: Exception | None = None
+
+    def read(self, max_bytes: int) -> bytes:
+        if self._reads:
+            answer = self._reads.pop(0)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        self.closed.wait(TIMEOUT)
+        return b""
+
+    def write(self, data: memoryview, /) -> int:
+        if self._write_error is not None:
+            raise self._write_error
+        self.written += data[:3]
+        return min(3, len(data))
+
+    def close_write(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed.set()
+        if self.close_error is not None:
+            raise self.close_error

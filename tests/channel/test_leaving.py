@@ -1,0 +1,291 @@
+"""Leaving `open_console`: an ending that is orderly, bounded and leaves nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+from consoles import (
+    MAKERS,
+    TIMEOUT,
+    ScriptedDevice,
+    by_socket,
+    check_conserved,
+    clog,
+    clog_out,
+)
+
+from trio_console import _channel
+from trio_console._channel import open_console
+
+if TYPE_CHECKING:
+    from trio_console._stream import ConsoleStream
+
+
+# Leaving
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_leaving_delivers_what_was_sent_and_closes_the_device(make: Any) -> None:
+    device, guest = make()
+    async with guest:
+        async with open_console(device) as channel:
+            await channel.send_all(b"goodbye")
+        assert b"".join([chunk async for chunk in guest]) == b"goodbye"
+    assert channel.statistics().closed
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_a_guest_that_never_reads_holds_leaving_up_for_the_grace_only(make: Any) -> None:
+    device, guest = make()
+    async with guest:
+        async with open_console(device, max_bytes=4096, grace=0.02) as channel:
+            await clog_out(channel)
+    now = channel.statistics()
+    assert now.rx.bytes_dropped > 0
+    assert now.rx.current_buffer_bytes == 0
+    check_conserved(channel)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_bytes_that_the_guest_got_are_those_counted_as_out(make: Any) -> None:
+    device, guest = make()
+    async with guest:
+        async with open_console(device, max_bytes=4096, grace=0.02) as channel:
+            await clog_out(channel)
+        received = 0
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for chunk in guest:
+                received += len(chunk)
+    now = channel.statistics().rx
+    assert received == now.bytes_out
+    assert now.bytes_in == received + now.bytes_dropped
+
+
+async def test_a_guest_that_writes_for_ever_does_not_hold_leaving_up() -> None:
+    device, guest = by_socket()
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _floods() -> None:
+            with contextlib.suppress(trio.BrokenResourceError):
+                while True:
+                    await guest.send_all(bytes(4096))
+            await guest.aclose()
+
+        async with open_console(device, max_bytes=4096) as channel:
+            await channel.receive_some()
+    check_conserved(channel)
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_closing_inside_the_block_delivers_and_closes_the_device(make: Any) -> None:
+    device, guest = make()
+    async with open_console(device) as channel, guest:
+        await channel.send_all(b"goodbye")
+        await channel.aclose()
+        assert b"".join([chunk async for chunk in guest]) == b"goodbye"
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await guest.send_all(bytes(4096))
+
+
+async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_guest_does_not_read() -> None:
+    device, guest = by_socket()
+    async with open_console(device, max_bytes=4096, grace=TIMEOUT * 10) as channel, guest:
+        await clog(channel, guest)
+        await trio.aclose_forcefully(channel)
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for _ in guest:
+                pass
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await guest.send_all(bytes(4096))
+    check_conserved(channel)
+
+
+async def test_after_a_forceful_close_leaving_does_not_wait_for_the_grace() -> None:
+    device, guest = by_socket()
+    async with guest:
+        async with open_console(device, max_bytes=4096, grace=TIMEOUT * 10) as channel:
+            await clog(channel, guest)
+            await trio.aclose_forcefully(channel)
+    check_conserved(channel)
+
+
+async def test_a_task_outside_the_block_learns_that_the_channel_is_closed() -> None:
+    device, guest = by_socket()
+
+    async def expect_closed(use: Any, *args: object) -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await use(*args)
+
+    async with guest, trio.open_nursery() as nursery:
+        async with open_console(device, capacity=1, max_bytes=1, grace=0.02) as channel:
+            nursery.start_soon(expect_closed, channel.receive_some)
+            await clog_out(channel)
+            nursery.start_soon(expect_closed, channel.send_all, b"x")
+            await trio.testing.wait_all_tasks_blocked()
+
+
+class StuckDevice(ScriptedDevice):
+    """Does not come back from a read, although it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.release = threading.Event()
+
+    def read(self, max_bytes: int) -> bytes:
+        if self.release.is_set():
+            return b""
+        self.release.wait(TIMEOUT)
+        return b"too late"
+
+
+async def test_a_device_that_does_not_come_back_is_abandoned_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_channel, "JOIN_TIME", 0.01)
+    device = StuckDevice()
+
+    async def deliver_and_leave() -> ConsoleStream:
+        async with open_console(device, grace=0.01) as channel:
+            await channel.send_all(b"abc")
+            while device.written != b"abc":  # a busy machine may take longer for it than the grace
+                await trio.lowlevel.checkpoint()
+        return channel
+
+    with pytest.warns(RuntimeWarning, match="abandoned"):
+        channel = await deliver_and_leave()
+    assert device.closed.is_set()
+    device.release.set()
+    while channel.statistics().tx.bytes_dropped < len(b"too late"):
+        await trio.lowlevel.checkpoint()  # the thread found the wakes still open, and ends
+    check_conserved(channel)
+
+
+async def test_a_worker_that_a_busy_machine_keeps_from_coming_back_is_waited_for(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    device = StuckDevice()
+
+    async def leave() -> None:
+        async with open_console(device):
+            pass
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave)
+        assert await trio.to_thread.run_sync(device.closed.wait, TIMEOUT)
+        await trio.testing.wait_all_tasks_blocked()
+        mock_clock.jump(0.9)
+        await trio.testing.wait_all_tasks_blocked()
+        device.release.set()
+
+
+# What comes out of the block
+
+
+async def test_the_bodys_exception_comes_out_as_it_is() -> None:
+    device, guest = by_socket()
+    error = ValueError("mine")
+    async with guest:
+        with pytest.raises(ValueError, match="mine") as caught:
+            async with open_console(device):
+                raise error
+    assert caught.value is error
+    assert error.__context__ is None
+
+
+async def test_a_group_that_the_body_raised_comes_out_as_it_is() -> None:
+    device, guest = by_socket()
+    group = ExceptionGroup("mine", [ValueError(1)])
+    async with guest:
+        with pytest.raises(ExceptionGroup) as caught:
+            async with open_console(device):
+                raise group
+    assert caught.value is group
+
+
+async def test_the_bodys_exception_comes_out_as_it_is_while_everything_is_cancelled() -> None:
+    device, guest = by_socket()
+    async with guest:
+        with pytest.raises(ValueError, match="cleanup"):
+            with trio.CancelScope() as scope:
+                async with open_console(device):
+                    scope.cancel()
+                    try:
+                        await trio.sleep_forever()
+                    finally:
+                        raise ValueError("cleanup")
+
+
+async def test_a_cancellation_comes_out_as_one() -> None:
+    device, guest = by_socket()
+    async with guest:
+        with trio.CancelScope() as scope:
+            async with open_console(device):
+                scope.cancel()
+                await trio.sleep_forever()
+    assert scope.cancelled_caught
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_a_cancelled_leaving_with_everything_full_is_bounded(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_channel, "SHORT_GRACE", 0.1)
+    device, guest = make()
+    async with guest:
+        with trio.CancelScope() as scope:
+            async with open_console(device, max_bytes=2048, grace=TIMEOUT * 10) as channel:
+                await clog(channel, guest)
+                scope.cancel()
+        check_conserved(channel)
+        assert channel.statistics().rx.bytes_dropped > 0
+
+
+class CountedCancel(trio.abc.Instrument):
+    """Cancels a scope when the task it watches has had so many turns."""
+
+    def __init__(self, scope: trio.CancelScope, after: int) -> None:
+        self._scope = scope
+        self._left = after
+        self._task = trio.lowlevel.current_task()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self._left -= 1
+            if not self._left:
+                self._scope.cancel()
+
+
+@pytest.mark.parametrize("make", MAKERS)
+async def test_cancelled_at_any_turn_it_leaves_nothing(make: Any) -> None:
+    turn = 0
+    finished = False
+    while not finished:
+        turn += 1
+        device, guest = make()
+        opened: list[ConsoleStream] = []  # none, if entering was cancelled
+        with trio.CancelScope() as scope:
+            instrument = CountedCancel(scope, turn)
+            trio.lowlevel.add_instrument(instrument)
+            try:
+                async with guest:
+                    async with open_console(device, max_bytes=100) as channel:
+                        opened.append(channel)
+                        await channel.send_all(bytes(300))
+                        assert await guest.receive_some(50)
+                        await guest.send_all(bytes(300))
+                        assert await channel.receive_some(50)
+                        await channel.send_eof()
+                    finished = True
+            finally:
+                trio.lowlevel.remove_instrument(instrument)
+        for channel in opened:
+            check_conserved(channel)
+    assert turn > 5
