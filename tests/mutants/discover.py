@@ -27,7 +27,12 @@ __all__ = ["add_arguments", "candidates", "discover", "refind"]
 _CANDIDATES: Final = {
     "": ("test_guests.py",),
     "_open": ("interrupts/test_ctrl_c.py", "test_guests.py", "relay/test_serve.py", "relay/test_relay.py"),
-    "_ending": ("interrupts/test_ctrl_c.py", "channel/test_open_console.py", "test_guests.py"),
+    "_ending": (
+        "interrupts/test_ctrl_c.py",
+        "channel/test_ending.py",
+        "channel/test_leaving.py",
+        "test_guests.py",
+    ),
     "_guests": (
         "test_guests.py",
         "test_guest_specs.py",
@@ -57,7 +62,7 @@ _CANDIDATES: Final = {
         "channel/test_open_console.py",
     ),
     "_devices": ("channel/test_open_console.py", "channel/test_device_teardown.py"),
-    "_channel": ("channel/test_open_console.py", "channel/test_device_teardown.py", "interrupts/test_ctrl_c.py"),
+    "_channel": ("channel/test_leaving.py", "channel/test_device_teardown.py", "interrupts/test_ctrl_c.py"),
     "_stream": (
         "console/test_console_stream.py",
         "console/test_console_stream_endings.py",
