@@ -16,11 +16,16 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 # methods wait for nothing, cancellations that are looked at.
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
-.PHONY: help demo test check model mutants fuzz-fixed fuzz bench pythons nightly clean
+# What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
+FAST := tests/protocol tests/console tests/channel tests/test_guests.py tests/relay/test_relay.py
+
+.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz bench pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
 	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
+	@echo "make test-pythons  the quick part of the tests on Python 3.12 and 3.13 (ARGS=... instead: what to run)"
+	@echo "make package build the wheel and the sdist twice, compare, install and use them, and check types against them"
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
 	@echo "make mutants put small faults into the package, one at a time, which the tests must find (ARGS=... names them)"
@@ -28,7 +33,7 @@ help:
 	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
-	@echo "make nightly an hour of it: cancellation at every moment, a million chunks, thousands of faults, more fuzzing"
+	@echo "make nightly two hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -47,6 +52,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-pythons:
+	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))
+	@tests/pythons/released 3.13 $(or $(ARGS),$(FAST))
+
+package: $(STAMP)
+	@echo "==> Packaging"
+	@tests/packaging/check $(abspath $(BIN))/python
 
 check: $(STAMP)
 	@echo "==> Lint (ruff)"
@@ -85,12 +98,18 @@ pythons: $(STAMP)
 nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
+	@echo "==> Models with inputs that have not been tried before"
+	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/protocol tests/console tests/client tests/relay tests/testing
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Mutants"
 	@PYTHONPATH=tests $(BIN)/python -m mutants
 	@echo "==> Fuzzing, three minutes each"
 	@PYTHON=$(BIN)/python fuzz/run --seconds 180
+	@echo "==> All tests on other Pythons, and on the lowest versions of what they need"
+	@tests/pythons/released 3.12
+	@tests/pythons/released 3.13
+	@tests/pythons/released 3.11-lowest
 	@echo "==> The tests on newer Pythons"
 	@$(BIN)/python tests/pythons/run.py
 
@@ -100,4 +119,4 @@ bench: $(STAMP)
 	@$(BIN)/python -m benchmarks --out $(OUT) $(ARGS)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(VENV)-* build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

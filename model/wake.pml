@@ -2,11 +2,12 @@
  *
  * One producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for each
  * direction of waiting a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to
- * N chunks of different sizes, one of them larger than B, and finishes at any moment, perhaps discarding what is queued;
- * the consumer takes parts of chunks, chunks, or all there is, and may abandon the lane at any moment. Checked over
+ * N chunks of different sizes, one of them larger than B, and finishes at any moment, perhaps discarding what is queued,
+ * or just sends no more; the consumer takes parts of chunks, chunks, or all there is, and may abandon the lane at any moment. Checked over
  * all interleavings:
  *
  *   - nobody sleeps for ever (spin's invalid end states): no wake-up is lost, an ending always wakes;
+ *   - a consumer that sleeps when no more is sent has taken everything;
  *   - a consumer that sees the end has taken everything that was sent, unless it was discarded;
  *   - a ring holds no more than its bounds, or one chunk.
  *
@@ -17,15 +18,15 @@
  *
  *   POLLS      the consumer is a device that polls the bell: it drains only when a read finds nothing, and rings again
  *              for what it finds after that. It polls when a read would block, and, as level-triggered polling
- *              allows, after any other read. The producer may also just send no more, and then a device that polls
- *              must have read everything.
+ *              allows, after any other read.
  *   TSO        stores go through a buffer and become visible later, as between the cores of a machine whose
  *              interpreter has no lock. Reads and system calls behave as such a machine's: a thread reads
  *              its own buffered stores, and a system call waits until its buffer is empty. (A thread's stores
  *              keep their order, as those of attributes do in such an interpreter.)
- *   FENCED     between storing and looking, each side waits until its buffer is empty: what would do instead of
- *              ALWAYS, if the interpreter had a way to say so. HALF_FENCED: only the producer does.
- *   ALWAYS     the flags are never cleared, so every push wakes: what _ring does without the interpreter lock.
+ *   FENCED     between storing and looking, each side passes one mutex (`FencedRing`): what _ring does there. The mutex
+ *              does not empty a buffer, which a real one may. It only is one: who has given it back has made visible
+ *              what it stored before, and nobody else takes it earlier.
+ *   BARE=n, EARLY=n   with FENCED: at the n-th of the four places the mutex is not passed, or passed before the store.
  *   MUTANT_*   mistakes, to show that the check can fail.
  */
 
@@ -48,10 +49,17 @@
 #define LOW (B / 2)
 #define LOW_ENTRIES (C / 2)
 
-#ifdef ALWAYS
-#define DISARMED 1
-#else
-#define DISARMED 0
+/* The places where something is stored and something else looked at. */
+#define PUSHING 1
+#define ARMING_DATA 2
+#define TAKING 3
+#define ARMING_ROOM 4
+
+#ifndef BARE
+#define BARE 0
+#endif
+#ifndef EARLY
+#define EARLY 0
 #endif
 
 #define COUNTED 0       /* bytes, by the producer: `_pushed` */
@@ -64,11 +72,12 @@
 #define FINISHED 7
 #define DISCARDED 8
 #define ABANDONED 9
+#define MUTEX 10
 
 #define PRODUCER 0
 #define CONSUMER 1
 
-byte mem[10];
+byte mem[11];
 bool data_bell, room_bell;
 byte total;             /* bytes published, as only the check knows it */
 bool forgotten;         /* discarded, likewise */
@@ -116,24 +125,25 @@ end:    do
         od
 }
 
-#if defined(FENCED) || defined(HALF_FENCED)
-#define STORE_THEN_LOOK(p) (FENCE(p) || (p == CONSUMER && HALF))
-#else
-#define STORE_THEN_LOOK(p) true
-#endif
-#ifdef HALF_FENCED
-#define HALF true
-#else
-#define HALF false
-#endif
-
 #else
 
-#define STORE_THEN_LOOK(p) true
 #define WRITE(p, v, x) mem[v] = x
 #define READ(p, v, out) out = mem[v]
 #define FENCE(p) true
 
+#endif
+
+#ifdef FENCED
+inline pass(p)
+{
+        atomic { mem[MUTEX] == 0 -> mem[MUTEX] = 1 };
+        WRITE(p, MUTEX, 0)
+}
+#define BEFORE_STORE(p, place) if :: (place == EARLY) -> pass(p) :: else fi
+#define BEFORE_LOOK(p, place) if :: (place != EARLY && place != BARE) -> pass(p) :: else fi
+#else
+#define BEFORE_STORE(p, place) skip
+#define BEFORE_LOOK(p, place) skip
 #endif
 
 /* System calls on a bell. */
@@ -141,7 +151,8 @@ end:    do
 #define SILENCE(p, bell) atomic { FENCE(p) -> bell = false }
 #define SLEEP(p, bell) atomic { (FENCE(p) && bell) -> skip }
 
-#define POLL if \
+/* The consumer sleeps until the bell is rung; if nobody will, it must have taken everything. */
+#define SLEEP_FOR_DATA if \
         :: SLEEP(CONSUMER, data_bell) \
         :: atomic { (idle && FENCE(CONSUMER) && !data_bell) -> assert(mem[PUBLISHED] == removed); goto gone } \
         fi
@@ -183,16 +194,17 @@ proctype producer()
                         /* count, publish, then look whether the consumer sleeps */
                         counted = counted + SIZE(sent);
                         WRITE(PRODUCER, COUNTED, counted);
+                        BEFORE_STORE(PRODUCER, PUSHING);
                         atomic { sent++; total = counted; WRITE(PRODUCER, PUBLISHED, sent) };
-                        STORE_THEN_LOOK(PRODUCER);
+                        BEFORE_LOOK(PRODUCER, PUSHING);
                         READ(PRODUCER, DATA_ARMED, armed);
                         if
                         :: armed ->
 #ifdef MUTANT_DISARM_AFTER_WAKE
                                 RING(PRODUCER, data_bell);
-                                WRITE(PRODUCER, DATA_ARMED, DISARMED)
+                                WRITE(PRODUCER, DATA_ARMED, 0)
 #else
-                                WRITE(PRODUCER, DATA_ARMED, DISARMED);
+                                WRITE(PRODUCER, DATA_ARMED, 0);
                                 RING(PRODUCER, data_bell)
 #endif
                         :: else
@@ -200,26 +212,25 @@ proctype producer()
                 :: else ->
                         /* full: arm, look again, sleep */
                         WRITE(PRODUCER, WANTED, SIZE(sent));
+                        BEFORE_STORE(PRODUCER, ARMING_ROOM);
                         WRITE(PRODUCER, ROOM_ARMED, 1);
-                        STORE_THEN_LOOK(PRODUCER);
+                        BEFORE_LOOK(PRODUCER, ARMING_ROOM);
                         fits(yes);
                         READ(PRODUCER, ABANDONED, gone);
                         if
-                        :: (yes || gone) -> WRITE(PRODUCER, ROOM_ARMED, DISARMED)
+                        :: (yes || gone) -> WRITE(PRODUCER, ROOM_ARMED, 0)
                         :: else ->
                                 SLEEP(PRODUCER, room_bell);
-                                WRITE(PRODUCER, ROOM_ARMED, DISARMED);
+                                WRITE(PRODUCER, ROOM_ARMED, 0);
                                 SILENCE(PRODUCER, room_bell)
                         fi
                 fi
         :: break
         od;
-#ifdef POLLS
         if
-        :: atomic { FENCE(PRODUCER) -> idle = true }; goto stopped
+        :: atomic { FENCE(PRODUCER) -> idle = true }; goto stopped      /* it just sends no more */
         :: true
         fi;
-#endif
         /* the end: publish the flags, then wake, whether or not anybody is armed */
         if
         :: true
@@ -242,8 +253,9 @@ inline wake_producer()
         READ(CONSUMER, ROOM_ARMED, armed);
         WRITE(CONSUMER, POPPED, popped);
 #else
+        BEFORE_STORE(CONSUMER, TAKING);
         WRITE(CONSUMER, POPPED, popped);
-        STORE_THEN_LOOK(CONSUMER);
+        BEFORE_LOOK(CONSUMER, TAKING);
         READ(CONSUMER, ROOM_ARMED, armed);
 #endif
         if
@@ -266,7 +278,7 @@ inline wake_producer()
 #ifdef MUTANT_NO_EMPTY_RULE
                 :: else ->
 #endif
-                        WRITE(CONSUMER, ROOM_ARMED, DISARMED);
+                        WRITE(CONSUMER, ROOM_ARMED, 0);
                         RING(CONSUMER, room_bell)
                 fi;
                 used = 0; queued = 0; wanted = 0
@@ -323,7 +335,7 @@ proctype consumer()
                         take();
 #ifdef POLLS
                         if
-                        :: POLL         /* a device that polls after each read */
+                        :: SLEEP_FOR_DATA         /* a device that polls after each read */
                         :: true         /* one that reads on */
                         fi
 #endif
@@ -339,24 +351,25 @@ proctype consumer()
                         READ(CONSUMER, FINISHED, done);
                         WRITE(CONSUMER, DATA_ARMED, 1);
 #else
+                        BEFORE_STORE(CONSUMER, ARMING_DATA);
                         WRITE(CONSUMER, DATA_ARMED, 1);
-                        STORE_THEN_LOOK(CONSUMER);
+                        BEFORE_LOOK(CONSUMER, ARMING_DATA);
                         READ(CONSUMER, PUBLISHED, published);
                         READ(CONSUMER, FINISHED, done);
 #endif
                         if
-                        :: (published > removed || done) -> WRITE(CONSUMER, DATA_ARMED, DISARMED);
+                        :: (published > removed || done) -> WRITE(CONSUMER, DATA_ARMED, 0);
 #if defined(POLLS) && !defined(MUTANT_NO_RING_FOR_FOUND)
                                 RING(CONSUMER, data_bell)
 #endif
                         :: else ->
 #ifdef POLLS
                                 /* would block: the device polls the bell, and then comes back */
-                                POLL
+                                SLEEP_FOR_DATA
 #else
-                                SLEEP(CONSUMER, data_bell);
+                                SLEEP_FOR_DATA;
                                 /* awake: disarm and drain, and only then look */
-                                WRITE(CONSUMER, DATA_ARMED, DISARMED);
+                                WRITE(CONSUMER, DATA_ARMED, 0);
 #ifdef MUTANT_DRAIN_AFTER_LOOK
                                 READ(CONSUMER, PUBLISHED, published);
                                 if
@@ -366,7 +379,7 @@ proctype consumer()
                                 WRITE(CONSUMER, DATA_ARMED, 1);
                                 SILENCE(CONSUMER, data_bell);
                                 SLEEP(CONSUMER, data_bell);
-                                WRITE(CONSUMER, DATA_ARMED, DISARMED);
+                                WRITE(CONSUMER, DATA_ARMED, 0);
 #endif
                                 SILENCE(CONSUMER, data_bell)
 #endif
@@ -389,9 +402,8 @@ gone:
 init
 {
         atomic {
-                /* A consumer that has never looked may be asleep already; without the lock all are always armed. */
+                /* A consumer that has never looked may be asleep already. */
                 mem[DATA_ARMED] = 1;
-                mem[ROOM_ARMED] = DISARMED;
                 run producer();
                 run consumer();
 #ifdef TSO

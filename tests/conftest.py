@@ -15,6 +15,7 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -23,6 +24,13 @@ if TYPE_CHECKING:
 # A shell has these ignored in what it starts in the background, and the processes of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+
+# The same inputs in every run, however busy the machine: what a change breaks fails at that change. Others are
+# tried at night, with HYPOTHESIS_PROFILE=explore; a failure prints what to add to its test to see it again.
+_AT_ANY_SPEED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCheck.too_slow], "print_blob": True}
+hypothesis.settings.register_profile("gate", derandomize=True, database=None, **_AT_ANY_SPEED)
+hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
+hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 #: Seconds that a thread which is just ending may take to be gone.
 GRACE = 5.0
@@ -46,6 +54,12 @@ def busy_threads() -> set[threading.Thread]:
 
 def new_descriptors(before: dict[int, str]) -> dict[int, str]:
     return {fd: what for fd, what in open_descriptors().items() if before.get(fd) != what}
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays: nobody need go through it again in each of thousands of collections."""
+    gc.collect()
+    gc.freeze()
 
 
 _FAILED = pytest.StashKey[bool]()

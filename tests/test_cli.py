@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import trio_console
 from trio_console import __main__ as cli
 
 if TYPE_CHECKING:
@@ -306,6 +307,14 @@ def test_a_command_line_that_makes_no_sense_is_2(arguments: list[str], capsys: p
         cli.main(arguments)
     assert caught.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["trio_console", "trio_console.agent"])
+def test_both_command_lines_tell_the_version(module: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, "--version"], check=True, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.stdout == f"trio_console {trio_console.__version__}\n"
 
 
 def test_the_help_names_both_commands(capsys: pytest.CaptureFixture[str]) -> None:

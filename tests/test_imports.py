@@ -35,6 +35,7 @@ class Room(NamedTuple):
 ROOMS = {
     "errors": Room({"_errors"}, trio=False),
     "lost": Room({"_lost"}),
+    "version": Room({"_version"}, trio=False),
     "forked": Room({"_forked"}, trio=False),
     "manners": Room({"_clocks", "_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
@@ -46,6 +47,7 @@ ROOMS = {
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),
     "outbox": Room({"_outbox"}),
     "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
+    "version": Room({"_version"}, trio=False),
     "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox"}),
     "relay": Room(
         {"_relay"}, {"protocol", "errors", "lost", "forked", "manners", "outbox"}, named={"channel", "client"}
@@ -68,7 +70,7 @@ ROOMS = {
     "testing": Room({"testing"}, {"console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
-        {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing"},
+        {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing", "version"},
     ),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
@@ -194,7 +196,7 @@ def test_the_agent_runs_without_the_hosts_half() -> None:
     for module, path in ALL:
         if room_of(module) == "agent":
             used = {room_of(each.imported) for each in imports(module, path)}
-            assert used <= {None, "agent", "protocol", "errors", "manners", "outbox"}, module
+            assert used <= {None, "agent", "protocol", "errors", "manners", "outbox", "version"}, module
 
 
 def private_names_of_trio(tree: ast.Module) -> Iterator[str]:

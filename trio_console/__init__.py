@@ -10,6 +10,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
+from ._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import testing as testing
     from ._channel import open_console as open_console

@@ -1,4 +1,4 @@
-"""The command line: ``python -m trio_console relay ...`` and ``python -m trio_console exec ...``."""
+"""The command line: ``trio-console relay ...`` and ``trio-console exec ...``, or ``python -m trio_console``."""
 
 from __future__ import annotations
 
@@ -35,9 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m trio_console", description="Share a guest, and use a shared one."
-    )
+    parser = argparse.ArgumentParser(prog="trio-console", description="Share a guest, and use a shared one.")
+    parser.add_argument("--version", action="version", version=f"trio_console {trio_console.__version__}")
     commands = parser.add_subparsers(dest="what", required=True, metavar="{relay,exec}")
     relay = commands.add_parser(
         "relay",

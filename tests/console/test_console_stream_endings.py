@@ -419,7 +419,7 @@ async def test_a_receiver_cancelled_at_any_turn_loses_no_byte(limits: dict[str, 
     max_bytes=st.integers(1, 30),
     capacity=st.integers(1, 4),
 )
-@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 def test_a_sender_cancelled_at_any_turn_sends_a_prefix_of_each_piece(
     sizes: list[int], turns: list[int], max_bytes: int, capacity: int
 ) -> None:

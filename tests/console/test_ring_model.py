@@ -111,7 +111,5 @@ class RingModel(RuleBasedStateMachine):
         assert self.ring.nbytes <= self.ring.max_bytes or len(self.ring) == 1
 
 
-RingModel.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=40, deadline=None, database=None, derandomize=True
-)
+RingModel.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestRingAgainstItsModel = RingModel.TestCase

@@ -293,7 +293,5 @@ class ChannelModel(RuleBasedStateMachine):
             assert now.current_buffer_bytes <= self.max_bytes
 
 
-ChannelModel.TestCase.settings = settings(
-    max_examples=80, stateful_step_count=80, deadline=None, database=None, derandomize=True
-)
+ChannelModel.TestCase.settings = settings(max_examples=80, stateful_step_count=80, deadline=None)
 TestChannelAgainstItsModel = ChannelModel.TestCase

@@ -140,7 +140,5 @@ class DecoderModel(RuleBasedStateMachine):
         assert self.decoder.pending == len(self.buffer)
 
 
-DecoderModel.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, database=None, derandomize=True
-)
+DecoderModel.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestDecoderAgainstItsModel = DecoderModel.TestCase

@@ -40,9 +40,6 @@ PYTHONS: Final = {
     "3.14t": ["-m", "pytest", "-q", "-m", "nightly", "tests/console/test_stress.py"],
 }
 
-#: Requirements that no test needs.
-TOOLS: Final = ("mypy", "ruff", "flake8-async")
-
 #: Seconds: setting something up, and all tests of one Python.
 SETUP_TIMEOUT: Final = 1200
 TESTS_TIMEOUT: Final = 3600
@@ -291,9 +288,9 @@ def requirements() -> list[str]:
     with open(PROJECT / "pyproject.toml", "rb") as file:
         project = tomllib.load(file)["project"]
     extras = project["optional-dependencies"]
-    wanted = [*project["dependencies"], *extras["bench"], *extras["dev"]]
+    wanted = [*project["dependencies"], *extras["bench"], *extras["test"]]
     named = [(re.split(r"[^A-Za-z0-9_.-]", line, maxsplit=1)[0], line) for line in wanted]
-    return [line for name, line in named if name not in (*TOOLS, project["name"])]
+    return [line for name, line in named if name != project["name"]]
 
 
 def install(place: Place) -> list[str]:

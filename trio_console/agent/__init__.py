@@ -1,4 +1,4 @@
-"""The guest's side of the agent protocol: ``python -m trio_console.agent --stdio | --fd N | --port PATH``.
+"""The guest's side of the agent protocol: ``trio-console-agent --stdio | --fd N | --port PATH``.
 
 It waits for the host's bootstrap on the console it was given and then runs what clients ask for. It is
 as good as process 1 of a virtual machine, the command inside a container, or a child process. Linux only;

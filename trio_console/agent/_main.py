@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_console._version import __version__
 from trio_console.agent._boot import EXIT_FAILED, BootError, BootTimes
 from trio_console.agent._console import open_fd, open_port, open_stdio
 from trio_console.agent._router import Ending, log
@@ -91,8 +92,9 @@ async def _serve(stream: trio.abc.Stream, began: int) -> int:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m trio_console.agent", description="The guest's side of the agent protocol."
+        prog="trio-console-agent", description="The guest's side of the agent protocol."
     )
+    parser.add_argument("--version", action="version", version=f"trio_console {__version__}")
     console = parser.add_mutually_exclusive_group(required=True)
     console.add_argument("--stdio", action="store_true", help="use standard input and output")
     console.add_argument("--fd", type=int, metavar="N", help="use an inherited descriptor")

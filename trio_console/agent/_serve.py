@@ -16,6 +16,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._outbox import Outbox
+from trio_console._version import __version__
 from trio_console.agent._boot import BootError, BootTimes, FrameSource, boot
 from trio_console.agent._exec import (
     LEGACY_STDIN_BUDGET,
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AgentOptions", "serve_agent"]
 
-AGENT_VERSION: Final = "trio_console 0.1.0"
+AGENT_VERSION: Final = f"trio_console {__version__}"
 
 #: Starts in progress at once. Two keep both halves of a start busy; more only queue for the interpreter.
 _SPAWN_THREADS: Final = 4
