@@ -58,8 +58,14 @@ def new_descriptors(before: dict[int, str]) -> dict[int, str]:
 
 def pytest_collection_finish() -> None:
     """What is there by now stays: nobody need go through it again in each of thousands of collections."""
+    _run_nothing()  # the first run of hypothesis makes what it has to find by a collection afterwards
     gc.collect()
     gc.freeze()
+
+
+@hypothesis.given(hypothesis.strategies.none())
+def _run_nothing(_: None) -> None:
+    pass
 
 
 _FAILED = pytest.StashKey[bool]()

@@ -47,8 +47,7 @@ ROOMS = {
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),
     "outbox": Room({"_outbox"}),
     "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
-    "version": Room({"_version"}, trio=False),
-    "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox"}),
+    "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox", "version"}),
     "relay": Room(
         {"_relay"}, {"protocol", "errors", "lost", "forked", "manners", "outbox"}, named={"channel", "client"}
     ),

@@ -135,14 +135,19 @@ async def test_a_relays_socket_is_removed_all_the_same(threads: Threads, tmp_pat
     assert not path.exists()
 
 
-async def test_a_session_log_waits_for_a_thread(threads: Threads, tmp_path: Path, autojump_clock: Any) -> None:
+async def test_a_session_log_waits_for_a_thread(
+    threads: Threads, tmp_path: Path, mock_clock: trio.testing.MockClock
+) -> None:
     log = SessionLog(tmp_path / "log")
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log.run)
         threads.left = 0
         log._put(1, "stdout", b"said meanwhile")
-        await trio.sleep(10)
+        for _ in range(10):
+            await trio.testing.wait_all_tasks_blocked()
+            mock_clock.jump(1)
         assert log.statistics().records_written == 0
+        # The clock stands still while it is written: a clock that jumps would not wait for a thread.
         threads.left = None
         nursery.cancel_scope.cancel()
     assert log.statistics().records_written == 1

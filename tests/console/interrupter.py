@@ -45,6 +45,7 @@ def interrupted(call: Callable[[], Any], handler: Callable[[], Any], at: int, fi
     def trace(frame: FrameType, _event: str, _arg: object) -> Any:
         if frame.f_code.co_filename not in traced:
             return None
+        frame.f_trace = opcode  # before the next: 3.13 turns the events on only in a frame that has one
         frame.f_trace_opcodes = True
         return opcode
 

@@ -169,6 +169,7 @@ class Presser(trio.abc.Instrument):
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return None
         frame.f_trace_lines = False
+        frame.f_trace = self._step  # before the next: 3.13 turns the events on only in a frame that has one
         frame.f_trace_opcodes = True
         return self._step
 
