@@ -248,14 +248,31 @@ class AgentConsoleBackend:
         """
         if max_bytes < 1:
             self._refuse_empty_read()
-        return self._rx.ring.take(max_bytes, fill=True) if self._ready() else b""
+        if not self._ready():
+            return b""
+        try:
+            return self._rx.ring.take(max_bytes, fill=True)
+        except MemoryError as exc:
+            self._fail_reading(exc)
+            return b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
         """Like `read`, into the device's own buffer; 0 is end of file."""
         with memoryview(buffer).cast("B") as view:
             if not view:
                 self._refuse_empty_read()
-            return self._rx.ring.readinto(view) if self._ready() else 0
+            if not self._ready():
+                return 0
+            try:
+                return self._rx.ring.readinto(view)
+            except MemoryError as exc:
+                self._fail_reading(exc)
+                return 0
+
+    def _fail_reading(self, cause: MemoryError) -> None:
+        """There was no memory for what was to be read. A device could do nothing about it: the channel fails."""
+        self._shared.guest_gone(cause)
+        self._rx.discard()  # end of file from now on; what is queued counts as dropped
 
     def _refuse_empty_read(self) -> NoReturn:
         self._ready()  # the device polls after this as after any other would-block

@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
+from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 from ._build import FREE_THREADED
@@ -49,6 +50,11 @@ DEFAULT_CAPACITY: Final = 2048
 #: what is moved in a few times that. Chunks of 64 KiB went at 3.3 GiB/s through 256 KiB, 5 through 512 KiB, 6.3
 #: through 1 MiB, and slower through 2.
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
+
+#: Bytes that a producer pushes at a time, where the chunks are its own making. A piece costs two changes of hands
+#: of the interpreter lock, so it should be large; but with less than four to a ring one side would wait while the
+#: other works. (More than 128 KiB is beyond what the C library's allocator keeps for the next.)
+_LARGEST_PIECE: Final = 128 * 1024
 
 
 @final
@@ -83,6 +89,7 @@ class ChunkRing:
         "_room_wanted",
         "capacity",
         "max_bytes",
+        "piece",
         "wakes",
     )
 
@@ -100,6 +107,8 @@ class ChunkRing:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         self.capacity: Final = capacity
         self.max_bytes: Final = max_bytes
+        #: What a producer that makes its own chunks should push at a time.
+        self.piece: Final = max(1, min(_LARGEST_PIECE, max_bytes // 4))
         self._low_entries: Final = capacity // 2
         self._low_water: Final = max_bytes // 2
         self._data_wake: Final = data_wake
@@ -168,7 +177,11 @@ class ChunkRing:
             # Counted before it is published: in the other order the consumer could take the chunk in between,
             # and the ring would hold a negative number of bytes.
             self._pushed = pushed
-            self._chunks.append(chunk)
+            try:
+                self._chunks.append(chunk)
+            except MemoryError:
+                self._pushed -= size
+                raise
             if self._data_armed:
                 self._wake_consumer()
         return size
@@ -232,12 +245,16 @@ class ChunkRing:
             self._wake_producer(0)
         return chunk
 
+    # For want of memory, what was to be taken stays where it is: each of the following removes a chunk only when
+    # all that is to be returned exists.
+
     def _first(self) -> bytes:
         """What is left of the oldest chunk (there is one), not yet counted as taken."""
-        chunk = self._chunks.popleft()
+        chunk = self._chunks[0]
         if self._offset:
             chunk = chunk[self._offset :]
-            self._offset = 0
+        self._chunks.popleft()
+        self._offset = 0
         return chunk
 
     def take(self, limit: int, *, fill: bool = False) -> bytes:
@@ -274,25 +291,39 @@ class ChunkRing:
     def _join(self, limit: int, fill: bool) -> bytes:
         """The first chunk and those that fit beside it, and with ``fill`` part of the next."""
         chunks = self._chunks
-        popleft = chunks.popleft
-        head = self._first()
-        size = len(head)
-        if not chunks or size >= limit or (not fill and size + len(chunks[0]) > limit):
-            return head
-        parts = [head]
-        count = len(chunks)
+        offset = self._offset
+        size = len(chunks[0]) - offset
+        if len(chunks) == 1 or size >= limit or (not fill and size + len(chunks[1]) > limit):
+            return self._first()
+        parts, room = self._whole_ones(limit + offset)
+        count = len(parts)
+        part = room if fill else 0
+        if offset:
+            parts[0] = parts[0][offset:]
+        if part:
+            parts.append(chunks[count][:part])
+        data = b"".join(parts)
+        deque(starmap(chunks.popleft, repeat((), count)), 0)
+        self._offset = part
+        return data
+
+    def _whole_ones(self, limit: int) -> tuple[deque[bytes] | list[bytes], int]:
+        """The chunks from the first on that fit into ``limit``, and the room behind them if another is there."""
+        chunks = self._chunks
         if self._pushed - self._popped <= limit:
-            # Everything published fits, so these chunks do: each was counted before it was appended, and
-            # they were looked at before the count. What comes meanwhile is left for the next turn.
-            parts += [popleft() for _ in range(count)]
-        else:
-            while chunks and size + len(chunks[0]) <= limit:
-                size += len(chunks[0])
-                parts.append(popleft())
-            if fill and chunks and size < limit:
-                self._offset = limit - size
-                parts.append(chunks[0][: self._offset])
-        return b"".join(parts)
+            copy = chunks.copy()
+            if self._pushed - self._popped + self._offset <= limit:
+                # Everything published fits, so these chunks do: each was counted before it was appended, and
+                # they were looked at before the count. What comes meanwhile is left for the next turn.
+                return copy, 0
+        parts: list[bytes] = []
+        for index in range(len(chunks)):
+            chunk = chunks[index]
+            if len(chunk) > limit:
+                return parts, limit
+            limit -= len(chunk)
+            parts.append(chunk)
+        return parts, 0
 
     def readinto(self, view: memoryview) -> int:
         """Fill ``view`` (bytes, writable) across chunks as far as there are bytes; the number copied."""
@@ -303,10 +334,15 @@ class ChunkRing:
             head = chunks[0]
             offset = self._offset
             size = min(len(head) - offset, room - filled)
-            if offset or size < len(head):
-                view[filled : filled + size] = memoryview(head)[offset : offset + size]
-            else:
-                view[filled : filled + size] = head
+            try:
+                if offset or size < len(head):
+                    view[filled : filled + size] = memoryview(head)[offset : offset + size]
+                else:
+                    view[filled : filled + size] = head
+            except MemoryError:
+                if not filled:
+                    raise
+                break  # what was copied before is taken
             filled += size
             if offset + size == len(head):
                 chunks.popleft()

@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["pump_from_device", "pump_to_device"]
 
-#: Bytes per device call. Each call costs two changes of hands of the interpreter lock; a quarter of the ring keeps
-#: both sides busy. (Twice as much is beyond what the C library's allocator keeps for the next.)
+#: Bytes per write to a device. (Twice as much is beyond what the C library's allocator keeps for the next.)
 _SIZE: Final = 128 * 1024
 
 
@@ -31,23 +30,41 @@ def pump_from_device(device: GuestDevice, lane: Lane) -> None:
     in a write while what the host had sent is still on its way; closing the device ends that.
     """
     cause: BaseException | None = None
-    size = min(_SIZE, lane.ring.max_bytes)
+    size = lane.ring.piece
     try:
         while True:
             while not (lane.abandoned or lane.ring.fits(size)):
                 wait_for_room(lane, size)
             data = device.read(size)
+            if type(data) is not bytes:
+                data = _copied(device, data)
             if not data:
                 break
-            while not lane.ring.offer(data):
-                if lane.abandoned:  # before that call or during it
-                    lane.swallow(len(data))
-                    break
-                # A device returned more than it was asked for: it waits its turn.
-                wait_for_room(lane, len(data))
+            _push(lane, data)
     except Exception as exc:  # noqa: BLE001  (whatever a device raises ends this direction, with a cause)
         cause = exc
     lane.finish(cause)
+
+
+def _copied(device: GuestDevice, data: object) -> bytes:
+    """What a device returned, if it is bytes-like."""
+    try:
+        return bytes(memoryview(data))  # type: ignore[arg-type]  # that is the question
+    except TypeError:
+        raise TypeError(f"{device!r}: read() returned {data!r:.80}, which is no bytes") from None
+
+
+def _push(lane: Lane, data: bytes) -> None:
+    try:
+        while not lane.ring.offer(data):
+            if lane.abandoned:  # before that call or during it
+                lane.swallow(len(data))
+                break
+            # A device returned more than it was asked for: it waits its turn.
+            wait_for_room(lane, len(data))
+    except MemoryError:
+        lane.swallow(len(data))
+        raise
 
 
 def pump_to_device(device: GuestDevice, lane: Lane) -> None:
@@ -74,15 +91,26 @@ def pump_to_device(device: GuestDevice, lane: Lane) -> None:
 def _write_all(device: GuestDevice, lane: Lane, data: bytes) -> bool:
     """Write all of ``data``, or count the rest as lost; `False` if the device was closed."""
     view = memoryview(data)
+    left = len(data)
     try:
-        while view:
-            count = device.write(view)
-            view = view[count:]
+        while left:
+            count = device.write(view[-left:])
+            if type(count) is not int or not 0 <= count <= left:
+                wrong = _wrong_count(device, count, left)
+                if type(count) is not int or count > left:
+                    left = 0  # it has returned, and has had them all: they are not counted as dropped
+                raise wrong
             if not count:
                 return False
+            left -= count
     finally:
-        lane.undelivered += len(view)
+        lane.undelivered += left
     return True
+
+
+def _wrong_count(device: GuestDevice, count: object, size: int) -> Exception:
+    message = f"{device!r}: write() returned {count!r:.80} for {size} bytes; it is to return how many it has taken"
+    return ValueError(message) if type(count) is int else TypeError(message)
 
 
 def _wait_for_data(lane: Lane) -> None:

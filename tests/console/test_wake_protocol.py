@@ -25,8 +25,8 @@ MUTANTS = (*FILES, __file__)
 def stepped(stepper: Stepper, capacity: int = 2, max_bytes: int = 4) -> ConsoleSharedState:
     """A console's state whose wakes belong to the stepper."""
     shared = ConsoleSharedState(capacity, max_bytes)
-    shared.close_wakes()
     for lane in (shared.tx, shared.rx):
+        lane.close_wakes()
         data: Any = StepWake(stepper)
         room: Any = StepWake(stepper)
         lane.data_wake, lane.room_wake = data, room  # type: ignore[misc]

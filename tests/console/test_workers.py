@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, final
+from typing import Any, final
+
+import pytest
 
 from trio_console import _workers
 from trio_console._console import ConsoleSharedState, Lane
 from trio_console._ring import ChunkRing
-
-if TYPE_CHECKING:
-    import pytest
 
 
 @final
@@ -55,3 +54,113 @@ def test_what_is_read_when_the_host_leaves_is_counted_as_dropped(monkeypatch: py
     monkeypatch.setattr(ChunkRing, "offer", leave_and_offer)
     _workers.pump_from_device(_Returns(bytes(100)), lane)
     assert _counts(lane) == (100, 0, 100)
+
+
+# What a device returns that it should not
+
+
+@final
+class _Answers:
+    """A device whose calls return what they were given, and then the ordinary."""
+
+    def __init__(self, *answers: Any) -> None:
+        self._answers = list(answers)
+        self.written = b""
+
+    def __repr__(self) -> str:
+        return "<the odd device>"
+
+    def read(self, max_bytes: int) -> Any:
+        return self._answers.pop(0) if self._answers else b""
+
+    def write(self, data: memoryview) -> Any:
+        answer = self._answers.pop(0) if self._answers else len(data)
+        self.written += data[:answer] if type(answer) is int and answer > 0 else b""
+        return answer
+
+    def close_write(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize(
+    ("answer", "error", "delivered"),
+    [
+        (-1, ValueError, 20),
+        (-(2**70), ValueError, 20),
+        (31, ValueError, 50),
+        (None, TypeError, 50),
+        ("10", TypeError, 50),
+        (10.0, TypeError, 50),
+        (True, TypeError, 50),
+    ],
+)
+def test_a_count_that_cannot_be_ends_the_direction_and_says_so(
+    answer: Any, error: type[Exception], delivered: int
+) -> None:
+    lane = ConsoleSharedState().rx
+    lane.ring.push(bytes(50))
+    lane.finish()
+    device = _Answers(20, answer)
+    _workers.pump_to_device(device, lane)
+    assert lane.abandoned
+    assert type(lane.cause) is error
+    assert str(lane.cause).startswith("<the odd device>: write() returned ")
+    assert f"{answer!r} for 30 bytes" in str(lane.cause)
+    # What it was given in a call that returned is its own, unless the call said that it had failed.
+    assert _counts(lane) == (50, delivered, 50 - delivered)
+
+
+@pytest.mark.parametrize("answer", [None, "text", "", 0, 5, ["x"], object])
+def test_what_is_no_bytes_ends_the_direction_and_says_so(answer: Any) -> None:
+    lane = ConsoleSharedState().tx
+    _workers.pump_from_device(_Answers(b"before", answer, b"never read"), lane)
+    assert lane.finished
+    assert type(lane.cause) is TypeError
+    assert str(lane.cause).startswith("<the odd device>: read() returned ")
+    assert lane.ring.pop() == b"before"
+    assert lane.ring.pop() is None
+
+
+@pytest.mark.parametrize("kind", [bytearray, memoryview, lambda data: memoryview(data).cast("H")])
+def test_what_is_bytes_like_is_read(kind: Any) -> None:
+    lane = ConsoleSharedState().tx
+    _workers.pump_from_device(_Answers(kind(b"abcd"), memoryview(b"a-b-")[::2]), lane)
+    assert lane.cause is None
+    assert lane.ring.take(100) == b"abcdab"
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_a_want_of_memory_for_what_was_read_is_the_cause_and_it_is_counted(
+    kind: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_memory(_ring: ChunkRing, _chunk: bytes) -> int:
+        raise MemoryError
+
+    lane = ConsoleSharedState().tx
+    monkeypatch.setattr(ChunkRing, "offer", no_memory)
+    _workers.pump_from_device(_Answers(kind(b"abcd")), lane)
+    assert isinstance(lane.cause, MemoryError)
+    assert _counts(lane) == (4, 0, 4)
+
+
+# Small rings
+
+
+@pytest.mark.parametrize("size", [4, 100, 64 * 1024, 512 * 1024])
+def test_a_ring_of_any_size_is_filled_while_it_is_read(size: int) -> None:
+    lane = ConsoleSharedState(2048, size).tx
+    asked: list[int] = []
+    queued: list[int] = []
+
+    class Endless:
+        def read(self, max_bytes: int) -> bytes:
+            asked.append(max_bytes)
+            queued.append(lane.ring.nbytes)
+            if len(asked) == 4:
+                lane.abandon()
+                return b""
+            return bytes(max_bytes)
+
+    _workers.pump_from_device(Endless(), lane)  # type: ignore[arg-type]
+    assert max(queued) == 3 * asked[0] >= size // 2 or asked[0] == 128 * 1024

@@ -62,6 +62,9 @@ class WeakDeque:
         self.memory.write("removed", self.memory.read("removed") + 1)
         return chunk
 
+    def copy(self) -> list[bytes]:
+        return list(self.memory.read("appended")[self.memory.read("removed") :])
+
     def __getitem__(self, index: int) -> Any:
         return self.memory.read("appended")[self.memory.read("removed") + index]
 
