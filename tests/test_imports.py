@@ -35,6 +35,7 @@ class Room(NamedTuple):
 ROOMS = {
     "errors": Room({"_errors"}, trio=False),
     "lost": Room({"_lost"}),
+    "buffers": Room({"_buffers"}, trio=False),
     "version": Room({"_version"}, trio=False),
     "forked": Room({"_forked"}, trio=False),
     "manners": Room({"_clocks", "_conflict", "_ending", "_interrupts", "_nursery", "_threads"}),
@@ -42,11 +43,11 @@ ROOMS = {
     "console": Room(
         {"_build", "_descriptor", "_wake", "_ring", "_console", "_devices", "_workers"}, {"forked"}, trio=False
     ),
-    "channel": Room({"_stream", "_channel"}, {"console", "manners"}),
+    "channel": Room({"_stream", "_channel"}, {"buffers", "console", "manners"}),
     # The tower of frames: it knows trio's abstract streams, and no console.
     "protocol": Room({"_protocol"}, {"errors"}, trio=False),
     "outbox": Room({"_outbox"}),
-    "client": Room({"_client"}, {"protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
+    "client": Room({"_client"}, {"buffers", "protocol", "errors", "lost", "manners", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"protocol", "errors", "manners", "outbox", "version"}),
     "relay": Room(
         {"_relay"}, {"protocol", "errors", "lost", "forked", "manners", "outbox"}, named={"channel", "client"}
@@ -63,10 +64,10 @@ ROOMS = {
     ),
     "odd guests": Room(
         {"testing._faulty_guest", "testing._scripted_guest", "testing._scripted_process"},
-        {"faults", "guests", "protocol", "errors", "manners", "outbox"},
+        {"buffers", "faults", "guests", "protocol", "errors", "manners", "outbox"},
     ),
     "left behind": Room({"testing._left_behind"}, trio=False),
-    "testing": Room({"testing"}, {"console", "channel"}, named={"faults", "odd guests", "left behind"}),
+    "testing": Room({"testing"}, {"buffers", "console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
         {"client", "guests", "relay", "channel", "console", "errors", "lost", "testing", "version"},

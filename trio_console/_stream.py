@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from ._buffers import flat_view
 from ._conflict import Conflict
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
                 while not ring.offer(data) and data:
                     await self._wait_room(len(data))
             else:
-                with memoryview(data).cast("B") as view:
+                with flat_view(data) as view:
                     await self._send_pieces(view)
             await trio.lowlevel.cancel_shielded_checkpoint()
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._buffers import flat_view
 from trio_console._client._file import GuestFile, raise_closed
 from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
@@ -214,7 +215,7 @@ class BinaryFile(GuestFile[bytes]):
 
     async def write(self, data: bytes | bytearray | memoryview, /) -> int:
         self.check_writable()
-        with self._conflict, memoryview(data).cast("B") as view:
+        with self._conflict, flat_view(data) as view:
             size = len(view)
             if len(self._behind) + size > self._limit:
                 await self._flush()

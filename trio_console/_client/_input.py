@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _protocol as wire
+from trio_console._buffers import flat_view
 from trio_console._client._owner import Owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import again
@@ -95,7 +96,7 @@ class StdinStream(trio.abc.SendStream):
         with self._conflict:
             self._check()
             await trio.lowlevel.checkpoint()
-            with memoryview(data).cast("B") as view:
+            with flat_view(data) as view:
                 start = 0
                 while start < len(view):
                     size = await self._wait_credit(min(_SLICE, len(view) - start))

@@ -14,6 +14,7 @@ from typing import Final, final
 import trio
 
 from trio_console import _protocol as wire
+from trio_console._buffers import flat_view
 from trio_console._client._bulk import DataSender
 from trio_console._client._connection import Connection, Session
 from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, broken
@@ -186,7 +187,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
                 raise trio.ClosedResourceError("can't send data after sending EOF")
             self._check()
             await trio.lowlevel.checkpoint()
-            with memoryview(data).cast("B") as view:
+            with flat_view(data) as view:
                 sent = await self._session.sender.send(view)
             self._check()
             assert sent, "a sender is stopped by closing, or by an error"

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
+from .._buffers import flat_view
 from .._console import AgentConsoleBackend, ConsoleSharedState
 from .._wake import WakePipe
 from ._device_threads import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, Gate, Receiver, Transmitter
@@ -111,7 +112,7 @@ class FakeConsoleDevice:
         deadline = time.monotonic() + timeout
         queue = self._tx.queue
         gate = self._gate
-        with memoryview(data).cast("B") as view:
+        with flat_view(data) as view:
             for start in range(0, len(view), WRITE_SIZE):
                 with gate.changed:
                     if not gate.wait_for(lambda: self._guest_interrupted() or len(queue) < DESCRIPTORS, deadline):

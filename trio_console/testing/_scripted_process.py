@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from .. import _protocol as wire
+from .._buffers import flat_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -198,7 +199,7 @@ class _Output(trio.abc.SendStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await self._process.start()
-        with memoryview(data).cast("B") as view:
+        with flat_view(data) as view:
             start = 0
             while start < len(view):
                 await self.wait_send_all_might_not_block()
