@@ -67,6 +67,11 @@ class Lane:
     unconditionally: a sleeper looks at the flags after every wake-up, and one that was about to sleep
     finds the wake readable. Whoever reads a flag together with the ring reads the flag *first*: the
     producer pushes and then finishes, so "finished, and then found empty" is the end.
+
+    All this holds without the interpreter lock, too. It asks only that a thread's stores are seen in their order,
+    and that what was stored before a ring is seen after the sleep which that ring ends, as it is around two
+    system calls on one descriptor. Nobody decides by a look whether to ring for a flag, so no store has to
+    be seen before a look (as those of `_ring` have).
     """
 
     __slots__ = (
