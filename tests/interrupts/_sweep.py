@@ -437,7 +437,7 @@ def main() -> None:
             if served is not None:
                 served.terminate()
                 served.communicate()
-    names = ("context", "second", "stride", "moments", "longest", "hangs", "faulty", "cut_short")
+    names = ("context", "second", "first", "stride", "moments", "longest", "hangs", "faulty", "cut_short")
     summary = {name: getattr(sweep, name) for name in names}
     print(json.dumps(summary | {"seconds": round(time.monotonic() - start, 1)}), flush=True)
 

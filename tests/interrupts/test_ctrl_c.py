@@ -7,7 +7,7 @@ import pathlib
 import signal
 import socket
 import threading
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,13 +15,14 @@ import trio
 import trio.testing
 
 import trio_console
-from trio_console import ProcessGuest, open_console, open_guest
+from trio_console import ProcessGuest, open_console, open_guest, serve_relay
 from trio_console._ending import see_through
 from trio_console._interrupts import interrupt_safe
-from trio_console.testing import FaultyGuest, ScriptedGuest, nothing_left_behind
+from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest, nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from pathlib import Path
 
     from trio_console._guests import GuestSpec
 
@@ -175,3 +176,72 @@ def test_ctrl_c_while_a_guest_that_hangs_is_left_ends_it(make: Callable[[], Gues
 
     with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
         trio.run(main)
+
+
+# In order all the same
+
+
+async def leave_a_guest(guest: GuestSpec, _path: Path, leave: Callable[[], Awaitable[None]]) -> None:
+    async with open_guest(guest):
+        await leave()
+
+
+async def leave_a_guest_with_a_relay(guest: GuestSpec, path: Path, leave: Callable[[], Awaitable[None]]) -> None:
+    async with open_guest(guest, relay_path=path):
+        await leave()
+
+
+async def leave_a_relay(guest: GuestSpec, path: Path, leave: Callable[[], Awaitable[None]]) -> None:
+    """From outside of it, since it has no body."""
+    failed: list[BaseException] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(serve_relay, guest, path)
+        try:
+            await leave()
+        except BaseException as exc:
+            failed.append(exc)
+        nursery.cancel_scope.cancel()
+    if failed:
+        raise failed[0]
+
+
+async def in_order() -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def by_an_error() -> None:
+    raise ValueError("mine")
+
+
+async def by_ctrl_c() -> None:
+    press_ctrl_c()
+    await trio.sleep_forever()
+
+
+async def by_cancellation() -> None:
+    await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("leave", [in_order, by_an_error, by_ctrl_c, by_cancellation])
+@pytest.mark.parametrize("session", [leave_a_guest, leave_a_guest_with_a_relay, leave_a_relay])
+def test_a_guest_is_told_to_shut_down_however_it_is_left(
+    session: Callable[..., Awaitable[None]], leave: Callable[[], Awaitable[None]], tmp_path: Path
+) -> None:
+    told = Fault(Duplicate(), "core.shutdown")
+    faulty = FaultyGuest([told], guest=ScriptedGuest())
+
+    async def main() -> None:
+        with trio.CancelScope() as scope:
+            if leave is by_cancellation:
+
+                async def cancel() -> None:
+                    await trio.testing.wait_all_tasks_blocked(0.05)
+                    scope.cancel()
+
+                trio.lowlevel.spawn_system_task(cancel)
+            await session(faulty, tmp_path / "socket", leave)
+
+    raised = {by_an_error: ValueError, by_ctrl_c: KeyboardInterrupt}.get(leave)
+    with nothing_left_behind(), pytest.raises(raised) if raised else nullcontext():
+        trio.run(main)
+    assert [one.fault for one in faulty.fired] == [told]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pathlib
@@ -15,8 +16,7 @@ HERE = pathlib.Path(__file__).parent
 #: Opcodes from the first Ctrl-C to the second, where there is one.
 SECOND = 50
 
-#: Opcodes between two moments that are tried in the gate, and between two of the nightly's that press twice. Prime
-#: to each other and to what loops have in them.
+#: Opcodes between two moments that are tried in the gate. Prime to each other and to what loops have in them.
 STRIDES = {
     "open_console": 61,
     "open_guest": 997,
@@ -26,14 +26,16 @@ STRIDES = {
     "serve_relay": 499,
     "serve_relay_nursery": 997,
 }
+
+#: The same for a night, whose moments are those after last night's; and for a night that presses twice.
 NIGHTLY_STRIDES = {
-    "open_console": 1,
-    "open_guest": 7,
-    "open_guest_scripted": 3,
-    "open_guest_relay": 7,
-    "connect_guest": 1,
-    "serve_relay": 3,
-    "serve_relay_nursery": 7,
+    "open_console": (1, 2),
+    "open_guest": (7, 37),
+    "open_guest_scripted": (2, 11),
+    "open_guest_relay": (7, 37),
+    "connect_guest": (1, 2),
+    "serve_relay": (2, 11),
+    "serve_relay_nursery": (7, 37),
 }
 
 
@@ -61,13 +63,10 @@ def test_ctrl_c_at_some_moments(context: str, presses: int) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.parametrize("presses", [1, 2])
 @pytest.mark.parametrize("context", NIGHTLY_STRIDES)
-def test_ctrl_c_at_every_moment(context: str) -> None:
-    assert not sweep(context, seconds=3000)["cut_short"]
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize("context", NIGHTLY_STRIDES)
-def test_ctrl_c_at_every_moment_and_again(context: str) -> None:
-    options = [f"--stride={NIGHTLY_STRIDES[context]}", f"--second={SECOND}"]
+def test_ctrl_c_at_every_moment_in_some_nights(context: str, presses: int) -> None:
+    stride = NIGHTLY_STRIDES[context][presses - 1]
+    first = 1 + datetime.date.today().toordinal() % stride
+    options = [f"--stride={stride}", f"--first={first}", f"--second={SECOND if presses == 2 else 0}"]
     assert not sweep(context, *options, seconds=3000)["cut_short"]
