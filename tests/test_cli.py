@@ -18,6 +18,7 @@ import trio_console
 from trio_console import __main__ as cli
 
 if TYPE_CHECKING:
+    import pathlib
     from collections.abc import Iterator
     from pathlib import Path
 
@@ -258,8 +259,25 @@ def test_whoever_stops_reading_the_output_ends_the_command(relay: str) -> None:
     assert execute(relay, "sh", "-c", "pgrep -P $PPID -x yes || echo none").stdout == b"none\n"
 
 
-@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
-def test_descriptors_that_are_closed_are_no_obstacle(relay: str, closed: str) -> None:
+#: Some builds of libffi open a descriptor when ctypes is imported, and keep it.
+HOLDS_A_DESCRIPTOR = """
+import importlib.abc, os, sys
+class Finder(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name == "ctypes":
+            os.open("/dev/zero", os.O_RDONLY)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("holding", [False, True])
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&-", "<&- 2>&-", ">&- 2>&-", "<&- >&- 2>&-"])
+def test_descriptors_that_are_closed_are_no_obstacle(
+    relay: str, closed: str, holding: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if holding:
+        (tmp_path / "sitecustomize.py").write_text(HOLDS_A_DESCRIPTOR)
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     script = f'{" ".join(PROGRAM)} exec --relay "$0" -- sh -c "cat; echo out; echo err >&2; exit 3" {closed}'
     done = subprocess.run(
         ["sh", "-c", script, relay],
@@ -270,6 +288,7 @@ def test_descriptors_that_are_closed_are_no_obstacle(relay: str, closed: str) ->
     )
     assert done.returncode == 3
     assert b"Traceback" not in done.stderr
+    assert done.stdout == (b"" if ">&-" in closed.replace("2>&-", "") else b"out\n")
 
 
 def test_directory_environment_and_user_are_passed_on(relay: str) -> None:

@@ -12,9 +12,21 @@ import sys
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-import trio
 
-import trio_console
+def _open_standard_descriptors() -> None:
+    """Whoever ran us may have closed one of them. The next thing opened would get its number, and our output."""
+    for fd in range(3):
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+
+
+_open_standard_descriptors()  # before trio: with some builds of libffi, its import of ctypes opens one for good
+
+import trio  # noqa: E402
+
+import trio_console  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -27,7 +39,6 @@ _LOST = 125
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    _open_standard_descriptors()
     args = _parser().parse_args(argv)
     if args.what == "relay":
         return _relay(args)
@@ -73,15 +84,6 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--tty", action="store_true", help="give the command a terminal")
     run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     return parser
-
-
-def _open_standard_descriptors() -> None:
-    """Whoever ran us may have closed one of them. The next thing opened would get its number, and our output."""
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
 
 
 def _fail(message: object, status: int) -> int:

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import resource
 import select
+import subprocess
 import sys
 import threading
 import types
@@ -187,6 +188,32 @@ def test_a_wake_on_a_descriptor_that_somebody_else_has_closed_is_an_error(pipe: 
     finally:
         os.dup2(kept, pipe.fileno(), inheritable=False)
         os.close(kept)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_it_works_without_ctypes(wake: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ctypes", None)
+    with wake.WakePipe() as pipe:
+        pipe.wake()
+        assert is_readable(pipe.fileno())
+
+
+def test_importing_the_package_opens_no_descriptor_and_no_ctypes() -> None:
+    # Some builds of libffi keep a descriptor that they open when ctypes is imported. Where 1 and 2 are closed it
+    # would be one of them.
+    program = """if True:
+        import os, sys
+        def descriptors():
+            return [fd for fd in range(64) if not os.path.lexists(f"/proc/self/fd/{fd}")]
+        before = descriptors()
+        import trio_console
+        trio_console.WakePipe, trio_console.AgentConsoleBackend, trio_console.GuestDevice
+        sys.exit("ctypes" in sys.modules or descriptors() != before)
+    """
+    for closed in ("", "<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"):
+        subprocess.run(
+            ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], check=True, timeout=TIMEOUT
+        )
 
 
 def test_wakes_from_many_threads_are_seen(wake: Any) -> None:
