@@ -17,7 +17,7 @@ from ._rounds import play
 if TYPE_CHECKING:
     import pathlib
 
-ROUNDS = int(os.environ.get("TRIO_CONSOLE_ROUNDS", "200"))
+ROUNDS = int(os.environ.get("TRIO_CONSOLE_ROUNDS", "100"))
 CHOSEN = os.environ.get("TRIO_CONSOLE_SEED")
 
 
