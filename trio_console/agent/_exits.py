@@ -40,16 +40,20 @@ def open_exit_fd(pid: int) -> int:
 
 def _open_watched_pipe(pid: int) -> int:
     reader, writer = os.pipe()
-    thread = threading.Thread(target=_wait_and_close, args=(pid, writer), name="exit watcher", daemon=True)
     try:
-        thread.start()
-    except BaseException as exc:
+        _start_watching(pid, writer)
+    except BaseException:
         os.close(reader)
         os.close(writer)
-        if isinstance(exc, RuntimeError):  # how Python says that there are no more threads
-            raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from exc
         raise
     return reader
+
+
+def _start_watching(pid: int, writer: int) -> None:
+    try:
+        threading.Thread(target=_wait_and_close, args=(pid, writer), name="exit watcher", daemon=True).start()
+    except RuntimeError as exc:  # how Python says that there are no more threads
+        raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from exc
 
 
 def _wait_and_close(pid: int, writer: int) -> None:
