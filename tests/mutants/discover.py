@@ -62,7 +62,13 @@ _CANDIDATES: Final = {
         "channel/test_open_console.py",
     ),
     "_devices": ("channel/test_open_console.py", "channel/test_device_teardown.py"),
-    "_channel": ("channel/test_leaving.py", "channel/test_device_teardown.py", "interrupts/test_ctrl_c.py"),
+    "_channel": (
+        "channel/test_no_threads.py",
+        "channel/test_refusals.py",
+        "channel/test_leaving.py",
+        "channel/test_device_teardown.py",
+        "interrupts/test_ctrl_c.py",
+    ),
     "_stream": (
         "console/test_console_stream.py",
         "console/test_console_stream_endings.py",

@@ -121,7 +121,7 @@ class Tree:
         """Run a finder on the tree as it is now."""
         ended = self._start(_command(finder, self._root, self._temporary), bound=bound)
         if ended.status is None:
-            begun = re.findall(r"^(tests/.*::.*?) *$", ended.output, re.MULTILINE)
+            begun = re.findall(r"^(tests/.*::.*?)(?: [A-Z]{5,7} .*)? *$", ended.output, re.MULTILINE)
             return Outcome(HUNG, ended.seconds, begun[-1] if begun else finder[0], ended.output)
         if ended.status == 0:
             return Outcome(SURVIVED, ended.seconds, "", ended.output)

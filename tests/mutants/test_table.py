@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .table import Mutant, StaleError, check, load, room_of, save
+from .operators import sites
+from .table import Mutant, StaleError, check, load, path_of, room_of, save
 
 if TYPE_CHECKING:
     import pathlib
@@ -41,7 +42,15 @@ def test_no_mutant_of_the_table_is_stale() -> None:
 def test_every_room_has_its_mutants() -> None:
     rooms = collections.Counter(room_of(mutant.module) for mutant in TABLE)
     assert sum(rooms.values()) >= 120
-    assert {"console", "channel", "protocol", "outbox", "client", "agent", "relay"} <= set(rooms)
+    assert {"console", "channel", "protocol", "outbox", "client", "agent", "relay", "open"} <= set(rooms)
+
+
+@pytest.mark.parametrize("module", ["_channel", "_open", "_ending", "_relay._serve"])
+def test_each_finally_of_the_contexts_is_a_mutant(module: str) -> None:
+    everywhere = sites(path_of(module).read_bytes())
+    wanted = {Mutant.of_site(module, site, everywhere).id for site in everywhere if site.operator == "finally"}
+    assert wanted
+    assert wanted <= {mutant.id for mutant in TABLE}
 
 
 def test_what_is_no_fault_says_why() -> None:

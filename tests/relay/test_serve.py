@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, Any
 
 import trio
 from trio.testing import memory_stream_pair
 
+from trio_console import _open, open_guest, serve_relay
 from trio_console import _protocol as wire
 from trio_console._client._boot import Booted
 from trio_console._relay._serve import relaying
 from trio_console._relay._server import RelayOptions
 from trio_console._relay._socket import RelaySocket
+from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest
 
 from ._world import ready_frame, settle
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    import pytest
 
 
 async def test_a_relay_that_is_cancelled_before_it_has_started_ends(tmp_path: Path) -> None:
@@ -45,3 +50,32 @@ async def test_a_relay_that_is_cancelled_before_it_has_started_ends(tmp_path: Pa
             await theirs.aclose()  # which ends it whatever happens
     made.close()
     made.sock.close()
+
+
+async def test_leaving_does_not_wait_for_the_time_that_a_disobedient_guest_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_open, "_SHUTDOWN_TIME", math.inf)
+    with trio.fail_after(60):
+        async with open_guest(ScriptedGuest({}), relay_path=tmp_path / "relay.sock") as guest:
+            await guest.ping()
+
+
+async def test_a_relay_that_is_cancelled_ends_its_guest_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_order = _open._end
+    ended: list[bool] = []
+
+    async def end(*args: Any) -> None:
+        await in_order(*args)
+        ended.append(True)
+
+    monkeypatch.setattr(_open, "_end", end)
+    faulty = FaultyGuest([Fault(Duplicate(), "core.shutdown")])
+    with trio.fail_after(60):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(serve_relay, faulty, tmp_path / "relay.sock")
+            nursery.cancel_scope.cancel()
+    assert ended == [True]
+    assert [fault.message for fault in faulty.fired] == ["core.shutdown"]
