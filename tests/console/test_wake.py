@@ -19,6 +19,7 @@ import pytest
 import trio
 
 from trio_console import _wake
+from trio_console._build import FREE_THREADED
 from trio_console._console import AgentConsoleBackend, ConsoleSharedState
 
 if TYPE_CHECKING:
@@ -152,6 +153,7 @@ def test_a_full_counter_is_readable_like_any_other(pipe: _wake.WakePipe) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+@pytest.mark.skipif(FREE_THREADED, reason="there is no interpreter lock to keep")
 def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
     # Its consumer then finds all that a producer has to say, not the first word of it.
     seen: list[int] = []
