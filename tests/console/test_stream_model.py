@@ -59,6 +59,9 @@ class Stage:
 
         trio.from_thread.run(settle, trio_token=self._token)
 
+    def run(self, work: Callable[[], Awaitable[None]]) -> None:
+        trio.from_thread.run(work, trio_token=self._token)
+
     def close(self) -> None:
         self._token.run_sync_soon(self.nursery.cancel_scope.cancel)
         self._thread.join(TIMEOUT)
@@ -100,6 +103,8 @@ class ChannelModel(RuleBasedStateMachine):
         self.stage = Stage()
 
     def teardown(self) -> None:
+        for stream in getattr(self, "ends", ()):
+            self.stage.run(stream.aclose)
         self.stage.close()
 
     @initialize(capacity=st.integers(1, 6), max_bytes=st.integers(1, 40), open_for=st.sampled_from([0, 20, 60]))
