@@ -55,7 +55,6 @@ def _frames() -> Iterator[tuple[str, bytes]]:
     yield "cut", bytes([2, 3, 1]) + wire.encode(wire.Ping(), 1)[:-1]
     # By the first byte lengths are picked, as `frames` has them: the largest, which is all there, and one more.
     yield "largest", bytes([0x20, 10, 0]) + bytes(6) + bytes([12])
-    yield "largest_sent", bytes([1, 1, 0, 0, 0, 5, 0, 0, 0, 1, 0, 0, 0, 1, 1])
 
 
 def _messages() -> Iterator[tuple[str, bytes]]:

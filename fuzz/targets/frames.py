@@ -52,7 +52,7 @@ def fuzz_frames(data: bytes) -> int:
         _check_read(stream, _cut(stream, [4, 5, 4096, 1 << 20, 1 << 21]), plain)
     for frame in plain.frames:
         _check_encoded(frame)
-    _check_bounds(script)
+    _check_bounds(zlib.crc32(data))
     return zlib.crc32(repr((len(stream), plain.ends, plain.broken_at, plain.left)).encode())
 
 
@@ -141,10 +141,10 @@ def _check_encoded(frame: wire.Frame) -> None:
     assert wire.encode_frame(*frame) == head + bytes(frame.body)
 
 
-def _check_bounds(script: Script) -> None:
+def _check_bounds(number: int) -> None:
     """What may be sent is what is taken: up to the bounds, and nothing beyond."""
-    id_ = script.pick((0, 1, 2**32 - 1, 2**32, -1))
-    flags = script.pick((0, 1, 255, 256, -1))
+    id_ = (0, 1, 2**32 - 1, 2**32, -1)[number % 5]
+    flags = (0, 1, 255, 256, -1)[number // 5 % 5]
     fits = 0 <= id_ < 2**32 and 0 <= flags < 256
     try:
         raw = wire.encode_frame(id_, flags, b"b")
@@ -153,7 +153,7 @@ def _check_bounds(script: Script) -> None:
     else:
         assert fits
         _check_read(raw, [raw], _plainly(raw))
-    if script.byte() == 1 and script.byte() == 1:
+    if number % 256 == 1:  # which takes its time
         body = bytes(_MOST - _LEAST)
         assert len(wire.encode_frame(1, 0, body)) == _LARGEST_FRAME
         refused = outcome(lambda: wire.encode_frame(1, 0, body + b"\0"))

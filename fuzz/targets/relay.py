@@ -220,6 +220,22 @@ def _client_goes_on(world: World, script: Script) -> None:
         world.client_writes(peer, wire.encode(script.pick(_FITTING[session.kind])(script), session.id))
 
 
+def _client_opens_many(world: World, script: Script) -> None:
+    """Up to as many as it may have, and beyond."""
+    if world.peers:
+        peer, request = script.pick(world.peers), script.pick(_REQUESTS)
+        for offset in range(script.byte() % 10):
+            if peer.connected:
+                world.client_sends(peer, request(script), offset)
+
+
+def _feed_all(world: World, script: Script) -> None:
+    if world.peers:
+        peer = script.pick(world.peers)
+        while world.feed(peer):
+            pass
+
+
 def _client_controls(world: World, script: Script) -> None:
     if world.peers:
         peer = script.pick(world.peers)
@@ -230,7 +246,8 @@ def _client_controls(world: World, script: Script) -> None:
 def _client_writes_wrong_flags(world: World, script: Script) -> None:
     if world.peers:
         peer, id_ = script.pick(world.peers), _any_id(script)
-        frame = parse(wire.encode(script.pick(_TO_AGENT)(script), id_))
+        version = script.pick((7, 7, 3, 4, 5, 6))
+        frame = parse(wire.encode(script.pick(_TO_AGENT)(script), id_, version=version))
         world.client_writes(peer, wire.encode_frame(id_, frame.flags ^ (1 << script.byte() % 8), frame.body))
 
 
@@ -299,6 +316,8 @@ _WIDE_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
     _client_asks_under_an_id_in_use,
     _client_goes_on,
     _client_goes_on,
+    _client_opens_many,
+    _feed_all,
     _client_controls,
     _client_writes_wrong_flags,
     _client_takes,
@@ -492,6 +511,8 @@ _WIDE_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
     _client_asks_under_an_id_in_use,
     _client_goes_on,
     _client_goes_on,
+    _client_opens_many,
+    _feed_all,
     _client_takes,
     _client_took,
 )

@@ -31,7 +31,7 @@ SMALL: Final = RouterLimits(
     window=300,
     least_window=40,
     client_budget=1200,
-    total_budget=2400,
+    total_budget=1500,
     pending_budget=1500,
     answers_budget=2000,
     slice=100,
@@ -318,6 +318,7 @@ class World:
             stream = other.streams[cls]
             assert flow.held_bytes == sum(len(item.data) for item in stream.held) <= flow.outstanding
             assert flow.window == stream.window
+            assert len(flow.held) == len(stream.held), "pieces are joined that are not to be, or not joined"
             assert session.over or flow.credit == stream.credit, "another idea of what the client takes"
             assert flow.outstanding == stream.said - stream.granted
             assert not flow.held or (flow.credit is not None and flow.credit <= 0 and flow.held[0].size)

@@ -501,3 +501,18 @@ def test_an_error_about_a_long_name_still_fits_a_frame() -> None:
         assert len(str(refusal(FS, payload))) < 500
     quoted = refusal("core.bootstrap", {"security_profile": "y - at `$.hostname" + name})
     assert (quoted.field, len(str(quoted)) < 500) == ("security_profile", True)
+
+
+@pytest.mark.parametrize("size", [*range(300), *range(65500, 65560), 70_000])
+def test_canonical_data_of_every_size_is_seen_to_be_data(size: int) -> None:
+    # Where the heads grow one after the other, what is in front of the data has sizes of its own.
+    raw = wire.encode(wire.ExecStdout(b"x" * size), 7)
+    frame = wire.Frame(7, raw[8], raw[9:])
+    assert wire.measure_data(frame) == (wire.ExecStdout, size)
+    assert wire.decode(frame) == wire.ExecStdout(b"x" * size)
+
+
+def test_an_error_says_nothing_of_where_things_are_in_memory() -> None:
+    body = cbor2.dumps({"v": 7, "t": "core.fs.request", "p": cbor2.dumps({"op": {1: 2}})})
+    with pytest.raises(ProtocolError, match="unknown variant a key that is no text"):
+        wire.decode(Frame(7, 2, body))

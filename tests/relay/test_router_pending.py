@@ -72,6 +72,20 @@ def test_a_connection_closed_behind_its_end_in_the_guest_is_over_at_once() -> No
     assert client.committed == client.held_size == 0
 
 
+@pytest.mark.parametrize("size", [16, 17, 23, 24, 247, 248, 255, 256])
+def test_output_of_every_size_is_granted_again_when_it_was_read(size: int) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest("c", window=1000))
+    granted = 0
+    for _ in range(40):
+        table.agent_says(wire.ExecStdout(b"o" * size), id_)
+        _, orders = table.client_reads(client)
+        granted += sum(message.bytes for _, message in orders if isinstance(message, wire.Credit))
+        table.client_says(client, wire.Credit("stdout", size), id_)
+    assert 40 * size - granted < 500
+
+
 class PendingModel(RuleBasedStateMachine):
     """One session at a time of a client that gives little credit, and an agent that gives little as well."""
 

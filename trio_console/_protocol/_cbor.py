@@ -34,8 +34,17 @@ MAX_ITEMS: Final = 100_000
 microseconds here: without a bound, one frame of the largest size (two million tiny items) holds
 everybody up for ten seconds."""
 
+
+@final
+class _OtherKey:
+    """Stands for all keys that are no text. Errors quote it: by words, and not by its address in this process."""
+
+    def __repr__(self) -> str:
+        return "a key that is no text"
+
+
 _BREAK: Final = object()
-_OTHER_KEY: Final = object()
+_OTHER_KEY: Final = _OtherKey()
 
 
 class CBORError(ValueError):

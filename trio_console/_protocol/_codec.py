@@ -243,7 +243,10 @@ def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
             # The data reaches to the end of the body, so its size follows from the size of what is in
             # front of it, of which only one can be right for any amount of bytes.
             rest = len(body) - at
-            lead_size = 16 if rest > 65538 else 12 if rest > 257 else 10 if rest > 24 else 8
+            if rest > 266:
+                lead_size = 16 if rest > 65549 else 14 if rest > 65538 else 12
+            else:
+                lead_size = 11 if rest > 257 else 10 if rest > 32 else 9 if rest > 24 else 8
             if rest >= lead_size and front.startswith(_data_lead(rest - lead_size), at):
                 return cls, at + lead_size
     return None

@@ -475,8 +475,6 @@ class Router:
             self._forget(client, session)
 
     def _forget(self, client: Client, session: RelaySession) -> None:
-        """The only way out of the table, so that a client's `pending_bytes` stays the sum over its sessions."""
-        self._drop_pending(client, session)
         if client.sessions.get(session.id) is session:
             del client.sessions[session.id]
 
