@@ -65,7 +65,7 @@ async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_li
                 try:
                     assert host.stdin is not None
                     assert host.stdout is not None
-                    while not os.path.exists(theirs):
+                    while not await trio.Path(theirs).exists():
                         await trio.sleep(0.01)
                     client = await trio.open_unix_socket(theirs)
                     assert await client.receive_some()  # it is greeted
