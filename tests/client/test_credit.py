@@ -11,6 +11,7 @@ import trio
 import trio.testing
 
 from trio_console import _protocol as wire
+from trio_console._client._bulk import DataSender
 from trio_console._client._input import StdinStream
 from trio_console._client._output import CreditAccount, IncomingStream, MergedAccounts
 from trio_console._outbox import BULK_BUDGET, Outbox
@@ -129,6 +130,15 @@ async def test_what_was_unread_when_a_stream_was_let_go_is_credited_once() -> No
     stream.put(bytes(HALF))
     stream.let_go()
     assert len(await receive_exactly(stream, HALF)) == HALF
+    assert granted == [HALF]
+
+
+async def test_what_was_unread_when_a_stream_was_let_go_is_not_credited_again_when_it_is_closed() -> None:
+    granted: list[int] = []
+    stream = IncomingStream(CreditAccount(granted.append), lambda _size: None)
+    stream.put(bytes(HALF))
+    stream.let_go()
+    stream.close()
     assert granted == [HALF]
 
 
@@ -362,3 +372,22 @@ async def test_without_credit_input_is_bounded_by_the_console() -> None:
             assert len(message.data) <= 65536
             got += len(message.data)
         await sending.wait()
+
+
+async def test_data_that_waits_for_room_when_its_session_ends_is_not_sent() -> None:
+    stream = trio.testing.MemorySendStream()
+    outbox = Outbox(stream)
+    sender = DataSender(outbox, wire.TcpData, 7, None)
+    assert outbox.reserve_nowait(BULK_BUDGET)
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _sends() -> None:
+            assert not await sender.send(memoryview(b"late"))
+
+        await trio.testing.wait_all_tasks_blocked()
+        sender.stop()  # the id may be another session's from here on
+        outbox.release(BULK_BUDGET)
+    outbox.close()
+    await outbox.run()
+    assert outbox.written == 0

@@ -146,6 +146,30 @@ async def test_a_reader_that_is_paused_kills_no_guest(autojump_clock: MockClock)
         assert trio.current_time() > 1000
 
 
+async def test_a_nap_that_began_with_a_paused_reader_is_not_silence(autojump_clock: MockClock) -> None:
+    async with watched(window=None) as talk:
+
+        async def body() -> None:
+            async with talk.guest.open_process(["cmd"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+                paused.set()
+                await trio.sleep_until(resumed)
+                async for _ in process.stdout:
+                    pass
+
+        paused = trio.Event()
+        resumed = 1000.2  # between two ends of naps, which are quarters of seconds
+        result = begin(talk.nursery, body)
+        id_ = await talk.agent.expect_start()
+        await paused.wait()
+        await talk.agent.send(wire.ExecStdout(bytes(3_000_000)), id_)
+        got = await talk.agent.receive_for_ever()
+        assert got is not None
+        assert isinstance(got[1], wire.Ping)
+        assert trio.current_time() >= resumed + SECONDS
+        with pytest.raises(GuestLostError, match="silent"):
+            await result.wait()
+
+
 async def test_an_upload_that_moves_kills_no_guest_before_the_ping_is_through(autojump_clock: MockClock) -> None:
     taken = 0
     async with watched(carried=lambda: (5_000, taken)) as talk:

@@ -419,3 +419,27 @@ async def test_ctrl_c_does_not_strike_between_a_byte_and_its_ring() -> None:
         await stream.send_all(b"to the guest")
     assert [ring.seen for ring in rings] == [[True], [True]]
     shared.close_wakes()
+
+
+async def test_bytes_that_come_as_the_receiver_falls_asleep_are_received_with_a_checkpoint() -> None:
+    shared = ConsoleSharedState()
+    backend = AgentConsoleBackend(shared)
+    lane: Any = shared.tx
+
+    class Late:
+        """A ring into which bytes are pushed between the look at it and the arming."""
+
+        def __init__(self, ring: ChunkRing) -> None:
+            self._ring = ring
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._ring, name)
+
+        def arm_data(self) -> bool:
+            backend.write(b"late")
+            return self._ring.arm_data()
+
+    lane.ring = Late(shared.tx.ring)
+    async with ConsoleStream(shared) as host:
+        with trio.testing.assert_checkpoints():
+            assert await host.receive_some() == b"late"

@@ -94,6 +94,27 @@ async def test_sending_after_the_end_is_a_mistake_of_ones_own() -> None:
         await host.send_eof()
 
 
+@pytest.mark.parametrize("way", ["aclose", "guest_gone"])
+async def test_a_long_send_for_which_there_is_room_ends_with_the_stream(way: str) -> None:
+    shared = ConsoleSharedState()
+    async with ConsoleStream(shared) as host, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _sends() -> None:
+            with pytest.raises(trio.ClosedResourceError if way == "aclose" else trio.BrokenResourceError):
+                await host.send_all(bytearray(1024 * 1024 - 1))
+
+        while not (queued := shared.rx.ring.total_bytes):
+            await trio.lowlevel.checkpoint()
+        assert queued < 1024 * 1024 - 1
+        if way == "aclose":
+            await host.aclose()
+        else:
+            shared.guest_gone()
+        await trio.testing.wait_all_tasks_blocked()
+        assert shared.rx.ring.total_bytes == queued, "nothing is queued behind the end"
+
+
 @pytest.mark.parametrize("end", [0, 1])
 async def test_closing_ends_blocked_tasks_of_its_own_end(end: int) -> None:
     async with pair(capacity=1) as ends:

@@ -213,6 +213,18 @@ def test_the_question_finds_an_id_even_if_all_that_are_remembered_were_used() ->
     assert fence not in client.ids[-4:], "of the newest ones there may be something on its way"
 
 
+def test_an_id_that_was_used_again_is_one_of_the_newest() -> None:
+    table = Table(sessions=4)
+    client = table.connect()
+    first = client.ids[-9]
+    for offset in (*range(-9, 0), -9):
+        id_ = table.open(client, wire.Ping(), offset)
+        table.agent_says(wire.Pong(), id_)
+    assert id_ == first
+    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
+    assert fence == client.ids[-8]
+
+
 STALE = [wire.TcpFailed("unknown TCP session: 1"), wire.FsResponse(ok=False), wire.TcpClosed(), wire.Pong()]
 
 
