@@ -33,7 +33,8 @@ __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 #: processor.)
 DEFAULT_RECEIVE_SIZE: Final = 512 * 1024
 
-#: A `send_all` queues larger data in pieces of this size. One that fits the ring is queued as it is.
+#: A `send_all` copies what it cannot queue as it is in pieces of at most this size, and of what the ring is filled
+#: with while the other end takes from it.
 _SLICE: Final = 64 * 1024
 
 #: Such pieces that one turn of a task queues, so that a device that is always faster cannot keep a large
@@ -104,7 +105,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     async def _send_pieces(self, view: memoryview) -> None:
         ring = self._send.ring
-        size = min(_SLICE, ring.max_bytes)
+        size = min(_SLICE, ring.piece)
         for start in range(0, len(view), size):
             if start and not start % (size * _SLICES_PER_TURN):
                 await trio.lowlevel.checkpoint()

@@ -136,6 +136,7 @@ class EndlessRing:
     """A ring whose consumer is always faster."""
 
     max_bytes = 256 * 1024
+    piece = 64 * 1024
 
     def offer(self, _chunk: object) -> bool:
         return True
@@ -159,6 +160,18 @@ async def test_a_large_send_lets_other_tasks_run_however_fast_the_device_is(kind
             await host.send_all(kind(4 * 1024 * 1024))
             nursery.cancel_scope.cancel()
         assert turns >= 10
+
+
+@pytest.mark.parametrize("size", [100, 64 * 1024, 128 * 1024, 1024 * 1024])
+async def test_a_ring_of_any_size_is_filled_again_before_it_is_empty(size: int) -> None:
+    async with pair(max_bytes=size) as (host, guest), trio.open_nursery() as nursery:
+        nursery.start_soon(host.send_all, bytearray(2 * size))
+        await trio.testing.wait_all_tasks_blocked()
+        taken = len(await guest.receive_some(size * 5 // 8))
+        assert size // 2 <= taken < size
+        await trio.testing.wait_all_tasks_blocked()
+        assert host.statistics().rx.current_buffer_bytes >= size * 3 // 4
+        nursery.cancel_scope.cancel()
 
 
 # Receiving
