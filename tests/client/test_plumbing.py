@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 import trio.testing
 
 from trio_console._client._output import IncomingStream
 from trio_console._client._plumbing import _pass_on
+from trio_console._threads import NoThreadError
 
 from ._fake import PATIENCE
 
@@ -63,6 +65,15 @@ async def test_a_blocked_descriptor_does_not_take_the_programs_threads() -> None
             await trio.testing.wait_all_tasks_blocked()
             assert trio.to_thread.current_default_thread_limiter().borrowed_tokens == 0
             assert await read_exactly(reading, len(DATA)) == DATA
+
+
+async def test_without_a_thread_to_be_had_the_error_says_what_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def no_thread(*_args: Any, **_options: Any) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
+    with pytest.raises(NoThreadError, match="to pass on a guest's output to descriptor 1"):
+        await _pass_on(full_stream(), 1)
 
 
 async def test_output_that_nobody_reads_any_more_is_counted_and_holds_up_nobody() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from trio_console._errors import ProtocolError
+from trio_console._threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -129,9 +130,10 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
     # A thread may be stuck in the write for as long as nobody reads our output. It must not be one of those
     # that the rest of the program shares.
     limiter = trio.CapacityLimiter(1)
+    purpose = f"to pass on a guest's output to descriptor {fd}"
     try:
         async for chunk in stream:
-            await trio.to_thread.run_sync(_write_all, fd, bytes(chunk), abandon_on_cancel=True, limiter=limiter)
+            await in_thread(purpose, partial(_write_all, fd, bytes(chunk)), limiter=limiter, abandon=True)
     except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
         pass
     except OSError:
