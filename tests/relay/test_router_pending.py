@@ -148,7 +148,5 @@ class PendingModel(RuleBasedStateMachine):
         assert self.client.pending_bytes == sum(s.pending_bytes for s in self.client.sessions.values())
 
 
-PendingModel.TestCase.settings = settings(
-    max_examples=300, stateful_step_count=25, deadline=None, database=None, derandomize=True
-)
+PendingModel.TestCase.settings = settings(max_examples=300, stateful_step_count=25)
 TestPending: Any = PendingModel.TestCase
