@@ -170,6 +170,25 @@ async def test_signals_may_be_sent_from_any_thread(name: str, number: int) -> No
         await result.wait()
 
 
+async def test_a_signal_may_be_sent_in_the_middle_of_whatever_the_run_does() -> None:
+    # As by a handler of this program's own signals, which runs between any two opcodes of its main thread.
+    async with talking() as talk:
+
+        async def body() -> None:
+            async with talk.guest.open_process(["cmd"], stdin=PIPE, stdout=PIPE, stderr=PIPE) as process:
+                outbox = talk.connection.outbox
+                before = outbox.control_queued
+                process.kill()
+                assert outbox.control_queued == before  # nothing has been touched that was half done
+                await process.wait()
+
+        result = begin(talk.nursery, body)
+        id_ = await talk.agent.expect_start()
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await result.wait()
+
+
 async def test_a_signal_from_another_thread_that_cannot_be_sent_is_refused_there() -> None:
     async with talking() as talk:
 

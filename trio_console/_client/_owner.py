@@ -53,15 +53,15 @@ class Owner:
             )
 
     def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a synchronous function in the run: at once if this is it, otherwise soon, or never if it is over.
+        """Call a synchronous function in the run, soon, or never if it is over.
 
-        From any thread. In another thread the function must not raise: it would end the run.
+        From any thread, and from a signal handler. The function must not raise: it would end the run.
         """
-        if self._is_here:
-            function(*args)
-        else:
-            with suppress(trio.RunFinishedError):
-                self._token.run_sync_soon(function, *args)
+        # Not at once, even if this is the run's thread: this may be a signal handler, and what it has interrupted
+        # is then half done, be it ours (an outbox's sums) or trio's (its queue of tasks). The two cannot be told
+        # apart: the handler of a signal that comes in a task's turn sees that task as the current one.
+        with suppress(trio.RunFinishedError):
+            self._token.run_sync_soon(function, *args)
 
 
 def owned(*changing: str) -> Callable[[type[_T]], type[_T]]:

@@ -286,9 +286,10 @@ class GuestProcess(Session):
         return self._returncode
 
     def send_signal(self, sig: signal.Signals | int) -> None:
-        """Send a signal to the process group. Does nothing once the process has exited.
+        """Send a signal to the process group, soon. Does nothing once the process has exited.
 
-        From any thread, as `terminate` and `kill`; does nothing once the trio run of the guest is over.
+        From any thread and from a signal handler, as `terminate` and `kill`; does nothing once the trio run of the
+        guest is over.
 
         Args:
             sig: its Linux number, whatever the host is; real-time signals cannot be sent.
