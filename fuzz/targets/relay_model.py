@@ -226,15 +226,29 @@ class Model:
             if isinstance(message, wire.TcpClose):
                 self._release(party, session)
                 del party.sessions[session.id]
+            elif isinstance(message, wire.Cancel) and session.kind != "exec":
+                self._want_no_more(session)
+                self._say_last(party, session)
         elif isinstance(message, wire.DataMessage):
             self._pend(party, session, type(message), message.data)
         elif isinstance(message, (wire.TcpEof, wire.TcpClose)):
-            session.closing |= isinstance(message, wire.TcpClose)
+            if isinstance(message, wire.TcpClose):
+                session.closing = True
+                self._want_no_more(session)
             self._pend(party, session, None, wire.encode_frame(*frame))
         else:
             if isinstance(message, wire.Cancel):
                 self._drop_pending(session)
+                if session.kind != "exec":
+                    self._want_no_more(session)
             out.append(wire.encode_frame(*frame))
+
+    def _want_no_more(self, session: Session) -> None:
+        session.unwanted = True
+        for stream in session.streams.values():
+            self._lose_items(stream.held)
+            stream.held.clear()
+            stream.credit = None  # nothing waits for it any more
 
     def _open(self, party: Party, frame: wire.Frame, message: wire.Message) -> bytes:
         """With a guest that counts each stream has a window: a share of what is left, at most what was asked."""
@@ -377,7 +391,7 @@ class Model:
             stream = session.streams.get(data[0])
             if stream is None:
                 party.slow.append(Item(frame.id, raw, data=data_of(frame)))
-            elif session.last is not None:
+            elif session.last is not None or session.unwanted:
                 self._drop(frame)
             else:
                 self._guest_data(party, session, stream, raw, frame, out)

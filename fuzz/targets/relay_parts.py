@@ -79,6 +79,7 @@ class Session:
     closing: bool = False
     over: bool = False  # for the client
     last: Item | None = None  # what the guest said last, behind what is held
+    unwanted: bool = False  # its data, by its client
 
     def ready(self) -> bool:
         if not self.pending:

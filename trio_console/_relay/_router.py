@@ -237,7 +237,7 @@ class Router:
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
         elif session.last is not None:
-            self._accept_late(client, session, frame, message)
+            self._accept_late(client, session, frame, message, orders)
         elif isinstance(message, wire.DataMessage):
             client.pending_bytes += session.add_pending(type(message), message.data)
             self._enter_round(client, session, orders)
@@ -245,16 +245,19 @@ class Router:
             # Stay behind the data of their session.
             raw = wire.encode_again(frame)
             client.pending_bytes += session.add_pending(None, raw)
-            session.closing |= isinstance(message, wire.TcpClose)
+            if isinstance(message, wire.TcpClose):
+                session.closing = True
+                self._give_up(client, session)
             self._enter_round(client, session, orders)
         else:
             # Signals and the like overtake it.
             if isinstance(message, wire.Cancel):
                 self._drop_pending(client, session)
+                self._give_up(client, session)
             orders.to_agent.append(wire.encode_again(frame))
 
     def _accept_late(
-        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message
+        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
     ) -> None:
         """A message for a session that has ended in the guest, which its client does not know yet.
 
@@ -265,6 +268,19 @@ class Router:
         if isinstance(message, wire.TcpClose):  # the client forgets the id, and grants nothing any more
             self._release(client, session)
             self._forget(client, session)
+        elif isinstance(message, wire.Cancel):
+            self._give_up(client, session)
+            self._say_last(client, session)
+            orders.wake.add(client)
+
+    def _give_up(self, client: Client, session: RelaySession) -> None:
+        """The client wants nothing more of a session but its terminal frame.
+
+        It grants nothing any more, so what is held, and the terminal frame behind it, would be held for ever.
+        """
+        if session.kind != "exec":  # a command cannot be given up; a client that says so has its output
+            session.unwanted = True
+            self._drop_held(client, session)
 
     def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
         """Register a session; returns the request as the agent gets it."""
@@ -310,10 +326,14 @@ class Router:
         if session.released:
             return
         session.released = True
+        self._drop_held(client, session)
         for flow in session.flows.values():
             flow.closed = True
             client.committed -= flow.window
             self._committed -= flow.window
+
+    def _drop_held(self, client: Client, session: RelaySession) -> None:
+        for flow in session.flows.values():
             self.dropped_bytes += flow.held_bytes
             client.let_go(flow)
 
@@ -434,8 +454,8 @@ class Router:
         item = Outgoing(raw, flow, size)
         if flow is None:
             client.queue(item)
-        elif session.last is not None:
-            self.dropped_frames += 1  # behind the terminal frame
+        elif session.unwanted:
+            self.dropped_frames += 1
             self.dropped_bytes += size
         elif flow.overrun(size):
             self.dropped_frames += 1
@@ -465,6 +485,7 @@ class Router:
             return
         for flow in session.flows.values():
             flow.closed = True  # credit that came later would be for the next session under this id
+        session.unwanted = True  # what comes behind the terminal frame
         session.last = Outgoing(raw, ends=session)
         self._say_last(client, session)
 

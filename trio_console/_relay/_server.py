@@ -374,6 +374,7 @@ class RelayServer:
             if link is not None:
                 link.output.set()
                 link.input.set()
+                link.room.set()  # what waited for the agent may have been dropped, with nothing to send instead
 
     # The agent
 

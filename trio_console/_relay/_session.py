@@ -190,6 +190,7 @@ class RelaySession:
         "pending_bytes",
         "queued",
         "released",
+        "unwanted",
     )
 
     def __init__(
@@ -213,6 +214,7 @@ class RelaySession:
         self.closing = False  # the client is done with it once what is pending has gone
         self.over = False  # the client was told that it is; the agent has not said so yet
         self.released = False  # its windows were given back
+        self.unwanted = False  # its client takes no more data of it
         self.last: Outgoing | None = None  # the terminal frame, while data before it is held
 
     @property
