@@ -145,6 +145,16 @@ def test_a_session_that_took_over_an_id_is_granted_nothing_for_the_old_one() -> 
     assert table.client_reads(client)[1] == []
 
 
+def test_nothing_is_granted_for_a_session_that_the_guest_has_ended() -> None:
+    # The next session under this id would have the credit.
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.agent_says(wire.ExecStdout(bytes(16 * KIB)), id_)
+    table.agent_says(wire.ExecExited(0), id_)
+    assert table.client_reads(client)[1] == []
+
+
 def test_output_beyond_a_clients_credit_is_held() -> None:
     table = Table()
     client = table.connect()
