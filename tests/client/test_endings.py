@@ -10,15 +10,17 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import GuestLostError
+from trio_console import GuestLostError, ProtocolError
 from trio_console import _protocol as wire
 from trio_console._client import _fs, _process, _tcp
 from trio_console._client._connection import Session
 
-from ._fake import begin, talking
+from ._fake import WINDOW, begin, talking
+from ._fake_files import serving_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -255,3 +257,30 @@ async def test_what_deliver_cancel_raises_comes_out_in_one_group_as_from_trio() 
         await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
         with pytest.RaisesGroup(ZeroDivisionError):
             await result.wait()
+
+
+@pytest.mark.parametrize("window", [WINDOW, None], ids=["credit", "no-credit"])
+@pytest.mark.parametrize("reads", [True, False], ids=["read", "write"])
+async def test_a_transfer_that_ends_with_a_frame_out_of_place_ends_in_the_guest(
+    tmp_path: Path, reads: bool, window: int | None
+) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(bytes(4_000_000))
+    async with serving_files(window=window) as (talk, files):
+        guest_file = await talk.guest.open_file(file, "rb" if reads else "wb")
+        files.grant_reads = files.grant_writes = False
+        transfer = begin(talk.nursery, guest_file.read if reads else lambda: guest_file.write(bytes(4_000_000)))
+        await trio.testing.wait_all_tasks_blocked()
+        [id_] = files.lives
+        await talk.agent.send(wire.TcpEof(), id_)
+        with pytest.raises(ProtocolError):
+            await transfer.wait()
+        files.grant_reads = files.grant_writes = True
+        for live in files.lives.values():
+            live.changed.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not files.lives, "the guest still waits for more of it"
+        assert files.cancelled == ([] if window is None else [id_])
+        await guest_file.aclose()
+        assert not files.open
+        assert talk.connection.active_sessions == 0

@@ -108,7 +108,7 @@ class FsCall(Session):
                     self._drop_result()
                 self._finish()
             case wire.Error():
-                self.on_error(
+                self._fail(
                     ProtocolError(
                         f"the guest's agent refused a {self._name} request: {message.message}",
                         kind=message.kind,
@@ -124,6 +124,9 @@ class FsCall(Session):
                 self._misplaced(wire.type_of(message).name)
 
     def on_error(self, error: Exception) -> None:
+        self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
         if self._error is None:
             self._error = error
         self._finish()
@@ -207,6 +210,15 @@ class FsRead(FsCall):
     def _on_data(self, data: bytes) -> None:
         self.stream.put(data)
 
+    def on_error(self, error: Exception) -> None:
+        # Ours is the only side that knows: the guest would wait for credit, and others for the handle.
+        self._call_off()
+        super().on_error(error)
+
+    def _call_off(self) -> None:
+        if self._credited and not self.done.is_set():
+            self._connection.send(wire.Cancel(), self.id)
+
     def _finish(self) -> None:
         super()._finish()
         self.stream.end(self.failure())
@@ -222,8 +234,7 @@ class FsRead(FsCall):
         """Nobody reads on: what still comes is dropped. Told to an agent that can be told."""
         if not self.done.is_set():
             self.stream.end()  # first, so that no credit is given for what close() drops
-            if self._credited:
-                self._connection.send(wire.Cancel(), self.id)
+        self._call_off()
         self.stream.close()
 
 
@@ -241,6 +252,10 @@ class FsWrite(FsCall):
 
     def _on_credit(self, credit: wire.Credit) -> None:
         self.sender.grant(credit.bytes)
+
+    def on_error(self, error: Exception) -> None:
+        self.abort()  # ours is the only side that knows: the guest would wait for the rest of the data
+        super().on_error(error)
 
     def _finish(self) -> None:
         super()._finish()
