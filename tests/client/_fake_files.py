@@ -8,6 +8,7 @@ from collections import deque
 from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
 from trio_console import _protocol as wire
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
 CHUNK = 16 * 1024
+
+#: A test that is to hold with an agent that gives credit, and with one that does not.
+FLOWS = pytest.mark.parametrize("window", [WINDOW, None], ids=["credit", "no-credit"])
 
 
 class Live:
