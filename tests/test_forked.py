@@ -11,13 +11,16 @@ import sys
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+import pytest
 import trio
 
-from trio_console import open_guest
+from trio_console import CommandGuest, ProcessGuest, open_guest
 from trio_console._forked import let_go_in_child
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from trio_console._guests import GuestSpec
 
 PIPE = subprocess.PIPE
 PATIENCE = 30.0
@@ -86,6 +89,40 @@ async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_li
         assert select.select([child], [], [], 0)[0] == []  # it lives
 
 
+COMPLAINING_HOST = """
+import os, signal, sys, trio
+from trio_console import CommandGuest, open_guest
+
+agent = f"export SHELL_PID=$$; {sys.executable} -m trio_console.agent --stdio; head -c 1000000 /dev/zero >&2"
+
+async def main():
+    async with open_guest(CommandGuest(["sh", "-c", agent])) as guest:
+        shell = await guest.run_process(["sh", "-c", "echo $SHELL_PID"], capture_stdout=True)
+        child = os.fork()
+        if not child:
+            signal.pause()
+        print(child, int(shell.stdout), flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+async def test_a_guest_that_complains_ends_although_a_forked_child_of_its_dead_host_lives() -> None:
+    # Its error output is a pipe: with a reader left who does not read, the guest would be stuck in a write.
+    command = [sys.executable, "-W", "ignore", "-c", COMPLAINING_HOST]
+    with trio.fail_after(PATIENCE), ExitStack() as stack:
+        with subprocess.Popen(command, stdout=PIPE) as host:  # noqa: ASYNC220
+            try:
+                assert host.stdout is not None
+                pids = (await trio.to_thread.run_sync(host.stdout.readline)).split()
+                child, shell = (stack.enter_context(_killed_at_the_end(int(pid))) for pid in pids)
+            finally:
+                host.kill()
+        await trio.lowlevel.wait_readable(shell)
+        assert select.select([child], [], [], 0)[0] == []  # it lives
+
+
 def _in_a_child(function: Any) -> int:
     child = os.fork()
     if not child:
@@ -124,3 +161,34 @@ def test_what_was_collected_is_nobodys() -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def _pipes_and_sockets() -> set[str]:
+    names = set()
+    for number in os.listdir("/proc/self/fd"):
+        with suppress(OSError):
+            names.add(os.readlink(f"/proc/self/fd/{number}"))
+    return {name for name in names if name.startswith(("pipe:", "socket:"))}
+
+
+@pytest.mark.parametrize(
+    "guest", [ProcessGuest(), CommandGuest([sys.executable, "-m", "trio_console.agent", "--stdio"])]
+)
+async def test_a_child_that_is_forked_while_a_guest_starts_holds_nothing_of_it(
+    guest: GuestSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = _pipes_and_sockets()
+    real = trio.lowlevel.open_process
+    statuses = []
+
+    async def forking(command: Any, **options: Any) -> trio.Process:
+        assert _pipes_and_sockets() > before
+        assert options["stderr"] != PIPE, "a pipe of trio's making is nobody's to let go of"
+        statuses.append(_in_a_child(lambda: 0 if _pipes_and_sockets() <= before else 2))
+        return await real(command, **options)
+
+    monkeypatch.setattr(trio.lowlevel, "open_process", forking)
+    with trio.fail_after(PATIENCE):
+        async with open_guest(guest):
+            pass
+    assert statuses == [0]

@@ -52,7 +52,7 @@ async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> No
     process: Any = Undying()
     device: Any = None
     with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed and did not end"):
-        async with _guests._watch(Host(device, process, "the agent"), process):
+        async with _guests._watch(Host(device, process, "the agent"), process, process.stderr):
             pass
     assert process.signals == [signal.SIGKILL]
 
@@ -63,7 +63,7 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
     process: Any = Undying()
     device: Any = None
     with pytest.warns(RuntimeWarning, match="did not end"), trio.move_on_after(0.5) as scope:
-        async with _guests._watch(Host(device, process, "the agent"), process):
+        async with _guests._watch(Host(device, process, "the agent"), process, process.stderr):
             await trio.sleep_forever()
     assert scope.cancelled_caught
 

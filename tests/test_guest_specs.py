@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from trio_console import (
     SocketGuest,
     open_guest,
 )
+from trio_console.testing import nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,3 +176,26 @@ async def test_a_console_that_cannot_be_opened_leaves_no_descriptor(
     monkeypatch.setattr("trio_console._devices.Bell", fail)
     error = await fails_to_open(spec, OSError)
     assert error.errno == 24
+
+
+@pytest.mark.parametrize(("spec", "pipes"), [(ProcessGuest(), 1), (CommandGuest(["cat"]), 3)])
+async def test_a_guest_whose_pipes_cannot_all_be_made_leaves_none(
+    spec: GuestSpec, pipes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = os.pipe
+    left = 0
+
+    def few() -> tuple[int, int]:
+        nonlocal left
+        if not left:
+            raise OSError(24, "Too many open files")
+        left -= 1
+        return pipe()
+
+    monkeypatch.setattr(os, "pipe", few)
+    for number in range(pipes):
+        left = number
+        with nothing_left_behind():
+            error = await fails_to_open(spec, OSError)
+        assert error.errno == 24
+        assert left == 0

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import warnings
 from abc import ABC, abstractmethod
-from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -153,7 +153,7 @@ class ProcessGuest(GuestSpec):
         ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-        with theirs, _owned(ours) as device:
+        with theirs, _owned(ours) as device, _TheirEnds() as ends, ends.error_pipe() as stderr:
             # Its modules are found where this program's were, installed or not.
             code = f"import sys; sys.path[:] = {sys.path!r}; from trio_console.agent import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
@@ -161,14 +161,15 @@ class ProcessGuest(GuestSpec):
                 argv,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=subprocess.PIPE,
+                stderr=ends.numbers[0],
                 pass_fds=(theirs.fileno(),),
                 env=env,
                 cwd=self._cwd,
             )
             theirs.close()
+            ends.close()
             try:
-                async with _watch(Host(device, process, "the agent"), process) as host:
+                async with _watch(Host(device, process, "the agent"), process, stderr) as host:
                     yield host
             finally:
                 kill = partial(_kill_left_behind, mark)
@@ -214,22 +215,19 @@ class CommandGuest(GuestSpec):
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         name = os.path.basename(self._command[0])
-        with ExitStack() as theirs:
-            their_in, our_out = os.pipe()
-            theirs.callback(os.close, their_in)
-            our_in, their_out = os.pipe()
-            theirs.callback(os.close, their_out)
-            with _owned((our_in, our_out)) as device:
+        with _TheirEnds() as theirs:
+            with _owned(theirs.console()) as device, theirs.error_pipe() as stderr:
+                their_in, their_out, their_err = theirs.numbers
                 process = await _start(
                     self._command,
                     stdin=their_in,
                     stdout=their_out,
-                    stderr=subprocess.PIPE,
+                    stderr=their_err,
                     env=self._env,
                     cwd=self._cwd,
                 )
                 theirs.close()
-                async with _watch(Host(device, process, name), process) as host:
+                async with _watch(Host(device, process, name), process, stderr) as host:
                     yield host
 
 
@@ -296,16 +294,62 @@ def _owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
         device.close()
 
 
+@final
+class _TheirEnds:
+    """The ends of pipes that a process is given when it starts; closed then, or when the block is left.
+
+    A child that is forked meanwhile lets go of them, or it would keep us from the end of what the process writes.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        let_go_in_child(self, lambda ends: ends.numbers)
+
+    def __enter__(self) -> _TheirEnds:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        # Forgotten first: a child that is forked in between must not let go of somebody else's descriptor.
+        while self.numbers:
+            os.close(self.numbers.pop())
+
+    def console(self) -> tuple[int, int]:
+        """Make two pipes, keep their ends (to read from, to write to), and return ours (likewise)."""
+        their_in, our_out = os.pipe()
+        self.numbers.append(their_in)
+        try:
+            our_in, their_out = os.pipe()
+        except OSError:
+            os.close(our_out)
+            raise
+        self.numbers.append(their_out)
+        return our_in, our_out
+
+    @contextmanager
+    def error_pipe(self) -> Iterator[trio.abc.ReceiveStream]:
+        """Make a pipe, keep its end to write to, and give the other."""
+        reading, writing = os.pipe()
+        self.numbers.append(writing)
+        # A reader that is left and does not read would have a guest that complains stuck in a write.
+        stream = let_go_in_child(trio.lowlevel.FdStream(reading))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
 @interrupt_safe
 @asynccontextmanager
-async def _watch(host: Host, process: trio.Process) -> AsyncIterator[Host]:
+async def _watch(host: Host, process: trio.Process, stderr: trio.abc.ReceiveStream) -> AsyncIterator[Host]:
     """Read a guest process's error output, and end the process when the block is left."""
-    assert process.stderr is not None
     # Shielded, and ended only here: a guest that is shutting down may still have something to say, and must not
     # get stuck saying it.
     reading = trio.CancelScope(shield=True)
     async with hidden_nursery() as nursery:
-        nursery.start_soon(_keep_tail, host, process.stderr, reading)
+        nursery.start_soon(_keep_tail, host, stderr, reading)
         try:
             yield host
         finally:
