@@ -10,6 +10,7 @@ import pytest
 import trio
 import trio.testing
 
+import trio_console
 from trio_console import _protocol as wire
 from trio_console._client._bulk import DataSender
 from trio_console._client._input import StdinStream
@@ -187,6 +188,27 @@ async def test_a_cancelled_run_process_gives_credit_so_that_its_end_can_be_repor
         assert await granted(talk.agent, "stdout") > HALF
         await talk.agent.send(wire.ExecExited(-1, signal=15), id_)
         await result.wait()
+
+
+async def test_a_process_that_an_error_of_ours_has_ended_gets_credit_so_that_its_end_can_be_reported() -> None:
+    async with talking() as talk:
+        process, id_ = await block(talk)
+        await send(talk.agent, wire.ExecStdout, id_, WINDOW)  # unread; the rest is held by a relay and in the pipe
+        await talk.agent.send_raw(wire.encode_frame(id_, 0, b"\xff"))
+        with pytest.raises(trio_console.ProtocolError):
+            await process.wait()
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        for name in ("stdout", "stderr"):
+            assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit(name, 2 * WINDOW))
+        await talk.agent.nothing_more()
+
+
+async def test_an_agent_without_credit_is_not_told_so() -> None:
+    async with talking(window=None) as talk:
+        _, id_ = await block(talk)
+        await talk.agent.send_raw(wire.encode_frame(id_, 0, b"\xff"))
+        assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        await talk.agent.nothing_more()
 
 
 async def test_merged_output_is_credited_to_the_accounts_it_came_from() -> None:

@@ -212,6 +212,7 @@ async def test_output_that_there_is_no_memory_for_ends_its_process_alone(monkeyp
         with pytest.raises(MemoryError):
             await result.wait()
         assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
+        assert {(await talk.agent.expect(wire.Credit))[1].stream for _ in range(2)} == {"stdout", "stderr"}
         await _still_works(talk)
 
 

@@ -174,6 +174,11 @@ class GuestProcess(Session):
     def _kill_unheard(self) -> None:
         """The session cannot go on, so its process must not: nobody would ever hear of it again."""
         self._connection.send(wire.ExecSignal(signal.SIGKILL), self.id)
+        # Nobody grants anything from here on, and the end is reported behind the output. What is left of that is
+        # held by a relay, at most a window, or in the pipe.
+        for name, account in self._accounts.items():
+            if account is not None:
+                self._grant(name, 2 * WINDOW)
 
     def _fail(self, error: Exception) -> None:
         if self._error is None:
