@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,15 +97,22 @@ async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.Mon
 
 
 class Console:
-    """Takes what it is given, and is closed."""
+    """Takes what it is given, and is closed, in its time."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.closed = False
 
     async def aclose(self) -> None:
-        await trio.lowlevel.checkpoint()
+        await trio.sleep(self.seconds)
+        self.closed = True
 
 
-async def _end(wait_ended: Callable[[], Awaitable[None]], confirmations: Confirmations) -> list[str]:
+async def _end(
+    wait_ended: Callable[[], Awaitable[None]], confirmations: Confirmations, console: Console | None = None
+) -> list[str]:
     told: list[str] = []
-    channel: Any = Console()
+    channel: Any = console or Console(0)
     host: Any = Host(channel)
     await _open._end(lambda: told.append("told"), wait_ended, channel, host, confirmations)
     return told
@@ -122,3 +130,25 @@ async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forc
     await confirmations.wait(trio.sleep_forever)
     assert await _end(trio.sleep_forever, confirmations) == ["told"]
     assert trio.current_time() == 5
+
+
+async def test_the_teardown_of_a_guest_that_answers_is_in_order_although_one_process_is_stuck(
+    autojump_clock: MockClock,
+) -> None:
+    heard = 0
+    confirmations = Confirmations(5, lambda: heard)
+    await confirmations.wait(trio.sleep_forever)
+    heard += 1  # such as the answer to something else
+    console = Console(4)
+    assert await _end(partial(trio.sleep, 0.1), confirmations, console) == ["told"]
+    assert console.closed
+    assert trio.current_time() == pytest.approx(9.1)
+
+
+async def test_a_guest_that_confirms_its_end_and_does_not_go_has_the_last_of_the_grace_left_to_force(
+    autojump_clock: MockClock,
+) -> None:
+    console = Console(100)
+    assert await _end(partial(trio.sleep, 1), Confirmations(5), console) == ["told"]
+    assert not console.closed
+    assert trio.current_time() == pytest.approx(5 - _open._FORCE_TIME)

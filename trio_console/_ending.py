@@ -30,27 +30,29 @@ async def see_through(
     cancelled after ``grace`` seconds, or ``hurried`` seconds after this was cancelled, whether that was before the
     call or comes during it. (The cancellation is not raised: the next checkpoint outside does that, and the
     exception that the block is left with is not lost.) A Ctrl-C hurries the ending as well, a second one ends its
-    patience; `KeyboardInterrupt` is raised once, when it is over.
+    patience; `KeyboardInterrupt` is raised once, when it is over, with what the ending has raised as its context.
     """
     patience = trio.CancelScope(deadline=trio.current_time() + grace)
     done = trio.Event()
     interrupted: KeyboardInterrupt | None = None
-    async with hidden_nursery() as nursery:
-        nursery.start_soon(_end, ending, patience, done)
-        nursery.start_soon(_hurry_when_cancelled, patience, hurried)
-        with trio.CancelScope(shield=True):
-            while not done.is_set():
-                try:
-                    await done.wait()
-                except KeyboardInterrupt as exc:  # if this is the main task
-                    _hurry(patience, hurried if interrupted is None else 0.0)
-                    interrupted = interrupted or exc
-        nursery.cancel_scope.cancel()
     try:
-        if interrupted is not None:
-            raise interrupted
+        async with hidden_nursery() as nursery:
+            nursery.start_soon(_end, ending, patience, done)
+            nursery.start_soon(_hurry_when_cancelled, patience, hurried)
+            with trio.CancelScope(shield=True):
+                while not done.is_set():
+                    try:
+                        await done.wait()
+                    except KeyboardInterrupt as exc:  # if this is the main task
+                        _hurry(patience, hurried if interrupted is None else 0.0)
+                        interrupted = interrupted or exc
+            nursery.cancel_scope.cancel()
     finally:
-        del interrupted  # whose traceback refers to this frame
+        try:
+            if interrupted is not None:
+                raise interrupted
+        finally:
+            del interrupted  # whose traceback refers to this frame
 
 
 @trio.lowlevel.enable_ki_protection

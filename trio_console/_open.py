@@ -119,21 +119,22 @@ async def open_guest(
         raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
     check_heartbeat(heartbeat)
     what = make_bootstrap(bootstrap)
-    confirmations = Confirmations(grace)
     async with AsyncExitStack() as stack:
         # The socket first: who connects before the guest is ready waits.
         made = None if relay_path is None else await stack.enter_async_context(listening(relay_path))
         host, channel, booted = await stack.enter_async_context(_booted(spec, what, ready_timeout))
+        server: RelayServer | None = None
         if made is None:
             connection = Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
-            guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
-            tell, wait_ended = guest._tell_to_end, connection.wait_ended
         else:
             options = RelayOptions(attached=True)
             server = await stack.enter_async_context(_serving(channel, booted, made, options, host))
             stream = await stack.enter_async_context(server.attach())
             connection = await _attached(stream, host.explain)
-            guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
+        confirmations = Confirmations(grace, connection.heard)
+        guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
+        tell, wait_ended = guest._tell_to_end, connection.wait_ended
+        if server is not None:
             tell, wait_ended = partial(_tell_relay, server, connection), server.wait_ended
         watches = _watches(connection, heartbeat, force=host.kill, channel=channel)
         async with hidden_nursery() as nursery:
@@ -178,7 +179,7 @@ async def connect_guest(
     with stream.socket:
         connection = await _attached(stream, partial(_explain_relay, name))
         force = partial(connection.lose, "the guest was shut down")
-        guest = Guest(connection, confirmations=Confirmations(grace), force=force)
+        guest = Guest(connection, confirmations=Confirmations(grace, connection.heard), force=force)
         async with hidden_nursery() as nursery:
             nursery.start_soon(connection.run, *_watches(connection, heartbeat))
             try:
@@ -359,21 +360,25 @@ async def _end(
     """The orderly part of the teardown.
 
     The end of the guest is one more confirmation: a guest that has let others wait is not waited for again. It is
-    told in any case, and the time that force needs comes behind this.
+    told in any case, and the time that force needs comes behind this. A guest that confirms has the whole grace to
+    be gone.
     """
     tell()
 
     async def orderly(patience: trio.CancelScope) -> None:
         with patience:
-            await wait_ended()
+            with trio.move_on_at(confirmations.begin(_FORCE_TIME)) as waiting:
+                await wait_ended()
+            if waiting.cancelled_caught:
+                return
+            confirmations.confirmed()
             # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
             await channel.aclose()
             await host.wait()
 
     # (If no time is left, what was told is written all the same: the console's ending delivers what is queued.)
-    left = confirmations.begin() - trio.current_time()
-    orderly_time, hurried = (max(0.0, seconds - _FORCE_TIME) for seconds in (left, min(left, _CANCELLED_GRACE)))
-    await see_through(orderly, grace=orderly_time, hurried=hurried)
+    orderly_time = max(0.0, confirmations.grace - _FORCE_TIME)
+    await see_through(orderly, grace=orderly_time, hurried=_CANCELLED_GRACE - _FORCE_TIME)
 
 
 async def _connect(path: str) -> trio.SocketStream:

@@ -162,7 +162,7 @@ async def talking(
     )
     connection = Connection(ours, wire.FrameDecoder(), ready, generation, ids, explain)
     talk: Talk
-    guest = Guest(connection, confirmations=Confirmations(grace), force=lambda: talk.force())
+    guest = Guest(connection, confirmations=Confirmations(grace, connection.heard), force=lambda: talk.force())
     with trio.fail_after(patience):
         async with hidden_nursery() as nursery:
             talk = Talk(guest, connection, FakeAgent(theirs), nursery)

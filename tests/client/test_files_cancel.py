@@ -179,6 +179,21 @@ async def test_a_cancelled_close_takes_no_longer_than_the_grace(
         assert trio.current_time() - start == pytest.approx(4)
 
 
+async def test_a_cancelled_close_writes_and_closes_although_a_process_is_stuck(
+    file: Path, autojump_clock: MockClock
+) -> None:
+    async with serving_files(grace=3) as (talk, _):
+        confirmations = talk.guest._confirmations
+        assert not await confirmations.wait(trio.sleep_forever)
+        with trio.CancelScope() as scope:
+            async with await talk.guest.open_file(file, "wb") as guest_file:
+                await guest_file.write(b"data")
+                scope.cancel()
+        assert scope.cancelled_caught
+        assert file.read_bytes() == b"data"
+        assert confirmations.peek() == trio.current_time() + 3  # that was a confirmation
+
+
 async def test_cancelling_anywhere_leaves_no_handle_and_no_session(file: Path) -> None:
     async def session(guest: trio_console.Guest) -> None:
         async with await guest.open_file(file, "r+") as guest_file:

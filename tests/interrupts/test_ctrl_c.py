@@ -116,6 +116,31 @@ def test_an_ending_is_seen_through_and_ctrl_c_comes_out_once(times: int) -> None
     assert done == ["all"]
 
 
+@pytest.mark.parametrize("error", [ValueError("the ending's"), SystemExit(3)])
+def test_ctrl_c_comes_out_of_an_ending_that_fails(error: BaseException) -> None:
+    left = RuntimeError("the block's")
+
+    async def main() -> None:
+        begun = trio.Event()
+
+        async def ending(patience: trio.CancelScope) -> None:
+            begun.set()
+            with patience:
+                await trio.sleep_forever()
+            raise error
+
+        pressing(begun.wait)
+        try:
+            raise left
+        finally:
+            await see_through(ending, grace=1000, hurried=0.01)  # noqa: ASYNC102  (shields itself)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        trio.run(main)
+    assert caught.value.__context__ is error
+    assert error.__context__ is left
+
+
 def test_an_ending_does_not_begin_with_the_ctrl_c_that_was_pressed_before() -> None:
     done: list[str] = []
 

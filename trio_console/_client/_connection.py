@@ -262,6 +262,10 @@ class Connection:
 
     # For sessions
 
+    def heard(self) -> int:
+        """Bytes that have come from the guest."""
+        return self.bytes_received
+
     @property
     def active_sessions(self) -> int:
         return len(self._sessions)
