@@ -14,6 +14,11 @@ Counting references is the interpreter's work, and is right where a lock, a flag
 * A handler raises. The frames of the interrupted calls go, and their references with them. (An exception that
   somebody keeps has these frames in its traceback: a descriptor that was in use is closed when it is let go.)
 
+One case is not counted. Objects that refer to each other, and that nobody else refers to, are found by the
+garbage collector, which finalizes them in any order: a `Descriptors` perhaps before those who use its numbers. So
+``numbers`` is empty once they are closed, and whatever a finalizer may call looks at that first. (No other thread
+has a reference by then: nothing can come between the look and the use.)
+
 This module must not know what the descriptors are for, nor import trio.
 """
 
@@ -22,6 +27,7 @@ from __future__ import annotations
 import os
 from collections import deque
 from functools import partial
+from itertools import chain, starmap
 from typing import TYPE_CHECKING, final
 
 if TYPE_CHECKING:
@@ -47,5 +53,6 @@ class Descriptors:
         # Set first, so that no descriptor is ever without it: it goes through the list when it is called.
         # (`os.closerange(n, n + 1)` closes one, and does not raise.)
         closing = map(os.closerange, self.numbers, map((1).__add__, self.numbers))
-        self.__del__: Callable[[], object] = partial(deque, closing, 0)
+        emptying = starmap(self.numbers.clear, ((),))
+        self.__del__: Callable[[], object] = partial(deque, chain(closing, emptying), 0)
         self.numbers.extend(numbers)

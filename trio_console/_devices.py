@@ -163,7 +163,7 @@ class _End:
         let_go_in_child(self, lambda end: (end.fd,))
 
     def __del__(self) -> None:
-        if self._was_blocking:
+        if self._was_blocking and self._owner.numbers:  # else the number may be somebody else's
             with contextlib.suppress(OSError):  # closed by somebody else
                 os.set_blocking(self.fd, True)
 

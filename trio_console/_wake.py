@@ -82,6 +82,8 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
             (self.read_fd,) = self._owner.numbers
 
         def ring(self) -> None:
+            if not self._owner.numbers:
+                return  # a finalizer rings, of what was collected together with this: nobody can hear it
             # EAGAIN means the counter is at 2**64 - 2: readable, which is all that is wanted.
             try:
                 if _eventfd_write(self.read_fd, 1):  # the C library's only returns that it failed
@@ -90,6 +92,8 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
                 pass
 
         def silence(self) -> None:
+            if not self._owner.numbers:
+                return
             try:  # noqa: SIM105  (once for each wake-up: `suppress` takes longer than the call)
                 os.eventfd_read(self.read_fd)
             except BlockingIOError:
@@ -110,12 +114,16 @@ elif sys.platform == "win32":
             self.read_fd = self._read.fileno()
 
         def ring(self) -> None:
+            if self._write.fileno() < 0:
+                return  # as above
             try:  # noqa: SIM105  (as above)
                 self._write.send(b"\0")
             except BlockingIOError:
                 pass
 
         def silence(self) -> None:
+            if self._read.fileno() < 0:
+                return
             try:
                 while len(self._read.recv(4096)) == 4096:
                     pass
@@ -142,12 +150,16 @@ else:
             os.set_blocking(self._write_fd, False)
 
         def ring(self) -> None:
+            if not self._owner.numbers:
+                return  # as above
             try:  # noqa: SIM105  (as above)
                 os.write(self._write_fd, b"\0")
             except BlockingIOError:
                 pass
 
         def silence(self) -> None:
+            if not self._owner.numbers:
+                return
             try:
                 while len(os.read(self.read_fd, 4096)) == 4096:
                     pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import pty
 import resource
@@ -17,6 +18,7 @@ import trio
 
 from trio_console import _devices
 from trio_console._channel import open_console
+from trio_console._descriptor import Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -326,3 +328,25 @@ async def test_an_input_output_error_of_anything_else_stays_one(monkeypatch: pyt
     async with open_console((read_fd, write_fd)) as channel:
         with pytest.raises(trio.BrokenResourceError):
             await channel.receive_some()
+
+
+def test_an_end_that_is_collected_in_a_cycle_changes_nobody_elses_descriptor() -> None:
+    ours, theirs = socket.socketpair()
+    other, another = os.pipe()
+    os.set_blocking(other, False)
+    number = ours.detach()
+
+    class Opens:
+        """Finalized between the descriptor's owner and its end, as they are made."""
+
+        def __del__(self) -> None:
+            os.dup2(other, number)
+
+    parts: list[Any] = [Descriptors((number,)), Opens()]
+    parts += [_devices._End(parts[0]), parts]
+    with theirs:
+        del parts
+        gc.collect()
+        assert not os.get_blocking(number)
+    for fd in (number, other, another):
+        os.close(fd)

@@ -313,6 +313,14 @@ async def test_a_stream_that_is_collected_unclosed_warns_and_lets_its_device_go(
     assert (backend.read(10), backend.read(10)) == (b"said", b"")
 
 
+def test_a_stream_that_is_collected_in_a_cycle_warns_like_any_other() -> None:
+    cycle: list[Any] = [ConsoleStream(ConsoleSharedState())]
+    cycle.append(cycle)
+    with pytest.warns(ResourceWarning, match="unclosed <trio_console"):
+        del cycle
+        gc.collect()
+
+
 async def test_a_closed_stream_is_collected_without_a_word() -> None:
     shared = ConsoleSharedState()
     stream = ConsoleStream(shared)

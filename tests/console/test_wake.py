@@ -495,6 +495,36 @@ def test_one_collected_unclosed_closes_itself(wake: Any) -> None:
     assert not is_open(fd)
 
 
+def test_whoever_is_collected_together_with_one_uses_nobody_elses_descriptor(wake: Any) -> None:
+    seen: list[bool] = []
+
+    class LastCalls:
+        """In a cycle. A collection finalizes in any order: here the pipe first, which was made first."""
+
+        def __init__(self, pipe: Any) -> None:
+            self.pipe = pipe
+            self.me = self
+
+        def __del__(self) -> None:
+            seen.append(is_open(fd))
+            os.dup2(other, fd)  # another thread opens a file at this moment
+            self.pipe.wake()
+            seen.append(is_readable(other))
+            os.eventfd_write(other, 1)
+            self.pipe.drain()
+            seen.append(is_readable(other))
+
+    pipe = wake.WakePipe()
+    fd = pipe.fileno()
+    other = os.eventfd(0, os.EFD_NONBLOCK)
+    LastCalls(pipe)
+    del pipe
+    gc.collect()
+    os.close(fd)
+    os.close(other)
+    assert seen == [False, False, True]
+
+
 @pytest.fixture
 def no_descriptor_left() -> Iterator[Callable[[int], None]]:
     """Lower the limit so that only so many more descriptors can be made."""

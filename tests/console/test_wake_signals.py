@@ -6,7 +6,6 @@ makes the pipe readable, and closing it gives its descriptor back, once.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import select
 import signal
@@ -40,8 +39,12 @@ def is_open(fd: int) -> bool:
 
 
 def wait_if_open(pipe: WakePipe) -> None:
-    with contextlib.suppress(ValueError):
+    refused: list[str] = []
+    try:
         pipe.wait(0)
+    except ValueError as exc:
+        refused.append(str(exc))
+    assert all("closed WakePipe" in reason for reason in refused)
 
 
 def leave(pipe: WakePipe) -> None:
