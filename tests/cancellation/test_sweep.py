@@ -150,7 +150,8 @@ async def leave_a_zombie(_place: None) -> None:
 
 
 async def leave_a_grandchild(_place: None) -> None:
-    done = await trio.run_process(["sh", "-c", "sleep 1000 >/dev/null & echo $!"], capture_stdout=True)
+    with trio.CancelScope(shield=True):  # without its number nobody could end it
+        done = await trio.run_process(["sh", "-c", "sleep 1000 >/dev/null & echo $!"], capture_stdout=True)
     pid = int(done.stdout)
     _left.append(pid)
     await trio.lowlevel.checkpoint()
