@@ -70,6 +70,8 @@ def interrupted(call: Callable[[], Any], handler: Callable[[], Any], at: int, fi
         # one of the opcodes that leave one inside the call, where no real handler can come, keeps that from being
         # done there: the interpreter would hold on to the inner exception, and to the frames it came through.
         try:
+            # 3.12 has opcode events only once some frame has asked for them before this call.
+            sys._getframe().f_trace_opcodes = True
             sys.settrace(trace)
             call()
         except Interrupt:

@@ -114,7 +114,7 @@ def test_a_handler_at_any_opcode_breaks_nothing(
         check_given_back(pipe, fd)
         return happened
 
-    assert at_every_opcode(run) >= 5
+    assert at_every_opcode(run) >= 3  # 4 on 3.12, for a drain
 
 
 @pytest.mark.parametrize("call", CALLS)

@@ -158,6 +158,8 @@ class Presser(trio.abc.Instrument):
         self._at = deque(at)
 
     def install(self) -> None:
+        # 3.12 has opcode events only once some frame has asked for them before this call.
+        sys._getframe().f_trace_opcodes = True
         sys.settrace(self._enter)
 
     def before_task_step(self, _task: trio.lowlevel.Task) -> None:
