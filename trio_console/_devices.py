@@ -64,16 +64,13 @@ def as_device(device: ConsoleDevice) -> GuestDevice:
         ValueError: it can be none as it is: a socket that is no stream or not connected, a negative number.
         OSError: a descriptor that is not open; no descriptor could be made.
     """
-    # First everything is looked at, then it is taken: nothing after `_check` refuses it.
     if isinstance(device, socket.socket):
         _check_class(device)
-        _check(device.fileno())
-        return _FdDevice(_End(Descriptors((device.detach(),))))
+        return _take((device.fileno(),), giver=device)
     if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:
             raise ValueError(f"{device} is no file descriptor")
-        _check(device)
-        return _FdDevice(_End(Descriptors((device,))))
+        return _take((device,))
     if isinstance(device, tuple):
         return _pair(device)
     if isinstance(device, GuestDevice):
@@ -87,13 +84,41 @@ def _pair(device: tuple[int, int]) -> GuestDevice:
     read_fd, write_fd = device
     if read_fd < 0 or write_fd < 0:
         raise ValueError(f"{min(device)} is no file descriptor")
-    _check(read_fd)
-    _check(write_fd)
-    if read_fd == write_fd:
-        return _FdDevice(_End(Descriptors((read_fd,))))
-    reading, writing = Descriptors((read_fd,)), Descriptors((write_fd,))  # ours, whatever fails from here on
-    read_end = _End(reading)
-    return _FdDevice(read_end, _End(writing, beside=read_end))
+    return _take((read_fd,) if read_fd == write_fd else (read_fd, write_fd))
+
+
+def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> GuestDevice:
+    """Make a device of one or two descriptors; ``giver`` is the socket whose number it is."""
+    # Owned before anything can fail. A number that is not open is nobody's, and may be another thread's next.
+    owners = [Descriptors((fd,)) for fd in numbers if _is_open(fd)]
+    try:
+        for fd in numbers:
+            _check(fd)
+        bell = Bell()
+        read_end = _End(owners[0])
+        write_end = _End(owners[1], beside=read_end) if len(owners) == 2 else None
+        device = _FdDevice(bell, read_end, write_end)
+    except (TypeError, ValueError):
+        for owner in owners:
+            owner.numbers.clear()  # refused: they stay the caller's, and open
+        raise
+    except BaseException:
+        # The traceback has this frame, and somebody may keep it: closed they are now.
+        owners.clear()
+        if giver is not None:
+            giver.detach()
+        raise
+    if giver is not None:
+        giver.detach()
+    return device
+
+
+def _is_open(fd: int) -> bool:
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
 
 
 def _cannot_be(device: object) -> TypeError:
@@ -114,7 +139,8 @@ def _check_class(device: socket.socket) -> None:
 
 
 def _check(fd: int) -> None:
-    """Look at a descriptor, and change nothing of it."""
+    """Look at a descriptor, and change nothing of it. What this passes can be a device."""
+    os.set_blocking(fd, os.get_blocking(fd))  # not of every descriptor: one opened with O_PATH has no flag
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return
     blocking = os.get_blocking(fd)
@@ -184,25 +210,28 @@ class _FdDevice:
     number, so it is never recycled under a system call. (Why that needs no lock, and no count: `_descriptor`.)
     """
 
-    def __init__(self, read_end: _End, write_end: _End | None = None) -> None:
+    def __init__(self, bell: Bell, read_end: _End, write_end: _End | None = None) -> None:
         self._closed = False
         self._read_end: _End | None = read_end
         self._write_end: _End | None = write_end or read_end
         self._is_pair = write_end is not None
-        self._bell: Bell | None = Bell()  # rung once, by close(), and never silenced
+        self._bell: Bell | None = bell  # rung once, by close(), and never silenced
 
     # A frame lives as long as the traceback of an exception that went through it, and a lane keeps the exception
     # of its device. So each of these lets go of the end itself.
 
     def read(self, max_bytes: int) -> bytes:
         end = self._read_end
+        hung_up = 0
         try:
             # Set first by `close`: where it is not set now, we have got an end.
             while end is not None and not self._closed:
                 try:
                     return os.read(end.fd, max_bytes)
                 except BlockingIOError:
-                    self._sleep(end.fd, select.POLLIN)
+                    if hung_up == 2:
+                        break
+                    hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLIN) else 0
                 except OSError as exc:
                     if end.is_master and exc.errno == errno.EIO:
                         break  # nobody has the terminal open any more
@@ -213,12 +242,17 @@ class _FdDevice:
 
     def write(self, data: memoryview, /) -> int:
         end = self._write_end
+        hung_up = 0
         try:
             while end is not None and not self._closed:
                 try:
                     return os.write(end.fd, data)
                 except BlockingIOError:
-                    self._sleep(end.fd, select.POLLOUT)
+                    if hung_up == 2:
+                        raise BrokenPipeError(
+                            errno.EPIPE, "nobody has the console's other end open, and it takes no more"
+                        ) from None
+                    hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLOUT) else 0
                 except OSError as exc:
                     if end.is_master and exc.errno == errno.EIO:
                         raise BrokenPipeError(
@@ -252,11 +286,17 @@ class _FdDevice:
             bell.ring()
         self._read_end = self._write_end = self._bell = None
 
-    def _sleep(self, fd: int, events: int) -> None:
-        """Wait until ``fd`` is ready or the device is closed."""
+    def _sleep(self, fd: int, events: int) -> bool:
+        """Wait until ``fd`` is ready or the device is closed.
+
+        Returns:
+            Whether nobody is at the other end, and ``fd`` not ready. poll(2) does not wait then, so a call that
+            would have blocked must not be tried for ever. Once proves nothing: a terminal may have been opened
+            again, and the next call have found it full. At the second time nobody was there, and nothing moved.
+        """
         bell = self._bell
         if bell is None:
-            return  # closed meanwhile
+            return False  # closed meanwhile
         try:
             poller = select.poll()
             poller.register(fd, events)
@@ -264,6 +304,9 @@ class _FdDevice:
             for ready, event in poller.poll():
                 if ready == fd and event & select.POLLNVAL:
                     raise OSError(errno.EBADF, "the console's descriptor was closed by somebody else")
+                if ready == fd and not event & events:
+                    return True
+            return False
         finally:
             del bell
 

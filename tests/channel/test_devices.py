@@ -8,6 +8,7 @@ import gc
 import os
 import pty
 import resource
+import select
 import socket
 import ssl
 import tty
@@ -118,14 +119,6 @@ async def test_a_negative_number_is_refused(wrong: Any) -> None:
     assert os.get_blocking(0) == blocking
 
 
-async def test_the_open_end_of_a_pair_whose_other_is_not_open_is_left_as_it_was() -> None:
-    read_fd, write_fd = os.pipe()
-    os.close(write_fd)
-    await refused((read_fd, write_fd), OSError, "Bad file descriptor")
-    assert os.get_blocking(read_fd)
-    os.close(read_fd)
-
-
 @pytest.mark.parametrize("limits", [{"capacity": 0}, {"max_bytes": -1}])
 @pytest.mark.parametrize("as_number", [False, True])
 async def test_a_device_given_with_a_wrong_bound_is_left_alone(as_number: bool, limits: dict[str, int]) -> None:
@@ -163,6 +156,95 @@ async def test_a_device_that_no_bell_could_be_made_for_is_closed(as_pair: bool) 
             assert theirs.recv(1) == b""
 
 
+@pytest.mark.parametrize("closed", [0, 1])
+def test_the_open_end_of_a_pair_whose_other_is_not_open_is_closed(closed: int) -> None:
+    pair = os.pipe()
+    os.close(pair[closed])
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        _devices.as_device(pair)
+    assert not is_open(pair[1 - closed])
+    del caught  # until here somebody has kept the traceback
+
+
+def test_a_number_that_is_not_open_is_not_closed_for_the_thread_that_gets_it_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_fd, write_fd = os.pipe()
+    os.close(write_fd)
+    others: list[int] = []
+    real = _devices._check
+
+    def check(fd: int) -> None:
+        if fd == write_fd:
+            try:
+                real(fd)
+            finally:
+                others.append(os.open(os.devnull, os.O_RDONLY))
+        real(fd)
+
+    monkeypatch.setattr(_devices, "_check", check)
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        _devices.as_device((read_fd, write_fd))
+    assert others == [write_fd]
+    assert is_open(write_fd)
+    os.close(write_fd)
+
+
+def test_a_closed_socket_is_an_error_and_closes_nothing_else() -> None:
+    ours, theirs = socket.socketpair()
+    ours.close()
+    with theirs:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            _devices.as_device(ours)
+        assert is_open(theirs.fileno())
+
+
+class BrokenSocket(socket.socket):
+    """What is borrowed to look at a socket, where the network has failed."""
+
+    def getpeername(self) -> Any:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+
+@pytest.mark.parametrize("as_number", [False, True])
+def test_a_socket_that_could_not_be_looked_at_is_closed(monkeypatch: pytest.MonkeyPatch, as_number: bool) -> None:
+    ours, theirs = socket.socketpair()
+    number = ours.fileno()
+    with theirs:
+        monkeypatch.setattr(BrokenSocket, "recv", socket.socket.recv)
+        monkeypatch.setattr(BrokenSocket, "send", socket.socket.send)
+        broken = BrokenSocket(fileno=ours.detach())
+        device = broken.detach() if as_number else broken
+        monkeypatch.setattr(_devices.socket, "socket", BrokenSocket)
+        with pytest.raises(OSError, match="No buffer space") as caught:
+            _devices.as_device(device)
+        monkeypatch.undo()
+        assert theirs.recv(1) == b""
+        assert not is_open(number)
+        assert broken.fileno() == -1
+        del caught
+
+
+def test_a_descriptor_that_nothing_can_be_done_with_is_an_error_and_closed(tmp_path: Any) -> None:
+    fd = os.open(tmp_path, os.O_PATH)
+    with pytest.raises(OSError, match="Bad file descriptor") as caught:
+        _devices.as_device(fd)
+    assert not is_open(fd)
+    del caught
+
+
+@pytest.mark.parametrize("as_pair", [False, True])
+def test_what_no_bell_could_be_made_for_is_closed_although_the_error_is_kept(as_pair: bool) -> None:
+    read_fd, write_fd = os.pipe()
+    with no_descriptor_free(), pytest.raises(OSError, match="Too many open files") as caught:
+        _devices.as_device((read_fd, write_fd) if as_pair else read_fd)
+    assert not is_open(read_fd)
+    assert is_open(write_fd) != as_pair
+    del caught
+    if not as_pair:
+        os.close(write_fd)
+
+
 # The flag, which others see
 
 
@@ -195,6 +277,21 @@ async def test_two_numbers_for_one_terminal_keep_it_non_blocking_until_both_are_
         assert not os.get_blocking(kept)
         os.write(master, b"answer")
         assert await channel.receive_some() == b"answer"
+    assert os.get_blocking(kept)
+    os.close(kept)
+    os.close(master)
+
+
+def test_a_terminal_stays_non_blocking_while_a_call_of_a_closed_device_has_its_end() -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    other, kept = os.dup(slave), os.dup(slave)
+    device = _devices.as_device((slave, other))
+    assert isinstance(device, _devices._FdDevice)
+    end = device._write_end  # as a thread in a write has it
+    device.close()
+    assert not os.get_blocking(kept)
+    del end
     assert os.get_blocking(kept)
     os.close(kept)
     os.close(master)
@@ -313,6 +410,62 @@ async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
         assert isinstance(caught.value.__cause__, BrokenPipeError)
         assert "terminal" in str(caught.value.__cause__)
     os.close(slave)
+
+
+async def test_sending_to_a_terminal_that_is_full_and_was_closed_is_a_broken_pipe() -> None:
+    master, slave = pty.openpty()
+    tty.setraw(slave)
+    with trio.fail_after(60):  # a hang, at full speed
+        async with open_console(master) as channel:
+            os.close(slave)
+            with pytest.raises(trio.BrokenResourceError) as caught:
+                while True:
+                    await channel.send_all(bytes(65536))
+    assert isinstance(caught.value.__cause__, BrokenPipeError)
+
+
+class Polls:
+    """What poll(2) says of a descriptor, one answer after the other, and os.write of every kernel after that."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, fd: int, *answers: int) -> None:
+        self.fd = fd
+        self.left = list(answers)
+        monkeypatch.setattr(_devices.select, "poll", lambda: self)
+
+    def register(self, _fd: int, _events: int) -> None: ...
+
+    def poll(self) -> list[tuple[int, int]]:
+        return [(self.fd, self.left.pop(0))]
+
+
+def test_a_terminal_that_was_opened_again_takes_what_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries = [b"", b"", b"", b"", b"done"]
+
+    def write(_fd: int, data: memoryview) -> int:
+        if taken := tries.pop(0):
+            return len(taken)
+        raise BlockingIOError(errno.EAGAIN, "full")
+
+    read_fd, write_fd = os.pipe()
+    device = _devices.as_device((read_fd, write_fd))
+    with monkeypatch.context() as patch:
+        hup, out = select.POLLHUP, select.POLLOUT
+        polls = Polls(patch, write_fd, hup, out, hup, hup | out)
+        patch.setattr(_devices.os, "write", write)
+        assert device.write(memoryview(b"data")) == 4
+    assert polls.left == []
+    device.close()
+
+
+def test_nobody_at_the_other_end_is_end_of_file_for_a_read_that_would_block(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read_fd, write_fd = os.pipe()
+    device = _devices.as_device((read_fd, write_fd))
+    with monkeypatch.context() as patch:
+        Polls(patch, read_fd, select.POLLHUP, select.POLLHUP)
+        assert device.read(100) == b""
+    device.close()
 
 
 async def test_an_input_output_error_of_anything_else_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
