@@ -3,7 +3,7 @@
 A context manager that runs background tasks would wrap what its body raises into an exception group, although
 the body's author opened no nursery. `hidden_nursery` hands on the body's own exception, whatever it is,
 and only a failure of the background tasks themselves comes as trio gives it. `KeyboardInterrupt` and `SystemExit`
-come alone, whatever else there is: who handles those looks into no group.
+come alone, whatever else there is: who handles those looks into no group. `grouping_nursery` does only the latter.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import trio
 from ._interrupts import interrupt_safe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
-__all__ = ["hidden_nursery"]
+__all__ = ["grouping_nursery", "hidden_nursery"]
 
 
 @interrupt_safe
@@ -62,6 +62,28 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
         del lone, body_error  # whose tracebacks refer to this frame
 
 
+@interrupt_safe
+@asynccontextmanager
+async def grouping_nursery() -> AsyncIterator[trio.Nursery]:
+    """Like `trio.open_nursery`, one group included, for a user's tasks that trio would run in a nursery as well.
+
+    But the first `KeyboardInterrupt` or `SystemExit` comes out alone, be it the body's or a task's.
+    """
+    try:
+        async with trio.open_nursery() as nursery:
+            yield nursery
+    except BaseExceptionGroup as group:
+        lone = _interruption(group.exceptions)
+        if lone is None:
+            raise
+    else:
+        return
+    try:
+        _reraise(lone)
+    finally:
+        del lone  # whose traceback refers to this frame
+
+
 def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseException]) -> BaseException:
     """What comes out of a nursery whose background tasks, or the waiting for them, have raised."""
     errors = list(group.exceptions)
@@ -70,14 +92,22 @@ def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseEx
         # scope that was cancelled does not need to see them.
         failures = group.split(trio.Cancelled)[1]
         errors = [body_error] if failures is None else [body_error, *failures.exceptions]
+    interruption = _interruption(errors)
+    if interruption is not None:
+        return interruption
+    if len(errors) == 1:
+        return errors[0]
+    return group if body_error is None else BaseExceptionGroup(group.message, errors)
+
+
+def _interruption(errors: Sequence[BaseException]) -> BaseException | None:
+    """The first of these that comes alone."""
     for exc in errors:
         if isinstance(exc, (KeyboardInterrupt, SystemExit)):
             if exc is not errors[0] and exc.__context__ is None:
                 exc.__context__ = errors[0]  # for the traceback
             return exc
-    if len(errors) == 1:
-        return errors[0]
-    return group if body_error is None else BaseExceptionGroup(group.message, errors)
+    return None
 
 
 def _reraise(exc: BaseException) -> None:

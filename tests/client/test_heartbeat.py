@@ -108,6 +108,29 @@ async def test_an_unanswered_ping_is_forgiven_as_long_as_other_bytes_come(autoju
 # What this program does
 
 
+async def test_a_loop_that_stood_still_while_a_ping_was_on_its_way_kills_no_guest(
+    autojump_clock: MockClock,
+) -> None:
+    # (A jump of trio's clock would move the answer with it.)
+    stood = 0.0
+    pinged = trio.Event()
+    async with watched(clock=lambda: trio.current_time() + stood) as talk:
+
+        async def answer_late() -> None:
+            id_, _ = await talk.agent.expect(wire.Ping)
+            pinged.set()
+            await trio.sleep(SECONDS / 2)
+            await talk.agent.send(wire.Pong(), id_)
+
+        talk.nursery.start_soon(answer_late)
+        await pinged.wait()
+        while trio.current_time() < 1.4 * SECONDS:
+            await trio.sleep(0.1)  # in the middle of a nap
+            stood += 1000
+        await trio.sleep(SECONDS / 2)
+        assert talk.connection.lost is None
+
+
 async def test_a_loop_that_stood_still_kills_no_guest(autojump_clock: MockClock) -> None:
     async with watched() as talk:
         talk.nursery.start_soon(answer, talk)
@@ -230,6 +253,39 @@ async def test_a_guest_that_is_told_to_end_may_be_silent(autojump_clock: MockClo
         talk.nursery.start_soon(talk.guest.shutdown)
         await trio.sleep(900)
         assert talk.connection.lost is None
+
+
+async def test_a_guest_that_was_told_to_end_and_is_not_waited_for_is_lost_if_it_is_silent(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(grace=1000) as talk:
+        with trio.move_on_after(100) as scope:
+            await talk.guest.shutdown()
+        assert scope.cancelled_caught
+        assert talk.connection.lost is None
+        began = trio.current_time()
+        lost = await talk.guest.wait_lost()
+        assert "silent" in lost.reason
+        assert trio.current_time() - began < 2 * SECONDS + 1
+
+
+async def test_a_guest_that_was_told_to_end_may_be_silent_as_long_as_somebody_waits(
+    autojump_clock: MockClock,
+) -> None:
+    async with watched(grace=1000) as talk:
+        talk.nursery.start_soon(talk.guest.shutdown)
+        with trio.move_on_after(100):
+            await talk.guest.shutdown()
+        await trio.sleep(100)
+        assert talk.connection.lost is None
+
+
+async def test_a_guest_that_ends_when_nobody_waits_any_more_was_shut_down(autojump_clock: MockClock) -> None:
+    async with watched(grace=1000) as talk:
+        with trio.move_on_after(1):
+            await talk.guest.shutdown()
+        await talk.agent.close()
+        assert (await talk.guest.wait_lost()).reason == "the guest was shut down"
 
 
 async def test_what_force_raises_costs_nothing(

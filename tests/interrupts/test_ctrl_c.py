@@ -15,10 +15,17 @@ import trio
 import trio.testing
 
 import trio_console
-from trio_console import ProcessGuest, open_console, open_guest, serve_relay
+from trio_console import GuestProcess, ProcessGuest, open_console, open_guest, serve_relay
 from trio_console._ending import see_through
 from trio_console._interrupts import interrupt_safe
-from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest, nothing_left_behind
+from trio_console.testing import (
+    Duplicate,
+    Fault,
+    FaultyGuest,
+    ScriptedGuest,
+    ScriptedProcess,
+    nothing_left_behind,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -200,6 +207,50 @@ def test_ctrl_c_while_a_guest_that_hangs_is_left_ends_it(make: Callable[[], Gues
             pressing(being_left, times)
 
     with nothing_left_behind(), pytest.raises(KeyboardInterrupt):
+        trio.run(main)
+
+
+async def ignore_sigterm(process: ScriptedProcess) -> int:
+    await process.start()
+    async for _ in process.signals():
+        pass
+    return 0
+
+
+@pytest.mark.parametrize("times", [1, 2, 3])
+@pytest.mark.parametrize(
+    "error", [None, ValueError("mine"), SystemExit(3)], ids=["in order", "failing", "exiting"]
+)
+def test_ctrl_c_while_a_cancelled_command_is_being_ended_comes_out_alone(
+    times: int, error: BaseException | None
+) -> None:
+    async def deliver(process: GuestProcess) -> None:
+        process.terminate()
+        try:
+            if times > 1:
+                await trio.sleep_forever()
+        finally:
+            process.kill()
+            if error is not None:
+                raise error
+
+    async def main() -> None:
+        async with open_guest(ScriptedGuest(ignore_sigterm), grace=1000) as guest:
+            started = trio.Event()
+
+            class Status:
+                def started(self, _process: object) -> None:
+                    started.set()
+
+            pressing(started.wait, times)
+            await guest.run_process(["stubborn"], stdin=None, deliver_cancel=deliver, task_status=Status())
+
+    if times == 1 and isinstance(error, ValueError):
+        with nothing_left_behind(), pytest.RaisesGroup(ValueError):  # as from trio
+            trio.run(main)
+        return
+    alone = SystemExit if times == 1 and error is not None else KeyboardInterrupt
+    with nothing_left_behind(), pytest.raises(alone):
         trio.run(main)
 
 

@@ -109,7 +109,8 @@ class Connection:
         self._next = ids.start
         self._sessions: dict[int, Session] = {}
         self._explain = explain
-        self._expected: str | None = None
+        self._expected: str | None = None  # why, if the end is our own doing
+        self._awaiting_end = 0  # how many wait for that
         self._write_error: Exception | None = None
         self._ended = trio.Event()
         # Shielded: when everything around is cancelled, sessions still have to hear how their processes ended.
@@ -232,8 +233,13 @@ class Connection:
     # Endings
 
     def expect_end(self, reason: str) -> None:
-        """The end of the stream will be our own doing."""
+        """The end of the stream will be our own doing. The guest may be silent until then."""
         self._expected = reason
+        self._awaiting_end += 1
+
+    def await_end_no_more(self) -> None:
+        """Whoever has called `expect_end` has given up waiting. The end may still come, and is then expected."""
+        self._awaiting_end -= 1
 
     def lose(self, reason: str, cause: BaseException | None = None) -> None:
         """The guest is gone: tell every session, and end `run`. Idempotent; the first reason stays."""
@@ -248,9 +254,9 @@ class Connection:
         self._running.cancel()
 
     @property
-    def lasts(self) -> bool:
-        """Whether it is neither lost nor about to end by our own doing."""
-        return self.lost is None and self._expected is None
+    def awaits_end(self) -> bool:
+        """Whether somebody who has told the guest to end waits for that."""
+        return self._awaiting_end > 0
 
     @property
     def waits_for_bytes(self) -> bool:

@@ -23,7 +23,7 @@ from trio_console._client._process import GuestProcess, completed
 from trio_console._client._tcp import open_guest_tcp_stream
 from trio_console._errors import ProtocolError, again
 from trio_console._interrupts import interrupt_safe
-from trio_console._nursery import hidden_nursery
+from trio_console._nursery import grouping_nursery, hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -323,7 +323,7 @@ class Guest:
         """End a process whose `run_process` was cancelled, however long its user wants that to take."""
         with trio.CancelScope(shield=True):
             # (What the user's function raises comes out in one group, as from `trio.run_process`.)
-            async with trio.open_nursery() as delivery:
+            async with grouping_nursery() as delivery:
 
                 @trio.lowlevel.enable_ki_protection
                 async def deliver() -> None:
@@ -494,14 +494,18 @@ class Guest:
         """Shut the guest down, and wait until it is gone; its processes are ended.
 
         A guest that has not gone after the grace of `open_guest` is ended by force, where that is possible.
-        Does nothing if the guest is gone already.
+        Does nothing if the guest is gone already. If cancelled, the guest has been told all the same.
         """
         await trio.lowlevel.checkpoint()
         connection = self._connection
         if connection.lost is None:
             self._tell_to_end()
-            with trio.move_on_at(self._confirmations.begin_last()):
-                await connection.wait_ended()
+            try:
+                with trio.move_on_at(self._confirmations.begin_last()):
+                    await connection.wait_ended()
+            except BaseException:
+                connection.await_end_no_more()
+                raise
             if connection.lost is None:
                 self._force()
                 note = self._confirmations.note()

@@ -90,15 +90,15 @@ class Heartbeat:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Watch until the guest is gone, or to be shut down. For `Connection.run`, which ends it."""
-        while self._connection.lasts:
+        """Watch until the guest is gone. For `Connection.run`, which ends it."""
+        while self._connection.lost is None:
             await self._listen(min(self._nap, self._seconds - self._silence))
             if self._silence >= self._seconds:
                 self._act()
 
     async def _listen(self, seconds: float) -> None:
         """Nap, and add to the silence what was heard of it."""
-        waited = self._connection.waits_for_bytes
+        waited = self._waits_for_life()
         began = self._clock()
         await trio.sleep(seconds)
         if self._connection.bytes_received != self._heard:
@@ -107,8 +107,12 @@ class Heartbeat:
             self._waits = False
         elif self._waits and self._ping is not None and self._ping.is_leaving():
             self._silence = 0.0
-        elif waited and self._connection.waits_for_bytes:
+        elif waited and self._waits_for_life():
             self._silence += min(self._clock() - began, seconds)
+
+    def _waits_for_life(self) -> bool:
+        """Whether bytes are waited for; not from a guest that was told to end, while that is waited for."""
+        return self._connection.waits_for_bytes and not self._connection.awaits_end
 
     def _act(self) -> None:
         if not self._waits:
