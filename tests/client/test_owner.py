@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import inspect
+import pathlib
 import subprocess
 import threading
 from contextlib import AsyncExitStack
@@ -125,6 +127,17 @@ async def test_whatever_is_called_from_elsewhere_is_refused_before_anything_has_
             assert await binary.read() == b"bc"
             assert await text.read() == "abc"
             assert await guest.ping() >= 0
+
+
+def test_a_method_that_says_it_checks_its_owner_does_so_first() -> None:
+    found = []
+    for path in sorted((pathlib.Path(trio_console.__file__).parent / "_client").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.AsyncFunctionDef) and "checks_owner" in map(ast.unparse, node.decorator_list):
+                found.append(f"{path.stem}.{node.name}")
+                first = node.body[1 if ast.get_docstring(node) else 0]
+                assert ast.unparse(first) == "self._owner.check()", found[-1]
+    assert {"_output.receive_some", "_input.send_all", "_file_text.write"} <= set(found)
 
 
 async def test_attributes_and_statistics_are_for_everyone() -> None:

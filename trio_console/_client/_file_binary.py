@@ -23,7 +23,7 @@ import trio
 
 from trio_console._buffers import flat_view
 from trio_console._client._file import GuestFile, raise_closed
-from trio_console._client._owner import Owner, owned
+from trio_console._client._owner import Owner, checks_owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 
@@ -123,7 +123,9 @@ class BinaryFile(GuestFile[bytes]):
     def _available(self) -> int:
         return len(self._ahead) - self._taken
 
+    @checks_owner
     async def read(self, size: int | None = -1, /) -> bytes:
+        self._owner.check()
         self.check_readable()
         size = -1 if size is None else operator.index(size)
         with self._conflict:
@@ -162,7 +164,9 @@ class BinaryFile(GuestFile[bytes]):
         self._ahead = b""
         self._taken = 0
 
+    @checks_owner
     async def read1(self, size: int = -1, /) -> bytes:
+        self._owner.check()
         self.check_readable()
         size = operator.index(size)
         with self._conflict:
@@ -187,7 +191,9 @@ class BinaryFile(GuestFile[bytes]):
             view[: len(data)] = data
             return len(data)
 
+    @checks_owner
     async def readline(self, size: int = -1, /) -> bytes:
+        self._owner.check()
         self.check_readable()
         limit = operator.index(size)
         with self._conflict:
@@ -213,7 +219,9 @@ class BinaryFile(GuestFile[bytes]):
 
     # Writing
 
+    @checks_owner
     async def write(self, data: bytes | bytearray | memoryview, /) -> int:
+        self._owner.check()
         self.check_writable()
         with self._conflict, flat_view(data) as view:
             size = len(view)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 import trio
 
 from trio_console._client._file import GuestFile, raise_closed
-from trio_console._client._owner import Owner, owned
+from trio_console._client._owner import Owner, checks_owner, owned
 from trio_console._conflict import Conflict
 
 if TYPE_CHECKING:
@@ -169,7 +169,9 @@ class TextFile(GuestFile[str]):
         self._source += chunk
         return bool(chunk)
 
+    @checks_owner
     async def read(self, size: int | None = -1, /) -> str:
+        self._owner.check()
         self._binary.check_readable()
         size = -1 if size is None else operator.index(size)
         with self._conflict:
@@ -184,7 +186,9 @@ class TextFile(GuestFile[str]):
                 pass
             return self._take(self._used + size)
 
+    @checks_owner
     async def readline(self, size: int = -1, /) -> str:
+        self._owner.check()
         self._binary.check_readable()
         limit = operator.index(size)
         with self._conflict:
@@ -220,7 +224,9 @@ class TextFile(GuestFile[str]):
 
     # Writing
 
+    @checks_owner
     async def write(self, data: str, /) -> int:
+        self._owner.check()
         if not isinstance(data, str):
             raise TypeError(f"write() argument must be str, not {type(data).__name__}")
         self._binary.check_writable()

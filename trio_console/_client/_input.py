@@ -12,7 +12,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._buffers import flat_view
-from trio_console._client._owner import Owner, owned
+from trio_console._client._owner import Owner, checks_owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import again
 
@@ -82,6 +82,7 @@ class StdinStream(trio.abc.SendStream):
                 raise again(self._error)
             raise trio.BrokenResourceError(f"the process takes no input: {self._error}") from self._error
 
+    @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``, waiting while the process does not read.
 
@@ -93,6 +94,7 @@ class StdinStream(trio.abc.SendStream):
             trio.ClosedResourceError: this end was closed.
             trio.BusyResourceError: another task is sending.
         """
+        self._owner.check()
         with self._conflict:
             self._check()
             await trio.lowlevel.checkpoint()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._client._owner import Owner, owned
+from trio_console._client._owner import Owner, checks_owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 
@@ -147,6 +147,7 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     # The user's side
 
+    @checks_owner
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte, waiting for it; ``b""`` at the end. If cancelled, nothing was taken.
 
@@ -156,6 +157,7 @@ class IncomingStream(trio.abc.ReceiveStream):
             trio_console.GuestLostError: the guest is gone, and everything that came before was returned.
             ValueError: ``max_bytes`` is below 1.
         """
+        self._owner.check()
         if max_bytes is None:
             max_bytes = _RECEIVE_SIZE
         elif operator.index(max_bytes) < 1:

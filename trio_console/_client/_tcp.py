@@ -18,7 +18,7 @@ from trio_console._buffers import flat_view
 from trio_console._client._bulk import DataSender
 from trio_console._client._connection import Connection, Session
 from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, broken
-from trio_console._client._owner import Owner, owned
+from trio_console._client._owner import Owner, checks_owner, owned
 from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
 from trio_console._lost import GuestLostError
@@ -171,6 +171,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
                 raise again(error)
             raise trio.BrokenResourceError(str(error)) from error
 
+    @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``, waiting while the other end takes no more.
 
@@ -182,6 +183,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             trio.ClosedResourceError: this stream was closed, or `send_eof` called.
             trio.BusyResourceError: another task is sending.
         """
+        self._owner.check()
         with self._conflict:
             if self._eof:
                 raise trio.ClosedResourceError("can't send data after sending EOF")
@@ -213,6 +215,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
                 self._eof = True
                 self._session.sender.follow(wire.TcpEof())
 
+    @checks_owner
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         """Receive at least one byte, waiting for it; ``b""`` once the other end has sent its last.
 
@@ -225,6 +228,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             trio.BusyResourceError: another task is receiving.
             ValueError: ``max_bytes`` is below 1.
         """
+        self._owner.check()
         return await self._session.incoming.receive_some(max_bytes)
 
     async def aclose(self) -> None:
