@@ -13,7 +13,16 @@ import pytest
 import trio
 from pidfds import pidfd_open, pidfd_send_signal
 
-from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest
+from trio_console import (
+    GuestLostError,
+    ProcessGuest,
+    UnsupportedByPeer,
+    _open,
+    connect_guest,
+    open_guest,
+)
+from trio_console._client._connection import Connection
+from trio_console.testing import nothing_left_behind
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -106,6 +115,23 @@ async def test_what_is_no_heartbeat_is_refused_before_anything_is_started(heartb
     with pytest.raises((TypeError, ValueError), match="heartbeat must be"):
         async with connect_guest(tmp_path / "nothing", heartbeat=heartbeat):
             pass
+
+
+async def test_a_guest_whose_agent_knows_no_pings_is_refused_with_a_heartbeat_and_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(_open, "Connection", older)
+    with trio.fail_after(PATIENCE), nothing_left_behind():
+        with pytest.raises(UnsupportedByPeer, match="ping"):
+            async with open_guest(heartbeat=1):
+                pass
+        async with open_guest() as guest:
+            assert (await guest.run_process(["true"])).returncode == 0
+
+
+def older(stream: Any, decoder: Any, ready: Any, _generation: int, *rest: Any) -> Connection:
+    """A connection to an agent of the first generation."""
+    return Connection(stream, decoder, ready, 1, *rest)
 
 
 # Virtual time

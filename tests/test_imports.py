@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import functools
 import pathlib
+import re
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -167,6 +168,17 @@ def test_imports_point_down_only(module: str, path: pathlib.Path) -> None:
         else:
             allowed = {own} | room.below | (room.named if each.named_only else set())
             assert room_of(each.imported) in allowed or module == "__main__", each
+
+
+def test_every_module_says_its_idea() -> None:
+    # In its first line; and those at the top, a package for all in it, in ARCHITECTURE.md.
+    text = (TESTS.parent / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    unnamed = (
+        {module.partition(".")[0] for module, _ in ALL} - {"", "__main__"} - set(re.findall(r"`(\w+)`", text))
+    )
+    assert not unnamed
+    silent = [module for module, path in ALL if path.read_bytes() and not ast.get_docstring(parse(path))]
+    assert not silent
 
 
 def test_the_rooms_have_an_order() -> None:

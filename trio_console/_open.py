@@ -111,6 +111,7 @@ async def open_guest(
         RuntimeError: no thread could be started, of the two that a console takes or for the start of a process.
         GuestLostError: it ended before it was ready, or was not ready in time; says why.
         ProtocolError: what came over its console is not the agent protocol.
+        UnsupportedByPeer: ``heartbeat`` was given, and the agent is older than pings; the guest was ended.
         TypeError, ValueError: the arguments make no sense; nothing was started.
     """
     if spec is None:
@@ -169,6 +170,8 @@ async def connect_guest(
         OSError: there is no relay: ``FileNotFoundError``, ``ConnectionRefusedError``, with ``.filename``.
         GuestLostError: the relay refused this client, or did not greet it within 10 seconds.
         ProtocolError: what listens there is no relay of this protocol.
+        UnsupportedByPeer: ``heartbeat`` was given, and the agent is older than pings.
+        TypeError, ValueError: ``heartbeat`` makes no sense; nothing was connected.
     """
     check_heartbeat(heartbeat)
     name = os.fspath(path)
