@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import select
 import signal
 import socket
@@ -192,3 +193,52 @@ async def test_a_child_that_is_forked_while_a_guest_starts_holds_nothing_of_it(
         async with open_guest(guest):
             pass
     assert statuses == [0]
+
+
+@contextmanager
+def _descriptors_below(limit: int) -> Iterator[None]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_child_without_a_free_descriptor_lets_go_as_well() -> None:
+    one, two = map(let_go_in_child, socket.socketpair())
+    null = os.stat(os.devnull).st_rdev
+    free = os.dup(0)
+    os.close(free)
+
+    def look() -> int:
+        ends = (one.fileno(), two.fileno())
+        if not all(os.fstat(fd).st_rdev == null for fd in ends):
+            return 2
+        return 3 if any(map(os.get_inheritable, ends)) else 0
+
+    with one, two, _descriptors_below(free):
+        assert _in_a_child(look) == 0
+
+
+@pytest.mark.parametrize("why", ["there is none", "the limit was lowered"])
+def test_a_child_that_cannot_have_the_null_device_closes_its_copies(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = map(let_go_in_child, socket.socketpair())
+    ends = (one.fileno(), two.fileno())
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if why == "there is none":
+        monkeypatch.setattr(os, "devnull", "/nowhere")
+    else:
+        limit = 3  # which the standard ones take
+
+    def look() -> int:
+        for fd in ends:
+            with suppress(OSError):
+                os.fstat(fd)
+                return 2
+        return 0
+
+    with one, two, _descriptors_below(limit):
+        assert _in_a_child(look) == 0

@@ -233,6 +233,8 @@ class _FdDevice:
                         break
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLIN) else 0
                 except OSError as exc:
+                    if self._closed_meanwhile():
+                        break  # which has shut the socket down
                     if end.is_master and exc.errno == errno.EIO:
                         break  # nobody has the terminal open any more
                     raise
@@ -254,6 +256,8 @@ class _FdDevice:
                         ) from None
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLOUT) else 0
                 except OSError as exc:
+                    if self._closed_meanwhile():
+                        break  # as above
                     if end.is_master and exc.errno == errno.EIO:
                         raise BrokenPipeError(
                             errno.EPIPE, "nobody has the console's terminal open any more"
@@ -270,9 +274,7 @@ class _FdDevice:
         try:
             if end is None:
                 return
-            if stat.S_ISSOCK(os.fstat(end.fd).st_mode):
-                _shut_down(end.fd)
-            elif self._is_pair:
+            if not _shut_down(end.fd, socket.SHUT_WR) and self._is_pair:
                 self._write_end = None  # and with this call's the last reference goes
             # One descriptor both ways that is no socket (a serial port) has no such message.
         finally:
@@ -282,9 +284,19 @@ class _FdDevice:
         # Each step may be done twice: by two threads, or again after an exception from a signal handler. The flag
         # comes before the bell, since whoever is woken looks at it.
         self._closed = True
+        # A child that a library in C has forked may have copies: the guest is to hear of the end all the same. It
+        # loses nothing that was written. (The number is open while we hold its end. In a child that Python has
+        # forked it is the null device's, and nothing is shut down.)
+        for end in (self._read_end, self._write_end):
+            if end is not None:
+                with contextlib.suppress(OSError):  # closed by somebody else
+                    _shut_down(end.fd, socket.SHUT_RDWR)
         if (bell := self._bell) is not None:
             bell.ring()
         self._read_end = self._write_end = self._bell = None
+
+    def _closed_meanwhile(self) -> bool:
+        return self._closed
 
     def _sleep(self, fd: int, events: int) -> bool:
         """Wait until ``fd`` is ready or the device is closed.
@@ -311,10 +323,14 @@ class _FdDevice:
             del bell
 
 
-def _shut_down(fd: int) -> None:
+def _shut_down(fd: int, how: int) -> bool:
+    """Shut a socket down; `False` if it is none."""
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        return False
     borrowed = socket.socket(fileno=fd)
     try:
         with contextlib.suppress(OSError):  # ENOTCONN: the guest has closed its end already
-            borrowed.shutdown(socket.SHUT_WR)
+            borrowed.shutdown(how)
     finally:
         borrowed.detach()
+    return True

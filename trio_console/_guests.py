@@ -279,15 +279,13 @@ def _owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
     """Our end of a console, as a device; closed at the latest when the block is left, however it is left."""
     try:
         device = as_device(ends)
-    except OSError:
-        raise  # it has closed them
-    except BaseException:
+    except (TypeError, ValueError):
         if isinstance(ends, tuple):
             for fd in ends:
                 os.close(fd)
         else:
             ends.close()
-        raise
+        raise  # (After any other error it has closed them.)
     try:
         yield device
     finally:

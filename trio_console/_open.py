@@ -26,7 +26,7 @@ from ._client._guest import Guest
 from ._client._heartbeat import Heartbeat, check_heartbeat
 from ._clocks import Stopwatch
 from ._ending import see_through
-from ._forked import let_go_in_child
+from ._forked import let_go_in_child, shut_down_at_the_end
 from ._guests import GuestSpec, ProcessGuest, attached_host
 from ._interrupts import interrupt_safe
 from ._lost import GuestLostError, explained
@@ -179,7 +179,7 @@ async def connect_guest(
     let_go_in_child(stream.socket)
     # (Not by its `aclose`, which is a checkpoint: a `Cancelled` from there would take the place of what the block
     # is left with, a Ctrl-C for one.)
-    with stream.socket:
+    with stream.socket, shut_down_at_the_end(stream.socket):
         connection = await _attached(stream, partial(_explain_relay, name))
         force = partial(connection.lose, "the guest was shut down")
         guest = Guest(connection, confirmations=Confirmations(grace, connection.heard), force=force)

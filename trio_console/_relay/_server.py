@@ -24,7 +24,7 @@ import trio
 
 from trio_console import _protocol as wire
 from trio_console._errors import ProtocolError
-from trio_console._forked import let_go_in_child
+from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._interrupts import interrupt_safe
 from trio_console._lost import GuestLostError
 from trio_console._outbox import Outbox
@@ -187,7 +187,7 @@ class RelayServer:
         ours, theirs = map(let_go_in_child, socket.socketpair())
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._nursery.start_soon(self._serve_client, stream, client)
-        with trio.socket.from_stdlib_socket(theirs) as end:
+        with trio.socket.from_stdlib_socket(theirs) as end, shut_down_at_the_end(end):
             yield trio.SocketStream(end)
 
     async def _say_farewell(self) -> None:
@@ -235,16 +235,15 @@ class RelayServer:
             uid = peer_uid(let_go_in_child(stream.socket))
             if uid not in self._options.allowed_uids:
                 self._refused += 1
-                log.warning(
-                    "refused a client of user %d: only %s may connect", uid, sorted(self._options.allowed_uids)
-                )
-                await trio.aclose_forcefully(stream)
+                with stream.socket, shut_down_at_the_end(stream.socket):
+                    allowed = sorted(self._options.allowed_uids)
+                    log.warning("refused a client of user %d: only %s may connect", uid, allowed)
                 continue
             self._nursery.start_soon(self._serve, stream)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve(self, stream: trio.SocketStream) -> None:
-        async with stream:
+        with stream.socket, shut_down_at_the_end(stream.socket):
             client = self._router.connect() or await self._wait_slot()
             if client is None:
                 self._refused += 1
@@ -273,7 +272,7 @@ class RelayServer:
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
-        async with stream:
+        with stream.socket, shut_down_at_the_end(stream.socket):
             self._served += 1
             link = self._links[client] = _Link(client)
             try:
