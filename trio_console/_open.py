@@ -100,7 +100,8 @@ async def open_guest(
             defaults apply. They connect with `connect_guest`.
         ready_timeout: seconds the guest has to become ready.
         grace: seconds for the whole teardown, and for the guest to confirm the ends of processes. A guest that
-            confirms nothing costs one grace, however many there are, and the teardown included.
+            confirms nothing costs one grace, however many there are, and the teardown included; one that
+            says something else meanwhile gets 0.2 seconds more for each, so that one stuck process costs no other.
         heartbeat: seconds of silence after which the guest is pinged, and after as many more is lost and ended by
             force; `None` never. Any byte is life. Time in which this program was stopped, its loop stood still, or
             it did not read does not count; but the number has to be above the time that bytes spend in the
