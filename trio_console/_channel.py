@@ -18,7 +18,7 @@ import trio
 
 from ._clocks import within
 from ._console import ConsoleSharedState
-from ._devices import as_device
+from ._devices import as_device, close_quietly
 from ._ending import see_through
 from ._interrupts import interrupt_safe
 from ._nursery import hidden_nursery
@@ -87,7 +87,7 @@ async def open_console(
     try:
         shared = ConsoleSharedState(capacity, max_bytes)
     except BaseException:
-        port.close()
+        close_quietly(port)
         raise
     channel = ConsoleStream(shared)
     async with hidden_nursery() as nursery:

@@ -230,7 +230,7 @@ class AgentConsoleBackend:
     `BlockingIOError`, always.
     """
 
-    __slots__ = ("_offer", "_refused", "_rx", "_shared", "_tx")
+    __slots__ = ("_failed", "_offer", "_refused", "_rx", "_shared", "_tx")
 
     def __init__(self, shared: ConsoleSharedState) -> None:
         self._shared = shared
@@ -238,6 +238,7 @@ class AgentConsoleBackend:
         self._tx = shared.tx
         self._offer = shared.tx.ring.offer
         self._refused = 1  # bytes of the write that was refused last: what room must be waited for
+        self._failed = False  # the writing thread's: a write could not be queued, and what comes after it is not
 
     # Host to guest: the reading thread
 
@@ -336,15 +337,17 @@ class AgentConsoleBackend:
         try:
             return self._offer(data) or self._refuse(data)
         except MemoryError as exc:
-            # There was no memory for the copy. A device would retry for ever; the channel fails instead.
+            # There was no memory for the copy. A device would retry for ever; the channel fails instead. What is
+            # queued is delivered still; this, and all that is written after it, is dropped.
+            self._failed = True
+            self._tx.ring.revoke()
             self._shared.guest_gone(exc)
-            self._tx.abandon(exc)
             return self._refuse(data)
 
     def _refuse(self, data: BytesLike) -> int:
-        """The ring did not take ``data``: it was empty, or the host is gone, or the ring is full."""
+        """The ring did not take ``data``: it was empty, or the ring is full, the host gone, or we have failed."""
         size = memoryview(data).nbytes
-        if self._tx.abandoned:
+        if self._failed or self._tx.abandoned:
             return self._tx.swallow(size)
         if not size:
             return 0
@@ -362,7 +365,7 @@ class AgentConsoleBackend:
         """
         tx = self._tx
         deadline = None if timeout is None else time.monotonic() + timeout
-        while not (tx.abandoned or tx.ring.fits(self._refused)):
+        while not (self._failed or tx.abandoned or tx.ring.fits(self._refused)):
             if not wait_for_room(tx, self._refused, deadline):
                 return False
         return True

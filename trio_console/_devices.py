@@ -12,18 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import select
 import socket
 import stat
 import sys
-from typing import Protocol, TypeAlias, final, runtime_checkable
+from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
 from ._descriptor import Descriptors
 from ._forked import let_go_in_child
 from ._wake import Bell
 
-__all__ = ["ConsoleDevice", "GuestDevice", "as_device"]
+__all__ = ["ConsoleDevice", "GuestDevice", "as_device", "close_quietly"]
+
+_log: Final = logging.getLogger("trio_console.console")
 
 
 @runtime_checkable
@@ -48,6 +51,14 @@ class GuestDevice(Protocol):
     def close(self) -> None:
         """Release the device. From any thread; calls that are blocked return or raise. Idempotent."""
         ...
+
+
+def close_quietly(device: GuestDevice) -> None:
+    """Close a device behind whatever has happened: what it raises is logged, and takes the place of nothing."""
+    try:
+        device.close()
+    except Exception as exc:  # noqa: BLE001  (a device of the user's)
+        _log.warning("%r: close() raised %r; it is to release the device, and may have not", device, exc)
 
 
 #: What `open_console` takes.

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 
 from ._clocks import within
-from ._devices import as_device
+from ._devices import as_device, close_quietly
 from ._ending import see_through
 from ._forked import let_go_in_child
 from ._interrupts import interrupt_safe
@@ -271,7 +271,7 @@ async def attached_host(device: ConsoleDevice) -> AsyncIterator[Host]:
     try:
         yield Host(port)
     finally:
-        port.close()
+        close_quietly(port)
 
 
 @contextmanager

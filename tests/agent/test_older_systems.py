@@ -6,6 +6,7 @@ refuse system calls it does not know. What only helps is done without; what is n
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,7 @@ import pytest
 import trio
 
 from trio_console import _protocol as wire
+from trio_console.agent import _exits
 
 from ._host import PATIENCE, Host, child_pids, pid_is_taken, process_exists
 
@@ -156,6 +158,17 @@ async def test_what_is_needed_and_missing_is_named() -> None:
             b"trio_console.agent: this Python cannot run the agent: it has no os.pwritev, os.waitid "
             b"(built for another system, or against a C library that is too old)\n"
         )
+
+
+def test_a_watcher_that_there_is_no_memory_for_leaves_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_memory(**_options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(_exits.threading, "Thread", no_memory)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(MemoryError):
+        _exits._open_watched_pipe(os.getpid())
+    assert os.listdir("/proc/self/fd") == before
 
 
 async def test_a_thread_that_cannot_be_had_to_watch_a_child_fails_its_start_and_leaves_nothing() -> None:

@@ -22,8 +22,9 @@ from consoles import (
     serve,
 )
 
-from trio_console import _devices
+from trio_console import _channel, _devices
 from trio_console._channel import open_console
+from trio_console._guests import attached_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -155,6 +156,39 @@ async def test_a_devices_failing_close_does_not_stop_the_ending() -> None:
     async with open_console(device) as channel:
         await channel.send_all(b"abc")
     assert device.written == b"abc"
+
+
+async def test_a_failing_close_hides_no_error_that_came_before(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def no_descriptor(*_bounds: int) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    device = ScriptedDevice()
+    device.close_error = OSError(errno.EIO, "even that")
+    monkeypatch.setattr(_channel, "ConsoleSharedState", no_descriptor)
+    with pytest.raises(OSError, match="Too many open files"):
+        async with open_console(device):
+            pass
+    assert "even that" in caplog.text
+
+
+async def test_a_failing_close_of_an_attached_device_does_not_take_the_place_of_an_ending(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    device = ScriptedDevice()
+    device.close_error = OSError(errno.EIO, "even that")
+    with trio.CancelScope() as scope:
+        async with attached_host(device):
+            scope.cancel()
+            await trio.sleep_forever()
+    assert scope.cancelled_caught
+    with pytest.raises(ZeroDivisionError):
+        async with attached_host(device):
+            raise ZeroDivisionError
+    async with attached_host(device):
+        pass
+    assert caplog.text.count("even that") == 3
 
 
 async def test_a_descriptor_closed_by_somebody_else_is_an_error_and_no_silence(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import select
-import subprocess
-import sys
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -35,6 +33,10 @@ def check_conserved(shared: ConsoleSharedState) -> None:
     for lane in (shared.tx, shared.rx):
         now = lane.statistics()
         assert now.bytes_in == now.bytes_out + now.current_buffer_bytes + now.bytes_dropped
+
+
+def raise_memory_error(_data: object) -> int:
+    raise MemoryError
 
 
 # As the backend this comes from
@@ -336,9 +338,23 @@ def test_a_want_of_memory_fails_the_channel_and_not_the_device(monkeypatch: pyte
     assert isinstance(shared.rx.cause, MemoryError)
     assert shared.tx.finished
     assert shared.rx.abandoned
+    assert backend.wait_until_writable(0)
+    now = shared.tx.statistics()
+    assert (now.bytes_in, now.bytes_out, now.current_buffer_bytes, now.bytes_dropped) == (19, 0, 6, 13)
     assert shared.tx_ring.pop() == b"before"
     now = shared.tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (19, 6, 13)
+
+
+def test_a_device_does_not_wait_for_room_after_a_want_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shared, backend = make(capacity=1)
+    backend.write(b"before")
+    monkeypatch.setattr(backend, "_offer", raise_memory_error)
+    assert backend.write(b"too much") == 8
+    assert backend.wait_until_writable(0)
+    check_conserved(shared)
 
 
 # Waiting for room
@@ -461,103 +477,6 @@ def test_a_device_in_its_would_block_loop_does_not_spin(monkeypatch: pytest.Monk
     thread.join(TIMEOUT)
     assert not thread.is_alive()
     assert len(attempts) == 2
-
-
-# State
-
-
-def test_the_names_lead_to_the_lanes() -> None:
-    shared, _ = make()
-    assert shared.tx_ring is shared.tx.ring
-    assert shared.rx_ring is shared.rx.ring
-    assert shared.tx_wake is shared.tx.data_wake
-    assert shared.rx_wake is shared.rx.data_wake
-
-
-def test_the_bounds_hold_for_each_direction() -> None:
-    shared = ConsoleSharedState(3, 40)
-    for ring in (shared.tx_ring, shared.rx_ring):
-        assert (ring.capacity, ring.max_bytes) == (3, 40)
-
-
-def test_an_end_is_told_once_and_its_first_cause_stays() -> None:
-    shared, _ = make()
-    first = OSError("first")
-    shared.guest_gone(first)
-    shared.guest_gone(OSError("second"))
-    shared.host_gone()
-    assert shared.tx.cause is first
-    assert shared.rx.cause is first
-
-
-def test_a_lane_tells_what_it_holds_and_how_it_ended() -> None:
-    shared, backend = make(capacity=8, max_bytes=100)
-    backend.write(b"abc")
-    backend.write(b"de")
-    shared.tx_ring.pop()
-    shared.tx.finish()
-    now = shared.tx.statistics()
-    assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 3, 0)
-    assert (now.current_buffer_used, now.max_buffer_size) == (1, 8)
-    assert (now.current_buffer_bytes, now.max_buffer_bytes) == (2, 100)
-    assert (now.finished, now.abandoned) == (True, False)
-    assert now.wakes == 1
-
-
-def test_a_lane_that_is_busy_meanwhile_never_tells_less_than_nothing() -> None:
-    class Busy(_console.Lane):  # type: ignore[misc]
-        """A device writes to it whenever somebody looks at how it ended."""
-
-        __slots__ = ()
-
-        @property
-        def discarded(self) -> bool:
-            self.swallow(7)
-            return False
-
-        @discarded.setter
-        def discarded(self, _value: bool) -> None: ...
-
-    lane = Busy(8, 100)
-    for _ in range(2):
-        now = lane.statistics()
-        assert now.bytes_out == 0
-        assert now.bytes_in == now.bytes_dropped
-    lane.close_wakes()
-
-
-def test_after_its_wakes_were_closed_a_backend_is_still_harmless() -> None:
-    shared, backend = make()
-    backend.write(b"x")
-    shared.host_gone()
-    shared.close_wakes()
-    assert backend.read_wake_fd() == -1
-    assert backend.read(1) == b""
-    assert backend.write(b"y") == 1
-    assert backend.wait_until_writable()
-
-
-def test_where_no_descriptor_can_be_had_none_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    made = []
-    real = _wake.Bell
-
-    def bell() -> _wake.Bell:
-        if len(made) == 3:
-            raise OSError(24, "Too many open files")
-        made.append(real())
-        return made[-1]
-
-    monkeypatch.setattr(_wake, "Bell", bell)
-    with pytest.raises(OSError, match="Too many"):
-        ConsoleSharedState()
-
-
-@pytest.mark.parametrize(
-    "module", ["_wake", "_ring", "_console", "_devices", "_workers", "_errors", "testing", "testing._fake_device"]
-)
-def test_the_thread_side_does_not_import_trio(module: str) -> None:
-    program = f"import sys, trio_console.{module}; sys.exit('trio' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 # A would-block is followed by a poll, whatever the reason for it
