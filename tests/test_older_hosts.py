@@ -24,7 +24,7 @@ for module, names in (
     (signal, ("pidfd_send_signal",)),
 ):
     for name in names:
-        if {refused} and callable(getattr(module, name)) and "eventfd" not in name:
+        if {refused} and callable(getattr(module, name)):
             setattr(module, name, refuse)
         else:
             delattr(module, name)

@@ -1,7 +1,7 @@
 """A doorbell between threads: a file descriptor that is readable while somebody has rung.
 
-A `WakePipe` is an eventfd on Linux, a pipe where there is none and a socket pair on Windows, where trio waits for
-sockets only. It carries no data and counts nothing: many rings before a `drain` are one.
+A `WakePipe` is an eventfd on Linux, a pipe where there is none or it is refused, and a socket pair on Windows,
+where trio waits for sockets only. It carries no data and counts nothing: many rings before a `drain` are one.
 
 Rules:
 
@@ -18,6 +18,7 @@ This module must not know what is announced by the wake-ups, nor import trio.
 
 from __future__ import annotations
 
+import errno
 import functools
 import itertools
 import os
@@ -37,6 +38,41 @@ __all__ = ["Bell", "WakePipe"]
 
 #: poll(2) takes its timeout as a C int of milliseconds; longer waits are made of several.
 _LONGEST_POLL: Final = 1_000_000.0
+
+#: How a system says that it does not know a call, or a sandbox that it does not allow it.
+_REFUSED: Final = (errno.ENOSYS, errno.EPERM)
+
+if sys.platform != "win32":
+
+    @final
+    class _PipeBell:
+        """A pipe; a full one is readable, which is all that is wanted."""
+
+        __slots__ = ("_owner", "_write_fd", "read_fd")
+
+        def __init__(self) -> None:
+            self._owner: Final = Descriptors(itertools.chain.from_iterable(itertools.starmap(os.pipe, [()])))
+            self.read_fd, self._write_fd = self._owner.numbers
+            os.set_blocking(self.read_fd, False)
+            os.set_blocking(self._write_fd, False)
+
+        def ring(self) -> None:
+            if not self._owner.numbers:
+                return  # as above
+            try:  # noqa: SIM105  (as below)
+                os.write(self._write_fd, b"\0")
+            except BlockingIOError:
+                pass
+
+        def silence(self) -> None:
+            if not self._owner.numbers:
+                return
+            try:
+                while len(os.read(self.read_fd, 4096)) == 4096:
+                    pass
+            except BlockingIOError:
+                pass
+
 
 if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C library has none
     #: What rings a bell: writes a number to an eventfd, and returns 0 or raises.
@@ -72,14 +108,29 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
 
     @final
     class Bell:
-        """One descriptor both ways; it is given back with the last reference."""
+        """One descriptor both ways; it is given back with the last reference.
+
+        Where the system refuses eventfds, making one gives a bell that is a pipe.
+        """
 
         __slots__ = ("_owner", "read_fd")
 
-        def __init__(self) -> None:
+        _owner: Descriptors
+        read_fd: int
+
+        def __new__(cls) -> Bell:
+            # Decided here and not by a flag, so that ringing is one call of one class, whichever it is.
             _keep_lock_while_ringing()
-            self._owner: Final = Descriptors(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))
-            (self.read_fd,) = self._owner.numbers
+            try:
+                owner = Descriptors(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))
+            except OSError as exc:
+                if exc.errno not in _REFUSED:
+                    raise
+                return _PipeBell()  # type: ignore[return-value]  # it has the same methods
+            bell = super().__new__(cls)
+            bell._owner = owner
+            (bell.read_fd,) = owner.numbers
+            return bell
 
         def ring(self) -> None:
             if not self._owner.numbers:
@@ -136,35 +187,7 @@ elif sys.platform == "win32":
                 self._write.close()
 
 else:
-
-    @final
-    class Bell:  # type: ignore[no-redef]
-        """A pipe; a full one is readable, which is all that is wanted."""
-
-        __slots__ = ("_owner", "_write_fd", "read_fd")
-
-        def __init__(self) -> None:
-            self._owner: Final = Descriptors(itertools.chain.from_iterable(itertools.starmap(os.pipe, [()])))
-            self.read_fd, self._write_fd = self._owner.numbers
-            os.set_blocking(self.read_fd, False)
-            os.set_blocking(self._write_fd, False)
-
-        def ring(self) -> None:
-            if not self._owner.numbers:
-                return  # as above
-            try:  # noqa: SIM105  (as above)
-                os.write(self._write_fd, b"\0")
-            except BlockingIOError:
-                pass
-
-        def silence(self) -> None:
-            if not self._owner.numbers:
-                return
-            try:
-                while len(os.read(self.read_fd, 4096)) == 4096:
-                    pass
-            except BlockingIOError:
-                pass
+    Bell = _PipeBell  # type: ignore[misc, assignment]
 
 
 @final
