@@ -219,6 +219,7 @@ def test_a_socket_that_could_not_be_looked_at_is_closed(monkeypatch: pytest.Monk
         with pytest.raises(OSError, match="No buffer space") as caught:
             _devices.as_device(device)
         monkeypatch.undo()
+        theirs.setblocking(False)
         assert theirs.recv(1) == b""
         assert not is_open(number)
         assert broken.fileno() == -1
