@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import signal
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -26,6 +26,8 @@ from trio_console.testing import (
     Stall,
     Truncate,
 )
+from trio_console.testing._faults import FiredFault
+from trio_console.testing._faulty_device import FaultyDevice
 
 if TYPE_CHECKING:
     import pathlib
@@ -248,3 +250,18 @@ def test_nonsense_is_refused() -> None:
         FaultyGuest(guest=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="already"):
         FaultyGuest(guest=FaultyGuest())
+
+
+def test_a_cut_console_does_not_end_before_its_fault_has_been_told_of() -> None:
+    told: list[object] = []
+    told_at_the_end: list[int] = []
+
+    class Inner:
+        def close(self) -> None:
+            told_at_the_end.append(len(told))
+
+    inner: Any = Inner()
+    fault = Fault(Disconnect(), "core.exec.request")
+    device = FaultyDevice(inner, [fault], send_signal=lambda _number: None, fired=told.append)
+    device._fire(FiredFault(fault, 1, "core.exec.request", 1))
+    assert told_at_the_end == [1]

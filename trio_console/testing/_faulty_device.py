@@ -182,12 +182,19 @@ class FaultyDevice:
             return not (self._closed or self._cut)
 
     def _fire(self, fired: FiredFault) -> None:
-        match fired.effect:
-            case Stall():
-                assert fired.fault.direction is not None
-                self.stall(fired.fault.direction)
-            case Disconnect() as how:
-                self.disconnect(how)
-            case Signal(number):
-                self._send_signal(number)
-        self._fired(fired)
+        # Done and told of in one step, for the other worker: whoever sees what a fault has done finds it among
+        # those that have fired. (It passes the lock after whatever its device has told it, the end for one.)
+        how = fired.effect
+        with self._changed:
+            match how:
+                case Stall():
+                    assert fired.fault.direction is not None
+                    self._stalled.add(fired.fault.direction)
+                case Disconnect():
+                    self._cut = self._cut or how
+                    self._changed.notify_all()
+                case Signal(number):
+                    self._send_signal(number)
+            self._fired(fired)
+        if isinstance(how, Disconnect):
+            self._inner.close()
