@@ -39,6 +39,33 @@ async def test_leaving_delivers_what_was_sent_and_closes_the_device(make: Any) -
     assert channel.statistics().closed
 
 
+async def test_the_device_is_not_closed_while_it_still_takes_what_was_sent() -> None:
+    device = ScriptedDevice()
+    taking = threading.Event()
+    take = device.write
+
+    def write(data: memoryview, /) -> int:
+        assert taking.wait(TIMEOUT)
+        return take(data)
+
+    device.write = write  # type: ignore[method-assign]
+    left = trio.Event()
+
+    async def send_and_leave() -> None:
+        async with open_console(device, grace=TIMEOUT) as channel:
+            await channel.send_all(b"goodbye")
+        left.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_leave)
+        await trio.testing.wait_all_tasks_blocked()
+        closed = device.closed.is_set()
+        taking.set()
+        await left.wait()
+    assert not closed
+    assert device.written == b"goodbye"
+
+
 @pytest.mark.parametrize("make", MAKERS)
 async def test_a_guest_that_never_reads_holds_leaving_up_for_the_grace_only(make: Any) -> None:
     device, guest = make()
