@@ -49,19 +49,17 @@ async def test_the_device_is_not_closed_while_it_still_takes_what_was_sent() -> 
         return take(data)
 
     device.write = write  # type: ignore[method-assign]
-    left = trio.Event()
 
-    async def send_and_leave() -> None:
+    async def send_and_leave(task_status: trio.TaskStatus[None]) -> None:
         async with open_console(device, grace=TIMEOUT) as channel:
             await channel.send_all(b"goodbye")
-        left.set()
+            task_status.started()
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(send_and_leave)
-        await trio.testing.wait_all_tasks_blocked()
+        await nursery.start(send_and_leave)
+        await trio.testing.wait_all_tasks_blocked()  # it is being left
         closed = device.closed.is_set()
         taking.set()
-        await left.wait()
     assert not closed
     assert device.written == b"goodbye"
 
