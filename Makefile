@@ -17,7 +17,7 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
-FAST := tests/protocol tests/console tests/channel tests/test_guests.py tests/relay/test_relay.py
+FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
 
 .PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz bench pythons nightly clean
 
@@ -67,17 +67,17 @@ check: $(STAMP)
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "==> Async rules (flake8-async)"
-	@find trio_console examples benchmarks fuzz -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
+	@find trio_console examples benchmarks -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
 	@find tests -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 
 model:
-	@model/check
+	@tests/model/check
 
 mutants: $(STAMP)
 	@echo "==> Mutants: each must be found"
-	@PYTHONPATH=tests $(BIN)/python -m mutants $(ARGS)
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 $(FUZZ_STAMP): $(STAMP)
 	@echo "==> Adding atheris (the fuzzer) to $(VENV)"
@@ -86,11 +86,11 @@ $(FUZZ_STAMP): $(STAMP)
 
 fuzz-fixed: $(STAMP)
 	@echo "==> Fuzzing with the same inputs as every time, two targets at a time"
-	@PYTHON=$(BIN)/python fuzz/run --fixed $(ARGS)
+	@PYTHON=$(BIN)/python tests/fuzz/run --fixed $(ARGS)
 
 fuzz: $(FUZZ_STAMP)
 	@echo "==> Fuzzing, two targets at a time"
-	@PYTHON=$(BIN)/python fuzz/run $(ARGS)
+	@PYTHON=$(BIN)/python tests/fuzz/run $(ARGS)
 
 pythons: $(STAMP)
 	@$(BIN)/python tests/pythons/run.py $(ARGS)
@@ -99,13 +99,13 @@ nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
 	@echo "==> Models with inputs that have not been tried before"
-	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/protocol tests/console tests/client tests/relay tests/testing
+	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Mutants"
-	@PYTHONPATH=tests $(BIN)/python -m mutants
+	@$(BIN)/python -m tests.mutants
 	@echo "==> Fuzzing, three minutes each"
-	@PYTHON=$(BIN)/python fuzz/run --seconds 180
+	@PYTHON=$(BIN)/python tests/fuzz/run --seconds 180
 	@echo "==> All tests on other Pythons, and on the lowest versions of what they need"
 	@tests/pythons/released 3.12
 	@tests/pythons/released 3.13

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import trio
 
 import trio_console
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 import trio.testing
 
-from trio_console._outbox import Outbox
+from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -10,37 +10,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
-from ._version import __version__ as __version__
+from trio_console._version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from . import testing as testing
-    from ._channel import open_console as open_console
-    from ._client._file import GuestFile as GuestFile
-    from ._client._guest import Guest as Guest
-    from ._client._guest import GuestReady as GuestReady
-    from ._client._guest import GuestStatistics as GuestStatistics
-    from ._client._path import GuestPath as GuestPath
-    from ._client._process import GuestProcess as GuestProcess
-    from ._console import AgentConsoleBackend as AgentConsoleBackend
-    from ._console import ConsoleSharedState as ConsoleSharedState
-    from ._console import LaneStatistics as LaneStatistics
-    from ._devices import GuestDevice as GuestDevice
-    from ._errors import ProtocolError as ProtocolError
-    from ._errors import UnsupportedByPeer as UnsupportedByPeer
-    from ._guests import CommandGuest as CommandGuest
-    from ._guests import GuestSpec as GuestSpec
-    from ._guests import ProcessGuest as ProcessGuest
-    from ._guests import SocketGuest as SocketGuest
-    from ._lost import GuestLostError as GuestLostError
-    from ._open import connect_guest as connect_guest
-    from ._open import open_guest as open_guest
-    from ._open import serve_relay as serve_relay
-    from ._relay._serve import Relay as Relay
-    from ._relay._server import RelayStatistics as RelayStatistics
-    from ._ring import ChunkRing as ChunkRing
-    from ._stream import ConsoleStatistics as ConsoleStatistics
-    from ._stream import ConsoleStream as ConsoleStream
-    from ._wake import WakePipe as WakePipe
+    from trio_console import testing as testing
+    from trio_console._console.backend import AgentConsoleBackend as AgentConsoleBackend
+    from trio_console._console.backend import ConsoleSharedState as ConsoleSharedState
+    from trio_console._console.backend import LaneStatistics as LaneStatistics
+    from trio_console._console.channel import open_console as open_console
+    from trio_console._console.devices import GuestDevice as GuestDevice
+    from trio_console._console.ring import ChunkRing as ChunkRing
+    from trio_console._console.stream import ConsoleStatistics as ConsoleStatistics
+    from trio_console._console.stream import ConsoleStream as ConsoleStream
+    from trio_console._console.wake import WakePipe as WakePipe
+    from trio_console._errors import ProtocolError as ProtocolError
+    from trio_console._errors import UnsupportedByPeer as UnsupportedByPeer
+    from trio_console._guests.spec import CommandGuest as CommandGuest
+    from trio_console._guests.spec import GuestSpec as GuestSpec
+    from trio_console._guests.spec import ProcessGuest as ProcessGuest
+    from trio_console._guests.spec import SocketGuest as SocketGuest
+    from trio_console._open import connect_guest as connect_guest
+    from trio_console._open import open_guest as open_guest
+    from trio_console._open import serve_relay as serve_relay
+    from trio_console._relay.serve import Relay as Relay
+    from trio_console._relay.server import RelayStatistics as RelayStatistics
+    from trio_console._session.files.file import GuestFile as GuestFile
+    from trio_console._session.files.path import GuestPath as GuestPath
+    from trio_console._session.guest import Guest as Guest
+    from trio_console._session.guest import GuestReady as GuestReady
+    from trio_console._session.guest import GuestStatistics as GuestStatistics
+    from trio_console._session.process.process import GuestProcess as GuestProcess
+    from trio_console._trio.lost import GuestLostError as GuestLostError
 
 __all__ = [
     "AgentConsoleBackend",
@@ -74,31 +74,31 @@ __all__ = [
 
 #: Where each name lives. The block above says the same to type checkers; a test compares.
 _LAZY: Final = {
-    "AgentConsoleBackend": "_console",
-    "ChunkRing": "_ring",
-    "CommandGuest": "_guests",
-    "ConsoleSharedState": "_console",
-    "ConsoleStatistics": "_stream",
-    "ConsoleStream": "_stream",
-    "Guest": "_client._guest",
-    "GuestDevice": "_devices",
-    "GuestFile": "_client._file",
-    "GuestLostError": "_lost",
-    "GuestPath": "_client._path",
-    "GuestProcess": "_client._process",
-    "GuestReady": "_client._guest",
-    "GuestSpec": "_guests",
-    "GuestStatistics": "_client._guest",
-    "LaneStatistics": "_console",
-    "ProcessGuest": "_guests",
+    "AgentConsoleBackend": "_console.backend",
+    "ChunkRing": "_console.ring",
+    "CommandGuest": "_guests.spec",
+    "ConsoleSharedState": "_console.backend",
+    "ConsoleStatistics": "_console.stream",
+    "ConsoleStream": "_console.stream",
+    "Guest": "_session.guest",
+    "GuestDevice": "_console.devices",
+    "GuestFile": "_session.files.file",
+    "GuestLostError": "_trio.lost",
+    "GuestPath": "_session.files.path",
+    "GuestProcess": "_session.process.process",
+    "GuestReady": "_session.guest",
+    "GuestSpec": "_guests.spec",
+    "GuestStatistics": "_session.guest",
+    "LaneStatistics": "_console.backend",
+    "ProcessGuest": "_guests.spec",
     "ProtocolError": "_errors",
-    "Relay": "_relay._serve",
-    "RelayStatistics": "_relay._server",
-    "SocketGuest": "_guests",
+    "Relay": "_relay.serve",
+    "RelayStatistics": "_relay.server",
+    "SocketGuest": "_guests.spec",
     "UnsupportedByPeer": "_errors",
-    "WakePipe": "_wake",
+    "WakePipe": "_console.wake",
     "connect_guest": "_open",
-    "open_console": "_channel",
+    "open_console": "_console.channel",
     "open_guest": "_open",
     "serve_relay": "_open",
 }

@@ -1,7 +1,7 @@
 """The errors that need no event loop.
 
 What a peer did wrong and what a peer cannot do are told apart by type. Errors of a lost guest live in
-``_lost``, because they are trio's ``BrokenResourceError`` and this module must not import trio.
+``_trio.lost``, because they are trio's ``BrokenResourceError`` and this module must not import trio.
 """
 
 from __future__ import annotations

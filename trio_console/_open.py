@@ -17,36 +17,36 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 import trio
 
-from ._channel import SHORT_GRACE, open_console
-from ._client._attach import attach
-from ._client._boot import boot, make_bootstrap
-from ._client._confirmations import Confirmations
-from ._client._connection import Connection
-from ._client._guest import Guest
-from ._client._heartbeat import Heartbeat, check_heartbeat
-from ._clocks import Stopwatch
-from ._ending import see_through
-from ._forked import let_go_in_child, shut_down_at_the_end
-from ._guests import GuestSpec, ProcessGuest, attached_host
-from ._interrupts import interrupt_safe
-from ._lost import GuestLostError, explained
-from ._nursery import hidden_nursery
-from ._relay._log import SessionLog
-from ._relay._router import DEFAULT_CLIENT_BUDGET, RouterLimits
-from ._relay._serve import Relay, listening, relaying
-from ._relay._server import RelayOptions, SlowClient
-from ._relay._socket import named_by_descriptor
+from trio_console._console.channel import SHORT_GRACE, open_console
+from trio_console._forked import let_go_in_child, shut_down_at_the_end
+from trio_console._guests.spec import GuestSpec, ProcessGuest, attached_host
+from trio_console._relay.log import SessionLog
+from trio_console._relay.router import DEFAULT_CLIENT_BUDGET, RouterLimits
+from trio_console._relay.serve import Relay, listening, relaying
+from trio_console._relay.server import RelayOptions, SlowClient
+from trio_console._relay.socket import named_by_descriptor
+from trio_console._session.attach import attach
+from trio_console._session.boot import boot, make_bootstrap
+from trio_console._session.confirmations import Confirmations
+from trio_console._session.connection import Connection
+from trio_console._session.guest import Guest
+from trio_console._session.heartbeat import Heartbeat, check_heartbeat
+from trio_console._trio.clocks import Stopwatch
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.lost import GuestLostError, explained
+from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
-    from ._client._boot import Booted
-    from ._devices import ConsoleDevice
-    from ._guests import Host
-    from ._protocol import Bootstrap
-    from ._relay._server import RelayServer
-    from ._relay._socket import RelaySocket
-    from ._stream import ConsoleStream
+    from trio_console._console.devices import ConsoleDevice
+    from trio_console._console.stream import ConsoleStream
+    from trio_console._guests.spec import Host
+    from trio_console._relay.server import RelayServer
+    from trio_console._relay.socket import RelaySocket
+    from trio_console._session.boot import Booted
+    from trio_console._wire import Bootstrap
 
 __all__ = ["connect_guest", "open_guest", "serve_relay"]
 

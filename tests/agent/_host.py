@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
-from pidfds import pidfd_open
 
-from trio_console import _protocol as wire
+from tests.pidfds import pidfd_open
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

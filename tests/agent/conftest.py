@@ -13,9 +13,8 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
+from tests.agent._host import PATIENCE, Host, child_pids
 from trio_console.agent import AgentOptions, serve_agent
-
-from ._host import PATIENCE, Host, child_pids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

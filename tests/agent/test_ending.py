@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-
-from ._host import PATIENCE, Host, process_exists, wait_gone
+from tests.agent._host import PATIENCE, Host, process_exists, wait_gone
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .conftest import AgentFactory
+    from tests.agent.conftest import AgentFactory
 
 
 async def start_with_grandchild(host: Host, script: str = "wait") -> tuple[int, int, int]:

@@ -12,17 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-from trio_console._outbox import Outbox
-
-from ._host import PATIENCE
-from .test_fs_handles import closed
+from tests.agent._host import PATIENCE
+from tests.agent.files.test_fs_handles import closed
+from trio_console import _wire as wire
+from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from pathlib import Path
 
-    from ._host import Host
+    from tests.agent._host import Host
 
 STEP = (2**32 - 1) // 128
 CANCELLED = wire.FsResponse(ok=False, error="cancelled")
@@ -83,7 +82,7 @@ async def test_a_read_sends_no_data_after_its_end(
     (tmp_path / "f").write_bytes(bytes(3000))
     handle = await host.open_file(tmp_path / "f", "read", sid=7)
     if not cached:
-        monkeypatch.setattr("trio_console.agent._handles.FileHandle.read_cached", lambda *_, **__: None)
+        monkeypatch.setattr("trio_console.agent._files.handles.FileHandle.read_cached", lambda *_, **__: None)
     # (With nothing cached, the first share is given back, and the second is for what was read.)
     shares = iter([cached, True])
     reached = when_reserving(monkeypatch, lambda size: size == 3000 and next(shares), end(host, ending))

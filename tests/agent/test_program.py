@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-
-from ._host import PATIENCE, Host, pid_is_taken, popen, process_exists
+from tests.agent._host import PATIENCE, Host, pid_is_taken, popen, process_exists
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -222,6 +221,6 @@ async def test_it_needs_only_the_required_dependencies() -> None:
     code = "import sys, trio_console.agent; print(*{name.partition('.')[0] for name in sys.modules})"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert not {"pytest", "rich", "hypothesis", "asyncio"} & set(done.stdout.decode().split())
-    code = "import sys, trio_console.agent; print('trio_console._client' in sys.modules)"
+    code = "import sys, trio_console.agent; print('trio_console._session' in sys.modules)"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert done.stdout == b"False\n"

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import _protocol as wire
+from tests.agent._host import PATIENCE, Host, process_exists
+from trio_console import _wire as wire
+from trio_console._wire.ids import is_session_id
 from trio_console.agent import Ending, serve_agent
-from trio_console.agent._ids import is_session_id
-
-from ._host import PATIENCE, Host, process_exists
 
 if TYPE_CHECKING:
-    from .conftest import AgentFactory
+    from tests.agent.conftest import AgentFactory
 
-MALFORMED = json.loads((Path(__file__).parents[1] / "protocol/data/malformed.json").read_text())
+MALFORMED = json.loads((Path(__file__).parents[1] / "wire/data/malformed.json").read_text())
 STEP = (2**32 - 1) // 128
 
 FATAL = {"len_4", "len_over_4MiB"}
@@ -254,7 +253,7 @@ async def test_a_mistake_inside_one_session_costs_only_that_session(
         raise ZeroDivisionError
 
     sid = await host.start("sleep", "60")
-    monkeypatch.setattr("trio_console.agent._exec._readable_bytes", broken)
+    monkeypatch.setattr("trio_console.agent._process.session._readable_bytes", broken)
     await host.send(wire.ExecSignal(9), sid)
     assert isinstance((await host.collect(sid)).last, wire.Error)
     assert "ZeroDivisionError" in capsys.readouterr().err

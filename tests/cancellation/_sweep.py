@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import trio
 
-from ._ground import Ground
+from tests.cancellation._ground import Ground
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator

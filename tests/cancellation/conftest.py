@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from ._ground import MARK
-from ._sweep import Sweep
+from tests.cancellation._ground import MARK
+from tests.cancellation._sweep import Sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

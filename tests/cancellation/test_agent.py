@@ -12,18 +12,16 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.cancellation._places import echoing
 from trio_console import GuestLostError, SocketGuest, open_guest
 from trio_console.agent import BootError, serve_agent
-
-from ._places import echoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
+    from tests.cancellation._sweep import Sweep
     from trio_console import Guest
-
-    from ._sweep import Sweep
 
 PIPE = subprocess.PIPE
 

@@ -12,17 +12,15 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.cancellation._places import echoing
 from trio_console import CommandGuest, connect_guest, open_guest
-
-from ._places import echoing
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
+    from tests.cancellation._sweep import Sweep
     from trio_console import Guest
-
-    from ._sweep import Sweep
 
     Session = Callable[["Place"], Awaitable[None]]
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from trio_console import _console, _ring, _wake
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console import backend as _console
+from trio_console._console import ring as _ring
+from trio_console._console import wake as _wake
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_console._console import Lane
+from trio_console._console.backend import Lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable

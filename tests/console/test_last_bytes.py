@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._stream import ConsoleStream
-from trio_console._workers import pump_to_device
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.stream import ConsoleStream
+from trio_console._console.workers import pump_to_device
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trio_console._console import Lane
+    from trio_console._console.backend import Lane
 
 
 class EndsBehindTheLook:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from trio_console import _ring
-from trio_console._console import Lane, wait_for_room
-from trio_console._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
+from trio_console._console import ring as _ring
+from trio_console._console.backend import Lane, wait_for_room
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
-from trio_console import _ring
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._ring import ChunkRing
-from trio_console._stream import ConsoleStream
+from trio_console._console import ring as _ring
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.ring import ChunkRing
+from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_console._ring import ChunkRing
+from trio_console._console.ring import ChunkRing
 
 KINDS = st.sampled_from([bytes, bytearray, memoryview])
 

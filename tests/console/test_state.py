@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
-from trio_console import _console, _wake
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console import backend as _console
+from trio_console._console import wake as _wake
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 
 
 def test_the_names_lead_to_the_lanes() -> None:
@@ -100,7 +101,17 @@ def test_where_no_descriptor_can_be_had_none_is_kept(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "module", ["_wake", "_ring", "_console", "_devices", "_workers", "_errors", "testing", "testing._fake_device"]
+    "module",
+    [
+        "_console.wake",
+        "_console.ring",
+        "_console.backend",
+        "_console.devices",
+        "_console.workers",
+        "_errors",
+        "testing",
+        "testing._fake_device",
+    ],
 )
 def test_the_thread_side_does_not_import_trio(module: str) -> None:
     program = f"import sys, trio_console.{module}; sys.exit('trio' in sys.modules)"

@@ -6,9 +6,9 @@ from typing import Any, final
 
 import pytest
 
-from trio_console import _workers
-from trio_console._console import ConsoleSharedState, Lane
-from trio_console._ring import ChunkRing
+from trio_console._console import workers as _workers
+from trio_console._console.backend import ConsoleSharedState, Lane
+from trio_console._console.ring import ChunkRing
 
 
 @final

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import trio
 
 from trio_console import GuestSpec
-from trio_console import _protocol as wire
-from trio_console._devices import as_device
+from trio_console import _wire as wire
+from trio_console._console.devices import as_device
 from trio_console._errors import ProtocolError
-from trio_console._guests import Host
-from trio_console._nursery import hidden_nursery
+from trio_console._guests.spec import Host
+from trio_console._trio.nursery import hidden_nursery
 from trio_console.agent import AgentOptions, BootError, serve_agent
 
 if TYPE_CHECKING:

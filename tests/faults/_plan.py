@@ -7,6 +7,7 @@ import signal
 from dataclasses import dataclass, field
 from typing import Any
 
+from tests.faults._session import Operation, choose
 from trio_console.testing import (
     Corrupt,
     Disconnect,
@@ -19,8 +20,6 @@ from trio_console.testing import (
     Stall,
     Truncate,
 )
-
-from ._session import Operation, choose
 
 #: After these, what arrived is right, if anything arrived: they take away, and change nothing.
 HONEST = (Stall, Disconnect, Signal, Truncate)

@@ -23,6 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tests.faults import _limits
+from tests.faults._guests import InProcessGuest, TappedGuest
+from tests.faults._plan import BOOT, HONEST, SILENT, harms_a_session_only
+from tests.faults._session import FAILURES, Session, Verdict, kill
 from trio_console import (
     ConsoleSharedState,
     ConsoleStream,
@@ -32,7 +36,7 @@ from trio_console import (
     open_guest,
     serve_relay,
 )
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console.testing import (
     Corrupt,
     Disconnect,
@@ -43,17 +47,11 @@ from trio_console.testing import (
     nothing_left_behind,
 )
 
-from . import _limits
-from ._guests import InProcessGuest, TappedGuest
-from ._plan import BOOT, HONEST, SILENT, harms_a_session_only
-from ._session import FAILURES, Session, Verdict, kill
-
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
+    from tests.faults._plan import Plan
     from trio_console import ConsoleStatistics, Guest, LaneStatistics, Relay
-
-    from ._plan import Plan
 
 #: Seconds after which a round has hung. None comes near it.
 HANG = 60.0

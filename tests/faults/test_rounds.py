@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from ._plan import draw
-from ._rounds import play
+from tests.faults._plan import draw
+from tests.faults._rounds import play
 
 if TYPE_CHECKING:
     import pathlib

@@ -1,7 +1,7 @@
 """Fuzz every target: with the same inputs every time, or for a while with what is found by the way.
 
-    python -m fuzz --fixed [--jobs 2] [TARGET...]
-    python -m fuzz [--seconds 60] [--jobs 2] [--seed N] [--keep] [TARGET...]
+    python -m tests.fuzz --fixed [--jobs 2] [TARGET...]
+    python -m tests.fuzz [--seconds 60] [--jobs 2] [--seed N] [--keep] [TARGET...]
 
 Fixed, which is what the gate does: the corpus in the repository, and a fixed number of inputs made of it and of
 seeded random numbers; see `fixed`. It needs nothing but Python, and says the same every time.
@@ -26,10 +26,10 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
-from fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS
 
 _HERE: Final = pathlib.Path(__file__).parent
-_ROOT: Final = _HERE.parent
+_ROOT: Final = _HERE.parents[1]
 _CORPUS: Final = _HERE / "corpus"
 _CRASHES: Final = _HERE / "crashes"
 
@@ -96,7 +96,7 @@ def _fuzz(name: str, seconds: int, seed: int, *, keep: bool) -> bool:
     for crash in sorted(set(_CRASHES.iterdir()) - before):
         file = crash.relative_to(_ROOT)
         lines.append(f"    the input is {file}; to run it again (without atheris, in {_ROOT}):")
-        lines.append(f"    {sys.executable} -m fuzz.one --replay {name} {file}")
+        lines.append(f"    {sys.executable} -m tests.fuzz.one --replay {name} {file}")
     print("\n".join(lines), file=sys.stderr)  # noqa: T201
     return False
 
@@ -117,7 +117,7 @@ def _keep(name: str, found: str) -> tuple[int | str, str]:
 
 def _run(arguments: list[str], patience: float) -> tuple[int | str, str]:
     """Exit status and output of `fuzz.one`."""
-    command = [sys.executable, "-m", "fuzz.one", *arguments]
+    command = [sys.executable, "-m", "tests.fuzz.one", *arguments]
     env = {**os.environ, "PYTHONHASHSEED": "0"}
     try:
         done = subprocess.run(

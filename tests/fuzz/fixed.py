@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from fuzz.targets import TARGETS
+from tests.fuzz.targets import TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +96,7 @@ def run(name: str, count: int | None = None) -> str:
     """Run a target with all of them; returns a digest of what it did.
 
     Raises:
-        Exception: what the target raised. The input is in ``fuzz/crashes`` then.
+        Exception: what the target raised. The input is in ``tests/fuzz/crashes`` then.
     """
     digest = hashlib.sha256()
     done = 0
@@ -109,7 +109,7 @@ def run(name: str, count: int | None = None) -> str:
             file = CRASHES / f"{name}-fixed-{hashlib.sha256(data).hexdigest()[:16]}"
             file.write_bytes(data)
             exc.add_note(f"{name}: FAILED at {title}, after {done} inputs and {_spent()}; to run it again:")
-            exc.add_note(f"    {sys.executable} -m fuzz.one --replay {name} {file}")
+            exc.add_note(f"    {sys.executable} -m tests.fuzz.one --replay {name} {file}")
             raise
         digest.update(f"{len(data)} {outcome}\n".encode())
         done += 1

@@ -1,6 +1,6 @@
 """Write the inputs that fuzzing starts from: recorded frames, bad ones, and stories that went wrong once.
 
-    python -m fuzz.seeds
+    python -m tests.fuzz.seeds
 
 What fuzzing has found stays; a seed's name begins with ``seed-``.
 """
@@ -11,15 +11,15 @@ import json
 import pathlib
 from typing import TYPE_CHECKING, Any, Final
 
-from fuzz.targets import TARGETS, relay
-from trio_console import _protocol as wire
+from tests.fuzz.targets import TARGETS, relay
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _HERE: Final = pathlib.Path(__file__).parent
-_RECORDED: Final = _HERE.parent / "tests" / "protocol" / "data"
+_RECORDED: Final = _HERE.parent / "wire" / "data"
 
 _TYPES: Final = list(wire.MESSAGE_TYPES)
 

@@ -11,20 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_console._relay import _router
-from trio_console._relay._clients import Client
-from trio_console._relay._router import Router
+from trio_console._relay import router as _router
+from trio_console._relay.clients import Client
+from trio_console._relay.router import Router
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-ROOT = pathlib.Path(__file__).parents[1]
-sys.path.append(str(ROOT))  # behind what is installed, which is what is tested
+ROOT = pathlib.Path(__file__).parents[2]
 
-from fuzz import fixed  # noqa: E402
-from fuzz.targets import TARGETS  # noqa: E402
+from tests.fuzz import fixed  # noqa: E402
+from tests.fuzz.targets import TARGETS  # noqa: E402
 
-CORPUS = ROOT / "fuzz" / "corpus"
+CORPUS = ROOT / "tests" / "fuzz" / "corpus"
 FILES = sorted(path for name in TARGETS for path in (CORPUS / name).iterdir())
 
 
@@ -59,7 +58,7 @@ def test_a_target_takes_anything_at_all(name: str) -> None:
 
 FIXED = """
 import sys
-from fuzz import fixed
+from tests.fuzz import fixed
 for name in fixed.COUNTS:
     fixed.run(name, 100)
 """

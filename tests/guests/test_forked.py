@@ -21,7 +21,7 @@ from trio_console._forked import let_go_in_child
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from trio_console._guests import GuestSpec
+    from trio_console._guests.spec import GuestSpec
 
 PIPE = subprocess.PIPE
 PATIENCE = 30.0

@@ -11,10 +11,11 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _guests, _open
-from trio_console._client._confirmations import Confirmations
-from trio_console._guests import Host
-from trio_console._leftovers import Leftovers
+from trio_console import _open
+from trio_console._guests import spec as _guests
+from trio_console._guests.leftovers import Leftovers
+from trio_console._guests.spec import Host
+from trio_console._session.confirmations import Confirmations
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,17 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from pidfds import pidfd_open, pidfd_send_signal
 
-from trio_console import (
-    GuestLostError,
-    ProcessGuest,
-    UnsupportedByPeer,
-    _open,
-    connect_guest,
-    open_guest,
-)
-from trio_console._client._connection import Connection
+from tests.pidfds import pidfd_open, pidfd_send_signal
+from trio_console import GuestLostError, ProcessGuest, UnsupportedByPeer, _open, connect_guest, open_guest
+from trio_console._session.connection import Connection
 from trio_console.testing import nothing_left_behind
 
 if TYPE_CHECKING:

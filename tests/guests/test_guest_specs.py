@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import (
-    CommandGuest,
-    GuestLostError,
-    ProcessGuest,
-    ProtocolError,
-    SocketGuest,
-    open_guest,
-)
+from trio_console import CommandGuest, GuestLostError, ProcessGuest, ProtocolError, SocketGuest, open_guest
 from trio_console.testing import nothing_left_behind
 
 if TYPE_CHECKING:
@@ -25,7 +18,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from trio_console import Guest
-    from trio_console._guests import GuestSpec
+    from trio_console._guests.spec import GuestSpec
 
     OpenGuest = Callable[..., AbstractAsyncContextManager[Guest]]
 
@@ -126,7 +119,7 @@ async def test_a_socket_whose_owner_hangs_up_is_a_lost_guest(tmp_path: Any) -> N
 
 SPEAKS_GARBAGE_LATER = """
 import os, sys
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 os.write(1, wire.encode(wire.Ready(boot_time_ns=1, init_time_ns=1, ready_time_ns=1)))
 decoder = wire.FrameDecoder()
 while not any(wire.peek_type(frame.body) == "core.ping" for frame in decoder):
@@ -173,7 +166,7 @@ async def test_a_console_that_cannot_be_opened_leaves_no_descriptor(
     def fail() -> None:
         raise OSError(24, "Too many open files")
 
-    monkeypatch.setattr("trio_console._devices.Bell", fail)
+    monkeypatch.setattr("trio_console._console.devices.Bell", fail)
     error = await fails_to_open(spec, OSError)
     assert error.errno == 24
 

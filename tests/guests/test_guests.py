@@ -15,13 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import (
-    CommandGuest,
-    GuestLostError,
-    ProcessGuest,
-    SocketGuest,
-    open_guest,
-)
+from trio_console import CommandGuest, GuestLostError, ProcessGuest, SocketGuest, open_guest
 from trio_console.agent import serve_agent
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from trio_console import _leftovers
-from trio_console._leftovers import GUEST_MARK, kill_marked_processes
+from trio_console._guests import leftovers as _leftovers
+from trio_console._guests.leftovers import GUEST_MARK, kill_marked_processes
 
 if TYPE_CHECKING:
     import pytest
@@ -100,7 +100,7 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
 
 def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import os; from trio_console._leftovers import kill_marked_processes as kill;"
+        "import os; from trio_console._guests.leftovers import kill_marked_processes as kill;"
         f"raise SystemExit(len(kill(os.environ[{GUEST_MARK!r}]).killed))"
     )
     env = {**os.environ, GUEST_MARK: secrets.token_hex(8)}

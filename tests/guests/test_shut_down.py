@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import ProcessGuest, _devices, _open, connect_guest, open_guest, serve_relay
-from trio_console._devices import as_device
+from trio_console import ProcessGuest, _open, connect_guest, open_guest, serve_relay
+from trio_console._console import devices as _devices
+from trio_console._console.devices import as_device
 from trio_console._forked import let_go_in_child
-from trio_console._relay import _server
+from trio_console._relay import server as _server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

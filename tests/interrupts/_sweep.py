@@ -13,7 +13,7 @@ frames of the package it is not raised there and then, but for those that run be
 forks a child for each moment. Runs differ, because there are other threads and processes in them; so a moment is
 a number only, and a sweep ends where three numbers in a row are beyond the end of their run.
 
-    python -m interrupts._sweep CONTEXT [--first N] [--stride N] [--second OPCODES] [--jobs N] [--seconds S]
+    python -m tests.interrupts._sweep CONTEXT [--first N] [--stride N] [--second OPCODES] [--jobs N] [--seconds S]
 
 prints a line for each moment at which something was wrong, and then a summary, in JSON.
 """

@@ -16,22 +16,15 @@ import trio.testing
 
 import trio_console
 from trio_console import GuestProcess, ProcessGuest, open_console, open_guest, serve_relay
-from trio_console._ending import see_through
-from trio_console._interrupts import interrupt_safe
-from trio_console.testing import (
-    Duplicate,
-    Fault,
-    FaultyGuest,
-    ScriptedGuest,
-    ScriptedProcess,
-    nothing_left_behind,
-)
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest, ScriptedProcess, nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-    from trio_console._guests import GuestSpec
+    from trio_console._guests.spec import GuestSpec
 
 PACKAGE = pathlib.Path(trio_console.__file__).parent
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import datetime
 import json
-import os
 import pathlib
 import subprocess
 import sys
 
 import pytest
 
-HERE = pathlib.Path(__file__).parent
+ROOT = pathlib.Path(__file__).parents[2]
 
 #: Opcodes from the first Ctrl-C to the second, where there is one.
 SECOND = 50
@@ -41,9 +40,16 @@ NIGHTLY_STRIDES = {
 
 def sweep(context: str, *options: str, seconds: float) -> dict[str, object]:
     """Run one in a process of its own, which has no threads; its summary."""
-    command = [sys.executable, "-m", "interrupts._sweep", context, *options, f"--seconds={seconds}", "--jobs=2"]
-    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, timeout=seconds + 120, check=True)
+    command = [
+        sys.executable,
+        "-m",
+        "tests.interrupts._sweep",
+        context,
+        *options,
+        f"--seconds={seconds}",
+        "--jobs=2",
+    ]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, timeout=seconds + 120, check=True)
     *faults, summary = done.stdout.splitlines()
     result: dict[str, object] = json.loads(summary)
     print(result)

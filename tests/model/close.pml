@@ -1,4 +1,4 @@
-/* How a WakePipe (trio_console/_wake.py) gives its descriptor back, for spin.
+/* How a WakePipe (trio_console/_console/wake.py) gives its descriptor back, for spin.
  *
  * A consumer that waits and drains, a thread that wakes it, and two that close the pipe, at any moment. Checked over all
  * interleavings:

@@ -1,4 +1,4 @@
-/* How a consumer that has gone takes back what the producer was granted (trio_console/_ring.py), for spin.
+/* How a consumer that has gone takes back what the producer was granted (trio_console/_console/ring.py), for spin.
  *
  * The producer notes how many bytes fit, so that it need not look at the consumer at each chunk (`_grant`); the consumer
  * may end that at any moment (`revoke`). Checked over all interleavings: when both are done, nothing is granted, so every

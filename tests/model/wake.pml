@@ -1,4 +1,4 @@
-/* The wake protocol of trio_console/_ring.py, _console.py and _stream.py, for spin.
+/* The wake protocol of trio_console/_console/ring.py, _console.py and _stream.py, for spin.
  *
  * One producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for each
  * direction of waiting a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to

@@ -1,7 +1,7 @@
 """Proof of the proofs: small faults, put into the package one at a time, which the tests have to find.
 
-The table (``table/*.toml``) says for each mutant where it is made, and which tests find it. ``python -m mutants``
-in ``tests`` runs it, see docs/testing.md.
+The table (``table/*.toml``) says for each mutant where it is made, and which tests find it. `make mutants`
+runs it, see docs/testing.md.
 
 * `operators`: what can be turned in a module's source.
 * `table`: the mutants that are kept, and how one is made of the source as it is now.

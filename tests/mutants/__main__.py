@@ -1,6 +1,6 @@
 """Run the mutants of the table, two at a time, and say what found them.
 
-    python -m mutants [--check | --sample | --record | --discover MODULE ...] [PATTERN...]
+    python -m tests.mutants [--check | --sample | --record | --discover MODULE ...] [PATTERN...]
 
 Exit status 1 where one survives, is stale or invalid, is found although the table says that it is no fault, or has
 a finder that fails without it.
@@ -18,13 +18,13 @@ import sys
 import tempfile
 from typing import TYPE_CHECKING
 
-from mutants import discover, table
-from mutants.run import BOUND, EQUIVALENT, FOUND, HUNG, SURVIVED, Outcome, Tree, Verdict, spread
+from tests.mutants import discover, table
+from tests.mutants.run import BOUND, EQUIVALENT, FOUND, HUNG, SURVIVED, Outcome, Tree, Verdict, spread
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mutants.table import Mutant
+    from tests.mutants.table import Mutant
 
 
 def main() -> int:

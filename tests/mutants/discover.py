@@ -1,6 +1,6 @@
 """What finds a mutant that is not in the table yet: the tests of its module, one after the other, until one fails.
 
-    python -m mutants --discover agent._router --operator guard --where Router --every 3 --add
+    python -m tests.mutants --discover agent._router --operator guard --where Router --every 3 --add
 
 tries each third place of these; with ``--add`` the mutants that were found go into the table. A survivor is a test
 that is missing, a test that the list below does not name, or no fault.
@@ -11,145 +11,161 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Final
 
-from mutants import table
-from mutants.operators import OPERATORS, sites
-from mutants.run import FOUND, HUNG, INVALID, SURVIVED, Outcome, spread
-from mutants.table import Mutant, path_of
+from tests.mutants import table
+from tests.mutants.operators import OPERATORS, sites
+from tests.mutants.run import FOUND, HUNG, INVALID, SURVIVED, Outcome, spread
+from tests.mutants.table import Mutant, path_of
 
 if TYPE_CHECKING:
     import argparse
 
-    from mutants.run import Tree
+    from tests.mutants.run import Tree
 
 __all__ = ["add_arguments", "candidates", "discover", "refind"]
 
 #: The tests of each module, the narrowest first; of several that fit, the longest prefix counts.
 _CANDIDATES: Final = {
-    "": ("test_guests.py",),
-    "_open": ("interrupts/test_ctrl_c.py", "test_guests.py", "relay/test_serve.py", "relay/test_relay.py"),
-    "_ending": (
+    "": ("guests/test_guests.py",),
+    "_open": ("interrupts/test_ctrl_c.py", "guests/test_guests.py", "relay/test_serve.py", "relay/test_relay.py"),
+    "_trio.ending": (
         "interrupts/test_ctrl_c.py",
-        "channel/test_ending.py",
-        "channel/test_leaving.py",
-        "test_guests.py",
+        "console/channel/test_ending.py",
+        "console/channel/test_leaving.py",
+        "guests/test_guests.py",
     ),
-    "_guests": (
-        "test_guests.py",
-        "test_guest_specs.py",
-        "test_guest_endings.py",
-        "test_leftovers.py",
+    "_guests.spec": (
+        "guests/test_guests.py",
+        "guests/test_guest_specs.py",
+        "guests/test_guest_endings.py",
+        "guests/test_leftovers.py",
         "interrupts/test_ctrl_c.py",
     ),
-    "_ring": (
+    "_console.ring": (
         "console/test_ring.py",
-        "console/test_wake_protocol.py",
+        "console/wake/test_wake_protocol.py",
         "console/test_ring_model.py",
-        "console/test_weak_memory.py",
+        "console/wake/test_weak_memory.py",
     ),
-    "_wake": ("console/test_wake.py", "console/test_wake_signals.py", "console/test_wake_protocol.py"),
-    "_descriptor": ("console/test_wake_signals.py", "console/test_wake.py"),
-    "_console": (
+    "_console.wake": (
+        "console/wake/test_wake.py",
+        "console/wake/test_wake_signals.py",
+        "console/wake/test_wake_protocol.py",
+    ),
+    "_console.descriptor": ("console/wake/test_wake_signals.py", "console/wake/test_wake.py"),
+    "_console.backend": (
         "console/test_lane.py",
         "console/test_last_bytes.py",
         "console/test_backend.py",
         "console/test_state.py",
-        "console/test_console_stream_endings.py",
-        "console/test_schedules.py",
+        "console/stream/test_console_stream_endings.py",
+        "console/wake/test_schedules.py",
     ),
-    "_workers": (
+    "_console.workers": (
         "console/test_workers.py",
         "console/test_last_bytes.py",
-        "channel/test_device_teardown.py",
-        "channel/test_open_console.py",
+        "console/channel/test_device_teardown.py",
+        "console/channel/test_open_console.py",
     ),
-    "_devices": ("channel/test_open_console.py", "channel/test_device_teardown.py"),
-    "_channel": (
-        "channel/test_no_threads.py",
-        "channel/test_refusals.py",
-        "channel/test_leaving.py",
-        "channel/test_device_teardown.py",
+    "_console.devices": ("console/channel/test_open_console.py", "console/channel/test_device_teardown.py"),
+    "_console.channel": (
+        "console/channel/test_no_threads.py",
+        "console/channel/test_refusals.py",
+        "console/channel/test_leaving.py",
+        "console/channel/test_device_teardown.py",
         "interrupts/test_ctrl_c.py",
     ),
-    "_stream": (
-        "console/test_console_stream.py",
-        "console/test_console_stream_endings.py",
+    "_console.stream": (
+        "console/stream/test_console_stream.py",
+        "console/stream/test_console_stream_endings.py",
         "console/test_last_bytes.py",
     ),
-    "_outbox": ("test_outbox.py", "test_outbox_pieces.py"),
-    "_protocol._frames": ("protocol/test_frames.py", "protocol/test_frames_model.py", "corpus:frames"),
-    "_protocol._cbor": ("protocol/test_cbor.py", "protocol/test_codec.py", "corpus:messages"),
-    "_protocol": ("protocol/test_codec.py", "protocol/test_messages.py", "corpus:messages"),
-    "_client": (
-        "client/test_credit.py",
-        "client/test_process.py",
-        "client/test_cancel.py",
-        "client/test_endings.py",
+    "_wire.outbox": ("wire/test_outbox.py", "wire/test_outbox_pieces.py"),
+    "_wire.frames": ("wire/test_frames.py", "wire/test_frames_model.py", "corpus:frames"),
+    "_wire.cbor": ("wire/test_cbor.py", "wire/test_codec.py", "corpus:messages"),
+    "_wire": ("wire/test_codec.py", "wire/test_messages.py", "corpus:messages"),
+    "_session": (
+        "session/test_credit.py",
+        "session/process/test_process.py",
+        "session/process/test_cancel.py",
+        "session/test_endings.py",
     ),
-    "_client._guest": (
-        "client/test_process.py",
-        "client/test_process_streams.py",
-        "client/test_cancel.py",
-        "client/test_endings.py",
+    "_session.guest": (
+        "session/process/test_process.py",
+        "session/process/test_process_streams.py",
+        "session/process/test_cancel.py",
+        "session/test_endings.py",
     ),
-    "_client._connection": ("client/test_connection.py", "client/test_endings.py", "client/test_process.py"),
-    "_client._heartbeat": ("client/test_heartbeat.py",),
-    "_client._confirmations": ("client/test_confirmations.py",),
-    "_client._owner": ("client/test_owner.py",),
-    "_forked": ("test_forked.py",),
-    "_clocks": ("test_guest_liveness.py", "test_guest_endings.py", "client/test_confirmations.py"),
-    "_conflict": ("console/test_console_stream.py", "client/test_process.py"),
+    "_session.connection": (
+        "session/test_connection.py",
+        "session/test_endings.py",
+        "session/process/test_process.py",
+    ),
+    "_session.heartbeat": ("session/test_heartbeat.py",),
+    "_session.confirmations": ("session/test_confirmations.py",),
+    "_session.owner": ("session/test_owner.py",),
+    "_forked": ("guests/test_forked.py",),
+    "_trio.clocks": (
+        "guests/test_guest_liveness.py",
+        "guests/test_guest_endings.py",
+        "session/test_confirmations.py",
+    ),
+    "_trio.conflict": ("console/stream/test_console_stream.py", "session/process/test_process.py"),
     "_relay": (
-        "relay/test_router_endings.py",
-        "relay/test_router_credit.py",
-        "relay/test_router_gate.py",
-        "relay/test_router_model.py",
+        "relay/router/test_router_endings.py",
+        "relay/router/test_router_credit.py",
+        "relay/router/test_router_gate.py",
+        "relay/router/test_router_model.py",
         "corpus:relay_clients",
         "corpus:relay_agent",
     ),
-    "_relay._server": (
+    "_relay.server": (
         "relay/test_server.py",
         "relay/test_clocks.py",
         "relay/test_slow_clients.py",
         "relay/test_relay.py",
     ),
-    "_relay._serve": ("relay/test_serve.py", "relay/test_socket.py", "relay/test_relay.py"),
-    "_relay._log": ("relay/test_log.py",),
-    "_relay._socket": ("relay/test_socket.py",),
-    "agent": ("agent/test_boot.py", "agent/test_ending.py", "agent/test_program.py"),
+    "_relay.serve": ("relay/test_serve.py", "relay/test_socket.py", "relay/test_relay.py"),
+    "_relay.log": ("relay/test_log.py",),
+    "_relay.socket": ("relay/test_socket.py",),
+    "agent": ("agent/system/test_boot.py", "agent/test_ending.py", "agent/test_program.py"),
     "agent._router": (
         "agent/test_router.py",
         "agent/test_ending.py",
-        "agent/test_fs_handles.py",
+        "agent/files/test_fs_handles.py",
         "agent/test_program.py",
         "corpus:agent_router",
     ),
     "agent._link": (
-        "agent/test_exec_output.py",
+        "agent/process/test_exec_output.py",
         "agent/test_router.py",
-        "agent/test_fs_read.py",
+        "agent/files/test_fs_read.py",
         "agent/test_ending.py",
         "agent/test_ending_races.py",
     ),
     "agent._inflow": (
         "agent/test_inflow.py",
-        "agent/test_exec_stdin.py",
-        "agent/test_fs_write.py",
-        "agent/test_tcp.py",
+        "agent/process/test_exec_stdin.py",
+        "agent/files/test_fs_write.py",
+        "agent/net/test_tcp.py",
     ),
-    "agent._exec": (
-        "agent/test_exec_output.py",
-        "agent/test_exec_start.py",
-        "agent/test_exec_stdin.py",
-        "agent/test_exec_signals.py",
+    "agent._process.session": (
+        "agent/process/test_exec_output.py",
+        "agent/process/test_exec_start.py",
+        "agent/process/test_exec_stdin.py",
+        "agent/process/test_exec_signals.py",
         "agent/test_ending.py",
     ),
-    "agent._stdin": ("agent/test_exec_stdin.py",),
-    "agent._handles": ("agent/test_fs_handles.py", "agent/test_fs_read.py"),
-    "agent._fs": ("agent/test_fs_handles.py", "agent/test_fs_write.py", "agent/test_fs_read.py"),
-    "agent._tcp": ("agent/test_tcp.py",),
-    "agent._limits": ("agent/test_system.py", "agent/test_exec_start.py"),
-    "agent._spawn": ("agent/test_exec_start.py", "agent/test_system.py"),
-    "agent._trees": ("agent/test_program.py", "agent/test_ending.py", "agent/test_system.py"),
+    "agent._process.stdin": ("agent/process/test_exec_stdin.py",),
+    "agent._files.handles": ("agent/files/test_fs_handles.py", "agent/files/test_fs_read.py"),
+    "agent._files.session": (
+        "agent/files/test_fs_handles.py",
+        "agent/files/test_fs_write.py",
+        "agent/files/test_fs_read.py",
+    ),
+    "agent._net.tcp": ("agent/net/test_tcp.py",),
+    "agent._process.limits": ("agent/system/test_system.py", "agent/process/test_exec_start.py"),
+    "agent._process.spawn": ("agent/process/test_exec_start.py", "agent/system/test_system.py"),
+    "agent._files.trees": ("agent/test_program.py", "agent/test_ending.py", "agent/system/test_system.py"),
 }
 
 

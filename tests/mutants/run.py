@@ -24,12 +24,12 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
-from mutants.table import ROOT, path_of
+from tests.mutants.table import ROOT, path_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from mutants.table import Mutant
+    from tests.mutants.table import Mutant
 
 __all__ = ["BOUND", "EQUIVALENT", "FOUND", "HUNG", "INVALID", "SURVIVED", "Outcome", "Tree", "Verdict", "spread"]
 
@@ -47,7 +47,7 @@ HANG_BOUND: Final = 25.0
 _MEMORY: Final = 6 * 2**30
 
 #: What a finder can need.
-_COPIED: Final = ("trio_console", "tests", "fuzz", "model", "examples", "benchmarks", "docs")
+_COPIED: Final = ("trio_console", "tests", "examples", "benchmarks", "docs")
 
 _TOKEN: Final = "TRIO_CONSOLE_MUTANT"
 
@@ -208,10 +208,10 @@ def _command(finder: Sequence[str], root: pathlib.Path, temporary: pathlib.Path)
         return _pytest(finder, temporary, "-v", "-x")  # so that the name of a test that hangs is there
     kind, _, target = finder[0].partition(":")
     if kind == "fuzz":
-        return [sys.executable, "-m", "fuzz", "--fixed", target]
+        return [sys.executable, "-m", "tests.fuzz", "--fixed", target]
     if kind == "corpus":
-        files = sorted(str(path) for path in (root / "fuzz" / "corpus" / target).iterdir())
-        return [sys.executable, "-m", "fuzz.one", "--replay", target, *files]
+        files = sorted(str(path) for path in (root / "tests" / "fuzz" / "corpus" / target).iterdir())
+        return [sys.executable, "-m", "tests.fuzz.one", "--replay", target, *files]
     raise ValueError(f"no such finder: {finder[0]}")
 
 

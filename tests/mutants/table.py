@@ -14,12 +14,12 @@ import tomllib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from mutants.operators import OPERATORS, sites, squeeze
+from tests.mutants.operators import OPERATORS, sites, squeeze
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from mutants.operators import Site
+    from tests.mutants.operators import Site
 
 __all__ = ["ROOT", "TABLE", "Mutant", "StaleError", "check", "load", "path_of", "room_of", "save"]
 
@@ -28,17 +28,14 @@ TABLE: Final = pathlib.Path(__file__).parent / "table"
 
 #: Which file of the table a module's mutants are in, by the first name that fits.
 _ROOMS: Final = (
-    ("_ring", "console"),
-    ("_wake", "console"),
-    ("_console", "console"),
-    ("_descriptor", "console"),
-    ("_devices", "channel"),
-    ("_workers", "channel"),
-    ("_stream", "channel"),
-    ("_channel", "channel"),
-    ("_protocol.", "protocol"),
-    ("_outbox", "outbox"),
-    ("_client.", "client"),
+    ("_console.devices", "channel"),
+    ("_console.workers", "channel"),
+    ("_console.stream", "channel"),
+    ("_console.channel", "channel"),
+    ("_console.", "console"),
+    ("_wire.outbox", "outbox"),
+    ("_wire.", "wire"),
+    ("_session.", "session"),
     ("_relay.", "relay"),
     ("agent.", "agent"),
     ("", "open"),

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from .operators import OPERATORS, sites, squeeze
+from tests.mutants.operators import OPERATORS, sites, squeeze
 
 
 def made(operator: str, source: str) -> list[str]:

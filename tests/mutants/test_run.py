@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .run import FOUND, HUNG, INVALID, SURVIVED, Tree
-from .table import Mutant
+from tests.mutants.run import FOUND, HUNG, INVALID, SURVIVED, Tree
+from tests.mutants.table import Mutant
 
 if TYPE_CHECKING:
     import pathlib

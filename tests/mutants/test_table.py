@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .operators import sites
-from .table import Mutant, StaleError, check, load, path_of, room_of, save
+from tests.mutants.operators import sites
+from tests.mutants.table import Mutant, StaleError, check, load, path_of, room_of, save
 
 if TYPE_CHECKING:
     import pathlib
@@ -42,10 +42,10 @@ def test_no_mutant_of_the_table_is_stale() -> None:
 def test_every_room_has_its_mutants() -> None:
     rooms = collections.Counter(room_of(mutant.module) for mutant in TABLE)
     assert sum(rooms.values()) >= 120
-    assert {"console", "channel", "protocol", "outbox", "client", "agent", "relay", "open"} <= set(rooms)
+    assert {"console", "channel", "wire", "outbox", "session", "agent", "relay", "open"} <= set(rooms)
 
 
-@pytest.mark.parametrize("module", ["_channel", "_open", "_ending", "_relay._serve"])
+@pytest.mark.parametrize("module", ["_console.channel", "_open", "_trio.ending", "_relay.serve"])
 def test_each_finally_of_the_contexts_is_a_mutant(module: str) -> None:
     everywhere = sites(path_of(module).read_bytes())
     wanted = {Mutant.of_site(module, site, everywhere).id for site in everywhere if site.operator == "finally"}
@@ -114,7 +114,7 @@ def test_an_entry_that_makes_no_sense_is_refused(fields: dict[str, str]) -> None
 
 def test_what_is_saved_is_what_is_loaded(tmp_path: pathlib.Path) -> None:
     hand = Mutant(
-        module="_ring",
+        module="_console.ring",
         name='quotes "and" such',
         old="\n  if '''x''':\n    '\\n'\n",
         new="",
@@ -122,7 +122,7 @@ def test_what_is_saved_is_what_is_loaded(tmp_path: pathlib.Path) -> None:
         seconds=1.5,
     )
     plain = dataclasses.replace(
-        hand, module="_wake", old="two\n  lines", new="one \\ 'line'", equivalent="a reason"
+        hand, module="_console.wake", old="two\n  lines", new="one \\ 'line'", equivalent="a reason"
     )
     save([*TABLE, hand, plain], tmp_path)
     assert {mutant.id: mutant for mutant in load(tmp_path)} == {m.id: m for m in [*TABLE, hand, plain]}

@@ -37,7 +37,7 @@ CACHE: Final = (
 PYTHONS: Final = {
     "3.14": [],
     "3.15": [],
-    "3.14t": ["-m", "pytest", "-q", "-m", "nightly", "tests/console/test_stress.py"],
+    "3.14t": ["-m", "pytest", "-q", "-m", "nightly", "tests/console/wake/test_stress.py"],
 }
 
 #: Seconds: setting something up, and all tests of one Python.

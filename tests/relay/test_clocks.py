@@ -9,9 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-
-from ._world import serving, settle
+from tests.relay.router._world import serving, settle
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable

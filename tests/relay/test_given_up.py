@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_console import _protocol as wire
-from trio_console._relay._limits import RouterLimits
-from trio_console._relay._server import RelayOptions
-
-from ._frames import Table
-from ._world import serving, settle
+from tests.relay.router._frames import Table
+from tests.relay.router._world import serving, settle
+from trio_console import _wire as wire
+from trio_console._relay.limits import RouterLimits
+from trio_console._relay.server import RelayOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from trio_console._relay._router import Client
+    from trio_console._relay.router import Client
 
 CREDIT = 1000
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0), window=CREDIT)

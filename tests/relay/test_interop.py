@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from trio_console import open_guest
-from trio_console._build import FREE_THREADED
+from trio_console._console.build import FREE_THREADED
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,9 +14,9 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-from trio_console._relay import _log
-from trio_console._relay._log import SessionLog
+from trio_console import _wire as wire
+from trio_console._relay import log as _log
+from trio_console._relay.log import SessionLog
 
 if TYPE_CHECKING:
     from pathlib import Path

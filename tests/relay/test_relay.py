@@ -16,11 +16,10 @@ import pytest
 import trio
 
 import trio_console
+from tests.relay.router._world import RawClient
 from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest, serve_relay
-from trio_console import _protocol as wire
-from trio_console._relay._server import RelayOptions
-
-from ._world import RawClient
+from trio_console import _wire as wire
+from trio_console._relay.server import RelayOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -410,7 +409,7 @@ async def test_a_greeting_that_is_none_is_an_error(path: Path, said: bytes, erro
 
 @pytest.mark.parametrize("split", [1, 3, 7])
 async def test_a_greeting_in_pieces_is_understood(split: int) -> None:
-    from trio_console._client._attach import attach
+    from trio_console._session.attach import attach
 
     ready = wire.encode(wire.Ready(boot_time_ns=1, init_time_ns=2, ready_time_ns=3))
     raw = bytes.fromhex("0000000101ffffff") + ready + wire.encode(wire.Pong(), 1)

@@ -8,15 +8,14 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.testing import memory_stream_pair
 
+from tests.relay.router._world import ready_frame, settle
 from trio_console import _open, open_guest, serve_relay
-from trio_console import _protocol as wire
-from trio_console._client._boot import Booted
-from trio_console._relay._serve import relaying
-from trio_console._relay._server import RelayOptions
-from trio_console._relay._socket import RelaySocket
+from trio_console import _wire as wire
+from trio_console._relay.serve import relaying
+from trio_console._relay.server import RelayOptions
+from trio_console._relay.socket import RelaySocket
+from trio_console._session.boot import Booted
 from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest
-
-from ._world import ready_frame, settle
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,18 +11,17 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-from trio_console._lost import GuestLostError
-from trio_console._relay._limits import RouterLimits
-from trio_console._relay._server import RelayOptions
-from trio_console._relay._slots import MAX_CLIENTS
-
-from ._frames import parse
-from ._world import Peer, World, serving, settle
+from tests.relay.router._frames import parse
+from tests.relay.router._world import Peer, World, serving, settle
+from trio_console import _wire as wire
+from trio_console._relay.limits import RouterLimits
+from trio_console._relay.server import RelayOptions
+from trio_console._relay.slots import MAX_CLIENTS
+from trio_console._trio.lost import GuestLostError
 
 VECTORS: dict[str, dict[str, Any]] = {
     vector["name"]: vector
-    for vector in json.loads((Path(__file__).parents[1] / "protocol" / "data" / "vectors.json").read_text())
+    for vector in json.loads((Path(__file__).parents[1] / "wire" / "data" / "vectors.json").read_text())
 }
 EXEC = wire.ExecRequest(cmd="true")
 
@@ -509,7 +508,7 @@ async def test_a_flood_of_frames_lets_other_tasks_have_their_turn(tmp_path: Path
 
 
 def test_the_log_is_named_after_the_relay() -> None:
-    from trio_console._relay import _server
+    from trio_console._relay import server as _server
 
     assert _server.log is logging.getLogger("trio_console.relay")
 

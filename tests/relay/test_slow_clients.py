@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-from trio_console._relay._limits import RouterLimits
-from trio_console._relay._server import RelayOptions, SlowClient
-
-from ._world import PATIENCE, RawClient, World, serving, settle
+from tests.relay.router._world import PATIENCE, RawClient, World, serving, settle
+from trio_console import _wire as wire
+from trio_console._relay.limits import RouterLimits
+from trio_console._relay.server import RelayOptions, SlowClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.relay.router._world import serving
 from trio_console._open import connect_guest
-from trio_console._relay import _socket
-from trio_console._relay._server import RelayOptions
-from trio_console._relay._socket import RelaySocket, peer_uid
-
-from ._world import serving
+from trio_console._relay import socket as _socket
+from trio_console._relay.server import RelayOptions
+from trio_console._relay.socket import RelaySocket, peer_uid
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -12,11 +12,11 @@ import trio
 import trio.testing
 from trio.testing import memory_stream_pair
 
-from trio_console import _protocol as wire
-from trio_console._client._confirmations import Confirmations
-from trio_console._client._connection import Connection
-from trio_console._client._guest import Guest
-from trio_console._nursery import hidden_nursery
+from trio_console import _wire as wire
+from trio_console._session.confirmations import Confirmations
+from trio_console._session.connection import Connection
+from trio_console._session.guest import Guest
+from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable

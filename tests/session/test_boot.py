@@ -6,11 +6,10 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
+from tests.session._fake import PATIENCE, FakeAgent, Result, begin
 from trio_console import GuestLostError, ProtocolError
-from trio_console import _protocol as wire
-from trio_console._client._boot import boot, make_bootstrap
-
-from ._fake import PATIENCE, FakeAgent, Result, begin
+from trio_console import _wire as wire
+from trio_console._session.boot import boot, make_bootstrap
 
 READY = wire.Ready(boot_time_ns=1, init_time_ns=2, ready_time_ns=3, agent_version="fake")
 RESOLVED = wire.InitResolved(wire.DefaultUser(0, 0))

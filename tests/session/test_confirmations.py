@@ -9,15 +9,14 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-from trio_console._client._confirmations import Confirmations
-
-from ._fake import begin, talking
+from tests.session._fake import begin, talking
+from trio_console import _wire as wire
+from trio_console._session.confirmations import Confirmations
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from ._fake import Talk
+    from tests.session._fake import Talk
 
 PIPE = subprocess.PIPE
 GRACE = 3.0

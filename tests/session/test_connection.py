@@ -6,10 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from tests.session._fake import PATIENCE, begin, talking
 from trio_console import GuestLostError, ProtocolError, UnsupportedByPeer
-from trio_console import _protocol as wire
-
-from ._fake import PATIENCE, begin, talking
+from trio_console import _wire as wire
 
 
 async def _answer_ping(agent: object) -> int:

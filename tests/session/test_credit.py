@@ -11,17 +11,16 @@ import trio
 import trio.testing
 
 import trio_console
-from trio_console import _protocol as wire
-from trio_console._client._bulk import DataSender
-from trio_console._client._input import StdinStream
-from trio_console._client._output import CreditAccount, IncomingStream, MergedAccounts
-from trio_console._outbox import BULK_BUDGET, Outbox
-
-from ._fake import PATIENCE, WINDOW, Talk, begin, talking
-from .test_process import PIPE, opened, run
+from tests.session._fake import PATIENCE, WINDOW, Talk, begin, talking
+from tests.session.process.test_process import PIPE, opened, run
+from trio_console import _wire as wire
+from trio_console._session.process.input import StdinStream
+from trio_console._session.process.output import CreditAccount, IncomingStream, MergedAccounts
+from trio_console._session.sending import DataSender
+from trio_console._wire.outbox import BULK_BUDGET, Outbox
 
 if TYPE_CHECKING:
-    from ._fake import FakeAgent
+    from tests.session._fake import FakeAgent
 
 HALF = WINDOW // 2
 MIB = 1024 * 1024

@@ -10,13 +10,14 @@ import pytest
 import trio
 import trio.testing
 
+from tests.session._fake import WINDOW, begin, talking
+from tests.session.files._fake_files import serving_files
 from trio_console import GuestLostError, ProtocolError
-from trio_console import _protocol as wire
-from trio_console._client import _fs, _process, _tcp
-from trio_console._client._connection import Session
-
-from ._fake import WINDOW, begin, talking
-from ._fake_files import serving_files
+from trio_console import _wire as wire
+from trio_console._session.connection import Session
+from trio_console._session.files import operations as _fs
+from trio_console._session.net import tcp as _tcp
+from trio_console._session.process import process as _process
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from tests.session._fake import Talk
     from trio_console import Guest
-
-    from ._fake import Talk
 
 
 async def _still_works(talk: Talk) -> None:

@@ -11,11 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.session._fake import Talk, begin, talking
 from trio_console import GuestLostError, UnsupportedByPeer
-from trio_console import _protocol as wire
-from trio_console._client._heartbeat import Heartbeat, check_heartbeat
-
-from ._fake import Talk, begin, talking
+from trio_console import _wire as wire
+from trio_console._session.heartbeat import Heartbeat, check_heartbeat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from trio_console._client._connection import Connection
+    from trio_console._session.connection import Connection
 
 PIPE = subprocess.PIPE
 SECONDS = 2.0

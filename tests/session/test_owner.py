@@ -14,9 +14,8 @@ import pytest
 import trio
 
 import trio_console
-from trio_console import _protocol as wire
-
-from ._fake import PATIENCE, begin, talking
+from tests.session._fake import PATIENCE, begin, talking
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,13 +130,13 @@ async def test_whatever_is_called_from_elsewhere_is_refused_before_anything_has_
 
 def test_a_method_that_says_it_checks_its_owner_does_so_first() -> None:
     found = []
-    for path in sorted((pathlib.Path(trio_console.__file__).parent / "_client").glob("*.py")):
+    for path in sorted((pathlib.Path(trio_console.__file__).parent / "_session").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.AsyncFunctionDef) and "checks_owner" in map(ast.unparse, node.decorator_list):
                 found.append(f"{path.stem}.{node.name}")
                 first = node.body[1 if ast.get_docstring(node) else 0]
                 assert ast.unparse(first) == "self._owner.check()", found[-1]
-    assert {"_output.receive_some", "_input.send_all", "_file_text.write"} <= set(found)
+    assert {"output.receive_some", "input.send_all", "text.write"} <= set(found)
 
 
 async def test_attributes_and_statistics_are_for_everyone() -> None:

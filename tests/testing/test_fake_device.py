@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 import trio_console.testing
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._wake import WakePipe
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.wake import WakePipe
 from trio_console.testing import (
     DESCRIPTORS,
     PAGE_SIZE,

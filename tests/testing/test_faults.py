@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console.testing import (
     Corrupt,
     Disconnect,

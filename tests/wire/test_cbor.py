@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trio_console._protocol import _cbor
-from trio_console._protocol._cbor import MAX_DEPTH, MAX_ITEMS, CBORError, IndefiniteMap, load
+from trio_console._wire import cbor as _cbor
+from trio_console._wire.cbor import MAX_DEPTH, MAX_ITEMS, CBORError, IndefiniteMap, load
 
 
 def exact(data: bytes) -> Any:

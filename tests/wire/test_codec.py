@@ -7,11 +7,11 @@ from typing import Any
 
 import cbor2
 import pytest
-from wire_data import frame_of
 
-from trio_console import _protocol as wire
+from tests.wire.wire_data import frame_of
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._protocol import UNSET, Frame
+from trio_console._wire import UNSET, Frame
 
 DATA_CLASSES = [wire.ExecStdin, wire.ExecStdout, wire.ExecStderr, wire.FsData, wire.TcpData]
 ENTRY = wire.EntryInfo(path="/é", kind="file", size=2**64 - 1, mode=0o100644, uid=0, gid=1, mtime=-(2**63))
@@ -261,7 +261,7 @@ def test_the_largest_data_fits_and_one_byte_more_does_not(cls: type[wire.DataMes
 def test_data_in_any_canonical_frame_is_read_like_plain_cbor(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     frame = frame_of(wire.encode_data(wire.FsData, 1, bytes(size)))
     quick = wire.decode(frame)
-    monkeypatch.setattr(wire._codec, "_DATA_BY_PREFIX", {})
+    monkeypatch.setattr(wire.codec, "_DATA_BY_PREFIX", {})
     assert wire.decode(frame) == quick == wire.FsData(bytes(size))
 
 
@@ -269,7 +269,7 @@ def test_canonical_data_does_not_pass_through_cbor(monkeypatch: pytest.MonkeyPat
     def refuse(data: bytes) -> None:
         raise AssertionError("decoded as CBOR")
 
-    monkeypatch.setattr(wire._codec._cbor, "load", refuse)
+    monkeypatch.setattr(wire.codec.cbor, "load", refuse)
     for size in (0, 16, 24, 247, 256, 4096, 65526, 65536, 1_000_000):
         for version in (5, 7, 10):
             sent = wire.ExecStdout(bytes(size))
@@ -295,8 +295,8 @@ def test_a_data_frame_with_one_byte_changed_is_read_like_plain_cbor(
 
     bodies = [(raw[:index] + bytes([value]) + raw[index + 1 :])[9:] for value in range(256)]
     quick = [outcome(body) for body in bodies]
-    monkeypatch.setattr(wire._codec, "_DATA_BY_PREFIX", {})
-    monkeypatch.setattr(wire._codec, "_BY_LEAD", {})
+    monkeypatch.setattr(wire.codec, "_DATA_BY_PREFIX", {})
+    monkeypatch.setattr(wire.codec, "_BY_LEAD", {})
     assert [outcome(body) for body in bodies] == quick
 
 

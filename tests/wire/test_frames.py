@@ -9,16 +9,16 @@ from typing import Any, Self
 import pytest
 
 from trio_console._errors import ProtocolError
-from trio_console._protocol import (
+from trio_console._wire import (
     HEADER_SIZE,
     MAX_FRAME_LENGTH,
     MIN_FRAME_LENGTH,
     Frame,
     FrameDecoder,
-    _frames,
     encode_again,
     encode_frame,
 )
+from trio_console._wire import frames as _frames
 
 MAX_BODY = MAX_FRAME_LENGTH - MIN_FRAME_LENGTH
 

@@ -8,14 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from trio_console._errors import ProtocolError
-from trio_console._protocol import (
-    HEADER_SIZE,
-    MAX_FRAME_LENGTH,
-    MIN_FRAME_LENGTH,
-    Frame,
-    FrameDecoder,
-    encode_frame,
-)
+from trio_console._wire import HEADER_SIZE, MAX_FRAME_LENGTH, MIN_FRAME_LENGTH, Frame, FrameDecoder, encode_frame
 
 FRAMES = st.builds(Frame, st.integers(0, 2**32 - 1), st.integers(0, 255), st.binary(max_size=12))
 BAD_LENGTHS = st.integers(0, MIN_FRAME_LENGTH - 1) | st.integers(MAX_FRAME_LENGTH + 1, 2**32 - 1)

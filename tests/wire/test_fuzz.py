@@ -11,11 +11,11 @@ import cbor2
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from wire_data import VECTORS, frame_bytes, frame_of, payload_of
 
-from trio_console import _protocol as wire
+from tests.wire.wire_data import VECTORS, frame_bytes, frame_of, payload_of
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._protocol import Frame, FrameDecoder
+from trio_console._wire import Frame, FrameDecoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import msgspec
 import pytest
-from wire_data import VECTORS
 
-from trio_console import _protocol as wire
+from tests.wire.wire_data import VECTORS
+from trio_console import _wire as wire
 
 DOWN, UP = wire.Direction.HOST_TO_AGENT, wire.Direction.AGENT_TO_HOST
 

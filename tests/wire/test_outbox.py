@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from gated_stream import TIMEOUT, GatedStream, running, settle
 
-from trio_console._outbox import Outbox
+from tests.gated_stream import TIMEOUT, GatedStream, running, settle
+from trio_console._wire.outbox import Outbox
 
 # Order
 

@@ -7,9 +7,9 @@ import contextlib
 import pytest
 import trio
 import trio.testing
-from gated_stream import TIMEOUT, GatedStream, running, settle
 
-from trio_console._outbox import GatheringStream, Outbox
+from tests.gated_stream import TIMEOUT, GatedStream, running, settle
+from trio_console._wire.outbox import GatheringStream, Outbox
 
 
 class GatheringGatedStream(GatedStream, GatheringStream):

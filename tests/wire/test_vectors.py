@@ -6,9 +6,9 @@ from typing import Any
 
 import cbor2
 import pytest
-from wire_data import MALFORMED, NOT_OURS, VECTORS, frame_bytes, frame_of, payload_of
 
-from trio_console import _protocol as wire
+from tests.wire.wire_data import MALFORMED, NOT_OURS, VECTORS, frame_bytes, frame_of, payload_of
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 CANONICAL = [v for v in VECTORS if v["canonical"]]

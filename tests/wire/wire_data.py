@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 _DATA = Path(__file__).parent / "data"
 

@@ -18,11 +18,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
-from ._wake import WakePipe
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
+from trio_console._console.wake import WakePipe
 
 if TYPE_CHECKING:
-    from ._ring import BytesLike
+    from trio_console._console.ring import BytesLike
 
 __all__ = ["AgentConsoleBackend", "ConsoleSharedState", "Lane", "LaneStatistics"]
 
@@ -71,7 +71,7 @@ class Lane:
     All this holds without the interpreter lock, too. It asks only that a thread's stores are seen in their order,
     and that what was stored before a ring is seen after the sleep which that ring ends, as it is around two
     system calls on one descriptor. Nobody decides by a look whether to ring for a flag, so no store has to
-    be seen before a look (as those of `_ring` have).
+    be seen before a look (as those of `_console.ring` have).
     """
 
     __slots__ = (

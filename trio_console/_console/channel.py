@@ -16,22 +16,22 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ._clocks import within
-from ._console import ConsoleSharedState
-from ._devices import as_device, close_quietly
-from ._ending import see_through
-from ._interrupts import interrupt_safe
-from ._nursery import hidden_nursery
-from ._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
-from ._stream import ConsoleStream
-from ._threads import NoThreadError, in_thread
-from ._workers import pump_from_device, pump_to_device
+from trio_console._console.backend import ConsoleSharedState
+from trio_console._console.devices import as_device, close_quietly
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
+from trio_console._console.stream import ConsoleStream
+from trio_console._console.workers import pump_from_device, pump_to_device
+from trio_console._trio.clocks import within
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from ._console import Lane
-    from ._devices import ConsoleDevice, GuestDevice
+    from trio_console._console.backend import Lane
+    from trio_console._console.devices import ConsoleDevice, GuestDevice
 
 __all__ = ["open_console"]
 

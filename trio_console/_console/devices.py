@@ -20,9 +20,9 @@ import stat
 import sys
 from typing import Final, Protocol, TypeAlias, final, runtime_checkable
 
-from ._descriptor import Descriptors
-from ._forked import let_go_in_child
-from ._wake import Bell
+from trio_console._console.descriptor import Descriptors
+from trio_console._console.wake import Bell
+from trio_console._forked import let_go_in_child
 
 __all__ = ["ConsoleDevice", "GuestDevice", "as_device", "close_quietly"]
 
@@ -218,7 +218,8 @@ class _FdDevice:
     They are non-blocking until they are given back, see `_End`.
 
     A call takes a reference to the end that it uses, and `close` drops the device's own: the last to go closes the
-    number, so it is never recycled under a system call. (Why that needs no lock, and no count: `_descriptor`.)
+    number, so it is never recycled under a system call. (Why that needs no lock, and no count: see
+    `_console.descriptor`.)
     """
 
     def __init__(self, bell: Bell, read_end: _End, write_end: _End | None = None) -> None:

@@ -32,10 +32,10 @@ from collections import deque
 from itertools import repeat, starmap
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
-from ._build import FREE_THREADED
+from trio_console._console.build import FREE_THREADED
 
 if TYPE_CHECKING:
-    from ._wake import WakePipe
+    from trio_console._console.wake import WakePipe
 
 __all__ = ["DEFAULT_CAPACITY", "DEFAULT_MAX_BYTES", "BytesLike", "ChunkRing"]
 

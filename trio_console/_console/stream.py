@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ._buffers import flat_view
-from ._conflict import Conflict
+from trio_console._buffers import flat_view
+from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
-    from ._console import ConsoleSharedState, Lane, LaneStatistics
-    from ._ring import BytesLike
-    from ._wake import WakePipe
+    from trio_console._console.backend import ConsoleSharedState, Lane, LaneStatistics
+    from trio_console._console.ring import BytesLike
+    from trio_console._console.wake import WakePipe
 
 __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 

@@ -10,8 +10,8 @@ Rules:
 * There is no lock, no counter of callers and no flag that has to be put back: a handler could find each of them
   half done, or leave it so. A call takes a reference to the bell and uses that; `close` says that the pipe is
   closed, rings, and drops the pipe's own reference. The last reference to go gives the descriptor back (see
-  `_descriptor`), so its number is never recycled under a call.
-* Whether ringing is worth a system call is not decided here; see `_ring`.
+  `_console.descriptor`), so its number is never recycled under a call.
+* Whether ringing is worth a system call is not decided here; see `_console.ring`.
 
 This module must not know what is announced by the wake-ups, nor import trio.
 """
@@ -28,7 +28,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, final
 
-from ._descriptor import Descriptors
+from trio_console._console.descriptor import Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ._console import wait_for_room
+from trio_console._console.backend import wait_for_room
 
 if TYPE_CHECKING:
-    from ._console import Lane
-    from ._devices import GuestDevice
+    from trio_console._console.backend import Lane
+    from trio_console._console.devices import GuestDevice
 
 __all__ = ["pump_from_device", "pump_to_device"]
 

@@ -20,20 +20,20 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
-from ._clocks import within
-from ._devices import as_device, close_quietly
-from ._ending import see_through
-from ._forked import let_go_in_child
-from ._interrupts import interrupt_safe
-from ._leftovers import GUEST_MARK, kill_marked_processes
-from ._nursery import hidden_nursery
-from ._threads import NoThreadError, in_thread
+from trio_console._console.devices import as_device, close_quietly
+from trio_console._forked import let_go_in_child
+from trio_console._guests.leftovers import GUEST_MARK, kill_marked_processes
+from trio_console._trio.clocks import within
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
-    from ._devices import ConsoleDevice, GuestDevice
-    from ._leftovers import Leftovers
+    from trio_console._console.devices import ConsoleDevice, GuestDevice
+    from trio_console._guests.leftovers import Leftovers
 
 __all__ = ["CommandGuest", "GuestSpec", "Host", "ProcessGuest", "SocketGuest", "attached_host"]
 

@@ -32,9 +32,9 @@ from typing import Final, NamedTuple, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._threads import NoThreadError, in_thread
+from trio_console._trio.threads import NoThreadError, in_thread
 
 __all__ = ["SessionLog", "SessionLogStatistics"]
 

@@ -7,10 +7,10 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trio_console._relay._limits import RouterLimits
+from trio_console._relay.limits import RouterLimits
 
 if TYPE_CHECKING:
-    from trio_console._relay._log import SessionLog, SessionLogStatistics
+    from trio_console._relay.log import SessionLog, SessionLogStatistics
 
 __all__ = ["RelayOptions", "RelayStatistics", "SlowClient"]
 

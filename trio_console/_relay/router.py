@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._clients import Client
-from trio_console._relay._gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
-from trio_console._relay._limits import DEFAULT_CLIENT_BUDGET, RouterLimits
-from trio_console._relay._session import STREAMS, Flow, Outgoing, RelaySession
-from trio_console._relay._slots import Slots, slot_of
+from trio_console._relay.clients import Client
+from trio_console._relay.gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
+from trio_console._relay.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
+from trio_console._relay.session import STREAMS, Flow, Outgoing, RelaySession
+from trio_console._relay.slots import Slots, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trio_console._relay._log import SessionLog
+    from trio_console._relay.log import SessionLog
 
 __all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
 

@@ -13,21 +13,21 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._ending import see_through
 from trio_console._forked import let_go_in_child
-from trio_console._interrupts import interrupt_safe
-from trio_console._nursery import hidden_nursery
-from trio_console._relay._server import RelayServer
-from trio_console._relay._socket import RelaySocket
-from trio_console._threads import NoThreadError, in_thread
+from trio_console._relay.server import RelayServer
+from trio_console._relay.socket import RelaySocket
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     import os
     from collections.abc import AsyncIterator, Callable
 
-    from trio_console._client._boot import Booted
-    from trio_console._relay._server import RelayOptions, RelayStatistics
-    from trio_console._stream import ConsoleStatistics
+    from trio_console._console.stream import ConsoleStatistics
+    from trio_console._relay.server import RelayOptions, RelayStatistics
+    from trio_console._session.boot import Booted
 
 __all__ = ["Relay", "listening", "relaying"]
 

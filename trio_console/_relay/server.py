@@ -22,23 +22,23 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
-from trio_console._interrupts import interrupt_safe
-from trio_console._lost import GuestLostError
-from trio_console._outbox import Outbox
-from trio_console._relay._options import RelayOptions, RelayStatistics, SlowClient
-from trio_console._relay._router import Router
-from trio_console._relay._slots import MAX_CLIENTS
-from trio_console._relay._socket import peer_uid
+from trio_console._relay.options import RelayOptions, RelayStatistics, SlowClient
+from trio_console._relay.router import Router
+from trio_console._relay.slots import MAX_CLIENTS
+from trio_console._relay.socket import peer_uid
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.lost import GuestLostError
+from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_console._client._boot import Booted
-    from trio_console._relay._router import Client, Orders
-    from trio_console._relay._session import Outgoing
+    from trio_console._relay.router import Client, Orders
+    from trio_console._relay.session import Outgoing
+    from trio_console._session.boot import Booted
 
 __all__ = ["RelayOptions", "RelayServer", "RelayStatistics", "SlowClient"]
 

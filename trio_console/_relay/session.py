@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

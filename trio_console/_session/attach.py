@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._lost import GuestLostError
+from trio_console._trio.lost import GuestLostError
 
 if TYPE_CHECKING:
     import trio

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import msgspec
 
-from trio_console import _protocol as wire
-from trio_console._lost import GuestLostError
+from trio_console import _wire as wire
+from trio_console._trio.lost import GuestLostError
 
 if TYPE_CHECKING:
     import trio

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._clocks import Stopwatch
+from trio_console._trio.clocks import Stopwatch
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._owner import Owner
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, UnsupportedByPeer, again
-from trio_console._lost import GuestLostError, explained
-from trio_console._nursery import hidden_nursery
-from trio_console._outbox import Outbox
+from trio_console._session.owner import Owner
+from trio_console._trio.lost import GuestLostError, explained
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -11,30 +11,30 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, final, overloa
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._command import make_command
-from trio_console._client._connection import Connection, Session
-from trio_console._client._file_open import open_guest_file
-from trio_console._client._fs import FileSystem
-from trio_console._client._owner import Owner, owned
-from trio_console._client._path import GuestPath, path_text
-from trio_console._client._plumbing import Output, attach_input, attach_output, check_targets, feed
-from trio_console._client._process import GuestProcess, completed
-from trio_console._client._tcp import open_guest_tcp_stream
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
-from trio_console._interrupts import interrupt_safe
-from trio_console._nursery import grouping_nursery, hidden_nursery
+from trio_console._session.connection import Connection, Session
+from trio_console._session.files.open import open_guest_file
+from trio_console._session.files.operations import FileSystem
+from trio_console._session.files.path import GuestPath, path_text
+from trio_console._session.net.tcp import open_guest_tcp_stream
+from trio_console._session.owner import Owner, owned
+from trio_console._session.process.command import make_command
+from trio_console._session.process.plumbing import Output, attach_input, attach_output, check_targets, feed
+from trio_console._session.process.process import GuestProcess, completed
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import grouping_nursery, hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from _typeshed import OpenBinaryMode, OpenTextMode
 
-    from trio_console._client._command import Command, CommandLine, Rlimits, StrOrPath
-    from trio_console._client._confirmations import Confirmations
-    from trio_console._client._file import GuestFile
-    from trio_console._lost import GuestLostError
-    from trio_console._stream import ConsoleStatistics
+    from trio_console._console.stream import ConsoleStatistics
+    from trio_console._session.confirmations import Confirmations
+    from trio_console._session.files.file import GuestFile
+    from trio_console._session.process.command import Command, CommandLine, Rlimits, StrOrPath
+    from trio_console._trio.lost import GuestLostError
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
 

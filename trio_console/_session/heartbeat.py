@@ -21,13 +21,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._connection import Connection, Session
+from trio_console import _wire as wire
+from trio_console._session.connection import Connection, Session
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["Heartbeat", "check_heartbeat"]
 

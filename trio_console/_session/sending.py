@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
-    from trio_console._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["SLICE", "DataSender"]
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from ._nursery import hidden_nursery
+from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from ._interrupts import interrupt_safe
+from trio_console._trio.interrupts import interrupt_safe
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence

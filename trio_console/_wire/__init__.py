@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from msgspec import UNSET, UnsetType
 
-from trio_console._protocol._bootstrap import (
+from trio_console._wire.bootstrap import (
     DeviceUpper,
     DirMount,
     DiskImageRoot,
@@ -25,14 +25,8 @@ from trio_console._protocol._bootstrap import (
     TmpfsMount,
     TmpfsUpper,
 )
-from trio_console._protocol._catalogue import (
-    GENERATION,
-    MESSAGE_TYPES,
-    Direction,
-    MessageType,
-    type_of,
-)
-from trio_console._protocol._codec import (
+from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, Direction, MessageType, type_of
+from trio_console._wire.codec import (
     Envelope,
     decode,
     decode_envelope,
@@ -42,7 +36,7 @@ from trio_console._protocol._codec import (
     measure_data,
     peek_type,
 )
-from trio_console._protocol._frames import (
+from trio_console._wire.frames import (
     FLAG_SESSION_START,
     FLAG_SHUTDOWN,
     FLAG_TERMINAL,
@@ -54,7 +48,7 @@ from trio_console._protocol._frames import (
     encode_again,
     encode_frame,
 )
-from trio_console._protocol._messages import (
+from trio_console._wire.messages import (
     Bootstrap,
     Cancel,
     ClientDisconnected,
@@ -93,7 +87,7 @@ from trio_console._protocol._messages import (
     Touch,
     Touched,
 )
-from trio_console._protocol._payloads import (
+from trio_console._wire.payloads import (
     FS_OPS,
     FS_RESULTS,
     DefaultUser,

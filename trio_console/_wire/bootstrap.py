@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, final
 from msgspec import UNSET, Struct, field
 from msgspec.structs import force_setattr
 
-from trio_console._protocol._payloads import U8, U16, U32, Omit, Omitting
+from trio_console._wire.payloads import U8, U16, U32, Omit, Omitting
 
 if TYPE_CHECKING:
     Octets: TypeAlias = Sequence[int]

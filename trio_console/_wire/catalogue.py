@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, final
 
-from trio_console._protocol._frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
-from trio_console._protocol._messages import (
+from trio_console._wire.frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
+from trio_console._wire.messages import (
     Bootstrap,
     Cancel,
     ClientDisconnected,

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 import msgspec
 
 from trio_console._errors import ProtocolError
-from trio_console._protocol import _cbor
-from trio_console._protocol._catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
-from trio_console._protocol._cbor import BYTES, TEXT, CBORError, IndefiniteMap, head
-from trio_console._protocol._frames import Frame, encode_header
-from trio_console._protocol._messages import DataMessage, FsRequest, FsResponse, Message, Shutdown
-from trio_console._protocol._payloads import FS_OPS, FS_RESULTS
+from trio_console._wire import cbor
+from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
+from trio_console._wire.cbor import BYTES, TEXT, CBORError, IndefiniteMap, head
+from trio_console._wire.frames import Frame, encode_header
+from trio_console._wire.messages import DataMessage, FsRequest, FsResponse, Message, Shutdown
+from trio_console._wire.payloads import FS_OPS, FS_RESULTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -157,7 +157,7 @@ _DATA_LEAD_4: Final = Struct(">BI6sBI")
 
 def _encode_payload(message: Message) -> bytes:
     try:
-        payload = _cbor.dump(_to_plain(message))
+        payload = cbor.dump(_to_plain(message))
         # Structs do not check what they are made of, so what is sent is first read the way the peer
         # will read it.
         _read_payload(type(message), payload)
@@ -285,7 +285,7 @@ def decode_envelope(body: bytes | memoryview) -> Envelope:
         row, start = found
         return Envelope(body[3], row.name, body[start:])
     try:
-        value = _cbor.load(body)
+        value = cbor.load(body)
     except CBORError as exc:
         raise ProtocolError(f"malformed envelope: {_short(str(exc))}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -359,7 +359,7 @@ def _read_payload(cls: type[Message], payload: bytes) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
         return Shutdown()  # whatever came with it: the guest has to go
-    value = _cbor.load(payload)
+    value = cbor.load(payload)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")
         return _convert(value | {"op": op}, FsRequest)

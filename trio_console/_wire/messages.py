@@ -17,7 +17,7 @@ from typing import Annotated, Literal, TypeAlias, final
 
 from msgspec import UNSET, Meta, Struct, field
 
-from trio_console._protocol._bootstrap import (  # noqa: TC001 (msgspec reads annotations)
+from trio_console._wire.bootstrap import (  # noqa: TC001
     DirMount,
     DiskImageRoot,
     DiskMount,
@@ -29,7 +29,7 @@ from trio_console._protocol._bootstrap import (  # noqa: TC001 (msgspec reads an
     SecurityProfile,
     TmpfsMount,
 )
-from trio_console._protocol._payloads import (
+from trio_console._wire.payloads import (
     I32,
     U16,
     U32,

@@ -15,9 +15,9 @@ the console, ``_main`` is the program. None imports the client.
 
 from __future__ import annotations
 
-from trio_console.agent._boot import BootError
 from trio_console.agent._main import main
 from trio_console.agent._router import Ending
 from trio_console.agent._serve import AgentOptions, serve_agent
+from trio_console.agent._system.boot import BootError
 
 __all__ = ["AgentOptions", "BootError", "Ending", "main", "serve_agent"]

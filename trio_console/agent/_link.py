@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["Activity", "Link", "PromptSession", "SendCredit", "Session"]
 

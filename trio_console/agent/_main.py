@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._version import __version__
-from trio_console.agent._boot import EXIT_FAILED, BootError, BootTimes
-from trio_console.agent._console import open_fd, open_port, open_stdio
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
-from trio_console.agent._system import become_subreaper, flush_disks, power_off
+from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
+from trio_console.agent._system.console import open_fd, open_port, open_stdio
+from trio_console.agent._system.machine import become_subreaper, flush_disks, power_off
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,15 +20,15 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 import msgspec
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console.agent._ids import is_session_id
+from trio_console._wire.ids import is_session_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from trio_console.agent._boot import FrameSource
     from trio_console.agent._link import Link, Session
+    from trio_console.agent._system.boot import FrameSource
 
     #: Makes a session for an opening message, or returns the terminal message that refuses it.
     Opener: TypeAlias = Callable[[Link, int, wire.Message], "Session | wire.Message"]

@@ -14,25 +14,21 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._outbox import Outbox
+from trio_console import _wire as wire
 from trio_console._version import __version__
-from trio_console.agent._boot import BootError, BootTimes, FrameSource, boot
-from trio_console.agent._exec import (
-    LEGACY_STDIN_BUDGET,
-    STDIN_PATIENCE,
-    STDIN_WINDOW,
-    ExecSession,
-)
-from trio_console.agent._files import FILE_PATIENCE, Files
-from trio_console.agent._fs import FsOpener
-from trio_console.agent._handles import HANDLES_PER_CLIENT
-from trio_console.agent._limits import FdHeadroom
+from trio_console._wire.outbox import Outbox
+from trio_console.agent._files.handles import HANDLES_PER_CLIENT
+from trio_console.agent._files.session import FsOpener
+from trio_console.agent._files.shared import FILE_PATIENCE, Files
 from trio_console.agent._link import Activity, Link, Session
-from trio_console.agent._plan import ExecDefaults
+from trio_console.agent._net.tcp import TcpSession
+from trio_console.agent._process.limits import FdHeadroom
+from trio_console.agent._process.plan import ExecDefaults
+from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
+from trio_console.agent._process.spawn import Child, spawn
 from trio_console.agent._router import Ending, Router
-from trio_console.agent._spawn import Child, spawn
-from trio_console.agent._system import (
+from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
+from trio_console.agent._system.machine import (
     HEARTBEAT_DIR,
     Leaders,
     beat,
@@ -40,7 +36,6 @@ from trio_console.agent._system import (
     reap_orphans,
     set_clock,
 )
-from trio_console.agent._tcp import TcpSession
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,30 +19,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from ._device_threads import DESCRIPTORS as DESCRIPTORS
-    from ._device_threads import PAGE_SIZE as PAGE_SIZE
-    from ._device_threads import WRITE_SIZE as WRITE_SIZE
-    from ._device_threads import DeviceBackend as DeviceBackend
-    from ._fake_device import FakeConsoleDevice as FakeConsoleDevice
-    from ._fake_device import FakeDeviceStatistics as FakeDeviceStatistics
-    from ._faults import Corrupt as Corrupt
-    from ._faults import Disconnect as Disconnect
-    from ._faults import Drop as Drop
-    from ._faults import Duplicate as Duplicate
-    from ._faults import Fault as Fault
-    from ._faults import FiredFault as FiredFault
-    from ._faults import Flood as Flood
-    from ._faults import LineStatistics as LineStatistics
-    from ._faults import Reorder as Reorder
-    from ._faults import Signal as Signal
-    from ._faults import Stall as Stall
-    from ._faults import Truncate as Truncate
-    from ._faulty_guest import FaultyGuest as FaultyGuest
-    from ._left_behind import nothing_left_behind as nothing_left_behind
-    from ._pair import console_stream_pair as console_stream_pair
-    from ._scripted_guest import Exits as Exits
-    from ._scripted_guest import ScriptedGuest as ScriptedGuest
-    from ._scripted_process import ScriptedProcess as ScriptedProcess
+    from trio_console.testing._device_threads import DESCRIPTORS as DESCRIPTORS
+    from trio_console.testing._device_threads import PAGE_SIZE as PAGE_SIZE
+    from trio_console.testing._device_threads import WRITE_SIZE as WRITE_SIZE
+    from trio_console.testing._device_threads import DeviceBackend as DeviceBackend
+    from trio_console.testing._fake_device import FakeConsoleDevice as FakeConsoleDevice
+    from trio_console.testing._fake_device import FakeDeviceStatistics as FakeDeviceStatistics
+    from trio_console.testing._faults import Corrupt as Corrupt
+    from trio_console.testing._faults import Disconnect as Disconnect
+    from trio_console.testing._faults import Drop as Drop
+    from trio_console.testing._faults import Duplicate as Duplicate
+    from trio_console.testing._faults import Fault as Fault
+    from trio_console.testing._faults import FiredFault as FiredFault
+    from trio_console.testing._faults import Flood as Flood
+    from trio_console.testing._faults import LineStatistics as LineStatistics
+    from trio_console.testing._faults import Reorder as Reorder
+    from trio_console.testing._faults import Signal as Signal
+    from trio_console.testing._faults import Stall as Stall
+    from trio_console.testing._faults import Truncate as Truncate
+    from trio_console.testing._faulty_guest import FaultyGuest as FaultyGuest
+    from trio_console.testing._left_behind import nothing_left_behind as nothing_left_behind
+    from trio_console.testing._pair import console_stream_pair as console_stream_pair
+    from trio_console.testing._scripted_guest import Exits as Exits
+    from trio_console.testing._scripted_guest import ScriptedGuest as ScriptedGuest
+    from trio_console.testing._scripted_process import ScriptedProcess as ScriptedProcess
 
 __all__ = [
     "DESCRIPTORS",

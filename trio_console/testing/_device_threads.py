@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Final, Protocol, final
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .._wake import WakePipe
+    from trio_console._console.wake import WakePipe
 
 __all__ = ["DESCRIPTORS", "PAGE_SIZE", "WRITE_SIZE", "DeviceBackend", "Gate", "Receiver", "Transmitter"]
 

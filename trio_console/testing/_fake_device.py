@@ -12,16 +12,16 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
-from .._buffers import flat_view
-from .._console import AgentConsoleBackend, ConsoleSharedState
-from .._wake import WakePipe
-from ._device_threads import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, Gate, Receiver, Transmitter
+from trio_console._buffers import flat_view
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.wake import WakePipe
+from trio_console.testing._device_threads import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, Gate, Receiver, Transmitter
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from ._device_threads import DeviceBackend
+    from trio_console.testing._device_threads import DeviceBackend
 
 __all__ = ["FakeConsoleDevice", "FakeDeviceStatistics"]
 

@@ -14,9 +14,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final, get_args
 
-from .._errors import ProtocolError
-from .._protocol import HEADER_SIZE, MAX_FRAME_LENGTH, MESSAGE_TYPES, MIN_FRAME_LENGTH, peek_type
-from .._protocol import Direction as Sender
+from trio_console._errors import ProtocolError
+from trio_console._wire import HEADER_SIZE, MAX_FRAME_LENGTH, MESSAGE_TYPES, MIN_FRAME_LENGTH, peek_type
+from trio_console._wire import Direction as Sender
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

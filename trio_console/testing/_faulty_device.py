@@ -19,13 +19,13 @@ import os
 import threading
 from typing import TYPE_CHECKING, Final, final
 
-from ._faults import Disconnect, FaultLine, FiredFault, Signal, Stall
+from trio_console.testing._faults import Disconnect, FaultLine, FiredFault, Signal, Stall
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .._devices import GuestDevice
-    from ._faults import Direction, Fault, LineStatistics
+    from trio_console._console.devices import GuestDevice
+    from trio_console.testing._faults import Direction, Fault, LineStatistics
 
 __all__ = ["FaultyDevice"]
 

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .._guests import GuestSpec, Host, ProcessGuest
-from .._interrupts import interrupt_safe
-from ._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
-from ._faulty_device import FaultyDevice
+from trio_console._guests.spec import GuestSpec, Host, ProcessGuest
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console.testing._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
+from trio_console.testing._faulty_device import FaultyDevice
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
 
-    from ._faults import LineStatistics
+    from trio_console.testing._faults import LineStatistics
 
 __all__ = ["FaultyGuest"]
 

@@ -5,9 +5,9 @@ This module must not know of threads: nothing here is driven by one.
 
 from __future__ import annotations
 
-from .._console import ConsoleSharedState
-from .._ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
-from .._stream import ConsoleStream, LaneStream
+from trio_console._console.backend import ConsoleSharedState
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
+from trio_console._console.stream import ConsoleStream, LaneStream
 
 __all__ = ["console_stream_pair"]
 

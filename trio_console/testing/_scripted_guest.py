@@ -17,18 +17,18 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
 
-from .. import _protocol as wire
-from .._errors import ProtocolError
-from .._guests import GuestSpec, attached_host
-from .._interrupts import interrupt_safe
-from .._nursery import hidden_nursery
-from .._outbox import Outbox
-from ._scripted_process import STDIN_WINDOW, ScriptedProcess
+from trio_console import _wire as wire
+from trio_console._errors import ProtocolError
+from trio_console._guests.spec import GuestSpec, attached_host
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._wire.outbox import Outbox
+from trio_console.testing._scripted_process import STDIN_WINDOW, ScriptedProcess
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-    from .._guests import Host
+    from trio_console._guests.spec import Host
 
 __all__ = ["Exits", "ScriptedGuest"]
 

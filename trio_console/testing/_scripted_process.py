@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from .. import _protocol as wire
-from .._buffers import flat_view
+from trio_console import _wire as wire
+from trio_console._buffers import flat_view
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from .._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["STDIN_WINDOW", "ScriptedProcess"]
 

@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent._handles import HANDLES_PER_CLIENT
-
-from ._host import PATIENCE
+from tests.agent._host import PATIENCE
+from trio_console import _wire as wire
+from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 STEP = (2**32 - 1) // 128
 EMFILE = "Too many open files (os error 24)"
@@ -209,7 +208,7 @@ async def test_an_error_of_closing_is_told(host: Host, tmp_path: Path, monkeypat
         raise OSError(5, "the disk is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr("trio_console.agent._handles.os.close", failing)
+        patch.setattr("trio_console.agent._files.handles.os.close", failing)
         assert await host.error(wire.OpCloseHandle(handle)) == "close: Input/output error (os error 5)"
     assert await host.error(wire.OpCloseHandle(handle)) == f"invalid handle: {handle}"
 
@@ -230,7 +229,7 @@ async def test_a_directory_is_read_page_by_page_until_one_is_empty(host: Host, t
 async def test_a_page_is_cut_before_it_gets_in_everybodys_way(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_console.agent._paths._PAGE", 1000)
+    monkeypatch.setattr("trio_console.agent._files.paths._PAGE", 1000)
     for number in range(30):
         (tmp_path / f"{number}").touch()
     handle = await host.ok(wire.OpOpenDir(str(tmp_path)))
@@ -312,7 +311,9 @@ async def test_1024_handles_leave_room_for_commands(host: Host, tmp_path: Path) 
 async def test_open_files_never_take_all_descriptors(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_console.agent._limits.FdHeadroom.takes_handles", lambda _self, count: count <= 2)
+    monkeypatch.setattr(
+        "trio_console.agent._process.limits.FdHeadroom.takes_handles", lambda _self, count: count <= 2
+    )
     await host.ok(wire.OpOpenDir(str(tmp_path)))
     await host.ok(wire.OpOpenDir(str(tmp_path)))
     assert await host.error(wire.OpOpenDir(str(tmp_path))) == f"opendir: {EMFILE}"
@@ -413,7 +414,7 @@ def slow_opens(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thread
         assert release.wait(20)
         return plain(fd)
 
-    monkeypatch.setattr("trio_console.agent._paths.os.scandir", slow)
+    monkeypatch.setattr("trio_console.agent._files.paths.os.scandir", slow)
     return begun, release
 
 
@@ -468,7 +469,7 @@ async def test_a_handle_stays_open_as_long_as_a_call_uses_it(
         assert release.wait(20)
         return plain(*args)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("trio_console.agent._handles.os.pwritev", slow)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)
     await host.send(wire.FsRequest(wire.OpWrite(handle, 0)), 5)
     await host.send(wire.FsData(b"hello"), 5)
     with trio.fail_after(PATIENCE):
@@ -507,8 +508,8 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
     agent: AgentFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
 ) -> None:
     path = tmp_path / "f"
-    monkeypatch.setattr("trio_console.agent._disk._LAST_GRACE", 0.05)
-    monkeypatch.setattr("trio_console.agent._handles.FileHandle.read_cached", lambda *_, **__: None)
+    monkeypatch.setattr("trio_console.agent._files.disk._LAST_GRACE", 0.05)
+    monkeypatch.setattr("trio_console.agent._files.handles.FileHandle.read_cached", lambda *_, **__: None)
     begun, release, returned = threading.Event(), threading.Event(), threading.Event()
 
     name = call.replace("ftr", "tr")
@@ -545,7 +546,7 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
 async def test_an_open_that_hangs_beyond_the_agents_end_leaves_nothing_open(
     agent: AgentFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_console.agent._disk._LAST_GRACE", 0.05)
+    monkeypatch.setattr("trio_console.agent._files.disk._LAST_GRACE", 0.05)
     begun, release = slow_opens(monkeypatch)
     async with agent() as host:
         await host.send(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), 5)

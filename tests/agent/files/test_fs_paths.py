@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent import _trees
+from trio_console import _wire as wire
+from trio_console.agent._files import trees as _trees
 
 if TYPE_CHECKING:
-    from ._host import Host
+    from tests.agent._host import Host
 
 ENOENT = "No such file or directory (os error 2)"
 EEXIST = "File exists (os error 17)"
@@ -373,7 +373,7 @@ async def test_an_entry_that_vanishes_is_still_listed(
         def close(self) -> None:
             pass
 
-    monkeypatch.setattr("trio_console.agent._paths.os.scandir", Scan)
+    monkeypatch.setattr("trio_console.agent._files.paths.os.scandir", Scan)
     [entry] = await host.ok(wire.OpList(str(tmp_path)))
     assert entry == wire.EntryInfo(path=f"{tmp_path}/f", kind="other", size=0, mode=0, uid=0, gid=0)
 
@@ -385,11 +385,11 @@ async def test_a_listing_that_fits_no_frame_is_refused(
     for number in range(100):
         (tmp_path / f"{number}").touch()
     if stage == "by estimate":
-        monkeypatch.setattr("trio_console.agent._paths._LEAST_ENTRY", wire.MAX_FRAME_LENGTH // 50)
+        monkeypatch.setattr("trio_console.agent._files.paths._LEAST_ENTRY", wire.MAX_FRAME_LENGTH // 50)
     else:
         long = "x" * (wire.MAX_FRAME_LENGTH // 50)
-        monkeypatch.setattr("trio_console.agent._paths._LEAST_ENTRY", -len(long))
-        monkeypatch.setattr("trio_console.agent._paths._text", lambda name: name.decode() + long)
+        monkeypatch.setattr("trio_console.agent._files.paths._LEAST_ENTRY", -len(long))
+        monkeypatch.setattr("trio_console.agent._files.paths._text", lambda name: name.decode() + long)
     error = await host.error(wire.OpList(str(tmp_path)))
     assert error.startswith("readdir: the listing of ")
     assert "does not fit a frame" in error
@@ -423,7 +423,7 @@ async def test_copy_where_the_kernel_cannot_do_it_by_itself(
     def refuse(*_: object) -> int:
         raise OSError(18, "another file system")
 
-    monkeypatch.setattr("trio_console.agent._trees.os.copy_file_range", refuse)
+    monkeypatch.setattr("trio_console.agent._files.trees.os.copy_file_range", refuse)
     (tmp_path / "s").write_bytes(b"hello" * 100_000)
     await host.ok(wire.OpCopy(str(tmp_path / "s"), str(tmp_path / "t")))
     assert (tmp_path / "t").read_bytes() == b"hello" * 100_000
@@ -547,7 +547,7 @@ async def test_what_takes_long_stops_when_it_is_cancelled(
 async def test_a_client_may_have_many_operations_waiting_but_not_any_number(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_console.agent._fs._SESSIONS_PER_CLIENT", 3)
+    monkeypatch.setattr("trio_console.agent._files.session._SESSIONS_PER_CLIENT", 3)
     other = 1 + (2**32 - 1) // 128
     with hanging_stat(monkeypatch) as release:
         sids = [host.new_id() for _ in range(3)]
@@ -581,7 +581,7 @@ class hanging_stat:  # noqa: N801
                 path = b"/"
             return plain(path, **options)
 
-        self._monkeypatch.setattr("trio_console.agent._paths.os.stat", slow)
+        self._monkeypatch.setattr("trio_console.agent._files.paths.os.stat", slow)
         return self._release
 
     def __exit__(self, *_: object) -> None:

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-
-from ._host import PATIENCE
+from tests.agent._host import PATIENCE
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -41,7 +40,7 @@ def forbid_cached_reads(monkeypatch: pytest.MonkeyPatch, code: int = errno.EAGAI
             raise OSError(code, "not without waiting")
         return plain(fd, buffers, offset)
 
-    monkeypatch.setattr("trio_console.agent._handles.os.preadv", preadv)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.preadv", preadv)
 
 
 both_ways = pytest.mark.usefixtures("_memory")
@@ -133,7 +132,7 @@ async def test_partly_cached_files_are_read_in_order(
             return plain(fd, [buffers[0][: 1000 * turn]], offset)
         return plain(fd, [buffers[0][:70_001]], offset)
 
-    monkeypatch.setattr("trio_console.agent._handles.os.preadv", preadv)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.preadv", preadv)
     data = os.urandom(2 * MIB)
     (tmp_path / "f").write_bytes(data)
     handle = await host.open_file(tmp_path / "f", "read")
@@ -152,7 +151,7 @@ async def test_an_error_midway_comes_after_what_was_read(
 
     (tmp_path / "f").touch()
     handle = await host.open_file(tmp_path / "f", "read")
-    monkeypatch.setattr("trio_console.agent._handles.os.preadv", preadv)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.preadv", preadv)
     data, last = await host.read_file(wire.OpRead(handle, 0))
     assert len(data) == 100_000
     assert last.error == "read: Input/output error (os error 5)"
@@ -246,7 +245,7 @@ async def test_a_read_that_hangs_is_cancelled_all_the_same(
 
     (tmp_path / "f").write_bytes(b"x")
     handle = await host.open_file(tmp_path / "f", "read")
-    monkeypatch.setattr("trio_console.agent._handles.os.preadv", preadv)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.preadv", preadv)
     await host.send(wire.FsRequest(wire.OpRead(handle, 0)), 5)
     await trio.to_thread.run_sync(begun.wait, 20)
     await host.send(wire.Cancel(), 5)
@@ -271,7 +270,7 @@ async def test_hung_reads_leave_the_console_to_others(
 
     (tmp_path / "f").write_bytes(b"x")
     handles = [await host.open_file(tmp_path / "f", "read") for _ in range(20)]
-    monkeypatch.setattr("trio_console.agent._handles.os.preadv", preadv)
+    monkeypatch.setattr("trio_console.agent._files.handles.os.preadv", preadv)
     for handle in handles:
         await host.send(wire.FsRequest(wire.OpRead(handle, 0)), 2000 + handle)
     assert len((await host.run("head", "-c", "1000000", "/dev/zero")).stdout) == 1_000_000

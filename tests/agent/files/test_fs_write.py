@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -97,7 +97,7 @@ async def test_the_largest_chunk_there_is_and_very_many_small_ones(host: Host, t
 async def test_short_writes_are_continued(host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = os.pwritev
     monkeypatch.setattr(
-        "trio_console.agent._handles.os.pwritev",
+        "trio_console.agent._files.handles.os.pwritev",
         lambda fd, views, offset: plain(fd, [b"".join(views)[:700]], offset),
     )
     handle = await host.open_file(tmp_path / "f", "write create")
@@ -220,7 +220,7 @@ class hanging_writes:  # noqa: N801
             assert self.release.wait(20)
             return plain(fd, views, offset)
 
-        monkeypatch.setattr("trio_console.agent._handles.os.pwritev", slow)
+        monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)
 
     def __enter__(self) -> threading.Event:
         return self.release

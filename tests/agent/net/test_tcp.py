@@ -11,15 +11,14 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-
-from ._host import PATIENCE
+from tests.agent._host import PATIENCE
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -154,7 +153,7 @@ async def test_a_name_too_long_to_repeat_is_not_repeated(host: Host) -> None:
 
 
 async def test_a_connection_that_takes_too_long_is_given_up(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_console.agent._tcp._CONNECT_TIMEOUT", 0.01)
+    monkeypatch.setattr("trio_console.agent._net.tcp._CONNECT_TIMEOUT", 0.01)
     never_connect(monkeypatch)
     await host.send(wire.TcpConnect("host.name", 80), 5)
     assert await host.receive(5) == wire.TcpFailed("connect host.name:80 timed out")
@@ -172,7 +171,7 @@ async def test_a_connection_under_way_can_be_ended(
     host: Host, monkeypatch: pytest.MonkeyPatch, ending: str
 ) -> None:
     never_connect(monkeypatch)
-    monkeypatch.setattr("trio_console.agent._tcp._LINGER", 0.01)
+    monkeypatch.setattr("trio_console.agent._net.tcp._LINGER", 0.01)
     await host.send(wire.TcpConnect("host.name", 80), 5)
     if ending == "cancel":
         await host.send(wire.Cancel(), 5)
@@ -407,7 +406,7 @@ async def test_what_was_sent_before_the_close_is_delivered(
 async def test_a_peer_that_does_not_take_the_rest_is_left_after_a_while(
     host: Host, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("trio_console.agent._tcp._LINGER", 0.05)
+    monkeypatch.setattr("trio_console.agent._net.tcp._LINGER", 0.05)
     async with await server.connect(host, 5) as peer:
         await host.send(wire.TcpData(bytes(4_000_000)), 5)
         await host.send(wire.TcpData(bytes(4_000_000)), 5)

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from trio_console import _protocol as wire
-from trio_console.agent import _exec
-
-from ._host import PATIENCE, Host, process_exists
+from tests.agent._host import PATIENCE, Host, process_exists
+from trio_console import _wire as wire
+from trio_console.agent._process import session as _exec
 
 if TYPE_CHECKING:
-    from .conftest import AgentFactory
+    from tests.agent.conftest import AgentFactory
 
 MIB = 1024 * 1024
 

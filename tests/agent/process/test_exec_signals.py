@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_console import _protocol as wire
-
-from ._host import process_exists
+from tests.agent._host import process_exists
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
-    from ._host import Host
+    from tests.agent._host import Host
 
 
 @pytest.mark.parametrize("tty", [False, True])

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 ROOT = os.getuid() == 0
 UNLIMITED = 2**64 - 1
@@ -82,7 +82,7 @@ async def test_signals_python_ignores_are_at_their_defaults(host: Host) -> None:
 
 
 async def test_an_exit_that_cannot_be_learnt_is_not_status_0(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_console.agent._spawn.Child.status", lambda _child: None)
+    monkeypatch.setattr("trio_console.agent._process.spawn.Child.status", lambda _child: None)
     assert (await host.run("true")).last == wire.ExecExited(code=-1, signal=9)
 
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
-    from ._host import Host
-    from .conftest import AgentFactory
+    from tests.agent._host import Host
+    from tests.agent.conftest import AgentFactory
 
 KIB = 1024
 MIB = 1024 * 1024

@@ -6,13 +6,13 @@ import os
 import pwd
 from typing import TYPE_CHECKING
 
-from trio_console import _protocol as wire
-from trio_console.agent import _exec
+from trio_console import _wire as wire
+from trio_console.agent._process import session as _exec
 
 if TYPE_CHECKING:
     import pytest
 
-    from ._host import Host
+    from tests.agent._host import Host
 
 
 async def test_the_terminal_has_the_size_asked_for(host: Host) -> None:

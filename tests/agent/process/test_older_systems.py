@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent import _exits
-
-from ._host import PATIENCE, Host, child_pids, pid_is_taken, process_exists
+from tests.agent._host import PATIENCE, Host, child_pids, pid_is_taken, process_exists
+from trio_console import _wire as wire
+from trio_console.agent._process import exits as _exits
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -175,13 +174,13 @@ async def test_a_thread_that_cannot_be_had_to_watch_a_child_fails_its_start_and_
     lack = (
         without("os.pidfd_open")
         + """
-from trio_console.agent import _exits
+from trio_console.agent._process import exits
 class Refusing:
     def __init__(self, *args, **options):
         pass
     def start(self):
         raise RuntimeError("can't start new thread")
-_exits.threading = type("Threading", (), {"Thread": Refusing})
+exits.threading = type("Threading", (), {"Thread": Refusing})
 """
     )
     async with agent_without(lack) as (host, process):

@@ -10,15 +10,14 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from trio_console import _protocol as wire
+from tests.agent._host import Host
+from trio_console import _wire as wire
 from trio_console.agent import BootError, serve_agent
-
-from ._host import Host
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
-    from .conftest import AgentFactory
+    from tests.agent.conftest import AgentFactory
 
 
 async def boot_failure(*sent: bytes, close: bool = True) -> BootError:

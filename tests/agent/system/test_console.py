@@ -10,8 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console._outbox import GatheringStream
-from trio_console.agent import _console
+from trio_console._wire.outbox import GatheringStream
+from trio_console.agent._system import console as _console
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent import _system
-from trio_console.agent._limits import FdHeadroom, Limit, apply_limit, limit_number, raise_hard_limit
-from trio_console.agent._system import Leaders, kill_remaining, set_clock
-from trio_console.agent._users import Account, UnknownUserError, find_account, own_home
-
-from ._host import PATIENCE, pid_is_taken, popen
+from tests.agent._host import PATIENCE, pid_is_taken, popen
+from trio_console import _wire as wire
+from trio_console.agent._process.limits import FdHeadroom, Limit, apply_limit, limit_number, raise_hard_limit
+from trio_console.agent._process.users import Account, UnknownUserError, find_account, own_home
+from trio_console.agent._system import machine as _system
+from trio_console.agent._system.machine import Leaders, kill_remaining, set_clock
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from .conftest import AgentFactory
+    from tests.agent.conftest import AgentFactory
 
 
 # --- users ----------------------------------------------------------------------------------------

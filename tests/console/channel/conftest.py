@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
-from consoles import DEVICES
 
-from trio_console import _channel, _devices
+from tests.console.channel.consoles import DEVICES
+from trio_console._console import channel as _channel
+from trio_console._console import devices as _devices
 
 if TYPE_CHECKING:
-    from trio_console._console import ConsoleSharedState
+    from trio_console._console.backend import ConsoleSharedState
 
 #: Seconds; none should come near it.
 BOUND = 40.0

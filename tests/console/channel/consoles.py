@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import trio
 import trio.testing
 
-from trio_console._channel import open_console
+from trio_console._console.channel import open_console
 
 if TYPE_CHECKING:
-    from trio_console._console import ConsoleSharedState
-    from trio_console._stream import ConsoleStream
+    from trio_console._console.backend import ConsoleSharedState
+    from trio_console._console.stream import ConsoleStream
 
 TIMEOUT = 30.0
 

@@ -13,8 +13,8 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console._console import ConsoleSharedState
-from trio_console._stream import ConsoleStream
+from trio_console._console.backend import ConsoleSharedState
+from trio_console._console.stream import ConsoleStream
 from trio_console.testing import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, FakeConsoleDevice
 
 if TYPE_CHECKING:

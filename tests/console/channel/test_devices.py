@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import _devices
-from trio_console._channel import open_console
-from trio_console._descriptor import Descriptors
+from trio_console._console import devices as _devices
+from trio_console._console.channel import open_console
+from trio_console._console.descriptor import Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

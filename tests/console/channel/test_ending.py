@@ -11,17 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import (
-    CommandGuest,
-    ProcessGuest,
-    _channel,
-    _open,
-    connect_guest,
-    open_console,
-    open_guest,
-    serve_relay,
-)
-from trio_console._ending import see_through
+from trio_console import CommandGuest, ProcessGuest, _open, connect_guest, open_console, open_guest, serve_relay
+from trio_console._console import channel as _channel
+from trio_console._trio.ending import see_through
 from trio_console.testing import FaultyGuest, nothing_left_behind
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console._nursery import hidden_nursery
+from trio_console._trio.nursery import hidden_nursery
 
 
 class SpecialGroup(ExceptionGroup[Exception]):

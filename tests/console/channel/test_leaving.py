@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from consoles import (
+
+from tests.console.channel.consoles import (
     MAKERS,
     TIMEOUT,
     ScriptedDevice,
@@ -18,12 +19,11 @@ from consoles import (
     clog,
     clog_out,
 )
-
-from trio_console import _channel
-from trio_console._channel import open_console
+from trio_console._console import channel as _channel
+from trio_console._console.channel import open_console
 
 if TYPE_CHECKING:
-    from trio_console._stream import ConsoleStream
+    from trio_console._console.stream import ConsoleStream
 
 
 # Leaving

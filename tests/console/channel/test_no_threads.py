@@ -14,14 +14,14 @@ import trio
 import trio.testing
 
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest
-from trio_console._relay._log import SessionLog
-from trio_console._threads import NoThreadError, in_thread
+from trio_console._relay.log import SessionLog
+from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console.testing import ScriptedGuest, nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console._guests import GuestSpec
+    from trio_console._guests.spec import GuestSpec
 
 
 class Threads:

@@ -12,19 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 import trio.testing
-from consoles import (
-    MAKERS,
-    TIMEOUT,
-    ScriptedDevice,
-    by_socket,
-    check_conserved,
-    clog,
-    serve,
-)
 
-from trio_console import _channel, _devices
-from trio_console._channel import open_console
-from trio_console._guests import attached_host
+from tests.console.channel.consoles import MAKERS, TIMEOUT, ScriptedDevice, by_socket, check_conserved, clog, serve
+from trio_console._console import channel as _channel
+from trio_console._console import devices as _devices
+from trio_console._console.channel import open_console
+from trio_console._guests.spec import attached_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from trio_console import _channel, open_console
+from trio_console import open_console
+from trio_console._console import channel as _channel
 
 
 class Device:

@@ -13,7 +13,7 @@ from trio_console.testing import console_stream_pair
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from trio_console._stream import ConsoleStream, LaneStream
+    from trio_console._console.stream import ConsoleStream, LaneStream
 
 TIMEOUT = 60.0
 

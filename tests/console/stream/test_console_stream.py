@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
-from stream_pair import TIMEOUT, check_conserved, fill, pair, receive_all
 
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._ring import ChunkRing
-from trio_console._stream import ConsoleStream, LaneStream
+from tests.console.stream.stream_pair import TIMEOUT, check_conserved, fill, pair, receive_all
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.ring import ChunkRing
+from trio_console._console.stream import ConsoleStream, LaneStream
 from trio_console.testing import console_stream_pair
 
 # trio's own contract

@@ -12,10 +12,10 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from stream_pair import TIMEOUT, check_conserved, pair, receive_all
 
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._stream import ConsoleStream
+from tests.console.stream.stream_pair import TIMEOUT, check_conserved, pair, receive_all
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -25,7 +25,7 @@ from trio_console.testing import console_stream_pair
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from trio_console._console import LaneStatistics
+    from trio_console._console.backend import LaneStatistics
 
 TIMEOUT: Final = 30.0
 PENDING: Final = object()

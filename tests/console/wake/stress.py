@@ -1,9 +1,12 @@
-"""Numbered chunks through a console, both ways at once: ``python tests/console/stress.py [--chunks N] [--bare]``.
+"""Numbered chunks through a console, both ways at once.
+
+    python -m tests.console.wake.stress [--chunks N] [--bare]
 
 A device's two threads against two tasks, as fast as they can, each chunk the next number. So a chunk that is lost,
 doubled or overtaken is seen, and so is a side that sleeps beside work. ``--bare`` leaves out the mutex between
 store and look, to see whether this machine's processor shows what it is for (see `_ring.FencedRing`). One of AMD's
-has not, in a million chunks each way with CPython 3.14; `model/wake.pml` and `test_weak_memory` show what may be.
+has not, in a million chunks each way with CPython 3.14; `tests/model/wake.pml` and `test_weak_memory` show
+what may be.
 """
 
 from __future__ import annotations
@@ -20,13 +23,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
-from trio_console._build import FREE_THREADED
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._ring import FencedRing
-from trio_console._stream import ConsoleStream
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.build import FREE_THREADED
+from trio_console._console.ring import FencedRing
+from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
-    from trio_console._console import Lane
+    from trio_console._console.backend import Lane
 
 #: Seconds without a wake-up after which one is taken to be lost, if there is something to do.
 TIMEOUT: Final = 60.0

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
-from trio_console._stream import ConsoleStream
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

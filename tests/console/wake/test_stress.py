@@ -6,7 +6,8 @@ import sys
 from typing import TYPE_CHECKING
 
 import pytest
-from stress import Stress
+
+from tests.console.wake.stress import Stress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import _wake
-from trio_console._build import FREE_THREADED
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console import wake as _wake
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
+from trio_console._console.build import FREE_THREADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,7 +37,7 @@ def refuse_eventfd(*_args: object) -> int:
 @pytest.fixture(params=["linux", "refused", "darwin", "win32"])
 def wake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
     """The module as each platform gets it, and Linux where eventfds are refused: all bells work here."""
-    spec = importlib.util.find_spec("trio_console._wake")
+    spec = importlib.util.find_spec("trio_console._console.wake")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

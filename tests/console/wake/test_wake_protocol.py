@@ -10,10 +10,12 @@ import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from stepper import LostWakeUp, Stepper, StepWake, run_all
 
-from trio_console import _console, _ring, _workers
-from trio_console._console import AgentConsoleBackend, ConsoleSharedState, Lane, wait_for_room
+from tests.console.wake.stepper import LostWakeUp, Stepper, StepWake, run_all
+from trio_console._console import backend as _console
+from trio_console._console import ring as _ring
+from trio_console._console import workers as _workers
+from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState, Lane, wait_for_room
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,10 +13,11 @@ import threading
 from typing import TYPE_CHECKING, Final
 
 import pytest
-from interrupter import TIMEOUT, Interrupt, at_every_opcode, interrupted
 
-from trio_console import _descriptor, _wake
-from trio_console._wake import WakePipe
+from tests.console.wake.interrupter import TIMEOUT, Interrupt, at_every_opcode, interrupted
+from trio_console._console import descriptor as _descriptor
+from trio_console._console import wake as _wake
+from trio_console._console.wake import WakePipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,17 +12,17 @@ import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import weak_memory
-from stepper import LostWakeUp, run_all
-from weak_memory import FencesFirst, WeakRing
 
-from trio_console import _ring
-from trio_console._build import FREE_THREADED
+from tests.console.wake import weak_memory
+from tests.console.wake.stepper import LostWakeUp, run_all
+from tests.console.wake.weak_memory import FencesFirst, WeakRing
+from trio_console._console import ring as _ring
+from trio_console._console.build import FREE_THREADED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from stepper import Stepper
+    from tests.console.wake.stepper import Stepper
 
     Scenario = Callable[[WeakRing], tuple[Callable[[], None], Callable[[], None], Callable[[], None]]]
 
@@ -182,7 +182,7 @@ def test_a_lock_that_is_on_for_the_moment_does_not_choose(lock_is_off: int) -> N
         sysconfig.get_config_var = lambda name: {lock_is_off} if name == "Py_GIL_DISABLED" else real(name)
         sys._is_gil_enabled = lambda: True
         import trio_console
-        from trio_console._ring import FencedRing
+        from trio_console._console.ring import FencedRing
         assert (trio_console.ChunkRing is FencedRing) == {lock_is_off}
         assert (type(trio_console.ConsoleSharedState().tx_ring) is FencedRing) == {lock_is_off}
     """

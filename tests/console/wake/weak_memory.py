@@ -10,14 +10,13 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING, Any
 
-from stepper import StepWake
-
-from trio_console._ring import FencedRing
+from tests.console.wake.stepper import StepWake
+from trio_console._console.ring import FencedRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from stepper import Stepper
+    from tests.console.wake.stepper import Stepper
 
 
 class Memory:

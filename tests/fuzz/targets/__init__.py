@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fuzz.targets.agent_router import fuzz_agent_router
-from fuzz.targets.frames import fuzz_frames
-from fuzz.targets.messages import fuzz_messages
-from fuzz.targets.relay import fuzz_relay_agent, fuzz_relay_clients
+from tests.fuzz.targets.agent_router import fuzz_agent_router
+from tests.fuzz.targets.frames import fuzz_frames
+from tests.fuzz.targets.messages import fuzz_messages
+from tests.fuzz.targets.relay import fuzz_relay_agent, fuzz_relay_clients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -12,15 +12,15 @@ from unittest import mock
 import trio
 import trio.testing
 
-from fuzz.targets.agent_model import AgentModel, Told, told
-from fuzz.targets.script import Script
-from trio_console import _protocol as wire
+from tests.fuzz.targets.agent_model import AgentModel, Told, told
+from tests.fuzz.targets.script import Script
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._outbox import Outbox
-from trio_console.agent._boot import FrameSource
-from trio_console.agent._ids import is_session_id
+from trio_console._wire.ids import is_session_id
+from trio_console._wire.outbox import Outbox
 from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._router import Ending, Router
+from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

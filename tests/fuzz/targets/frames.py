@@ -5,8 +5,8 @@ from __future__ import annotations
 import zlib
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from fuzz.targets.script import Script, outcome
-from trio_console import _protocol as wire
+from tests.fuzz.targets.script import Script, outcome
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:

@@ -9,11 +9,12 @@ from unittest import mock
 
 import cbor2
 
-from fuzz.targets import cbor_reference as reference
-from fuzz.targets.script import Script, outcome
-from trio_console import _protocol as wire
+from tests.fuzz.targets import cbor_reference as reference
+from tests.fuzz.targets.script import Script, outcome
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._protocol import _cbor, _codec
+from trio_console._wire import cbor as _cbor
+from trio_console._wire import codec as _codec
 
 __all__ = ["fuzz_messages"]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from fuzz.targets.relay_guest import PoliteGuest
-from fuzz.targets.relay_parts import STEP, ids_of, parse
-from fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
-from fuzz.targets.script import Script
-from trio_console import _protocol as wire
+from tests.fuzz.targets.relay_guest import PoliteGuest
+from tests.fuzz.targets.relay_parts import STEP, ids_of, parse
+from tests.fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
+from tests.fuzz.targets.script import Script
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from trio_console._relay._router import RouterLimits
+    from trio_console._relay.router import RouterLimits
 
 __all__ = ["fuzz_relay_agent", "fuzz_relay_clients"]
 

@@ -6,14 +6,14 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from fuzz.targets.relay_parts import parse
-from fuzz.targets.relay_world import AGENT_WINDOW, Peer, World
-from trio_console import _protocol as wire
+from tests.fuzz.targets.relay_parts import parse
+from tests.fuzz.targets.relay_world import AGENT_WINDOW, Peer, World
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from trio_console._relay._router import RouterLimits
+    from trio_console._relay.router import RouterLimits
 
 __all__ = ["PoliteGuest"]
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import msgspec
 
-from fuzz.targets.relay_parts import (
+from tests.fuzz.targets.relay_parts import (
     SLOTS,
     DataClass,
     Item,
@@ -30,13 +30,13 @@ from fuzz.targets.relay_parts import (
     parse,
     slot_of,
 )
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from trio_console._relay._router import RouterLimits
+    from trio_console._relay.router import RouterLimits
 
 __all__ = ["Model", "Verdict"]
 

@@ -12,17 +12,17 @@ import zlib
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Final, final
 
-from fuzz.targets.relay_model import Model
-from fuzz.targets.relay_parts import Party, parse
-from trio_console import _protocol as wire
+from tests.fuzz.targets.relay_model import Model
+from tests.fuzz.targets.relay_parts import Party, parse
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._router import Orders, Router, RouterLimits
-from trio_console._relay._session import FRAME_COST
+from trio_console._relay.router import Orders, Router, RouterLimits
+from trio_console._relay.session import FRAME_COST
 
 if TYPE_CHECKING:
-    from fuzz.targets.relay_parts import Session
-    from trio_console._relay._router import Client
-    from trio_console._relay._session import Outgoing, RelaySession
+    from tests.fuzz.targets.relay_parts import Session
+    from trio_console._relay.router import Client
+    from trio_console._relay.session import Outgoing, RelaySession
 
 __all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
 

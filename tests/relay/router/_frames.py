@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from trio_console import _protocol as wire
-from trio_console._relay._limits import RouterLimits
-from trio_console._relay._router import Orders, Router
+from trio_console import _wire as wire
+from trio_console._relay.limits import RouterLimits
+from trio_console._relay.router import Orders, Router
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from trio_console._relay._router import Client
+    from trio_console._relay.router import Client
 
 KIB = 1024
 WINDOW = 64 * KIB

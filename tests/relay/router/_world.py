@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, TypeVar
 import trio
 from trio.testing import memory_stream_pair
 
-from trio_console import _protocol as wire
-from trio_console._client._boot import Booted
-from trio_console._relay._serve import relaying
-from trio_console._relay._server import RelayOptions, RelayServer
-from trio_console._relay._socket import RelaySocket
+from trio_console import _wire as wire
+from trio_console._relay.serve import relaying
+from trio_console._relay.server import RelayOptions, RelayServer
+from trio_console._relay.socket import RelaySocket
+from trio_console._session.boot import Booted
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

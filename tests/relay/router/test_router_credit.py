@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trio_console import _protocol as wire
-from trio_console._relay._session import RelaySession
-
-from ._frames import KIB, Table, parse, said
+from tests.relay.router._frames import KIB, Table, parse, said
+from trio_console import _wire as wire
+from trio_console._relay.session import RelaySession
 
 EXEC = wire.ExecRequest(cmd="true")
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0))

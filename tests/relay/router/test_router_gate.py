@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from trio_console import _protocol as wire
+from tests.relay.router._frames import Table, frame, parse
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._slots import MAX_CLIENTS, STEP, slot_ids, slot_of
-
-from ._frames import Table, frame, parse
+from trio_console._relay.slots import MAX_CLIENTS, STEP, slot_ids, slot_of
 
 MALFORMED: list[dict[str, Any]] = json.loads(
-    (Path(__file__).parents[1] / "protocol" / "data" / "malformed.json").read_text()
+    (Path(__file__).parents[2] / "wire" / "data" / "malformed.json").read_text()
 )
 BAD_LENGTH = {"len_4", "len_over_4MiB"}
 WELL_FORMED = {"stdin_unknown_session", "tcp_data_unknown_session", "tcp_eof_unknown_session"}

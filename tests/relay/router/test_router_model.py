@@ -8,15 +8,14 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_console import _protocol as wire
+from tests.relay.router._frames import SMALL, frame, said
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay._router import Router
-from trio_console._relay._slots import slot_ids
-
-from ._frames import SMALL, frame, said
+from trio_console._relay.router import Router
+from trio_console._relay.slots import slot_ids
 
 if TYPE_CHECKING:
-    from trio_console._relay._router import Client, Orders
+    from trio_console._relay.router import Client, Orders
 
 STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
 WINDOWS = st.sampled_from([wire.UNSET, 0, 1, 100, 5000, 1 << 30])

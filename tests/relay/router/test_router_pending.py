@@ -9,12 +9,11 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_console import _protocol as wire
-
-from ._frames import Table
+from tests.relay.router._frames import Table
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
-    from trio_console._relay._router import Client
+    from trio_console._relay.router import Client
 
 STDIN_WINDOW = 5
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0), window=1)

@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-
-from ._fake import PATIENCE, WINDOW, FakeAgent, Talk, talking
+from tests.session._fake import PATIENCE, WINDOW, FakeAgent, Talk, talking
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

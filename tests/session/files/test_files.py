@@ -12,10 +12,9 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trio_console
-from trio_console import _protocol as wire
-
-from ._fake import WINDOW, begin, talking
-from ._fake_files import FLOWS, serving_files
+from tests.session._fake import WINDOW, begin, talking
+from tests.session.files._fake_files import FLOWS, serving_files
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,9 +11,8 @@ import pytest
 import trio
 
 import trio_console
-
-from .test_files_twin import CONTENTS, READS, play
-from .test_path import CALLS, describe, make_tree, tree
+from tests.session.files.test_files_twin import CONTENTS, READS, play
+from tests.session.files.test_path import CALLS, describe, make_tree, tree
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -11,7 +11,7 @@ import trio
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ._fake_files import serving_files
+from tests.session.files._fake_files import serving_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,12 +13,11 @@ import pytest
 import trio
 
 import trio_console
-from trio_console import _protocol as wire
-from trio_console._client._fs import FileSystem
-from trio_console._client._path import GuestPath
-
-from ._fake import PATIENCE, talking
-from ._fake_files import serving_files
+from tests.session._fake import PATIENCE, talking
+from tests.session.files._fake_files import serving_files
+from trio_console import _wire as wire
+from trio_console._session.files.operations import FileSystem
+from trio_console._session.files.path import GuestPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable

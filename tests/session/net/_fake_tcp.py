@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from trio_console import _protocol as wire
-
-from ._fake import WINDOW, FakeAgent, Talk, talking
+from tests.session._fake import WINDOW, FakeAgent, Talk, talking
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

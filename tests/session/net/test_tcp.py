@@ -15,11 +15,10 @@ from trio.testing import (
 )
 
 import trio_console
-from trio_console import _protocol as wire
+from tests.session._fake import WINDOW, Talk, begin, talking
+from tests.session.net._fake_tcp import TcpAgent, serving_tcp
+from trio_console import _wire as wire
 from trio_console.testing import console_stream_pair
-
-from ._fake import WINDOW, Talk, begin, talking
-from ._fake_tcp import TcpAgent, serving_tcp
 
 if TYPE_CHECKING:
     from trio.abc import HalfCloseableStream

@@ -7,7 +7,7 @@ from typing import Any
 
 import trio
 
-from ._fake import PATIENCE, Talk, begin
+from tests.session._fake import PATIENCE, Talk, begin
 
 PIPE = subprocess.PIPE
 

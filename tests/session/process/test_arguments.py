@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from trio_console import _protocol as wire
-
-from ._fake import PATIENCE, begin, talking
+from tests.session._fake import PATIENCE, begin, talking
+from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
 

@@ -10,10 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-
-from ._fake import begin, talking
-from .test_process import run
+from tests.session._fake import begin, talking
+from tests.session.process.test_process import run
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from trio.testing import MockClock

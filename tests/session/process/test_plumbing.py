@@ -10,11 +10,10 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console._client._output import IncomingStream
-from trio_console._client._plumbing import _pass_on
-from trio_console._threads import NoThreadError
-
-from ._fake import PATIENCE
+from tests.session._fake import PATIENCE
+from trio_console._session.process.output import IncomingStream
+from trio_console._session.process.plumbing import _pass_on
+from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -10,11 +10,10 @@ import pytest
 import trio
 import trio.testing
 
+from tests.session._fake import begin, talking
+from tests.session.process._processes import opened, run
 from trio_console import GuestLostError, ProtocolError
-from trio_console import _protocol as wire
-
-from ._fake import begin, talking
-from ._processes import opened, run
+from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL

@@ -10,10 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console import _protocol as wire
-
-from ._fake import begin, talking
-from ._processes import opened, run
+from tests.session._fake import begin, talking
+from tests.session.process._processes import opened, run
+from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._buffers import flat_view
-from trio_console._client._file import GuestFile, raise_closed
-from trio_console._client._owner import Owner, checks_owner, owned
-from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
+from trio_console._session.files.file import GuestFile, raise_closed
+from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
-    from trio_console._client._confirmations import Confirmations
-    from trio_console._client._handle import FileHandle
+    from trio_console._session.confirmations import Confirmations
+    from trio_console._session.files.handle import FileHandle
 
 __all__ = ["BinaryFile"]
 

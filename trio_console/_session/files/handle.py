@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._bulk import SLICE
-from trio_console._client._fs import FsCall, FsRead, FsWrite, drop_handle, stat_result
-from trio_console._client._output import WINDOW
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._session.files.operations import FsCall, FsRead, FsWrite, drop_handle, stat_result
+from trio_console._session.process.output import WINDOW
+from trio_console._session.sending import SLICE
 
 if TYPE_CHECKING:
     import os
 
-    from trio_console._client._fs import FileSystem
+    from trio_console._session.files.operations import FileSystem
 
 __all__ = ["FileHandle"]
 

@@ -9,15 +9,15 @@ import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
-from trio_console import _protocol as wire
-from trio_console._client._bulk import SLICE
-from trio_console._client._file_binary import BinaryFile
-from trio_console._client._file_text import TextFile, check_encoding, check_newline
-from trio_console._client._handle import FileHandle
+from trio_console import _wire as wire
+from trio_console._session.files.binary import BinaryFile
+from trio_console._session.files.handle import FileHandle
+from trio_console._session.files.text import TextFile, check_encoding, check_newline
+from trio_console._session.sending import SLICE
 
 if TYPE_CHECKING:
-    from trio_console._client._file import GuestFile
-    from trio_console._client._fs import FileSystem
+    from trio_console._session.files.file import GuestFile
+    from trio_console._session.files.operations import FileSystem
 
 __all__ = ["open_guest_file"]
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final, Self, TypeVar, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._bulk import DataSender
-from trio_console._client._connection import Connection, Session
-from trio_console._client._output import WINDOW, CreditAccount, IncomingStream
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
+from trio_console._session.connection import Connection, Session
+from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream
+from trio_console._session.sending import DataSender
 
 if TYPE_CHECKING:
-    from trio_console._client._confirmations import Confirmations
+    from trio_console._session.confirmations import Confirmations
 
 __all__ = ["FileSystem", "FsCall", "FsRead", "FsWrite", "guest_error"]
 

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any, Final, final, overload
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._file_open import open_guest_file
-from trio_console._client._fs import drop_handle
-from trio_console._client._path_pure import PureGuestPath
+from trio_console import _wire as wire
+from trio_console._session.files.open import open_guest_file
+from trio_console._session.files.operations import drop_handle
+from trio_console._session.files.pure_path import PureGuestPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from _typeshed import OpenBinaryMode, OpenTextMode
 
-    from trio_console._client._file import GuestFile
-    from trio_console._client._path_pure import Segment
+    from trio_console._session.files.file import GuestFile
+    from trio_console._session.files.pure_path import Segment
 
 __all__ = ["GuestPath", "path_text"]
 

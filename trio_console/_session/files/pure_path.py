@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
-    from trio_console._client._fs import FileSystem
+    from trio_console._session.files.operations import FileSystem
 
 __all__ = ["PureGuestPath", "Segment"]
 

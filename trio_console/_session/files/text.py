@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 import trio
 
-from trio_console._client._file import GuestFile, raise_closed
-from trio_console._client._owner import Owner, checks_owner, owned
-from trio_console._conflict import Conflict
+from trio_console._session.files.file import GuestFile, raise_closed
+from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
-    from trio_console._client._file_binary import BinaryFile
+    from trio_console._session.files.binary import BinaryFile
 
 __all__ = ["TextFile", "check_encoding", "check_newline"]
 

@@ -13,15 +13,15 @@ from typing import Final, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._buffers import flat_view
-from trio_console._client._bulk import DataSender
-from trio_console._client._connection import Connection, Session
-from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, broken
-from trio_console._client._owner import Owner, checks_owner, owned
-from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
-from trio_console._lost import GuestLostError
+from trio_console._session.connection import Connection, Session
+from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream, broken
+from trio_console._session.sending import DataSender
+from trio_console._trio.conflict import Conflict
+from trio_console._trio.lost import GuestLostError
 
 __all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
 

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._buffers import flat_view
-from trio_console._client._owner import Owner, checks_owner, owned
-from trio_console._conflict import Conflict
 from trio_console._errors import again
+from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
-    from trio_console._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["StdinStream"]
 

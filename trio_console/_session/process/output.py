@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._client._owner import Owner, checks_owner, owned
-from trio_console._conflict import Conflict
 from trio_console._errors import ProtocolError, again
+from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, NamedTuple
 import trio
 
 from trio_console._errors import ProtocolError
-from trio_console._threads import in_thread
+from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from trio_console._client._input import StdinStream
-    from trio_console._client._output import IncomingStream
-    from trio_console._client._process import GuestProcess
+    from trio_console._session.process.input import StdinStream
+    from trio_console._session.process.output import IncomingStream
+    from trio_console._session.process.process import GuestProcess
 
 __all__ = ["Output", "attach_input", "attach_output", "check_targets", "feed"]
 

@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console._client._connection import Connection, Session
-from trio_console._client._input import StdinStream
-from trio_console._client._output import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
-from trio_console._client._owner import Owner, owned
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
-from trio_console._lost import GuestLostError
+from trio_console._session.connection import Connection, Session
+from trio_console._session.owner import Owner, owned
+from trio_console._session.process.input import StdinStream
+from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
+from trio_console._trio.lost import GuestLostError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console._client._command import Command
+    from trio_console._session.process.command import Command
 
 __all__ = ["GuestProcess"]
 

@@ -12,19 +12,19 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, final
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console.agent._ids import slot_of
+from trio_console._wire.ids import slot_of
+from trio_console.agent._files.paths import FsError, failing, perform, too_large
+from trio_console.agent._files.trees import Stop
 from trio_console.agent._link import Link, PromptSession
-from trio_console.agent._paths import FsError, failing, perform, too_large
-from trio_console.agent._trees import Stop
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console.agent._files import Files
-    from trio_console.agent._handles import Handle
-    from trio_console.agent._paths import PathOp
+    from trio_console.agent._files.handles import Handle
+    from trio_console.agent._files.paths import PathOp
+    from trio_console.agent._files.shared import Files
 
 __all__ = ["FsCall", "FsClose", "FsHandleCall", "FsHandleSession", "FsOpen", "FsSession", "failure"]
 

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent._paths import (
+from trio_console import _wire as wire
+from trio_console.agent._files.paths import (
     Directory,
     FsError,
     entry_info,
@@ -25,7 +25,7 @@ from trio_console.agent._paths import (
     open_file,
     set_attributes,
 )
-from trio_console.agent._spawn import os_error_text
+from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

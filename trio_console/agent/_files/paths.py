@@ -15,9 +15,9 @@ import stat
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final, assert_never, final
 
-from trio_console import _protocol as wire
-from trio_console.agent._spawn import os_error_text
-from trio_console.agent._trees import Stop, copy_file, make_directories, remove_tree
+from trio_console import _wire as wire
+from trio_console.agent._files.trees import Stop, copy_file, make_directories, remove_tree
+from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

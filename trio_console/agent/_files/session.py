@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 
-from trio_console import _protocol as wire
-from trio_console.agent._fs_calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
-from trio_console.agent._fs_streams import FsRead, FsWrite
-from trio_console.agent._handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle
-from trio_console.agent._ids import slot_of
+from trio_console import _wire as wire
+from trio_console._wire.ids import slot_of
+from trio_console.agent._files.calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
+from trio_console.agent._files.handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle
+from trio_console.agent._files.paths import FsError, check_paths, verb
+from trio_console.agent._files.streams import FsRead, FsWrite
 from trio_console.agent._inflow import Inflow
-from trio_console.agent._paths import FsError, check_paths, verb
-from trio_console.agent._spawn import os_error_text
+from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
-    from trio_console.agent._files import Files
+    from trio_console.agent._files.shared import Files
     from trio_console.agent._link import Link
 
 __all__ = ["FsOpener"]

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console.agent._disk import Disk
-from trio_console.agent._handles import SLICE, Handle, HandleTable
-from trio_console.agent._ids import slots_in
-from trio_console.agent._paths import FsError
+from trio_console._wire.ids import slots_in
+from trio_console.agent._files.disk import Disk
+from trio_console.agent._files.handles import SLICE, Handle, HandleTable
+from trio_console.agent._files.paths import FsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable

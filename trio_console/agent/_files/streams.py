@@ -15,19 +15,19 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console import _protocol as wire
-from trio_console.agent._disk import CHUNK
-from trio_console.agent._fs_calls import FsHandleSession
-from trio_console.agent._handles import SLICE
+from trio_console import _wire as wire
+from trio_console.agent._files.calls import FsHandleSession
+from trio_console.agent._files.disk import CHUNK
+from trio_console.agent._files.handles import SLICE
+from trio_console.agent._files.paths import FsError
 from trio_console.agent._inflow import Inflow, Put
 from trio_console.agent._link import Link, SendCredit
-from trio_console.agent._paths import FsError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console.agent._files import Files
-    from trio_console.agent._handles import FileHandle
+    from trio_console.agent._files.handles import FileHandle
+    from trio_console.agent._files.shared import Files
 
 __all__ = ["FsRead", "FsWrite"]
 

@@ -24,10 +24,10 @@ from typing import Final, final
 import msgspec
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console.agent._inflow import Inflow, Put
 from trio_console.agent._link import Link, PromptSession, SendCredit
-from trio_console.agent._spawn import os_error_text
+from trio_console.agent._process.spawn import os_error_text
 
 __all__ = ["TcpSession"]
 

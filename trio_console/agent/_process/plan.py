@@ -9,13 +9,13 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-from trio_console.agent._limits import Limit, limit_number
-from trio_console.agent._users import Account, find_account, own_home
+from trio_console.agent._process.limits import Limit, limit_number
+from trio_console.agent._process.users import Account, find_account, own_home
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from trio_console import _protocol as wire
+    from trio_console import _wire as wire
 
 __all__ = ["ExecDefaults", "Plan", "make_plan"]
 

@@ -30,11 +30,11 @@ from typing import Final, Protocol, final
 import msgspec
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console.agent._inflow import Put
 from trio_console.agent._link import Link, SendCredit, Session
-from trio_console.agent._spawn import Child, StartError, os_error_text
-from trio_console.agent._stdin import StdinFeed
+from trio_console.agent._process.spawn import Child, StartError, os_error_text
+from trio_console.agent._process.stdin import StdinFeed
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 

@@ -22,11 +22,11 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Final, final
 
-from trio_console import _protocol as wire
-from trio_console.agent._exits import open_exit_fd
-from trio_console.agent._limits import Limit, apply_limit
-from trio_console.agent._plan import ExecDefaults, Plan, make_plan
-from trio_console.agent._users import Account, UnknownUserError
+from trio_console import _wire as wire
+from trio_console.agent._process.exits import open_exit_fd
+from trio_console.agent._process.limits import Limit, apply_limit
+from trio_console.agent._process.plan import ExecDefaults, Plan, make_plan
+from trio_console.agent._process.users import Account, UnknownUserError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

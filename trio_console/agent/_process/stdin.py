@@ -12,7 +12,7 @@ import trio
 from trio_console.agent._inflow import Inflow, Put
 
 if TYPE_CHECKING:
-    from trio_console.agent._spawn import Child
+    from trio_console.agent._process.spawn import Child
 
 __all__ = ["StdinEvents", "StdinFeed"]
 

@@ -18,14 +18,14 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 import trio
 
-from trio_console import _protocol as wire
+from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console.agent._limits import Limit, limit_number, raise_hard_limit
-from trio_console.agent._plan import ExecDefaults
-from trio_console.agent._users import UnknownUserError, find_account
+from trio_console.agent._process.limits import Limit, limit_number, raise_hard_limit
+from trio_console.agent._process.plan import ExecDefaults
+from trio_console.agent._process.users import UnknownUserError, find_account
 
 if TYPE_CHECKING:
-    from trio_console._outbox import Outbox
+    from trio_console._wire.outbox import Outbox
 
 __all__ = ["BootError", "BootTimes", "FrameSource", "boot"]
 

@@ -15,8 +15,8 @@ from typing import Final, final
 
 import trio
 
-from trio_console._conflict import Conflict
-from trio_console._outbox import GatheringStream
+from trio_console._trio.conflict import Conflict
+from trio_console._wire.outbox import GatheringStream
 
 __all__ = ["open_fd", "open_port", "open_stdio"]
 

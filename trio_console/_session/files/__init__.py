@@ -1,0 +1,1 @@
+"""Files of the guest, as `trio.open_file` and `trio.Path` have them."""

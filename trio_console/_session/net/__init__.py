@@ -1,0 +1,1 @@
+"""Connections made by the guest, as trio streams."""

@@ -1,0 +1,1 @@
+"""The agent's machine: its console, its start as the first process, its clock."""
