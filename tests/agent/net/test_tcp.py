@@ -437,6 +437,20 @@ async def test_nothing_is_said_after_the_close(host: Host, server: Server) -> No
     assert await host.nothing_for(5)
 
 
+async def test_a_peer_that_goes_on_sending_loses_nothing_of_what_came_before_the_close(
+    host: Host, server: Server
+) -> None:
+    async with await server.connect(host, 5) as peer:
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpClose(), 5)
+        await host.ping()
+        # More than the connection can hold: it is taken, although nobody wants it.
+        with trio.fail_after(PATIENCE):
+            await peer.send_all(bytes(20_000_000))
+        assert len(await read_end(peer)) == 4_000_000
+    assert await host.nothing_for(5)
+
+
 # --- failures -------------------------------------------------------------------------------------
 
 

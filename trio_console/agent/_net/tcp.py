@@ -39,6 +39,9 @@ _LINGER: Final = 5.0
 #: Bytes read at once.
 _CHUNK: Final = 64 * 1024
 
+#: Bytes that are discarded at a time after the client has closed; about what a socket can hold.
+_DISCARDED: Final = 4 * 1024 * 1024
+
 #: No name is longer, and the error repeats it.
 _LONGEST_HOST: Final = 255
 
@@ -57,7 +60,7 @@ class TcpSession(PromptSession):
         patience: seconds the connection may take none before such a client is refused.
     """
 
-    __slots__ = ("_closed", "_credit", "_failure", "_queue", "_reading", "_request", "_transfer")
+    __slots__ = ("_closed", "_credit", "_discarding", "_failure", "_queue", "_reading", "_request", "_transfer")
 
     kind = "tcp"
     accepts = frozenset({wire.TcpData, wire.TcpEof, wire.TcpClose, wire.Credit, wire.Cancel})
@@ -78,6 +81,7 @@ class TcpSession(PromptSession):
         self._closed = trio.Event()  # by the client
         self._failure: str | None = None
         self._reading = trio.CancelScope()
+        self._discarding = trio.CancelScope()
         self._transfer = trio.CancelScope()
         self._credit = SendCredit(own_window)
         self._queue = Inflow(
@@ -126,6 +130,8 @@ class TcpSession(PromptSession):
                     nursery.start_soon(self._pump_in, stream)
                     nursery.start_soon(self._pump_out, stream)
         finally:
+            if self._closed.is_set():
+                _discard(stream.socket.fileno())
             # Not its aclose(), which has a checkpoint: a closed session could be cancelled there.
             stream.socket.close()
         if self._closed.is_set():
@@ -143,9 +149,10 @@ class TcpSession(PromptSession):
         self._transfer.cancel()
 
     async def _pump_in(self, stream: trio.SocketStream) -> None:
+        fd = stream.socket.fileno()
         with self._reading:
             try:
-                await self._receive(stream.socket.fileno())
+                await self._receive(fd)
             except OSError as exc:
                 self._fail("read", exc)
                 return
@@ -154,6 +161,11 @@ class TcpSession(PromptSession):
                 self._link.release_small()
             else:
                 self._link.commit_small(wire.TcpEof(), self.id)
+            return
+        # The client has closed. What still comes would fill the socket, and see `_discard`.
+        with self._discarding:
+            while _discard(fd):
+                await trio.lowlevel.wait_readable(fd)
 
     async def _receive(self, fd: int) -> None:
         """Move what comes to the console, until its end."""
@@ -185,6 +197,7 @@ class TcpSession(PromptSession):
             return
         with contextlib.suppress(OSError):  # it may be gone already: the other pump knows
             stream.socket.shutdown(socket.SHUT_WR)
+        self._discarding.cancel()
 
     # The router's side
 
@@ -234,6 +247,21 @@ class TcpSession(PromptSession):
 
     def _cut_short(self) -> wire.Message:
         return wire.TcpClosed()
+
+
+def _discard(fd: int) -> bool:
+    """Read what has come, up to `_DISCARDED` bytes, and forget it; returns whether more may come.
+
+    A socket that is closed with bytes unread resets its connection: what had been written to it before, and still
+    waits for the peer, is lost.
+    """
+    with contextlib.suppress(OSError):
+        for _ in range(_DISCARDED // _CHUNK):
+            data = _read_some(fd, _CHUNK)
+            if not data:
+                return data is None
+        return True
+    return False
 
 
 def _read_some(fd: int, nbytes: int) -> bytes | None:
