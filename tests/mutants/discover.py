@@ -104,6 +104,7 @@ _CANDIDATES: Final = {
     "_session.confirmations": ("session/test_confirmations.py",),
     "_session.owner": ("session/test_owner.py",),
     "_forked": ("guests/test_forked.py",),
+    "_states": ("test_states.py",),
     "_trio.clocks": (
         "guests/test_guest_liveness.py",
         "guests/test_guest_endings.py",
