@@ -45,12 +45,19 @@ ROOMS = {
     "outbox": Room({"_wire.outbox"}),
     "session": Room({"_session"}, {"ground", "trio", "wire", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"ground", "trio", "wire", "outbox"}),
-    "relay": Room({"_relay"}, {"ground", "trio", "wire", "outbox"}, named={"channel", "session"}),
+    # The relay's mind does no I/O and knows no trio; of the session log it knows which methods to call.
+    "session log": Room({"_relay.log"}, {"ground", "trio", "wire"}),
+    "mind": Room({"_relay.router"}, {"ground", "wire"}, trio=False, named={"session log"}),
+    "relay": Room(
+        {"_relay"}, {"ground", "trio", "wire", "outbox", "session log", "mind"}, named={"channel", "session"}
+    ),
     # Where the towers meet.
     "leftovers": Room({"_guests.leftovers"}, trio=False),
     "guests": Room({"_guests"}, {"ground", "trio", "console", "channel", "leftovers"}, named={"wire", "session"}),
     "open": Room(
-        {"_open"}, {"ground", "trio", "channel", "wire", "session", "relay", "guests"}, named={"console"}
+        {"_open"},
+        {"ground", "trio", "channel", "wire", "session", "session log", "mind", "relay", "guests"},
+        named={"console"},
     ),
     # For tests of whoever uses the package. What goes wrong on a console is bytes and frames, and no more.
     "faults": Room(
@@ -64,7 +71,7 @@ ROOMS = {
     "testing": Room({"testing"}, {"ground", "console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
-        {"ground", "trio", "console", "channel", "session", "relay", "guests", "open", "testing"},
+        {"ground", "trio", "console", "channel", "session", "session log", "relay", "guests", "open", "testing"},
     ),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
@@ -195,7 +202,7 @@ def test_session_and_agent_never_import_each_other() -> None:
 
 
 def test_only_the_guests_and_those_who_open_them_join_the_towers() -> None:
-    bytes_tower, frames_tower = {"console", "channel"}, {"wire", "outbox", "session", "agent", "relay"}
+    bytes_tower, frames_tower = {"console", "channel"}, {"wire", "outbox", "session", "agent", "mind", "relay"}
     joining = set()
     for module, path in ALL:
         used = {room_of(each.imported) for each in imports(module, path) if not each.named_only}

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_console._relay import router as _router
-from trio_console._relay.clients import Client
 from trio_console._relay.router import Router
+from trio_console._relay.router import mind as _router
+from trio_console._relay.router.clients import Client
 
 if TYPE_CHECKING:
     from collections.abc import Callable

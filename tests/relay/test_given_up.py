@@ -9,7 +9,7 @@ import pytest
 from tests.relay.router._frames import Table
 from tests.relay.router._world import serving, settle
 from trio_console import _wire as wire
-from trio_console._relay.limits import RouterLimits
+from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.server import RelayOptions
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import trio.testing
 from tests.relay.router._frames import parse
 from tests.relay.router._world import Peer, World, serving, settle
 from trio_console import _wire as wire
-from trio_console._relay.limits import RouterLimits
+from trio_console._relay.router.limits import RouterLimits
+from trio_console._relay.router.slots import MAX_CLIENTS
 from trio_console._relay.server import RelayOptions
-from trio_console._relay.slots import MAX_CLIENTS
 from trio_console._trio.lost import GuestLostError
 
 VECTORS: dict[str, dict[str, Any]] = {

@@ -13,7 +13,7 @@ import trio.testing
 
 from tests.relay.router._world import PATIENCE, RawClient, World, serving, settle
 from trio_console import _wire as wire
-from trio_console._relay.limits import RouterLimits
+from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.server import RelayOptions, SlowClient
 
 if TYPE_CHECKING:

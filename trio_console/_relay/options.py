@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from trio_console._relay.limits import RouterLimits
+from trio_console._relay.router.limits import RouterLimits
 
 if TYPE_CHECKING:
     from trio_console._relay.log import SessionLog, SessionLogStatistics

@@ -27,7 +27,7 @@ from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._relay.options import RelayOptions, RelayStatistics, SlowClient
 from trio_console._relay.router import Router
-from trio_console._relay.slots import MAX_CLIENTS
+from trio_console._relay.router.slots import MAX_CLIENTS
 from trio_console._relay.socket import peer_uid
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_console._relay.router import Client, Orders
-    from trio_console._relay.session import Outgoing
+    from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
 
 __all__ = ["RelayOptions", "RelayServer", "RelayStatistics", "SlowClient"]

@@ -17,12 +17,12 @@ from tests.fuzz.targets.relay_parts import Party, parse
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Orders, Router, RouterLimits
-from trio_console._relay.session import FRAME_COST
+from trio_console._relay.router.session import FRAME_COST
 
 if TYPE_CHECKING:
     from tests.fuzz.targets.relay_parts import Session
     from trio_console._relay.router import Client
-    from trio_console._relay.session import Outgoing, RelaySession
+    from trio_console._relay.router.session import Outgoing, RelaySession
 
 __all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
 

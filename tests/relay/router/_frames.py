@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from trio_console import _wire as wire
-from trio_console._relay.limits import RouterLimits
 from trio_console._relay.router import Orders, Router
+from trio_console._relay.router.limits import RouterLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -11,7 +11,7 @@ import pytest
 from tests.relay.router._frames import Table, frame, parse
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay.slots import MAX_CLIENTS, STEP, slot_ids, slot_of
+from trio_console._relay.router.slots import MAX_CLIENTS, STEP, slot_ids, slot_of
 
 MALFORMED: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "wire" / "data" / "malformed.json").read_text()

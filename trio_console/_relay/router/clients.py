@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
-from trio_console._relay.session import FRAME_COST
-from trio_console._relay.slots import slot_ids
+from trio_console._relay.router.session import FRAME_COST
+from trio_console._relay.router.slots import slot_ids
 
 if TYPE_CHECKING:
-    from trio_console._relay.session import Flow, Outgoing, RelaySession
+    from trio_console._relay.router.session import Flow, Outgoing, RelaySession
 
 __all__ = ["Client"]
 

@@ -1,4 +1,4 @@
-"""The relay's mind: who gets which frame, what is refused, and what is held back.
+"""Who gets which frame, what is refused, and what is held back.
 
 Pure: no I/O, no clock, no event loop. The server calls a method when something happened and carries out
 what comes back: frames for the agent (`Orders.to_agent`), and clients whose queue has got something
@@ -19,11 +19,11 @@ import msgspec
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay.clients import Client
-from trio_console._relay.gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
-from trio_console._relay.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
-from trio_console._relay.session import STREAMS, Flow, Outgoing, RelaySession
-from trio_console._relay.slots import Slots, slot_of
+from trio_console._relay.router.clients import Client
+from trio_console._relay.router.gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
+from trio_console._relay.router.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
+from trio_console._relay.router.session import STREAMS, Flow, Outgoing, RelaySession
+from trio_console._relay.router.slots import Slots, slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
