@@ -46,6 +46,9 @@ HANG_BOUND: Final = 25.0
 #: Bytes of address space a process of a finder may take: a mutant that allocates for ever is to end by itself.
 _MEMORY: Final = 6 * 2**30
 
+#: Seconds for processes to be gone after SIGKILL; on the busiest machine they take a part of one.
+_GONE: Final = 30.0
+
 #: What a finder can need.
 _COPIED: Final = ("trio_console", "tests", "examples", "benchmarks", "docs")
 
@@ -188,12 +191,32 @@ class Tree:
 
 
 def _kill_marked(token: str) -> None:
-    """Kill what carries the token in its environment: also what has left the session it was started in."""
+    """Kill what carries the token in its environment: also what has left the session it was started in.
+
+    Until nothing carries it any more: a process is killed a while before it is gone, longer on a busy machine.
+    """
     mark = f"{_TOKEN}={token}".encode()
-    for folder in pathlib.Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            if mark in (folder / "environ").read_bytes().split(b"\0"):
-                os.kill(int(folder.name), signal.SIGKILL)
+    deadline = time.monotonic() + _GONE
+    while pids := [pid for pid in _processes() if mark in _environment(pid)]:
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        if time.monotonic() > deadline:
+            raise RuntimeError(
+                f"the processes {pids} of a finder were killed and have not ended in {_GONE:g} seconds"
+            )
+        time.sleep(0.01)
+
+
+def _processes() -> list[int]:
+    return [int(name) for name in os.listdir("/proc") if name.isdigit()]
+
+
+def _environment(pid: int) -> list[bytes]:
+    try:
+        return pathlib.Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:
+        return []  # it has ended, or is of another user
 
 
 # Finders
