@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from trio_console._console.wake import WakePipe as WakePipe
     from trio_console._errors import ProtocolError as ProtocolError
     from trio_console._errors import UnsupportedByPeer as UnsupportedByPeer
-    from trio_console._guests.spec import CommandGuest as CommandGuest
+    from trio_console._guests.command import CommandGuest as CommandGuest
+    from trio_console._guests.process import ProcessGuest as ProcessGuest
+    from trio_console._guests.socket import SocketGuest as SocketGuest
     from trio_console._guests.spec import GuestSpec as GuestSpec
-    from trio_console._guests.spec import ProcessGuest as ProcessGuest
-    from trio_console._guests.spec import SocketGuest as SocketGuest
     from trio_console._open import connect_guest as connect_guest
     from trio_console._open import open_guest as open_guest
     from trio_console._open import serve_relay as serve_relay
@@ -76,7 +76,7 @@ __all__ = [
 _LAZY: Final = {
     "AgentConsoleBackend": "_console.backend",
     "ChunkRing": "_console.ring",
-    "CommandGuest": "_guests.spec",
+    "CommandGuest": "_guests.command",
     "ConsoleSharedState": "_console.backend",
     "ConsoleStatistics": "_console.stream",
     "ConsoleStream": "_console.stream",
@@ -90,11 +90,11 @@ _LAZY: Final = {
     "GuestSpec": "_guests.spec",
     "GuestStatistics": "_session.guest",
     "LaneStatistics": "_console.backend",
-    "ProcessGuest": "_guests.spec",
+    "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
     "Relay": "_relay.serve",
     "RelayStatistics": "_relay.server",
-    "SocketGuest": "_guests.spec",
+    "SocketGuest": "_guests.socket",
     "UnsupportedByPeer": "_errors",
     "WakePipe": "_console.wake",
     "connect_guest": "_open",

@@ -19,7 +19,8 @@ import trio
 
 from trio_console._console.channel import SHORT_GRACE, open_console
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
-from trio_console._guests.spec import GuestSpec, ProcessGuest, attached_host
+from trio_console._guests.process import ProcessGuest
+from trio_console._guests.spec import GuestSpec, attached_host
 from trio_console._relay.log import SessionLog
 from trio_console._relay.router import DEFAULT_CLIENT_BUDGET, RouterLimits
 from trio_console._relay.serve import Relay, listening, relaying

@@ -12,7 +12,8 @@ import trio
 import trio.testing
 
 from trio_console import _open
-from trio_console._guests import spec as _guests
+from trio_console._guests import process as _process
+from trio_console._guests import supervisor
 from trio_console._guests.leftovers import Leftovers
 from trio_console._guests.spec import Host
 from trio_console._session.confirmations import Confirmations
@@ -46,15 +47,15 @@ class Undying:
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are of the machine's clock."""
-    monkeypatch.setattr(_guests, "_KILL_TIME", 0.05)
-    monkeypatch.setattr(_guests, "_SCAN_TIME", 0.05)
+    monkeypatch.setattr(supervisor, "_KILL_TIME", 0.05)
+    monkeypatch.setattr(_process, "_SCAN_TIME", 0.05)
 
 
 async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> None:
     process: Any = Undying()
     device: Any = None
     with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed and did not end"):
-        async with _guests._watch(Host(device, process, "the agent"), process, process.stderr):
+        async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
             pass
     assert process.signals == [signal.SIGKILL]
 
@@ -65,7 +66,7 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
     process: Any = Undying()
     device: Any = None
     with pytest.warns(RuntimeWarning, match="did not end"), trio.move_on_after(0.5) as scope:
-        async with _guests._watch(Host(device, process, "the agent"), process, process.stderr):
+        async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
             await trio.sleep_forever()
     assert scope.cancelled_caught
 
@@ -76,8 +77,8 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
 async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
     left: frozenset[int], match: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(_guests, "kill_marked_processes", lambda _mark: Leftovers(left, left))
-    await _guests._kill_left_behind("mark", trio.CancelScope())
+    monkeypatch.setattr(_process, "kill_marked_processes", lambda _mark: Leftovers(left, left))
+    await _process._kill_left_behind("mark", trio.CancelScope())
     assert [str(found.message).partition(" were")[0] for found in recwarn] == (
         ["the processes [4, 17] of a guest"] if match else []
     )
@@ -85,10 +86,10 @@ async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
 
 async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
-    monkeypatch.setattr(_guests, "kill_marked_processes", lambda _mark: os.read(reading, 1))
+    monkeypatch.setattr(_process, "kill_marked_processes", lambda _mark: os.read(reading, 1))
     try:
         with pytest.warns(RuntimeWarning, match="may still run"):
-            await _guests._kill_left_behind("mark", trio.CancelScope())
+            await _process._kill_left_behind("mark", trio.CancelScope())
     finally:
         os.write(writing, b"x")
         os.close(writing)

@@ -33,7 +33,7 @@ _CANDIDATES: Final = {
         "console/channel/test_leaving.py",
         "guests/test_guests.py",
     ),
-    "_guests.spec": (
+    "_guests": (
         "guests/test_guests.py",
         "guests/test_guest_specs.py",
         "guests/test_guest_endings.py",

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._guests.spec import GuestSpec, Host, ProcessGuest
+from trio_console._guests.process import ProcessGuest
+from trio_console._guests.spec import GuestSpec, Host
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console.testing._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
 from trio_console.testing._faulty_device import FaultyDevice

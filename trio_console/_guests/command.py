@@ -1,0 +1,71 @@
+"""A command of this machine whose stdin and stdout are a guest's console."""
+
+from __future__ import annotations
+
+import os
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+from trio_console._guests.spec import GuestSpec, Host
+from trio_console._guests.supervisor import TheirEnds, owned, start, watch
+from trio_console._trio.interrupts import interrupt_safe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+
+__all__ = ["CommandGuest"]
+
+
+@final
+class CommandGuest(GuestSpec):
+    """A command of this machine whose stdin and stdout are the guest's console.
+
+    Such as ``["ssh", host, "python3", "-m", "trio_console.agent", "--stdio"]``, or the same behind ``bwrap`` or
+    ``docker exec -i``. What it writes to stderr is kept to explain its end. When the guest
+    ends, the command is given the rest of the grace, and then killed.
+
+    Args:
+        command: a sequence of strings or paths.
+        env, cwd: as in `subprocess.Popen`.
+
+    Raises:
+        TypeError: ``command`` is one string.
+        ValueError: it is empty.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str | os.PathLike[str]],
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if isinstance(command, (str, bytes, os.PathLike)):
+            raise TypeError(f"command must be a sequence of strings, not {type(command).__name__}")
+        self._command = [os.fspath(part) for part in command]
+        if not self._command:
+            raise ValueError("command must not be empty")
+        self._env = env
+        self._cwd = cwd
+
+    def __repr__(self) -> str:
+        return f"CommandGuest({self._command!r})"
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def _launch(self) -> AsyncIterator[Host]:
+        name = os.path.basename(self._command[0])
+        with TheirEnds() as theirs:
+            with owned(theirs.console()) as device, theirs.error_pipe() as stderr:
+                their_in, their_out, their_err = theirs.numbers
+                process = await start(
+                    self._command,
+                    stdin=their_in,
+                    stdout=their_out,
+                    stderr=their_err,
+                    env=self._env,
+                    cwd=self._cwd,
+                )
+                theirs.close()
+                async with watch(Host(device, process, name), process, stderr) as host:
+                    yield host

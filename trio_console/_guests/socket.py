@@ -1,0 +1,51 @@
+"""A guest whose console is a Unix socket."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, final
+
+import trio
+
+from trio_console._guests.spec import GuestSpec, Host
+from trio_console._guests.supervisor import owned
+from trio_console._trio.interrupts import interrupt_safe
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["SocketGuest"]
+
+
+@final
+class SocketGuest(GuestSpec):
+    """A guest whose console is a Unix stream socket, such as a QEMU chardev.
+
+    A console is booted once in the life of its agent, so whoever opens it owns the guest: leaving
+    `open_guest` shuts the guest down. To share one, put a relay between.
+
+    Args:
+        path: of the socket.
+    """
+
+    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+        self._path = os.fspath(path)
+
+    def __repr__(self) -> str:
+        return f"SocketGuest({self._path!r})"
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def _launch(self) -> AsyncIterator[Host]:
+        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+        with sock:
+            try:
+                await sock.connect(self._path)
+            except OSError as exc:
+                # (A path that is too long comes without an errno.)
+                why = f"{exc.strerror or exc} (connecting to the guest's console)"
+                raise type(exc)(exc.errno, why, self._path) from exc
+            with owned(socket.socket(fileno=sock.detach())) as device:
+                yield Host(device)

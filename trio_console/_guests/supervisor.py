@@ -1,0 +1,149 @@
+"""A process of this machine that carries a guest's console: its ends, its error output, and its end.
+
+What `ProcessGuest`, `CommandGuest` and `SocketGuest` share. This module must not know what the process is.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, final
+
+import trio
+
+from trio_console._console.devices import as_device
+from trio_console._forked import let_go_in_child
+from trio_console._trio.clocks import within
+from trio_console._trio.ending import see_through
+from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.threads import NoThreadError
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import AsyncIterator, Iterator
+
+    from trio_console._console.devices import GuestDevice
+    from trio_console._guests.spec import Host
+
+__all__ = ["TheirEnds", "owned", "start", "watch"]
+
+#: Seconds for a process to be gone after SIGKILL. It takes milliseconds, but for the memory of a large one; and
+#: one in an uninterruptible system call cannot be ended by anything.
+_KILL_TIME: Final = 1.0
+
+
+@contextmanager
+def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
+    """Our end of a console, as a device; closed at the latest when the block is left, however it is left."""
+    try:
+        device = as_device(ends)
+    except (TypeError, ValueError):
+        if isinstance(ends, tuple):
+            for fd in ends:
+                os.close(fd)
+        else:
+            ends.close()
+        raise  # (After any other error it has closed them.)
+    try:
+        yield device
+    finally:
+        device.close()
+
+
+@final
+class TheirEnds:
+    """The ends of pipes that a process is given when it starts; closed then, or when the block is left.
+
+    A child that is forked meanwhile lets go of them, or it would keep us from the end of what the process writes.
+    """
+
+    def __init__(self) -> None:
+        self.numbers: list[int] = []
+        let_go_in_child(self, lambda ends: ends.numbers)
+
+    def __enter__(self) -> TheirEnds:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        # Forgotten first: a child that is forked in between must not let go of somebody else's descriptor.
+        while self.numbers:
+            os.close(self.numbers.pop())
+
+    def console(self) -> tuple[int, int]:
+        """Make two pipes, keep their ends (to read from, to write to), and return ours (likewise)."""
+        their_in, our_out = os.pipe()
+        self.numbers.append(their_in)
+        try:
+            our_in, their_out = os.pipe()
+        except OSError:
+            os.close(our_out)
+            raise
+        self.numbers.append(their_out)
+        return our_in, our_out
+
+    @contextmanager
+    def error_pipe(self) -> Iterator[trio.abc.ReceiveStream]:
+        """Make a pipe, keep its end to write to, and give the other."""
+        reading, writing = os.pipe()
+        self.numbers.append(writing)
+        # A reader that is left and does not read would have a guest that complains stuck in a write.
+        stream = let_go_in_child(trio.lowlevel.FdStream(reading))
+        try:
+            yield stream
+        finally:
+            stream.close()
+
+
+async def start(command: list[str], **options: Any) -> trio.Process:
+    try:
+        return await trio.lowlevel.open_process(command, **options)
+    except RuntimeError as exc:  # trio starts processes in threads
+        raise NoThreadError("to start the guest's process") from exc
+
+
+@interrupt_safe
+@asynccontextmanager
+async def watch(host: Host, process: trio.Process, stderr: trio.abc.ReceiveStream) -> AsyncIterator[Host]:
+    """Read a guest process's error output, and end the process when the block is left."""
+    # Shielded, and ended only here: a guest that is shutting down may still have something to say, and must not
+    # get stuck saying it.
+    reading = trio.CancelScope(shield=True)
+    async with hidden_nursery() as nursery:
+        nursery.start_soon(_keep_tail, host, stderr, reading)
+        try:
+            yield host
+        finally:
+            process.kill()
+            reap = partial(_reap, host, process, reading)
+            await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
+
+
+@trio.lowlevel.enable_ki_protection
+async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream, reading: trio.CancelScope) -> None:
+    with reading:
+        async with stderr:
+            with suppress(trio.BrokenResourceError):
+                async for data in stderr:
+                    host.keep_tail(bytes(data))
+            host.end_tail()
+
+
+async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
+    """Wait for a process that was killed; one that does not die is left to the system, loudly."""
+    with patience:
+        await within(_KILL_TIME, process.wait)
+    reading.cancel()
+    if process.returncode is None:
+        warnings.warn(
+            f"{host.name} (process {process.pid}) was killed and did not end within {_KILL_TIME:g} second, as one "
+            "in an uninterruptible call; it is left behind",
+            RuntimeWarning,
+            stacklevel=1,
+        )
