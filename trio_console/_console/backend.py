@@ -1,12 +1,11 @@
-"""The state a console device and its host share, and the backend the device's threads call.
+"""The state that a console device and its host share, and the backend that the device's threads call.
 
-Directions are named as the **guest** sees them: *tx* is what it transmits (guest to host), *rx* what it
-receives (host to guest). Each direction is a `Lane`: a ring, the two wakes that belong to it, and how it
-ended.
+Directions are named as the **guest** sees them: in *tx* the guest transmits (guest to host), in *rx* it receives
+(host to guest). Each direction is a `Lane`: a ring, the two wakes that belong to it, and its ending.
 
-A device thread is not ours. It may retry for ever whatever is not a success, never look at its own stop flag,
-and be joined by its VMM before that can exit. So after the host has gone, every call succeeds at once:
-reads are at end of file, writes are swallowed and counted.
+The device's threads belong to the VMM. Such a thread may retry a failed call for ever without checking its stop
+flag, while the VMM waits for the thread before it can exit. So after the host has gone, every call succeeds at
+once: a read is at end of file, and the bytes of a write are dropped and counted.
 
 This module must not know what the bytes mean, who starts the threads, nor import trio.
 """
@@ -29,22 +28,22 @@ __all__ = ["AgentConsoleBackend", "ConsoleSharedState", "Lane", "LaneStatistics"
 
 @dataclass(frozen=True, slots=True)
 class LaneStatistics:
-    """One direction of a console at one moment; bytes unless it says otherwise.
+    """One direction of a console at one moment.
 
-    What came in is what went out, plus what is queued, plus what was dropped:
+    Bytes in are bytes out, plus bytes queued, plus bytes dropped:
     ``bytes_in == bytes_out + current_buffer_bytes + bytes_dropped``.
 
     Attributes:
-        bytes_in: accepted from the producer.
-        bytes_out: taken by the consumer.
-        bytes_dropped: accepted, and then not delivered because an end was closed.
+        bytes_in: bytes accepted from the producer.
+        bytes_out: bytes taken by the consumer.
+        bytes_dropped: bytes accepted, and then not delivered because an end was closed.
         current_buffer_used: chunks queued now.
-        max_buffer_size: chunks that may be queued.
-        current_buffer_bytes: queued now.
-        max_buffer_bytes: may be queued.
-        wakes: wake-ups sent between the two threads, each a system call.
-        finished: the producer has said that nothing more comes.
-        abandoned: the consumer has gone.
+        max_buffer_size: the most chunks that can be queued.
+        current_buffer_bytes: bytes queued now.
+        max_buffer_bytes: the most bytes that can be queued.
+        wakes: rings between the two threads, each of which is a system call.
+        finished: whether the producer has finished: it sends no more bytes.
+        abandoned: whether the consumer has gone.
     """
 
     bytes_in: int
@@ -61,17 +60,17 @@ class LaneStatistics:
 
 @final
 class Lane:
-    """One direction: a ring, its wakes, and its ending.
+    """One direction of a console: a ring, its two wakes, and its ending.
 
-    The flags only ever go from false to true. Each is published first and then both wakes are rung,
-    unconditionally: a sleeper looks at the flags after every wake-up, and one that was about to sleep
-    finds the wake readable. Whoever reads a flag together with the ring reads the flag *first*: the
-    producer pushes and then finishes, so "finished, and then found empty" is the end.
+    A flag only ever changes from false to true. It is set first, and then both wakes are rung, unconditionally: a
+    sleeping thread checks the flags after every wake-up, and a thread that is about to sleep finds the wake
+    readable. Code that reads a flag and the ring reads the flag *first*: the producer pushes and then finishes, so
+    a reader that sees "finished" and then an empty ring is at the end.
 
-    All this holds without the interpreter lock, too. It asks only that a thread's stores are seen in their order,
-    and that what was stored before a ring is seen after the sleep which that ring ends, as it is around two
-    system calls on one descriptor. Nobody decides by a look whether to ring for a flag, so no store has to
-    be seen before a look (as those of `_console.ring` have).
+    All this also holds without the interpreter lock. It needs only two things: that a thread's stores are seen in
+    their order, and that a store made before a ring is seen after the sleep that the ring ends; two system calls
+    on one descriptor give that. No thread reads something to decide whether to ring for a flag, so no store has to
+    be seen before a read (as in `_console.ring`, which needs fences for it).
     """
 
     __slots__ = (
@@ -90,31 +89,31 @@ class Lane:
         self.data_wake: Final = WakePipe()
         self.room_wake: Final = WakePipe()
         self.ring: Final = ChunkRing(capacity, max_bytes, data_wake=self.data_wake, room_wake=self.room_wake)
-        self.finished = False  # the producer: nothing more comes
-        self.discarded = False  # the producer: and forget what is queued
-        self.abandoned = False  # the consumer: nobody takes any more
-        self.cause: BaseException | None = None  # why, where it was not orderly
-        self.swallowed = 0  # producer's: bytes it gave away after `abandoned`
-        self.undelivered = 0  # consumer's: bytes it took and could not pass on
+        self.finished = False  # set by the producer: it sends no more bytes
+        self.discarded = False  # set by the producer: the bytes still queued are dropped
+        self.abandoned = False  # set by the consumer: it takes no more bytes
+        self.cause: BaseException | None = None  # the error that ended the lane, if one did
+        self.swallowed = 0  # written by the producer: bytes dropped after `abandoned`
+        self.undelivered = 0  # written by the consumer: bytes it took and could not pass on
 
     def finish(self, cause: BaseException | None = None) -> None:
-        """The producer's end: the consumer gets what is queued, then end of file, or the cause."""
+        """End the producer's side: the consumer gets the queued bytes, and then end of file or the cause."""
         if not self.finished:
             self.cause = self.cause or cause
             self.finished = True
         self._wake_all()
 
     def discard(self) -> None:
-        """The producer's forceful end: what is queued counts as dropped."""
+        """End the producer's side by force: the queued bytes count as dropped."""
         self.discarded = True
         self.finish()
 
     def abandon(self, cause: BaseException | None = None) -> None:
-        """The consumer's end: nothing is taken any more."""
+        """End the consumer's side: it takes no more bytes."""
         if not self.abandoned:
             self.cause = self.cause or cause
             self.abandoned = True
-            self.ring.revoke()  # afterwards: a producer that is refused looks at the flag
+            self.ring.revoke()  # after the flag, because a producer whose chunk is refused checks the flag
         self._wake_all()
 
     def _wake_all(self) -> None:
@@ -122,18 +121,18 @@ class Lane:
         self.room_wake.wake()
 
     def close_wakes(self) -> None:
-        """Give the descriptors back. Only when both ends have let go of them for good."""
+        """Close the descriptors. Only when neither end will use them again."""
         self.data_wake.close()
         self.room_wake.close()
 
     def swallow(self, size: int) -> int:
-        """Drop and count bytes given to an abandoned lane."""
+        """Drop and count bytes that were pushed into an abandoned lane; returns their number."""
         self.swallowed += size
         return size
 
     def statistics(self) -> LaneStatistics:
-        # Each is read once, and what follows from another after it, or a busy lane would seem to have put out less
-        # than nothing.
+        # Each number is read once, and a number that grows after another is read after it: otherwise the bytes out
+        # of a busy lane could seem to be negative.
         ring, swallowed, undelivered = self.ring, self.swallowed, self.undelivered
         queued = ring.nbytes
         total = ring.total_bytes + swallowed
@@ -154,14 +153,15 @@ class Lane:
 
 @final
 class ConsoleSharedState:
-    """Everything a console's two ends share. Give it to an `AgentConsoleBackend` and a `ConsoleStream`.
+    """The state that the two ends of a console share. Give it to an `AgentConsoleBackend` and a `ConsoleStream`.
 
-    Holds four descriptors on Linux. They are closed when the last end that refers to this state has been
-    collected, or by `close_wakes`; never while a device thread could still write to one.
+    It holds four descriptors on Linux. They are closed by `close_wakes`, or when the last end that refers to this
+    state has been garbage-collected; never while a device thread could still write to one. All methods may be
+    called from any thread.
 
     Args:
-        capacity: chunks that may be queued in each direction.
-        max_bytes: bytes that may be queued in each direction.
+        capacity: chunks that can be queued in each direction; by default 2048.
+        max_bytes: bytes that can be queued in each direction; by default 1 MiB.
 
     Raises:
         OSError: no descriptor could be made.
@@ -186,36 +186,36 @@ class ConsoleSharedState:
 
     @property
     def tx_wake(self) -> WakePipe:
-        """Tells the host that there is something in `tx_ring`."""
+        """Rung when the host can take chunks from `tx_ring`."""
         return self.tx.data_wake
 
     @property
     def rx_wake(self) -> WakePipe:
-        """Tells the device that there is something in `rx_ring`; see `AgentConsoleBackend.read_wake_fd`."""
+        """Rung when the device can take chunks from `rx_ring`; see `AgentConsoleBackend.read_wake_fd`."""
         return self.rx.data_wake
 
     def guest_gone(self, cause: BaseException | None = None) -> None:
-        """The guest's end is gone. From any thread.
+        """End the guest's side of both directions. May be called from any thread.
 
-        The host reads what is queued, then end of file, or `trio.BrokenResourceError` if there is a
-        ``cause``; sending raises `trio.BrokenResourceError`.
+        The host reads the queued bytes, then end of file, or `trio.BrokenResourceError` if there is a ``cause``.
+        Its sending raises `trio.BrokenResourceError`.
         """
         self.tx.finish(cause)
         self.rx.abandon(cause)
 
     def host_gone(self) -> None:
-        """The host's end is gone. From any thread.
+        """End the host's side of both directions. May be called from any thread.
 
-        The device reads what is queued, then end of file; what it writes is swallowed and counted.
+        The device reads the queued bytes, then end of file. The bytes that it writes are dropped and counted.
         """
         self.rx.finish()
         self.tx.abandon()
 
     def close_wakes(self) -> None:
-        """Give the descriptors back now. Only once no device thread will call the backend again. From any thread.
+        """Close the descriptors now. Only when no device thread will call the backend again. From any thread.
 
-        The guest's end is then gone. A host that has not been told so by `guest_gone`, or by the device's own end,
-        is told now: its tasks get `trio.BrokenResourceError` after what is queued.
+        This also ends the guest's side. If neither `guest_gone` nor the device has ended it before, the host's
+        tasks read the queued bytes and then get `trio.BrokenResourceError`.
         """
         self.guest_gone(ConnectionAbortedError(errno.ECONNABORTED, "the console's wakes were closed"))
         self.tx.close_wakes()
@@ -224,10 +224,13 @@ class ConsoleSharedState:
 
 @final
 class AgentConsoleBackend:
-    """A console as a VMM's device threads see it: non-blocking calls and a descriptor to wait on.
+    """A console as a VMM's device threads see it: non-blocking calls, and a descriptor to wait on.
 
-    For exactly one thread that reads and one that writes (they may be the same). Would-block is
-    `BlockingIOError`, always.
+    For exactly one thread that reads and one that writes; they may be the same thread. A call that would block
+    always raises `BlockingIOError`.
+
+    Args:
+        shared: the state whose guest end the device drives.
     """
 
     __slots__ = ("_failed", "_offer", "_refused", "_rx", "_shared", "_tx")
@@ -237,20 +240,23 @@ class AgentConsoleBackend:
         self._rx = shared.rx
         self._tx = shared.tx
         self._offer = shared.tx.ring.offer
-        self._refused = 1  # bytes of the write that was refused last: what room must be waited for
-        self._failed = False  # the writing thread's: a write could not be queued, and what comes after it is not
+        self._refused = (
+            1  # bytes of the last write that was refused: `wait_until_writable` waits for this much room
+        )
+        self._failed = False  # a write was lost for want of memory, so all later bytes are dropped
 
     # Host to guest: the reading thread
 
     def read(self, max_bytes: int) -> bytes:
-        """Up to ``max_bytes`` of what the host sent, filled across chunks.
+        """Take as many bytes as the host has sent, up to ``max_bytes``.
 
         Returns:
-            At least one byte; ``b""`` only when the host has finished and everything was read.
+            At least one byte; ``b""`` only when the host has finished and all its bytes were read.
 
         Raises:
-            BlockingIOError: there is nothing yet, or ``max_bytes`` is 0: a device takes no bytes for end of
-                file, for good. The descriptor of `read_wake_fd` tells when to come back.
+            BlockingIOError: the host has sent no bytes yet. Read again when the descriptor of `read_wake_fd` is
+                readable. Also raised if ``max_bytes`` is 0, because a device would take an empty result for end of
+                file.
         """
         if max_bytes < 1:
             self._refuse_empty_read()
@@ -263,7 +269,14 @@ class AgentConsoleBackend:
             return b""
 
     def readinto(self, buffer: bytearray | memoryview) -> int:
-        """Like `read`, into the device's own buffer; 0 is end of file."""
+        """Like `read`, but copy the bytes into the device's ``buffer``.
+
+        Returns:
+            The number of bytes copied; 0 is end of file.
+
+        Raises:
+            BlockingIOError: as in `read`, also if ``buffer`` is empty.
+        """
         with memoryview(buffer).cast("B") as view:
             if not view:
                 self._refuse_empty_read()
@@ -276,89 +289,89 @@ class AgentConsoleBackend:
                 return 0
 
     def _fail_reading(self, cause: MemoryError) -> None:
-        """There was no memory for what was to be read. A device could do nothing about it: the channel fails."""
+        """End both directions: there was not enough memory for a read, and a device cannot handle that error."""
         self._shared.guest_gone(cause)
-        self._rx.discard()  # end of file from now on; what is queued counts as dropped
+        self._rx.discard()  # the device is at end of file from now on; the queued bytes count as dropped
 
     def _refuse_empty_read(self) -> NoReturn:
-        self._ready()  # the device polls after this as after any other would-block
+        self._ready()  # silences the descriptor if there is nothing, because the device polls it next
         raise BlockingIOError(errno.EAGAIN, "a read of 0 bytes: only a larger one can have a result")
 
     def _ready(self) -> bool:
-        """Whether there is something in the ring; `False` at end of file, would-block otherwise.
+        """`True` if the ring has bytes, `False` at end of file; otherwise it raises `BlockingIOError`.
 
-        After `True` or `False` the descriptor is readable, or somebody is about to ring it. After would-block it
-        is silent and the wake armed, so it becomes readable as soon as there is something. Why: it starts silent
-        and armed; nothing but the lines below drains it; and they arm it, look at the ring again, and ring it
-        themselves for what they find. So a read that has a result makes no system call, and a device that reads
-        until it would block drains once for each wake-up.
+        After `True` or `False` the descriptor is readable, or the host is about to ring it. After
+        `BlockingIOError` it is not readable, and the wake is armed, so it becomes readable with the next chunk or
+        the end. This holds because the wake starts armed and unrung; only the lines below drain it; and after that
+        they arm it, check the ring again, and ring it themselves if they find a chunk. So a read that has a result
+        makes no system call, and a device that reads until it would block drains once for each wake-up.
         """
         rx = self._rx
         ring = rx.ring
         while True:
-            finished = rx.finished  # before the look at the ring, see `Lane`
+            finished = rx.finished  # read before the ring, see `Lane`
             if rx.discarded:
                 return False
             if ring:
                 return True
             if finished:
                 return False
-            # Nothing. Drained before the wake is armed and the ring looked at again: a chunk whose wake-up this
-            # swallows is found. A host that finishes from here on rings, since it sets the flag before.
+            # The ring is empty. The wake is drained before it is armed and before the ring is checked again: so a
+            # chunk whose ring was drained is found. A host that finishes from here on sets its flag and then
+            # rings.
             rx.data_wake.drain()
             if ring.arm_data() and not rx.finished:
                 raise BlockingIOError(errno.EAGAIN, "nothing to read: wait for read_wake_fd()")
             rx.data_wake.wake()
 
     def read_wake_fd(self) -> int:
-        """The descriptor to poll for reading; the same one for ever.
+        """The descriptor to poll for reading. Its number never changes.
 
-        Level-triggered: it is readable while a read would have a result, bytes or end of file. So a device may
-        poll after each read, and need not read until one would block. It may also be readable when there is
-        nothing: the read that then would block makes it silent until there is something. Edge-triggered polling
-        gets an edge for the first bytes after each would-block.
+        It is level-triggered: it is readable while a read would return bytes or end of file. So a device may poll
+        after each read, and need not read until a read would block. It may also be readable when there are no
+        bytes: the next read then raises `BlockingIOError`, and the descriptor is not readable until bytes arrive.
+        Edge-triggered polling gets an edge for the first bytes after each `BlockingIOError`.
         """
         return self._rx.data_wake.fileno()
 
     # Guest to host: the writing thread
 
     def write(self, data: BytesLike) -> int:
-        """Queue all of ``data`` for the host.
-
-        When the host has gone, the bytes are dropped, and counted as such.
+        """Queue all of ``data`` for the host. After the host has gone, the bytes are dropped and counted.
 
         Returns:
             The number of bytes in ``data``.
 
         Raises:
-            BlockingIOError: they do not fit now; nothing was taken. See `wait_until_writable`.
+            BlockingIOError: the bytes do not fit now; none was taken. Call `wait_until_writable`, then write
+                again.
             TypeError: ``data`` is not bytes-like.
         """
         try:
             return self._offer(data) or self._refuse(data)
         except MemoryError as exc:
-            # There was no memory for the copy. A device would retry for ever; the channel fails instead. What is
-            # queued is delivered still; this, and all that is written after it, is dropped.
+            # There was not enough memory for the copy. A device would retry for ever, so the channel fails
+            # instead: the bytes already queued are still delivered; these bytes and all later ones are dropped.
             self._failed = True
             self._tx.ring.revoke()
             self._shared.guest_gone(exc)
             return self._refuse(data)
 
     def _refuse(self, data: BytesLike) -> int:
-        """The ring did not take ``data``: it was empty, or the ring is full, the host gone, or we have failed."""
+        """Handle ``data`` that the ring did not take: it is empty, the ring is full, or the lane has ended."""
         size = memoryview(data).nbytes
         if self._failed or self._tx.abandoned:
             return self._tx.swallow(size)
         if not size:
             return 0
         self._refused = size
-        raise BlockingIOError(errno.EAGAIN, "the ring is full: wait_until_writable()")
+        raise BlockingIOError(errno.EAGAIN, "the ring is full: call wait_until_writable(), then write again")
 
     def wait_until_writable(self, timeout: float | None = None) -> bool:
-        """Block the writing thread until what `write` refused last would be taken, or the host has gone.
+        """Block the writing thread until the bytes that `write` refused last would fit, or the host has gone.
 
         Args:
-            timeout: seconds; `None` waits for ever.
+            timeout: seconds; `None`, the default, waits for ever.
 
         Returns:
             `False` if the time ran out.
@@ -374,11 +387,12 @@ class AgentConsoleBackend:
 def wait_for_room(lane: Lane, size: int, deadline: float | None = None) -> bool:
     """Block the producer's thread until ``size`` bytes may fit or the lane has ended.
 
-    May return early: look again. `False` at the deadline (on the monotonic clock).
+    It may return early, so the caller checks again. Returns `False` at the deadline (on the monotonic clock).
     """
     ring = lane.ring
     try:
-        # The look at the flag comes after the arming, and its setter rings after setting it.
+        # No end is missed: the flag is read after the wake was armed, and `abandon` rings after it has set the
+        # flag.
         if not ring.arm_room(size) or lane.abandoned:
             return True
         left = None if deadline is None else max(0.0, deadline - time.monotonic())

@@ -1,11 +1,12 @@
-"""A console device, pumped by two worker threads, as a trio stream.
+"""A console device as a trio stream: two worker threads move the bytes.
 
-`open_console` owns the device, the lanes, the threads and their ending. The order of an ending is always the
-same: nothing more is accepted; what is queued is given to the device; the device is closed, which frees a
-worker in a blocked call; the workers are joined; the descriptors go. All of it has one deadline.
+`open_console` owns the device, the lanes, the threads and their ending. An ending always has the same order: no
+more bytes are accepted; the queued bytes are written to the device; the device is closed, which frees a worker
+that is blocked in a call; the workers are joined; the descriptors are closed. All steps together have one
+deadline.
 
-The workers run as trio threads on a limiter of their own. trio's default limiter has 40 tokens, and a console
-uses two for its whole life: the 21st console would wait for the first to be closed.
+The workers run as trio threads with a limiter of their own. trio's default limiter has 40 tokens, and a console
+needs two for its whole life: the 21st console would wait until the first is closed.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ if TYPE_CHECKING:
 
 __all__ = ["open_console"]
 
-#: Seconds that leaving a console may take while the device still takes what was sent.
+#: Seconds that leaving a console may take while the device still takes the queued bytes.
 DEFAULT_GRACE: Final = 2.0
 
-#: Seconds for the same when the leaving was cancelled.
+#: Seconds for the same if the leaving was cancelled.
 SHORT_GRACE: Final = 0.2
 
-#: Seconds for workers to come back from a closed device. It takes them microseconds. But with six programs on two
-#: processors 0.2 s were once not enough for a thread to get its turn, and an innocent device was accused.
+#: Seconds for the workers to return from the calls on a closed device. They need microseconds. But with six
+#: programs on two processors a thread once did not run for 0.2 s, and the warning blamed a device that was right.
 JOIN_TIME: Final = 1.0
 
 
@@ -55,34 +56,35 @@ async def open_console(
     max_bytes: int = DEFAULT_MAX_BYTES,
     grace: float = DEFAULT_GRACE,
 ) -> AsyncIterator[ConsoleStream]:
-    """Pump a console device with two worker threads, and give the host's end of it.
+    """Move a console device's bytes with two worker threads, and yield the host's end as a stream.
 
-    Leaving the block closes the channel: what was sent still reaches the device if it takes it within
-    ``grace`` (when cancelled, within 0.2 s), then the device is closed and the threads are joined. What could
-    not be delivered is counted as dropped. Closing the channel inside the block does the same, in the
-    background.
+    Leaving the block closes the channel: the bytes already sent still reach the device if it takes them within
+    ``grace``; then the device is closed and the threads are joined. Bytes that could not be delivered are counted
+    as dropped. If the block is cancelled, leaving does the same, with 0.2 seconds in place of ``grace``. Closing
+    the channel inside the block does the same, in the background.
 
     Args:
         device: the guest's end of the console: a connected stream socket, a descriptor open for reading and
             writing, a ``(read_fd, write_fd)`` pair, or an object with the blocking methods of
-            `GuestDevice`. It is owned, and closed, from here on. A terminal's master side has its end of file when
-            nobody has the terminal open any more. Descriptors are non-blocking until they are closed, and where
-            others have the same thing open it is for them what it was before, then.
-        capacity: chunks queued at most in each direction.
-        max_bytes: bytes queued at most in each direction.
-        grace: seconds that leaving may take at most while the device still takes what was sent.
+            `GuestDevice`. `open_console` owns it from the call on, and closes it. The master side of a terminal is
+            at end of file when no program has the terminal open any more. Descriptors are made non-blocking, and
+            set back before they are closed, because that flag also concerns other processes that share the open
+            file.
+        capacity: the most chunks queued in each direction; by default 2048.
+        max_bytes: the most bytes queued in each direction; by default 1 MiB.
+        grace: seconds, by default 2, that leaving may take while the device still takes the bytes sent.
 
     Raises:
-        TypeError, ValueError: ``device`` is nothing that can be a console, or a bound is below 1. The device was
-            left alone.
-        OSError: a descriptor is not open, or none could be made. The device was closed.
+        TypeError, ValueError: ``device`` cannot be a console, or a bound is below 1. The device is unchanged and
+            still the caller's.
+        OSError: a descriptor is not open, or no descriptor could be made. The device was closed.
         RuntimeError: no thread could be started. The device was closed.
 
     Warns:
-        RuntimeWarning: a `GuestDevice` did not come back from a blocked call although it was closed. Its
-            thread is abandoned; it holds the device until it returns.
+        RuntimeWarning: a call of a `GuestDevice` did not return although the device was closed. The thread is
+            abandoned, and refers to the device until the call returns.
     """
-    ChunkRing(capacity, max_bytes)  # refuses wrong bounds while the device is untouched
+    ChunkRing(capacity, max_bytes)  # raises ValueError for a wrong bound before the device is taken over
     port = as_device(device)
     try:
         shared = ConsoleSharedState(capacity, max_bytes)
@@ -105,8 +107,8 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
         with patience:
             await channel.aclose()
             await workers.wait_delivered()
-        channel.drop()  # which closes the device
-        await within(JOIN_TIME, workers.wait_done)  # threads live by the machine's clock, and not by a MockClock
+        channel.drop()  # this also closes the device
+        await within(JOIN_TIME, workers.wait_done)  # threads need time of the machine's clock, not of a MockClock
         workers.abandon()
 
     await see_through(leave, grace=grace, hurried=min(grace, SHORT_GRACE))
@@ -116,8 +118,8 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
 class _Workers:
     """The two threads of one console, and the tasks that close its device.
 
-    All tasks are shielded and end by themselves once `_leave` has run. One that was cancelled from outside would
-    come out of the nursery beside the body's own exception, and wrap it into a group.
+    All tasks are shielded, and return by themselves once `_leave` has run. If a task could be cancelled from
+    outside, its `Cancelled` would leave the nursery together with the body's own exception, wrapped in a group.
     """
 
     def __init__(self, device: GuestDevice, shared: ConsoleSharedState) -> None:
@@ -148,8 +150,8 @@ class _Workers:
                 token.run_sync_soon(started.set)
             pump(self._device, lane)
 
-        # Shielded: a worker is ended through its lane and its device, so that it can hand over what it
-        # holds. Only `abandon` lets go of a thread that is still running.
+        # Shielded, because a worker is ended through its lane and its device, so that it can pass on the bytes
+        # that it holds. Only `abandon` gives up a thread that still runs.
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             try:
@@ -163,7 +165,7 @@ class _Workers:
         """Wait until both threads run.
 
         Raises:
-            NoThreadError: one could not be started.
+            NoThreadError: a thread could not be started.
         """
         for event in self._started:
             await event.wait()
@@ -171,7 +173,7 @@ class _Workers:
             raise self._missing
 
     async def wait_delivered(self) -> None:
-        """Wait until the device has taken everything, or takes nothing any more."""
+        """Wait until the device has taken all bytes, or takes no more."""
         await self._delivered.wait()
 
     async def wait_done(self) -> None:
@@ -180,7 +182,7 @@ class _Workers:
 
     @trio.lowlevel.enable_ki_protection
     async def _close_device_after(self, channel: ConsoleStream) -> None:
-        """Once the user has closed the channel and the queue is out, nobody needs the device."""
+        """Close the device when the user has closed the channel and all queued bytes were written."""
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
             await channel.wait_closed()
@@ -189,22 +191,22 @@ class _Workers:
 
     @trio.lowlevel.enable_ki_protection
     async def _close_device_when_dropped(self, channel: ConsoleStream) -> None:
-        """A forceful close does not wait for a guest that may never read: closing the device frees the worker."""
+        """Close the device when the user has closed the channel by force: do not wait for the guest to read."""
         with trio.CancelScope(shield=True):
             await channel.wait_dropped()
             self.close_device()
 
     def close_device(self) -> None:
-        """Free the workers from whatever call they are in. Nothing a device raises here stops the ending."""
+        """Close the device, so that its blocked calls return. If its `close` raises, the ending goes on."""
         try:
             self._device.close()
-        except Exception as exc:  # noqa: BLE001  (a device of the user's)
+        except Exception as exc:  # noqa: BLE001  (the device may be the user's)
             self._shared.guest_gone(exc)
 
     def abandon(self) -> None:
-        """Let go of workers that did not come back, loudly.
+        """Close the wakes if both workers have returned; otherwise abandon the workers, with a warning.
 
-        The wakes stay open then: the thread may still use them, and the last reference closes them.
+        An abandoned thread may still use the wakes, so they stay open until it drops its references.
         """
         if self._delivered.is_set() and self._received.is_set():
             self._shared.close_wakes()
@@ -213,7 +215,7 @@ class _Workers:
             scope.cancel()
         warnings.warn(
             f"{self._device!r} was closed, but a blocked call on it did not return: its worker thread is "
-            "abandoned. A GuestDevice's close() must end its read() and write().",
+            "abandoned. A GuestDevice's close() must make blocked read() and write() calls return.",
             RuntimeWarning,
             stacklevel=1,
         )

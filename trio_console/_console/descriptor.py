@@ -1,23 +1,28 @@
-"""Descriptors that are closed when nobody uses them any more.
+"""Descriptors that are closed when their last user has gone.
 
-A descriptor number is recycled the moment it is closed. So it must not be closed while a thread is in a system
-call on it; and what was opened must be closed, whatever happens. Both follow from one rule: **whoever uses the
-number holds a reference to its `Descriptors` meanwhile, and the last reference to go closes it.** Whoever is done
-with it drops the own reference, and waits for nobody.
+The system gives a descriptor's number to the next file as soon as the descriptor is closed. So a descriptor must
+not be closed while a thread is in a system call on it, and yet it must always be closed in the end. One rule
+gives both: **each user of a number holds a reference to its `Descriptors` during the use, and the descriptor is
+closed when the last reference goes.** A user that has finished drops its own reference and waits for no other
+user.
 
-Counting references is the interpreter's work, and is right where a lock, a flag or a counter of ours would not be:
+The interpreter counts the references. That is right in three cases in which a lock, a flag or a counter of our own
+would be wrong:
 
-* Two threads: one has got its reference, and the number stays open until that is gone; or it comes too late,
-  and gets whatever has been put in the place of the reference. There is no third case.
-* A signal handler runs between any two opcodes, in the middle of our calls. It takes references of its own; there
-  is nothing that it could find locked, or half done.
-* A handler raises. The frames of the interrupted calls go, and their references with them. (An exception that
-  somebody keeps has these frames in its traceback: a descriptor that was in use is closed when it is let go.)
+* Two threads, of which one uses the number and the other closes it. Either the user got its reference first, and
+  the number stays open until that reference is gone; or the user comes too late, and finds the substitute that the
+  closing thread has put in the reference's place. There is no third case.
+* A signal handler runs between any two opcodes, in the middle of our calls. It takes references of its own, and it
+  can find nothing locked or half done.
+* A signal handler raises. The frames of the interrupted calls are released, and their references with them. (An
+  exception that is kept has these frames in its traceback. The descriptor is then closed when the exception is
+  released.)
 
-One case is not counted. Objects that refer to each other, and that nobody else refers to, are found by the
-garbage collector, which finalizes them in any order: a `Descriptors` perhaps before those who use its numbers. So
-``numbers`` is empty once they are closed, and whatever a finalizer may call looks at that first. (No other thread
-has a reference by then: nothing can come between the look and the use.)
+One case is not covered by counting. Objects that refer to each other and are otherwise unreachable are found by
+the garbage collector, which finalizes them in any order, so perhaps a `Descriptors` before an object that uses its
+numbers. Therefore ``numbers`` is emptied when the descriptors are closed, and every method that a finalizer may
+call checks it first. (No other thread has a reference by then, so nothing can happen between the check and the
+use.)
 
 This module must not know what the descriptors are for, nor import trio.
 """
@@ -38,20 +43,21 @@ __all__ = ["Descriptors"]
 
 @final
 class Descriptors:
-    """Owns the descriptors that ``numbers`` yields, until the last reference to it has gone.
+    """Owns the descriptors that ``numbers`` yields, and closes them when the last reference to it goes.
 
-    If ``numbers`` opens them as it goes, in C code only, no exception from a signal handler can come between a
-    descriptor and its owner. Errors of closing (``EIO`` of a dying device) are not told: nobody is left to hear.
+    ``numbers`` may be an iterator that opens each descriptor when it is asked for the next. If it is made of C
+    code only, no exception from a signal handler can come between the opening and the ownership. An error of
+    closing (``EIO`` of a failing device) is ignored, because no caller is left that could handle it.
     """
 
-    # The name of this slot is looked up as a method's is, and its value is called. That is C code all the way: in
-    # a `__del__` written in Python a signal handler could raise before it closes the descriptor.
+    # The interpreter looks `__del__` up on the class, finds this slot, and calls the slot's value. That is C code
+    # all the way. In a `__del__` written in Python a signal handler could raise before the descriptor is closed.
     __slots__ = ("__del__", "numbers")
 
     def __init__(self, numbers: Iterable[int]) -> None:
         self.numbers: list[int] = []
-        # Set first, so that no descriptor is ever without it: it goes through the list when it is called.
-        # (`os.closerange(n, n + 1)` closes one, and does not raise.)
+        # `__del__` is set before the first descriptor is opened, so that no descriptor is ever without it. It goes
+        # through the list when it is called. (`os.closerange(n, n + 1)` closes one descriptor, and never raises.)
         closing = map(os.closerange, self.numbers, map((1).__add__, self.numbers))
         emptying = starmap(self.numbers.clear, ((),))
         self.__del__: Callable[[], object] = partial(deque, chain(closing, emptying), 0)

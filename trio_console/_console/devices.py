@@ -1,9 +1,9 @@
-"""The guest's end of a console as blocking calls: what worker threads read from and write to.
+"""The guest's end of a console as an object with blocking calls, for the worker threads.
 
 `GuestDevice` is the contract; a connected socket, a descriptor or a pair of descriptors is adapted to it.
 
-A blocking call that nobody can interrupt would keep its thread, and the program, for ever. So the adapter
-makes its descriptors non-blocking and sleeps in poll(2) on the descriptor *and* on a bell that `close` rings.
+A blocking call that cannot be interrupted would keep its thread, and so the program, for ever. So the adapter
+makes its descriptors non-blocking, and sleeps in poll(2) on the descriptor *and* on a bell that `close` rings.
 
 This module must not know what the bytes mean, nor import trio.
 """
@@ -33,54 +33,56 @@ _log: Final = logging.getLogger("trio_console.console")
 class GuestDevice(Protocol):
     """A console's guest end, used by one reading and one writing thread at a time.
 
-    Errors are `OSError`; they end the direction concerned, and tell the channel's user why.
+    An error is an `OSError`. It ends its direction, and becomes the cause of the error that the channel's user
+    gets.
     """
 
     def read(self, max_bytes: int) -> bytes:
-        """Block until there is something, at most ``max_bytes``; ``b""`` at end of file and after `close`."""
+        """Block until bytes arrive; return at most ``max_bytes``, or ``b""`` at end of file and after `close`."""
         ...
 
     def write(self, data: memoryview, /) -> int:
-        """Block until some of ``data`` was taken, and tell how many bytes; 0 only after `close`."""
+        """Block until some bytes of ``data`` were taken, and return their number; 0 only after `close`."""
         ...
 
     def close_write(self) -> None:
-        """Tell the guest that nothing more comes, if the device can say so. Called by the writing thread."""
+        """Tell the guest that no more bytes come, if the device can do so. Called by the writing thread."""
         ...
 
     def close(self) -> None:
-        """Release the device. From any thread; calls that are blocked return or raise. Idempotent."""
+        """Release the device; blocked calls return or raise. From any thread, and more than once."""
         ...
 
 
 def close_quietly(device: GuestDevice) -> None:
-    """Close a device behind whatever has happened: what it raises is logged, and takes the place of nothing."""
+    """Close a device during the handling of another error: an exception of `close` is logged, and not raised."""
     try:
         device.close()
-    except Exception as exc:  # noqa: BLE001  (a device of the user's)
-        _log.warning("%r: close() raised %r; it is to release the device, and may have not", device, exc)
+    except Exception as exc:  # noqa: BLE001  (the device may be the user's)
+        _log.warning("%r: close() raised %r; the device may still be open: close() must release it", device, exc)
 
 
-#: What `open_console` takes.
+#: The kinds of console that `open_console` accepts.
 ConsoleDevice: TypeAlias = "socket.socket | int | tuple[int, int] | GuestDevice"
 
 
 def as_device(device: ConsoleDevice) -> GuestDevice:
-    """Take ownership of what the caller gave as a console.
+    """Take ownership of a console and adapt it to `GuestDevice`.
 
-    After a `TypeError` or a `ValueError` it is as it was; after any other error it is closed.
+    After a `TypeError` or a `ValueError` the console is unchanged; after any other error it is closed.
 
     Raises:
-        TypeError: it is nothing that can be a console.
-        ValueError: it can be none as it is: a socket that is no stream or not connected, a negative number.
-        OSError: a descriptor that is not open; no descriptor could be made.
+        TypeError: ``device`` is of no kind that can be a console.
+        ValueError: it is of such a kind, but a socket of another type than stream, a socket that is not connected,
+            or a negative number.
+        OSError: a descriptor is not open, or no descriptor could be made.
     """
     if isinstance(device, socket.socket):
         _check_class(device)
         return _take((device.fileno(),), giver=device)
     if isinstance(device, int) and not isinstance(device, bool):
         if device < 0:
-            raise ValueError(f"{device} is no file descriptor")
+            raise ValueError(f"a console's descriptor must be 0 or more, not {device}")
         return _take((device,))
     if isinstance(device, tuple):
         return _pair(device)
@@ -94,13 +96,13 @@ def _pair(device: tuple[int, int]) -> GuestDevice:
         raise _cannot_be(device)
     read_fd, write_fd = device
     if read_fd < 0 or write_fd < 0:
-        raise ValueError(f"{min(device)} is no file descriptor")
+        raise ValueError(f"a console's descriptor must be 0 or more, not {min(device)}")
     return _take((read_fd,) if read_fd == write_fd else (read_fd, write_fd))
 
 
 def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> GuestDevice:
-    """Make a device of one or two descriptors; ``giver`` is the socket whose number it is."""
-    # Owned before anything can fail. A number that is not open is nobody's, and may be another thread's next.
+    """Make a device of one or two descriptors; ``giver`` is the socket to which the descriptor belongs."""
+    # Owned before anything can fail. A number that is not open is not owned: another thread may open it next.
     owners = [Descriptors((fd,)) for fd in numbers if _is_open(fd)]
     try:
         for fd in numbers:
@@ -111,10 +113,10 @@ def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> Guest
         device = _FdDevice(bell, read_end, write_end)
     except (TypeError, ValueError):
         for owner in owners:
-            owner.numbers.clear()  # refused: they stay the caller's, and open
+            owner.numbers.clear()  # refused: the descriptors stay open, and the caller's
         raise
     except BaseException:
-        # The traceback has this frame, and somebody may keep it: closed they are now.
+        # Closed here, because the exception's traceback refers to this frame and may be kept.
         owners.clear()
         if giver is not None:
             giver.detach()
@@ -140,50 +142,56 @@ def _cannot_be(device: object) -> TypeError:
 
 
 def _check_class(device: socket.socket) -> None:
-    """A console is read and written by its number, past the methods of the socket."""
+    """Refuse a socket class with methods of its own: a console is read and written by number, without them."""
     for name in ("recv", "send"):
         if getattr(type(device), name) is not getattr(socket.socket, name):
             raise TypeError(
                 f"a {type(device).__name__} cannot be a console device: its bytes are not those of its descriptor "
-                f"(it has a {name}() of its own, as TLS sockets have). Give an object with GuestDevice's methods."
+                f"(it has a {name}() of its own, as TLS sockets have). Pass an object with GuestDevice's methods."
             )
 
 
 def _check(fd: int) -> None:
-    """Look at a descriptor, and change nothing of it. What this passes can be a device."""
-    os.set_blocking(fd, os.get_blocking(fd))  # not of every descriptor: one opened with O_PATH has no flag
+    """Raise if a descriptor cannot be a device; change nothing of it."""
+    os.set_blocking(fd, os.get_blocking(fd))  # raises for a descriptor without that flag: one opened with O_PATH
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return
     blocking = os.get_blocking(fd)
     borrowed = socket.socket(fileno=fd)
     try:
         if borrowed.type != socket.SOCK_STREAM:
-            raise ValueError(f"a console is a byte stream, not a socket of type {borrowed.type!r}")
+            raise ValueError(f"a console must be a stream socket, not a socket of type {borrowed.type!r}")
         if borrowed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-            raise ValueError("a console is a connected socket, not one that listens")
+            raise ValueError(
+                "a console must be a connected socket, not a listening one: pass an accepted connection"
+            )
         try:
             borrowed.getpeername()
         except OSError as exc:
             if exc.errno == errno.ENOTCONN:
-                raise ValueError("a console is a connected socket, and this one is not connected") from exc
+                raise ValueError(
+                    "a console must be a connected socket, and this one is not: connect it first"
+                ) from exc
             raise
     finally:
         borrowed.detach()
-        if os.get_blocking(fd) != blocking:  # a default timeout for sockets has changed it
+        if os.get_blocking(fd) != blocking:  # `socket.setdefaulttimeout` has made it non-blocking
             os.set_blocking(fd, blocking)
 
 
 @final
 class _End:
-    """One descriptor of a device, and its flag as we found it; both are put back with the last reference.
+    """One descriptor of a device, and the O_NONBLOCK flag that it had before.
 
-    The flag belongs to what was opened, not to the number: whoever has it open, too, through `os.dup` or
-    inheritance (the shell, of a terminal), sees it non-blocking meanwhile, and as it was afterwards.
+    With the last reference to the end the flag is set back, and the descriptor is closed. The flag belongs to the
+    open file and not to the number: another process that shares the open file, through `os.dup` or inheritance
+    (such as the shell of a terminal), sees it non-blocking until it is set back.
 
     Args:
-        owner: of the descriptor.
-        beside: an end whose flag may be the same one: of two numbers for one terminal, the first finds the flag
-            and puts it back. It is kept, so that this is not done while the other may be in a call.
+        owner: the descriptor's owner.
+        beside: another end which may share the open file, as when both numbers are of one terminal. The first end
+            then found the flag and sets it back. The second end refers to it, so that the flag is not set back
+            while the second end may be in a call.
     """
 
     __slots__ = ("__weakref__", "_beside", "_owner", "_was_blocking", "fd", "is_master")
@@ -196,30 +204,28 @@ class _End:
         self.is_master = _is_pty_master(self.fd)
         self._was_blocking = os.get_blocking(self.fd)
         os.set_blocking(self.fd, False)
-        # (In the child the flag that is put back is that of /dev/null, and not the one that the parent has, too.)
+        # (In a forked child the number is that of /dev/null, so the child does not set back the parent's flag.)
         let_go_in_child(self, lambda end: (end.fd,))
 
     def __del__(self) -> None:
-        if self._was_blocking and self._owner.numbers:  # else the number may be somebody else's
-            with contextlib.suppress(OSError):  # closed by somebody else
+        if self._was_blocking and self._owner.numbers:  # otherwise the number may belong to another file by now
+            with contextlib.suppress(OSError):  # the number was closed by other code
                 os.set_blocking(self.fd, True)
 
 
 def _is_pty_master(fd: int) -> bool:
-    """Linux only: elsewhere the end of a terminal is end of file, and no error."""
+    """Whether ``fd`` is a terminal's master side, on Linux: elsewhere a terminal's end is plain end of file."""
     status = os.fstat(fd)
     return sys.platform == "linux" and stat.S_ISCHR(status.st_mode) and status.st_rdev == os.makedev(5, 2)
 
 
 @final
 class _FdDevice:
-    """One or two descriptors, owned from now on.
+    """A device of one or two descriptors, which it owns. They are non-blocking until they are closed, see `_End`.
 
-    They are non-blocking until they are given back, see `_End`.
-
-    A call takes a reference to the end that it uses, and `close` drops the device's own: the last to go closes the
-    number, so it is never recycled under a system call. (Why that needs no lock, and no count: see
-    `_console.descriptor`.)
+    Each call takes a reference to the end that it uses, and `close` drops the device's own references. The last
+    reference closes the number, so it is never reused during a system call. (`_console.descriptor` says why that
+    needs no lock and no counter.)
     """
 
     def __init__(self, bell: Bell, read_end: _End, write_end: _End | None = None) -> None:
@@ -227,16 +233,16 @@ class _FdDevice:
         self._read_end: _End | None = read_end
         self._write_end: _End | None = write_end or read_end
         self._is_pair = write_end is not None
-        self._bell: Bell | None = bell  # rung once, by close(), and never silenced
+        self._bell: Bell | None = bell  # rung by close(), and never silenced
 
-    # A frame lives as long as the traceback of an exception that went through it, and a lane keeps the exception
-    # of its device. So each of these lets go of the end itself.
+    # Each of the next methods deletes its reference to the end before it returns or raises. Otherwise an exception
+    # would keep the end open: a lane keeps its device's exception, whose traceback refers to the method's frame.
 
     def read(self, max_bytes: int) -> bytes:
         end = self._read_end
         hung_up = 0
         try:
-            # Set first by `close`: where it is not set now, we have got an end.
+            # `close` sets the flag before it drops the ends: if the flag is not set now, ``end`` is not `None`.
             while end is not None and not self._closed:
                 try:
                     return os.read(end.fd, max_bytes)
@@ -246,9 +252,9 @@ class _FdDevice:
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLIN) else 0
                 except OSError as exc:
                     if self._closed_meanwhile():
-                        break  # which has shut the socket down
+                        break  # `close` has shut the socket down, which failed the read
                     if end.is_master and exc.errno == errno.EIO:
-                        break  # nobody has the terminal open any more
+                        break  # no program has the terminal open any more
                     raise
             return b""
         finally:
@@ -264,15 +270,15 @@ class _FdDevice:
                 except BlockingIOError:
                     if hung_up == 2:
                         raise BrokenPipeError(
-                            errno.EPIPE, "nobody has the console's other end open, and it takes no more"
+                            errno.EPIPE, "no program has the console's other end open, and its buffer is full"
                         ) from None
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLOUT) else 0
                 except OSError as exc:
                     if self._closed_meanwhile():
-                        break  # as above
+                        break  # `close` has shut the socket down, which failed the write
                     if end.is_master and exc.errno == errno.EIO:
                         raise BrokenPipeError(
-                            errno.EPIPE, "nobody has the console's terminal open any more"
+                            errno.EPIPE, "no program has the console's terminal open any more"
                         ) from exc
                     raise
             return 0
@@ -280,28 +286,28 @@ class _FdDevice:
             del end
 
     def close_write(self) -> None:
-        # No descriptor is needed for it, not even for a moment: where there is none left, a guest that was not
-        # told the end would wait for it for ever.
+        # This must not open a descriptor, not even for a moment: when a program has none left, this would fail,
+        # and the guest would wait for the end for ever.
         end = self._write_end
         try:
             if end is None:
                 return
             if not _shut_down(end.fd, socket.SHUT_WR) and self._is_pair:
-                self._write_end = None  # and with this call's the last reference goes
-            # One descriptor both ways that is no socket (a serial port) has no such message.
+                self._write_end = None  # the last reference but ``end``, so the descriptor is closed on return
+            # A single descriptor that is not a socket (a serial port) has no way to say that no more bytes come.
         finally:
             del end
 
     def close(self) -> None:
-        # Each step may be done twice: by two threads, or again after an exception from a signal handler. The flag
-        # comes before the bell, since whoever is woken looks at it.
+        # Each step may run twice: in two threads, or again after an exception from a signal handler. The flag is
+        # set before the bell is rung, because a woken thread checks the flag.
         self._closed = True
-        # A child that a library in C has forked may have copies: the guest is to hear of the end all the same. It
-        # loses nothing that was written. (The number is open while we hold its end. In a child that Python has
-        # forked it is the null device's, and nothing is shut down.)
+        # Shut down, because a child forked by a C library may have copies of the descriptors, and the guest must
+        # see the end all the same. The guest still gets all bytes written. (The number stays open while we hold
+        # its end. In a child forked by Python the number is that of the null device, and nothing is shut down.)
         for end in (self._read_end, self._write_end):
             if end is not None:
-                with contextlib.suppress(OSError):  # closed by somebody else
+                with contextlib.suppress(OSError):  # the number was closed by other code
                     _shut_down(end.fd, socket.SHUT_RDWR)
         if (bell := self._bell) is not None:
             bell.ring()
@@ -314,20 +320,21 @@ class _FdDevice:
         """Wait until ``fd`` is ready or the device is closed.
 
         Returns:
-            Whether nobody is at the other end, and ``fd`` not ready. poll(2) does not wait then, so a call that
-            would have blocked must not be tried for ever. Once proves nothing: a terminal may have been opened
-            again, and the next call have found it full. At the second time nobody was there, and nothing moved.
+            `True` if the other end has hung up and ``fd`` is not ready. poll(2) then returns at once, so the
+            caller must not repeat its call for ever. One such result proves nothing: a terminal may have been
+            opened again in between, and the next call may have found it full. After the second one in a row the
+            caller gives up.
         """
         bell = self._bell
         if bell is None:
-            return False  # closed meanwhile
+            return False  # the device was closed in between
         try:
             poller = select.poll()
             poller.register(fd, events)
             poller.register(bell.read_fd, select.POLLIN)
             for ready, event in poller.poll():
                 if ready == fd and event & select.POLLNVAL:
-                    raise OSError(errno.EBADF, "the console's descriptor was closed by somebody else")
+                    raise OSError(errno.EBADF, "the console's descriptor was closed by other code of this program")
                 if ready == fd and not event & events:
                     return True
             return False
@@ -336,7 +343,7 @@ class _FdDevice:
 
 
 def _shut_down(fd: int, how: int) -> bool:
-    """Shut a socket down; `False` if it is none."""
+    """Shut a socket down; returns `False` if ``fd`` is not a socket."""
     if not stat.S_ISSOCK(os.fstat(fd).st_mode):
         return False
     borrowed = socket.socket(fileno=fd)

@@ -1,26 +1,28 @@
 """A bounded queue of byte chunks between one producer thread and one consumer thread.
 
-Chunks are handed over by reference. The bound is in entries *and* in bytes, because either alone is no
-bound. No lock is taken: the deque's ``append`` and ``popleft`` are atomic, and each counter has one writer;
-what was granted has two, see `ChunkRing._grant`.
+Chunks are handed over by reference. The ring is bounded in chunks *and* in bytes, because each bound alone would
+let it grow: chunks can be large, and bytes can come in many tiny chunks. No lock is taken: the deque's ``append``
+and ``popleft`` are atomic, and each counter has one writer. Only ``_granted`` has two, see `ChunkRing._grant`.
 
-The wake-up protocol lives here too, since it is about what the ring's ends see of each other:
+The wake-up protocol lives here too, because it depends on the order in which each end sees the other's stores:
 
-* The consumer: take all there is; **arm**; look again; sleep on the data wake; disarm and drain.
-* The producer: publish the chunk; if the consumer is armed, disarm it and wake.
+* The consumer takes all chunks; **arms** the data wake; checks the ring again; sleeps on the data wake; disarms it
+  and drains it.
+* The producer publishes a chunk; if the data wake is armed, it disarms it and rings it.
 
-So a wake-up, which is a system call and a hand-over of the interpreter lock, happens only when somebody
-sleeps or is about to. The mirror image with the room wake serves a producer that found the ring full.
+So a wake-up, which costs a system call and a hand-over of the interpreter lock, happens only when the consumer
+sleeps or is about to sleep. The room wake does the same, in the other direction, for a producer that found the
+ring full.
 
-*Why no wake-up is lost.* The consumer stores the armed flag and then looks at the deque; the producer
-appends to the deque and then looks at the flag. Under the interpreter lock all threads see these four steps
-in one order, and in every order either the producer's look comes after the arming (it wakes), or the
-append came before the consumer's look (it does not sleep). An interpreter without that lock may
-let both looks pass before both stores; what orders them there is told in `FencedRing`.
+*Why no wake-up is lost.* The consumer sets the armed flag and then reads the deque; the producer appends to the
+deque and then reads the flag. Under the interpreter lock all threads see these four steps in one order. In every
+order either the producer reads the flag after it was set, and rings; or the chunk was appended before the consumer
+read the deque, and the consumer does not sleep. An interpreter without that lock may let both reads happen before
+both stores are seen; `FencedRing` says what puts them in order there.
 
-*Why clearing the flag from two sides is sound.* Whoever clears it on behalf of a sleeper wakes that sleeper
-afterwards, without exception. A producer acting on an old look can at most clear a newer arming, and then
-its wake-up ends the newer sleep: a needless turn, never a lost one.
+*Why both sides may clear the flag.* The side that clears the flag for a sleeper always wakes that sleeper next. A
+producer that acts on an old read of the flag can at most clear a newer arming, and then its ring ends the newer
+sleep: the consumer wakes once without need, but no wake-up is lost.
 
 This module must not know who the two sides are, nor import trio.
 """
@@ -39,21 +41,24 @@ if TYPE_CHECKING:
 
 __all__ = ["DEFAULT_CAPACITY", "DEFAULT_MAX_BYTES", "BytesLike", "ChunkRing"]
 
-#: What can be pushed: any object with the buffer protocol, of which the type checkers of 3.11 know these.
+#: The objects that can be pushed: all with the buffer protocol. Type checkers for Python 3.11 know only these
+#: three.
 BytesLike: TypeAlias = "bytes | bytearray | memoryview"
 
-#: Chunks in a ring, as in the console backend this design comes from.
+#: Chunks in a ring: the number in the console backend that this design comes from.
 DEFAULT_CAPACITY: Final = 2048
 
-#: Bytes in a ring. A ring's budget is also latency: at 500 MB/s each MiB queued is 2 ms that a control frame
-#: waits. But each time it runs empty or full costs two changes of threads (some 60 microseconds), so it must hold
-#: what is moved in a few times that. Chunks of 64 KiB went at 3.3 GiB/s through 256 KiB, 5 through 512 KiB, 6.3
-#: through 1 MiB, and slower through 2.
+#: Bytes in a ring. More bytes mean more latency: at 500 MB/s a control frame waits 2 ms for each MiB that is
+#: queued before it. Fewer bytes mean more changes between the threads: the ring costs two of them (some 60
+#: microseconds) each time it becomes empty or full, so it must hold the bytes that are moved in a few times that.
+#: Measured with chunks of 64 KiB: 3.3 GiB/s through a ring of 256 KiB, 5 through 512 KiB, 6.3 through 1 MiB, and
+#: less through 2 MiB.
 DEFAULT_MAX_BYTES: Final = 1024 * 1024
 
-#: Bytes that a producer pushes at a time, where the chunks are its own making. A piece costs two changes of hands
-#: of the interpreter lock, so it should be large; but with less than four to a ring one side would wait while the
-#: other works. (More than 128 KiB is beyond what the C library's allocator keeps for the next.)
+#: The most bytes that a producer pushes at a time when it chooses the size of its chunks. Each chunk costs two
+#: hand-overs of the interpreter lock, so it should be large; but with less than four chunks to a ring one side
+#: would wait while the other works. (A block of more than 128 KiB is returned to the system by the C library's
+#: allocator, and has to be requested again for the next chunk.)
 _LARGEST_PIECE: Final = 128 * 1024
 
 
@@ -61,12 +66,15 @@ _LARGEST_PIECE: Final = 128 * 1024
 class ChunkRing:
     """Bounded FIFO of immutable byte chunks, for one producer thread and one consumer thread.
 
+    No method blocks. The methods of each side may be called from one thread at a time; `revoke`, ``len()`` and the
+    properties from any thread.
+
     Args:
-        capacity: the most chunks it holds, at least 1.
-        max_bytes: the most bytes it holds, at least 1. A single larger chunk is admitted into an empty
-            ring, or it could never pass.
-        data_wake: woken when a chunk arrives for a consumer that armed itself.
-        room_wake: woken when there is room for a producer that armed itself.
+        capacity: the most chunks it holds, at least 1; by default 2048.
+        max_bytes: the most bytes it holds, at least 1; by default 1 MiB. A single larger chunk is accepted into an
+            empty ring, because otherwise it could never pass.
+        data_wake: rung when a chunk arrives for a consumer that has armed it; `None` for none.
+        room_wake: rung when there is room for a producer that has armed it; `None` for none.
 
     Raises:
         ValueError: a bound is below 1.
@@ -107,24 +115,24 @@ class ChunkRing:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         self.capacity: Final = capacity
         self.max_bytes: Final = max_bytes
-        #: What a producer that makes its own chunks should push at a time.
+        #: Bytes that a producer should push at a time when it chooses the size of its chunks.
         self.piece: Final = max(1, min(_LARGEST_PIECE, max_bytes // 4))
         self._low_entries: Final = capacity // 2
         self._low_water: Final = max_bytes // 2
         self._data_wake: Final = data_wake
         self._room_wake: Final = room_wake
         self._chunks: deque[bytes] = deque()
-        self._offset = 0  # consumer's: bytes of the first chunk already taken
-        self._pushed = 0  # producer's: bytes ever published
-        self._granted = 0  # producer's: what `_pushed` may become without another look at the consumer
-        self._least = 1  # producer's: the smallest chunk for which that holds
-        self._revoked = False  # consumer's: it takes no more
-        self._popped = 0  # consumer's: bytes ever taken
-        # A consumer that has never looked may be asleep on the wake already: a device may poll it first.
+        self._offset = 0  # written by the consumer: bytes of the first chunk already taken
+        self._pushed = 0  # written by the producer: bytes ever published
+        self._granted = 0  # written by the producer: `_pushed` may grow to this without reading `_popped` again
+        self._least = 1  # written by the producer: the smallest chunk for which `_granted` holds
+        self._revoked = False  # written by the consumer: it takes no more chunks
+        self._popped = 0  # written by the consumer: bytes ever taken
+        # Armed from the start, because a device may sleep on the wake before it has read for the first time.
         self._data_armed = True
         self._room_armed = False
-        self._room_wanted = 0  # producer's: bytes that must fit before it is woken
-        self.wakes = 0  # wake-ups sent, for statistics: racing threads may miss one
+        self._room_wanted = 0  # written by the producer: bytes that must fit before it is woken
+        self.wakes = 0  # rings, for statistics: when both threads count at once, one may be missed
 
     def __len__(self) -> int:
         """Chunks in the ring."""
@@ -138,8 +146,8 @@ class ChunkRing:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the ring, counting what is left of a chunk taken in part."""
-        popped = self._popped  # read first: a pair of (old, new) is never negative
+        """Bytes in the ring, without those already taken of the first chunk."""
+        popped = self._popped  # read first: an older `_popped` with a newer `_pushed` is never negative
         return self._pushed - popped
 
     @property
@@ -150,9 +158,9 @@ class ChunkRing:
     # The producer's side
 
     def push(self, chunk: BytesLike) -> None:
-        """Append a chunk; an empty one is not stored, and always taken.
+        """Append a chunk. An empty chunk is always accepted, and not stored.
 
-        A `bytes` object is kept by reference, anything else is copied once.
+        A `bytes` object is kept by reference; any other object is copied once.
 
         Raises:
             BlockingIOError: the ring is full.
@@ -162,11 +170,14 @@ class ChunkRing:
             raise BlockingIOError(errno.EAGAIN, "the ring is full: wait until the other side has taken bytes")
 
     def offer(self, chunk: BytesLike) -> int:
-        """`push` that tells how many bytes were taken: all, or 0 of a chunk that has no room, or is empty."""
-        # Every chunk comes this way, and of a small one's cost these lines are the larger part. What can be looked
-        # at once for many chunks is therefore looked at by `_grant`.
+        """Append a chunk if it fits, like `push`, and return the bytes accepted.
+
+        That is the size of the chunk, or 0 if it does not fit, is empty, or was revoked.
+        """
+        # Every chunk passes these lines, and they are the larger part of a small chunk's cost. So the checks that
+        # can be made once for many chunks are made by `_grant`.
         if type(chunk) is memoryview:
-            chunk = chunk.tobytes()  # may fail for want of memory, so before anything is counted
+            chunk = chunk.tobytes()  # may raise MemoryError, so it comes before anything is counted
         elif type(chunk) is not bytes:
             chunk = bytes(memoryview(chunk))
         size = len(chunk)
@@ -174,8 +185,8 @@ class ChunkRing:
         if (pushed > self._granted or size < self._least) and not self._grant(size):
             return 0
         if size:
-            # Counted before it is published: in the other order the consumer could take the chunk in between,
-            # and the ring would hold a negative number of bytes.
+            # The chunk is counted before it is published: in the other order the consumer could take it in
+            # between, and the ring would hold a negative number of bytes.
             self._pushed = pushed
             try:
                 self._chunks.append(chunk)
@@ -187,38 +198,39 @@ class ChunkRing:
         return size
 
     def _grant(self, size: int) -> bool:
-        """Whether a chunk of ``size`` bytes fits; if so, what more fits behind it is noted, too.
+        """Whether a chunk of ``size`` bytes fits. If it does, store how many more bytes will fit after it.
 
-        Noted is how far the bytes may go with chunks that are not smaller, so that no more entries follow than
-        are free. An old look at the consumer errs on the safe side: what was found to fit keeps fitting.
+        ``_granted`` is the number up to which ``_pushed`` may grow with chunks of at least this size, so that
+        neither the bytes nor the chunks exceed their bound. An old value of the consumer's counter is safe: the
+        consumer only makes more room.
         """
         if not self.fits(size):
             return False
         room = self.max_bytes - (self._pushed - self._popped)
         self._least = size
         self._granted = self._pushed + max(size, min(room, (self.capacity - len(self._chunks)) * size))
-        # The consumer says that it is gone, then takes back what was granted; we grant, then look whether it is
-        # gone. Whatever the order, one of the two sees the other.
+        # `revoke` sets its flag, then takes the grant back; we grant, then read the flag. In every order either
+        # `revoke` takes back our grant, or we see its flag.
         if self._revoked:
             self._granted = -1
             return False
         return True
 
     def revoke(self) -> None:
-        """The consumer takes nothing any more: from now on every chunk is refused. From any thread.
+        """Refuse every chunk from now on, because the consumer takes no more. May be called from any thread.
 
-        One that is being offered meanwhile may still be taken.
+        A chunk that is being offered at the same time may still be accepted.
         """
         self._revoked = True
         self._granted = -1
 
     def fits(self, size: int) -> bool:
-        """Whether a chunk of ``size`` bytes would be taken now. Only the producer can rely on a yes."""
+        """Whether a chunk of ``size`` bytes fits now. `True` stays true only for the producer's own thread."""
         used = self._pushed - self._popped
         return not used or (used + size <= self.max_bytes and len(self._chunks) < self.capacity)
 
     def arm_room(self, size: int) -> bool:
-        """The producer is about to sleep on the room wake until ``size`` bytes fit.
+        """Arm the room wake, before the producer sleeps on it until ``size`` bytes fit.
 
         Returns `False`, with nothing armed, if they fit already.
         """
@@ -230,13 +242,13 @@ class ChunkRing:
         return True
 
     def disarm_room(self) -> None:
-        """The producer has woken up."""
+        """Disarm the room wake, after the producer has woken up."""
         self._room_armed = False
 
     # The consumer's side
 
     def pop(self) -> bytes | None:
-        """Take the oldest chunk (what is left of it), or `None` if the ring is empty."""
+        """Take the oldest chunk, or its rest if a part was taken before; `None` if the ring is empty."""
         if not self._chunks:
             return None
         chunk = self._first()
@@ -245,11 +257,11 @@ class ChunkRing:
             self._wake_producer(0)
         return chunk
 
-    # For want of memory, what was to be taken stays where it is: each of the following removes a chunk only when
-    # all that is to be returned exists.
+    # If there is not enough memory, no byte is lost: each of the following methods removes a chunk only after the
+    # bytes to be returned have been made.
 
     def _first(self) -> bytes:
-        """What is left of the oldest chunk (there is one), not yet counted as taken."""
+        """Remove the oldest chunk and return its rest. The ring must not be empty. The caller counts the bytes."""
         chunk = self._chunks[0]
         if self._offset:
             chunk = chunk[self._offset :]
@@ -260,8 +272,8 @@ class ChunkRing:
     def take(self, limit: int, *, fill: bool = False) -> bytes:
         """Take up to ``limit`` bytes (at least 1), joining small chunks; ``b""`` if the ring is empty.
 
-        A chunk that fits is passed on by reference when no other fits beside it. Unless ``fill`` asks for
-        all the bytes there are, a chunk is split only if it alone is larger than ``limit``.
+        A chunk that fits is returned by reference when no second chunk fits beside it. A chunk is split only if it
+        alone is larger than ``limit``, or with ``fill``, which returns as many bytes as there are up to ``limit``.
         """
         chunks = self._chunks
         if not chunks:
@@ -276,7 +288,7 @@ class ChunkRing:
         return data
 
     def take_whole(self, limit: int) -> bytes:
-        """Like `take`, but a first chunk larger than ``limit`` is taken as it is, by reference."""
+        """Like `take`, but a first chunk larger than ``limit`` is returned whole, by reference."""
         if not self._chunks:
             return b""
         data = self._join(limit, fill=False)
@@ -289,7 +301,7 @@ class ChunkRing:
             self._wake_producer(self._low_water)
 
     def _join(self, limit: int, fill: bool) -> bytes:
-        """The first chunk and those that fit beside it, and with ``fill`` part of the next."""
+        """Remove and join the first chunk and those that fit beside it; with ``fill`` also part of the next."""
         chunks = self._chunks
         offset = self._offset
         size = len(chunks[0]) - offset
@@ -308,13 +320,13 @@ class ChunkRing:
         return data
 
     def _whole_ones(self, limit: int) -> tuple[deque[bytes] | list[bytes], int]:
-        """The chunks from the first on that fit into ``limit``, and the room behind them if another is there."""
+        """The first chunks that fit into ``limit`` together; and the room left, or 0 if no chunk is left."""
         chunks = self._chunks
         if self._pushed - self._popped <= limit:
             copy = chunks.copy()
             if self._pushed - self._popped + self._offset <= limit:
-                # Everything published fits, so these chunks do: each was counted before it was appended, and
-                # they were looked at before the count. What comes meanwhile is left for the next turn.
+                # All bytes counted fit, so the copied chunks fit: each chunk is counted before it is appended, and
+                # the copy was made before the count was read. Chunks that arrive now are taken the next time.
                 return copy, 0
         parts: list[bytes] = []
         for index in range(len(chunks)):
@@ -326,7 +338,7 @@ class ChunkRing:
         return parts, 0
 
     def readinto(self, view: memoryview) -> int:
-        """Fill ``view`` (bytes, writable) across chunks as far as there are bytes; the number copied."""
+        """Copy bytes into ``view`` (writable, of bytes) until it is full or the ring empty; return the number."""
         chunks = self._chunks
         room = len(view)
         filled = 0
@@ -342,7 +354,7 @@ class ChunkRing:
             except MemoryError:
                 if not filled:
                     raise
-                break  # what was copied before is taken
+                break  # the chunks copied before count as taken
             filled += size
             if offset + size == len(head):
                 chunks.popleft()
@@ -355,9 +367,9 @@ class ChunkRing:
         return filled
 
     def arm_data(self) -> bool:
-        """The consumer is about to sleep on the data wake.
+        """Arm the data wake, before the consumer sleeps on it.
 
-        Returns `False`, with nothing armed, if there is something to take already.
+        Returns `False`, with nothing armed, if the ring has a chunk already.
         """
         self._data_armed = True
         if self._chunks:
@@ -366,7 +378,7 @@ class ChunkRing:
         return True
 
     def disarm_data(self) -> None:
-        """The consumer has woken up."""
+        """Disarm the data wake, after the consumer has woken up."""
         self._data_armed = False
 
     # Waking the other side
@@ -378,12 +390,12 @@ class ChunkRing:
             self._data_wake.wake()
 
     def _wake_producer(self, low_water: int) -> None:
-        """Wake an armed producer if what it waits for fits.
+        """Wake a producer that has armed the room wake, if the bytes that it waits for fit.
 
         Args:
-            low_water: wake it only once the ring is this empty (0: at once), so that it is woken to push many
-                chunks and not one. An empty ring always wakes it: a consumer that goes to sleep has
-                emptied the ring, so the two never sleep at the same time.
+            low_water: wake it only when the ring holds at most this many bytes, so that it is woken to push many
+                chunks and not one; 0 wakes it at once. When the ring is empty it is always woken: a consumer
+                empties the ring before it sleeps, so the two sides never sleep at the same time.
         """
         used = self._pushed - self._popped
         if used:
@@ -400,22 +412,25 @@ class ChunkRing:
 class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
     """`ChunkRing` for an interpreter without the interpreter lock: the same steps, with a fence between them.
 
-    Three times one side stores something and then looks at what the other stores before *it* looks: a chunk is
-    appended and the consumer's flag looked at, against arming and looking for chunks; bytes are counted
-    as taken and the producer's flag looked at, against arming and looking for room; bytes are granted and
-    `_revoked` looked at, against revoking and taking the grant back. Each time both sides pass one mutex between
-    their store and their look, and the passages are in one order. The side that is second looks after the
-    other's passage, and so sees what the other stored before it. That is all that is needed: who sees the flag
-    wakes, and who sees the chunk or the room does not sleep.
+    There are three places where each side stores one thing and then reads the thing that the other side stores:
 
-    So the three flags are properties here: to look at one is to pass the mutex first, and to set one is to pass it
-    afterwards. To clear one takes no passage. Who clears it for a sleeper rings the sleeper's wake next, a system
-    call, so the clearing is seen before the ring; and who clears its own looks again at what it waited
-    for before it sleeps, arming once more.
+    * The producer appends a chunk and reads the data flag; the consumer sets the data flag and reads the chunks.
+    * The consumer counts bytes as taken and reads the room flag; the producer sets the room flag and reads the
+      count.
+    * The producer grants bytes and reads ``_revoked``; the consumer sets ``_revoked`` and takes the grant back.
 
-    The mutex is the one that such an interpreter has in every list and takes to assign an element. A
-    `threading.Lock` would do as well. But it costs ten times as much, and an exception that a signal's handler
-    raises between taking it and giving it back would leave it taken for ever; an assignment is one step.
+    In each place both sides pass one mutex between their store and their read (that is the fence), and one of them
+    passes it first. The side that passes second reads after the other's store, and so sees it. That is enough: the
+    side that sees the flag wakes the other, and the side that sees the chunk or the room does not sleep.
+
+    So the three flags are properties here: a read passes the mutex before it, and setting a flag passes the mutex
+    after it. Clearing a flag passes no mutex. A side that clears the flag for a sleeper rings the sleeper's wake
+    next, which is a system call, so the sleeper sees the cleared flag after the ring. A side that clears its own
+    flag arms again, and reads again, before it sleeps.
+
+    The mutex is the one that such an interpreter keeps in every list, and locks to assign an element. A
+    `threading.Lock` would be correct as well. But it costs ten times as much, and if a signal handler raised
+    between its acquire and its release it would stay locked for ever; an assignment is one step.
     """
 
     __slots__ = ("_data_flag", "_fence", "_revoked_flag", "_room_flag")
@@ -466,5 +481,6 @@ class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
 
 
 if FREE_THREADED and not TYPE_CHECKING:
-    # Chosen once, and not asked for at each push: with the interpreter lock the hot path is the one above.
+    # Chosen once, at import, and not at each push: with the interpreter lock the hot path pays nothing for the
+    # fence.
     ChunkRing = FencedRing

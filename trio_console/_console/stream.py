@@ -1,11 +1,10 @@
 """A console's lanes as a trio stream.
 
-The stream is one end of two lanes: it produces into one and consumes from the other, while a foreign thread
-does the opposite. Tasks sleep with ``trio.lowlevel.wait_readable`` on the lanes' wakes.
+The stream is one end of two lanes: it produces into one lane and consumes from the other, while another thread
+does the opposite. Its tasks sleep with ``trio.lowlevel.wait_readable`` on the lanes' wakes. After each sleep a
+task first checks the lane's flags, because they say why the sleep ended.
 
-After each sleep the flags are looked at before anything else: they say why it ended.
-
-This module must not know what the bytes mean, nor who drives the other end.
+This module must not know what the bytes mean, nor what drives the other end.
 """
 
 from __future__ import annotations
@@ -27,18 +26,17 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleStatistics", "ConsoleStream", "LaneStream"]
 
-#: Bytes up to which one `receive_some` joins chunks when the caller names no limit. A single larger one is handed
-#: on as it came, so one turn of a task takes no more than the ring holds. Half a ring: the producer is woken then,
-#: and fills it while the other half is taken. (With a quarter, a chunk of 4 or 64 KiB took 6 to 10 % more of the
-#: processor.)
+#: Bytes up to which one `receive_some` joins chunks when the caller gives no limit. A single larger chunk is
+#: returned whole. It is half a ring: when that half is taken the producer is woken, and fills it while the other
+#: half is taken. (With a quarter of a ring, a chunk of 4 or 64 KiB took 6 to 10 % more processor time.)
 DEFAULT_RECEIVE_SIZE: Final = 512 * 1024
 
-#: A `send_all` copies what it cannot queue as it is in pieces of at most this size, and of what the ring is filled
-#: with while the other end takes from it.
+#: The most bytes of a piece, when `send_all` has to copy data that cannot be queued by reference. The other end
+#: takes the first pieces while the next ones are copied.
 _SLICE: Final = 64 * 1024
 
-#: Such pieces that one turn of a task queues, so that a device that is always faster cannot keep a large
-#: `send_all` from ever sleeping, and the other tasks from running.
+#: The most pieces that a task queues before a checkpoint. Without it, a device that is always faster than the task
+#: would keep a large `send_all` from ever sleeping, and so the other tasks from running.
 _SLICES_PER_TURN: Final = 4
 
 
@@ -47,11 +45,11 @@ class ConsoleStatistics:
     """A console channel at one moment.
 
     Attributes:
-        tx: guest to host: what is received here.
-        rx: host to guest: what is sent here.
+        tx: guest to host: the bytes received here.
+        rx: host to guest: the bytes sent here.
         tasks_waiting_send: tasks blocked in sending now.
         tasks_waiting_receive: tasks blocked in receiving now.
-        closed: this end was closed.
+        closed: whether this end was closed.
     """
 
     tx: LaneStatistics
@@ -62,7 +60,7 @@ class ConsoleStatistics:
 
 
 class LaneStream(trio.abc.HalfCloseableStream):
-    """One end of two lanes; see `ConsoleStream` for the contract."""
+    """One end of two lanes, as a `trio.abc.HalfCloseableStream`; see `ConsoleStream`."""
 
     def __init__(self, send: Lane, receive: Lane) -> None:
         self._send = send
@@ -77,24 +75,24 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_all(self, data: BytesLike) -> None:
-        """Queue all of ``data`` for the other end, waiting for room.
+        """Queue all of ``data`` for the other end, and wait for room where there is none.
 
-        `bytes` that fit the ring are queued by reference; anything else is copied once. Returns when
-        everything is queued, not when the other end has taken it.
+        A `bytes` object that fits the ring is queued by reference; other data is copied once. Returns when all
+        bytes are queued, which may be before the other end has taken them.
 
-        If cancelled, nothing of `bytes` that fit the ring was queued; of anything else an unknown part may have
-        been, as with every trio stream.
+        If cancelled, nothing of a `bytes` object that fits the ring was queued. Of other data an unknown part may
+        have been queued, as with every trio stream.
 
         Raises:
             trio.ClosedResourceError: this end was closed, or `send_eof` was called.
-            trio.BrokenResourceError: the other end is gone.
+            trio.BrokenResourceError: the other end has gone.
             trio.BusyResourceError: another task is sending.
         """
         with self._send_conflict:
             self._check_may_send()
             await trio.lowlevel.checkpoint_if_cancelled()
             ring = self._send.ring
-            # Queued before the checkpoint: the other end works on it while the other tasks have their turn.
+            # Queued before the checkpoint, so that the other end takes the bytes while other tasks run.
             if type(data) is bytes and len(data) <= ring.max_bytes:
                 while not ring.offer(data) and data:
                     await self._wait_room(len(data))
@@ -116,7 +114,13 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until there is some room, or sending would fail at once. Errors as in `send_all`."""
+        """Wait until there is some room, or until sending would fail at once.
+
+        If cancelled, nothing changes.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as in `send_all`.
+        """
         with self._send_conflict:
             self._check_may_send()
             await trio.lowlevel.checkpoint()
@@ -126,9 +130,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def send_eof(self) -> None:
-        """Tell the other end that nothing more comes; receiving goes on. Repeating it does nothing.
+        """Tell the other end that no more bytes come; receiving goes on. A second call does nothing.
 
-        The other end sees end of file after what was sent before. Never blocks. If cancelled, it was not told.
+        The other end is at end of file after the bytes sent before. Never blocks. If cancelled, the other end was
+        not told.
 
         Raises:
             trio.ClosedResourceError: this end was closed.
@@ -154,7 +159,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
         lane = self._send
         self._waiting_send += 1
         try:
-            # The flags are looked at after arming: whoever sets one rings the wake after setting it.
+            # No end is missed: the flags are read after the wake was armed, and a lane rings after it has set one.
             if lane.ring.arm_room(size):
                 self._check_may_send()
                 await self._sleep_on(lane.room_wake)
@@ -168,22 +173,22 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     @trio.lowlevel.enable_ki_protection
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Take what has arrived, at least one byte, waiting for it.
+        """Take the bytes that have arrived, and wait for them if there are none.
 
-        Small chunks are joined; a chunk that fits is handed on by reference.
+        Small chunks are joined; a single chunk that fits is returned by reference.
 
         If cancelled, nothing was taken.
 
         Args:
-            max_bytes: the most bytes to return. With `None` small chunks are joined up to 512 KiB, and a larger
-                one is returned whole.
+            max_bytes: the most bytes to return. With `None`, the default, small chunks are joined up to 512 KiB,
+                and a larger chunk is returned whole.
 
         Returns:
-            ``b""`` once the other end has finished and everything was read.
+            At least one byte; ``b""`` once the other end has finished and all its bytes were read.
 
         Raises:
             trio.ClosedResourceError: this end was closed.
-            trio.BrokenResourceError: the other end failed; everything that came before was returned.
+            trio.BrokenResourceError: the other end failed, and all bytes that came before were returned.
             trio.BusyResourceError: another task is receiving.
             ValueError: ``max_bytes`` is below 1.
             TypeError: ``max_bytes`` is not an integer.
@@ -196,10 +201,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
             lane = self._receive
             slept = False
             while True:
-                finished = lane.finished  # before the look at the ring, see `Lane`
+                finished = lane.finished  # read before the ring, see `Lane`
                 data = self._take(max_bytes)
                 if data or finished:
-                    if not slept:  # otherwise the others have had their turn
+                    if not slept:  # a sleep was a checkpoint already
                         await trio.lowlevel.cancel_shielded_checkpoint()
                     return data or self._at_end()
                 slept |= await self._wait_data()
@@ -221,7 +226,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
         return b""
 
     async def _wait_data(self) -> bool:
-        """Sleep until there may be something to take; whether it slept."""
+        """Sleep until there may be bytes to take; returns whether it slept."""
         lane = self._receive
         self._waiting_receive += 1
         try:
@@ -236,10 +241,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
     # Both
 
     async def _sleep_on(self, wake: WakePipe) -> None:
-        # Another thread may close the wake at any moment. If we get its bell before that, it is rung then, after
-        # the flags that say why; and its descriptor is not closed under us, since we hold the bell until we are
-        # awake. If we do not, the flags were set before we looked: the caller's next look at them ends its loop,
-        # and a checkpoint keeps that honest.
+        # Another thread may close the wake at any moment. If we read the bell before that, the other thread rings
+        # it after it has set the flags, and its descriptor is not closed during our sleep, because we hold the
+        # bell. If we read it after that, the flags were set before: the caller checks them next and leaves its
+        # loop. The checkpoint makes sure that other tasks run even then.
         bell = wake.bell
         if bell.read_fd < 0:
             await trio.lowlevel.checkpoint()
@@ -247,20 +252,21 @@ class LaneStream(trio.abc.HalfCloseableStream):
         try:
             await trio.lowlevel.wait_readable(bell.read_fd)
         except trio.ClosedResourceError:
-            return  # told by somebody's notify_closing: the flags say why
+            return  # another thread called notify_closing: the flags say why
         finally:
-            # The traceback of what ends this sleep refers to this frame, and may be kept, or in a cycle. The
-            # descriptor must not depend on that.
+            # The traceback of an exception that ends this sleep refers to this frame. If it is kept, or is part of
+            # a reference cycle, it must not keep the descriptor open.
             del bell
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
         """Close both directions.
 
-        What was sent before still reaches the other end, which then sees end of file; what it sends from now
-        on is dropped and counted. If cancelled (as by `trio.aclose_forcefully`), what is queued is
-        dropped and counted too. Only the first call counts: a later one, cancelled or not, takes nothing back.
-        Tasks blocked on this stream get `trio.ClosedResourceError`.
+        The bytes sent before still reach the other end, which is then at end of file. The bytes that the other end
+        sends from now on are dropped and counted. If cancelled (as by `trio.aclose_forcefully`), the stream is
+        closed all the same, and the bytes still queued are dropped and counted too. Only the first call decides
+        that: a later call changes nothing, cancelled or not. Tasks blocked on this stream get
+        `trio.ClosedResourceError`.
         """
         first = not self._closed
         if first:
@@ -275,7 +281,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
             raise
 
     def drop(self) -> None:
-        """Drop and count what is still queued after `aclose`: the other end has had its time."""
+        """Drop and count the bytes that are still queued after `aclose`, and wait for the other end no longer."""
         self._send.discard()
 
 
@@ -283,12 +289,16 @@ class LaneStream(trio.abc.HalfCloseableStream):
 class ConsoleStream(LaneStream):
     """The host's end of a console, as a `trio.abc.HalfCloseableStream`.
 
-    Its guest end is driven by somebody else's threads, through an `AgentConsoleBackend` over the same state.
-    `open_console` gives one whose device is driven for you.
+    The guest's end is driven by the threads of another program part, through an `AgentConsoleBackend` over the
+    same state. `open_console` gives a stream whose device is driven by threads of this package.
 
-    Like every trio stream it belongs to one trio run; two tasks may use it at once only in opposite
-    directions. The bytes go by reference between the threads; a system call is made only when one of
-    them sleeps. Collected unclosed it warns (`ResourceWarning`), and the device sees the host's end gone.
+    Like every trio stream it belongs to one trio run and its thread; two tasks may use it at the same time only in
+    opposite directions. The bytes pass between the threads by reference; a system call is made only when a thread
+    sleeps. If the stream is garbage-collected without having been closed, it warns (`ResourceWarning`), and the
+    device is told that the host has gone.
+
+    Args:
+        shared: the state whose host end this is.
     """
 
     def __init__(self, shared: ConsoleSharedState) -> None:
@@ -299,8 +309,8 @@ class ConsoleStream(LaneStream):
 
     @trio.lowlevel.enable_ki_protection
     def __del__(self) -> None:
-        # The device's threads know the state, and nobody else can tell them: they would wait for ever. (May run in
-        # any thread, in the middle of anything: setting flags and ringing bells may, too.)
+        # The device's threads know only the state. If they were not told here that the host has gone, they would
+        # wait for ever. (This may run in any thread and at any moment; setting flags and ringing bells may, too.)
         if not getattr(self, "_closed", True):
             self._closed = True
             self._shared.host_gone()
@@ -319,15 +329,15 @@ class ConsoleStream(LaneStream):
     drop.__doc__ = LaneStream.drop.__doc__
 
     async def wait_closed(self) -> None:
-        """Wait until `aclose` was called."""
+        """Wait until `aclose` was called. If cancelled, nothing changes."""
         await self._was_closed.wait()
 
     async def wait_dropped(self) -> None:
-        """Wait until what was queued was dropped, as by a forceful `aclose`: nothing more is to be delivered."""
+        """Wait until the queued bytes were dropped, as by a forceful `aclose`. If cancelled, nothing changes."""
         await self._was_dropped.wait()
 
     def statistics(self) -> ConsoleStatistics:
-        """What went through, what is queued, and what was dropped."""
+        """The bytes that passed, that are queued and that were dropped, in each direction; the tasks that wait."""
         return ConsoleStatistics(
             tx=self._receive.statistics(),
             rx=self._send.statistics(),

@@ -1,19 +1,20 @@
-"""A doorbell between threads: a file descriptor that is readable while somebody has rung.
+"""A doorbell between threads: a file descriptor that becomes readable when it is rung, until it is drained.
 
-A `WakePipe` is an eventfd on Linux, a pipe where there is none or it is refused, and a socket pair on Windows,
-where trio waits for sockets only. It carries no data and counts nothing: many rings before a `drain` are one.
+A `WakePipe` is an eventfd on Linux; a pipe where the system has no eventfds or refuses them; and a socket pair on
+Windows, where trio can only wait for sockets. It carries no data and counts nothing: many rings before a `drain`
+have the effect of one.
 
 Rules:
 
-* Any thread and any signal handler may call `wake`; `drain` and `wait` belong to the one consumer; anybody may
-  call `close`. A handler may run at any moment of any of these calls, and raise there.
-* There is no lock, no counter of callers and no flag that has to be put back: a handler could find each of them
-  half done, or leave it so. A call takes a reference to the bell and uses that; `close` says that the pipe is
-  closed, rings, and drops the pipe's own reference. The last reference to go gives the descriptor back (see
-  `_console.descriptor`), so its number is never recycled under a call.
-* Whether ringing is worth a system call is not decided here; see `_console.ring`.
+* Any thread and any signal handler may call `wake` and `close`. Only the one consumer may call `drain` and `wait`.
+  A signal handler may run at any moment of any of these calls, and raise there.
+* There is no lock, no counter of callers and no flag that is set and later reset: a handler could find each of
+  them half done, or leave it half done. Instead each call takes a reference to the bell and uses that; `close`
+  marks the pipe as closed, rings the bell, and drops the pipe's own reference. The descriptor is closed when the
+  last reference goes (see `_console.descriptor`), so its number is never reused during a call.
+* The decision whether a ring is needed is made in `_console.ring`, because a ring is a system call.
 
-This module must not know what is announced by the wake-ups, nor import trio.
+This module must not know why it is rung, nor import trio.
 """
 
 from __future__ import annotations
@@ -36,17 +37,18 @@ if TYPE_CHECKING:
 
 __all__ = ["Bell", "WakePipe"]
 
-#: poll(2) takes its timeout as a C int of milliseconds; longer waits are made of several.
+#: The longest single poll(2), in seconds: it takes its timeout as milliseconds in a C int. A longer wait polls
+#: repeatedly.
 _LONGEST_POLL: Final = 1_000_000.0
 
-#: How a system says that it does not know a call, or a sandbox that it does not allow it.
+#: Errors of a system that does not know a call, and of a sandbox that forbids it.
 _REFUSED: Final = (errno.ENOSYS, errno.EPERM)
 
 if sys.platform != "win32":
 
     @final
     class _PipeBell:
-        """A pipe; a full one is readable, which is all that is wanted."""
+        """A pipe, rung by writing a byte to it. A full pipe need not take the byte: it is readable already."""
 
         __slots__ = ("_owner", "_write_fd", "read_fd")
 
@@ -58,8 +60,8 @@ if sys.platform != "win32":
 
         def ring(self) -> None:
             if not self._owner.numbers:
-                return  # as above
-            try:  # noqa: SIM105  (as below)
+                return  # closed by the garbage collector, see `Bell.ring`
+            try:  # noqa: SIM105  (see `Bell.silence`)
                 os.write(self._write_fd, b"\0")
             except BlockingIOError:
                 pass
@@ -75,27 +77,28 @@ if sys.platform != "win32":
 
 
 if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C library has none
-    #: What rings a bell: writes a number to an eventfd, and returns 0 or raises.
+    #: The function that rings a bell: it writes a number to an eventfd, and returns 0 or raises.
     _eventfd_write: Callable[[int, int], object] = os.eventfd_write
 
     @functools.cache
     def _keep_lock_while_ringing() -> None:
-        """Have bells rung by an `os.eventfd_write` that keeps the interpreter lock during the system call.
+        """Replace `os.eventfd_write` by a function that keeps the interpreter lock during the system call.
 
-        Story: a producer publishes one chunk, finds the consumer asleep and rings. `os.eventfd_write` gives the
-        lock away for the time of the call, and often the kernel runs the woken consumer first: it takes the lock,
-        takes the one chunk, and is asleep again before the producer gets its turn to push the second, which rings
-        again. Measured at 16 bytes: 80 chunks to a wake-up, in runs of one each, instead of a ring full. With
-        the lock kept, the consumer gets it when the producer has filled the ring or has nothing to push.
+        What would happen otherwise: a producer publishes one chunk, finds the consumer asleep, and rings.
+        `os.eventfd_write` releases the lock during the call, and often the kernel runs the woken consumer first.
+        The consumer takes the lock, takes the one chunk, and is asleep again before the producer can push a second
+        chunk, which rings again. Measured with chunks of 16 bytes: 80 chunks for each wake-up, in runs of one
+        chunk, instead of a full ring for each wake-up. When the lock is kept, the consumer gets it after the
+        producer has filled the ring or has no more chunks.
 
-        Nobody waits longer for it: writing to a non-blocking eventfd does not block. Where there is no ctypes,
-        `os.eventfd_write` is right, too, and only slower.
+        No thread waits longer because of this: a write to a non-blocking eventfd does not block. Without ctypes,
+        `os.eventfd_write` stays in use, which is correct and only slower.
 
         Called when the first bell is made, and not when this module is imported: some builds of libffi open a
-        descriptor for good when ctypes is imported, and in a program that was started without standard output
-        that would be number 1. So a program has the time to see to its standard descriptors.
+        descriptor for good when ctypes is imported. In a program that was started without standard output that
+        descriptor would get number 1. So a program can open its standard descriptors first.
         """
-        global _eventfd_write  # looked up as it stands by every ring: a wrapper would cost a call
+        global _eventfd_write  # every ring reads the global itself: a wrapper function would cost a call
         try:
             import ctypes
 
@@ -108,9 +111,9 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
 
     @final
     class Bell:
-        """One descriptor both ways; it is given back with the last reference.
+        """An eventfd: one descriptor for both ends, closed with the last reference.
 
-        Where the system refuses eventfds, making one gives a bell that is a pipe.
+        On a system that refuses eventfds, ``Bell()`` returns a `_PipeBell`.
         """
 
         __slots__ = ("_owner", "read_fd")
@@ -119,7 +122,7 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
         read_fd: int
 
         def __new__(cls) -> Bell:
-            # Decided here and not by a flag, so that ringing is one call of one class, whichever it is.
+            # The class is chosen here, once, and not by a flag at each ring: so a ring is one call in both cases.
             _keep_lock_while_ringing()
             try:
                 owner = Descriptors(map(os.eventfd, (0,), (os.EFD_NONBLOCK | os.EFD_CLOEXEC,)))
@@ -134,18 +137,20 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
 
         def ring(self) -> None:
             if not self._owner.numbers:
-                return  # a finalizer rings, of what was collected together with this: nobody can hear it
-            # EAGAIN means the counter is at 2**64 - 2: readable, which is all that is wanted.
+                # A finalizer rings, and the garbage collector has closed this bell together with the finalizer's
+                # object. No thread can be asleep on it.
+                return
+            # EAGAIN means that the counter is at 2**64 - 2, so the descriptor is readable already.
             try:
-                if _eventfd_write(self.read_fd, 1):  # the C library's only returns that it failed
-                    os.eventfd_write(self.read_fd, 1)  # says why: a wake-up that is lost unsaid is a hang
+                if _eventfd_write(self.read_fd, 1):  # the C library's function only returns that it failed
+                    os.eventfd_write(self.read_fd, 1)  # raises the reason: a wake-up lost silently would be a hang
             except BlockingIOError:
                 pass
 
         def silence(self) -> None:
             if not self._owner.numbers:
                 return
-            try:  # noqa: SIM105  (once for each wake-up: `suppress` takes longer than the call)
+            try:  # noqa: SIM105  (runs once for each wake-up, and `suppress` takes longer than the call)
                 os.eventfd_read(self.read_fd)
             except BlockingIOError:
                 pass
@@ -154,7 +159,7 @@ elif sys.platform == "win32":
 
     @final
     class Bell:
-        """A socket pair: trio and `select` wait only for sockets here."""
+        """A socket pair: on Windows trio and `select` can only wait for sockets."""
 
         __slots__ = ("_read", "_write", "read_fd")
 
@@ -166,8 +171,8 @@ elif sys.platform == "win32":
 
         def ring(self) -> None:
             if self._write.fileno() < 0:
-                return  # as above
-            try:  # noqa: SIM105  (as above)
+                return  # closed by the garbage collector
+            try:  # noqa: SIM105  (runs once for each wake-up)
                 self._write.send(b"\0")
             except BlockingIOError:
                 pass
@@ -192,7 +197,7 @@ else:
 
 @final
 class _NoBell:
-    """Stands for the bell of a pipe that was closed: whoever comes late may ring it."""
+    """Takes the place of the bell when a pipe is closed, so that a late call can ring it without effect."""
 
     __slots__ = ()
 
@@ -210,11 +215,13 @@ _NO_BELL: Final = _NoBell()
 class WakePipe:
     """A wake-up signal that threads can sleep on and event loops can watch.
 
-    Readable (to poll, epoll, select and trio) from the first `wake` until the next `drain`. Usable
-    as a context manager, which closes it. Collected unclosed, it gives its descriptor back, too.
+    Its descriptor is readable (to poll, epoll, select and trio) from the first `wake` until the next `drain`. As a
+    context manager it is closed when the block is left. If it is garbage-collected without having been closed, its
+    descriptor is closed too.
 
-    Every method may be interrupted by a signal handler that calls any method of the same pipe, or raises: the pipe
-    stays usable, and what was interrupted by an exception can be called again.
+    `wake` and `close` may be called from any thread, `drain` and `wait` from one thread at a time. A signal
+    handler may interrupt any method, and may call any method of the same pipe, or raise: the pipe stays usable,
+    and a call that was ended by the handler's exception can be repeated.
 
     Raises:
         OSError: no descriptor could be made (``EMFILE``, ``ENFILE``).
@@ -230,70 +237,71 @@ class WakePipe:
         return f"<WakePipe {'closed' if self._closed else f'fd={self._bell.read_fd}'}>"
 
     def fileno(self) -> int:
-        """The descriptor to wait on, or -1 after `close`. It stays the pipe's: do not read or close it."""
+        """The descriptor to wait on, or -1 after `close`. The pipe owns it: do not read or close it."""
         return -1 if self._closed else self._bell.read_fd
 
     @property
     def bell(self) -> Bell | _NoBell:
-        """The descriptor's owner, for those who sleep on it by other means than `wait`.
+        """The object that owns the descriptor, for a caller that sleeps on it by other means than `wait`.
 
-        Held through the sleep, it keeps the number from being recycled, and `close` rings it: a sleeper wakes up,
-        and looks at whatever flag was set before closing. After `close` its ``read_fd`` is -1.
+        While the caller holds this object, the number is not reused. `close` rings the bell: the sleeper wakes up
+        and checks the flag that was set before `close`. After `close` the bell's ``read_fd`` is -1.
         """
         return self._bell
 
-    # In the next two, `self._bell` is looked at once; from then on the frame of the bell's method has the
-    # reference. Story: we look and find the pipe open; another thread closes it; a third opens a file, and does
-    # not get our number.
+    # `wake` and `drain` read `self._bell` once. From then on the frame of the bell's method holds a reference. So
+    # if another thread closes the pipe after our read, and a third thread opens a file, the file does not get our
+    # number.
 
     def wake(self) -> None:
-        """Make the descriptor readable; after `close`, nothing.
+        """Make the descriptor readable; does nothing after `close`.
 
-        From any thread and any signal handler, any number of times. One system call. Never blocks.
+        May be called from any thread and any signal handler, any number of times. One system call. Never blocks.
         """
         self._bell.ring()
 
     def drain(self) -> None:
-        """Make the descriptor unreadable until the next `wake`. For the consumer only.
+        """Make the descriptor unreadable until the next `wake`. For the consumer only. Never blocks.
 
-        Look for work *after* this, never before: what was published before a wake-up that this call
-        swallows is then seen.
+        Look for work *after* this call, never before: work that was published before a wake-up which this call
+        removes is then seen.
         """
-        if not self._closed:  # what `close` has rung is for everybody who still sleeps
+        if not self._closed:  # the ring of `close` must stay, for every thread that still sleeps
             self._bell.silence()
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Block this thread until `wake` was called (before or during the wait).
+        """Block this thread until `wake` was called, before or during the wait. Does not drain.
 
-        Does not drain. For threads; a trio task waits for `bell` with ``trio.lowlevel.wait_readable``.
+        This is for threads; a trio task waits for the descriptor of `bell` with ``trio.lowlevel.wait_readable``.
 
         Args:
             timeout: seconds on the monotonic clock; `None` waits for ever, 0 only looks.
 
         Returns:
-            `True` if signalled, `False` if the time ran out. `close` during the wait counts as a
-            signal: look at whatever flag was set before closing.
+            `True` if `wake` or `close` was called, `False` if the time ran out. After `True`, check the flag that
+            was set before `close`.
 
         Raises:
             ValueError: the pipe was closed before the call.
         """
-        # First the bell, then the look. Where the pipe is open then, it was a bell that we got, and `close` will
-        # ring it. It stays in our hand for as long as we sleep.
+        # The bell is read before the flag. If the pipe is open at the flag's read, the bell is a real one, and a
+        # later `close` will ring it. We hold it for as long as we sleep.
         bell = self._bell
         if self._closed:
-            raise ValueError("wait on a closed WakePipe: nobody can signal it any more")
+            raise ValueError("wait() on a closed WakePipe would never return: check for the end before waiting")
         return _sleep_readable(bell.read_fd, timeout)
 
     def close(self) -> None:
-        """Give the descriptor back; a thread in `wait`, and whoever holds the `bell`, wakes up.
+        """Close the pipe; each thread in `wait`, and each sleeper that holds the `bell`, wakes up.
 
-        Idempotent, from any thread. A trio task that waits for the bare number of `fileno` must be told first,
-        with ``trio.lowlevel.notify_closing``.
+        Idempotent; may be called from any thread. A trio task that waits for the bare number of `fileno` must be
+        told before, with ``trio.lowlevel.notify_closing``.
         """
-        # Story: a thread is in poll(2) on this number. Closed under it, the poll would look at whatever file gets
-        # the number next. So it is woken, and its reference is the last. It looks at the flag before it sleeps
-        # again, so the flag comes first; the bell can be rung only while we have it, so dropping it comes last.
-        # Each line may be repeated: a `close` that a signal handler's exception has ended is done again.
+        # A thread may be in poll(2) on this number. If the number were closed now, the poll would watch the file
+        # that gets the number next. So the thread is woken, and the descriptor is closed when the thread drops its
+        # reference. The thread checks the flag before it sleeps again, so the flag is set first. The bell can be
+        # rung only while we have it, so it is dropped last. Each line may run twice: a `close` that was ended by a
+        # signal handler's exception is called again.
         self._closed = True
         self._bell.ring()
         self._bell = _NO_BELL
@@ -311,7 +319,7 @@ class WakePipe:
 
 
 def _sleep_readable(fd: int, timeout: float | None) -> bool:
-    """poll(2) for reading with a deadline on the monotonic clock, however often it is interrupted."""
+    """Poll for reading until a deadline on the monotonic clock; an interrupted poll is repeated."""
     if sys.platform == "win32":
         return bool(select.select([fd], [], [], timeout)[0])
     poller = select.poll()
@@ -321,7 +329,7 @@ def _sleep_readable(fd: int, timeout: float | None) -> bool:
     deadline = time.monotonic() + timeout
     left = timeout
     while True:
-        # Rounded up: a wait of 0.4 ms must not become a busy loop of waits of 0 ms.
+        # Rounded up to whole milliseconds: a wait of 0.4 ms must not become a busy loop of waits of 0 ms.
         if poller.poll(-(-max(0.0, min(left, _LONGEST_POLL)) * 1000 // 1)):
             return True
         left = deadline - time.monotonic()

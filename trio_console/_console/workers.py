@@ -1,7 +1,7 @@
-"""The two threads' work: a blocking device on one side, the lanes of a console on the other.
+"""The work of a console's two threads: moving bytes between a blocking device and the console's lanes.
 
-Each function is one direction and runs until that direction has ended, whoever ended it. It never raises for
-what a device does: the lane carries the cause to the trio side.
+Each function serves one direction and returns when that direction has ended, at either end. It does not raise an
+error of the device: it stores the error in the lane, as the cause for the trio side.
 
 This module must not import trio.
 """
@@ -18,16 +18,17 @@ if TYPE_CHECKING:
 
 __all__ = ["pump_from_device", "pump_to_device"]
 
-#: Bytes per write to a device. (Twice as much is beyond what the C library's allocator keeps for the next.)
+#: Bytes per write to a device. (A block of twice this size is returned to the system by the C library's allocator,
+#: and has to be requested again for the next write.)
 _SIZE: Final = 128 * 1024
 
 
 def pump_from_device(device: GuestDevice, lane: Lane) -> None:
-    """Guest to host: read the device, and push.
+    """Guest to host: read chunks from the device, and push them into the lane's ring.
 
-    Room is waited for before the bytes are read, so what does not fit stays in the guest. Once the host has
-    gone, the device is read on and the bytes are counted as dropped, so that a guest is not stuck
-    in a write while what the host had sent is still on its way; closing the device ends that.
+    The thread waits for room before it reads, so bytes that do not fit stay in the guest. After the host has gone,
+    the thread goes on reading, and counts the bytes as dropped: otherwise a guest could be stuck in a write while
+    the host's last bytes are still on their way to it. Closing the device ends the reading.
     """
     cause: BaseException | None = None
     size = lane.ring.piece
@@ -41,26 +42,26 @@ def pump_from_device(device: GuestDevice, lane: Lane) -> None:
             if not data:
                 break
             _push(lane, data)
-    except Exception as exc:  # noqa: BLE001  (whatever a device raises ends this direction, with a cause)
+    except Exception as exc:  # noqa: BLE001  (any exception of a device ends this direction, and becomes its cause)
         cause = exc
     lane.finish(cause)
 
 
 def _copied(device: GuestDevice, data: object) -> bytes:
-    """What a device returned, if it is bytes-like."""
+    """A copy as `bytes` of the bytes-like object that a device returned."""
     try:
-        return bytes(memoryview(data))  # type: ignore[arg-type]  # that is the question
+        return bytes(memoryview(data))  # type: ignore[arg-type]  # raises TypeError if it is not bytes-like
     except TypeError:
-        raise TypeError(f"{device!r}: read() returned {data!r:.80}, which is no bytes") from None
+        raise TypeError(f"{device!r}: read() returned {data!r:.80}; it must return bytes") from None
 
 
 def _push(lane: Lane, data: bytes) -> None:
     try:
         while not lane.ring.offer(data):
-            if lane.abandoned:  # before that call or during it
+            if lane.abandoned:  # before the call of `offer` or during it
                 lane.swallow(len(data))
                 break
-            # A device returned more than it was asked for: it waits its turn.
+            # The device returned more bytes than it was asked for, so they may not fit yet.
             wait_for_room(lane, len(data))
     except MemoryError:
         lane.swallow(len(data))
@@ -68,10 +69,10 @@ def _push(lane: Lane, data: bytes) -> None:
 
 
 def pump_to_device(device: GuestDevice, lane: Lane) -> None:
-    """Host to guest: take from the lane, and write to the device."""
+    """Host to guest: take bytes from the lane's ring, and write them to the device."""
     try:
         while True:
-            finished = lane.finished  # before the look at the ring, see `Lane`
+            finished = lane.finished  # read before the ring, see `Lane`
             data = b"" if lane.discarded else lane.ring.take(_SIZE)
             if data:
                 if not _write_all(device, lane, data):
@@ -82,7 +83,7 @@ def pump_to_device(device: GuestDevice, lane: Lane) -> None:
                 break
             else:
                 _wait_for_data(lane)
-    except Exception as exc:  # noqa: BLE001  (as above)
+    except Exception as exc:  # noqa: BLE001  (any exception of a device ends this direction, and becomes its cause)
         lane.abandon(exc)
         return
     lane.abandon()
@@ -98,7 +99,7 @@ def _write_all(device: GuestDevice, lane: Lane, data: bytes) -> bool:
             if type(count) is not int or not 0 <= count <= left:
                 wrong = _wrong_count(device, count, left)
                 if type(count) is not int or count > left:
-                    left = 0  # it has returned, and has had them all: they are not counted as dropped
+                    left = 0  # the device returned and may have taken all: so none is counted as dropped
                 raise wrong
             if not count:
                 return False
@@ -109,13 +110,16 @@ def _write_all(device: GuestDevice, lane: Lane, data: bytes) -> bool:
 
 
 def _wrong_count(device: GuestDevice, count: object, size: int) -> Exception:
-    message = f"{device!r}: write() returned {count!r:.80} for {size} bytes; it is to return how many it has taken"
+    message = (
+        f"{device!r}: write() returned {count!r:.80} for {size} bytes; it must return the number of bytes taken"
+    )
     return ValueError(message) if type(count) is int else TypeError(message)
 
 
 def _wait_for_data(lane: Lane) -> None:
     try:
-        # The look at the flag comes after the arming, and its setter rings after setting it.
+        # No end is missed: the flag is read after the wake was armed, and `finish` rings after it has set the
+        # flag.
         if lane.ring.arm_data() and not lane.finished:
             lane.data_wake.wait()
     finally:

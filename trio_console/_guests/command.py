@@ -20,17 +20,18 @@ __all__ = ["CommandGuest"]
 class CommandGuest(GuestSpec):
     """A command of this machine whose stdin and stdout are the guest's console.
 
-    Such as ``["ssh", host, "python3", "-m", "trio_console.agent", "--stdio"]``, or the same behind ``bwrap`` or
-    ``docker exec -i``. What it writes to stderr is kept to explain its end. When the guest
-    ends, the command is given the rest of the grace, and then killed.
+    For example ``["ssh", host, "python3", "-m", "trio_console.agent", "--stdio"]``, or the same under ``bwrap`` or
+    ``docker exec -i``. The last 4 KiB that the command writes to stderr are kept, for the error that tells its
+    end. When the guest ends, the command has the rest of the grace to exit, and is then killed.
 
     Args:
         command: a sequence of strings or paths.
-        env, cwd: as in `subprocess.Popen`.
+        env: environment of the command; `None`, the default, is this program's.
+        cwd: working directory of the command; `None`, the default, is this program's.
 
     Raises:
-        TypeError: ``command`` is one string.
-        ValueError: it is empty.
+        TypeError: ``command`` is a single string.
+        ValueError: ``command`` is empty.
     """
 
     def __init__(

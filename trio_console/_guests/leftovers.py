@@ -1,7 +1,7 @@
-"""Finding and killing what a dead agent has left behind on this machine.
+"""Finding and killing the processes that a dead agent has left on this machine.
 
-A process whose agent was killed belongs to nobody: it has a session of its own, and its parent is gone. But
-it has inherited its environment, and there is a mark in it that no other guest has.
+When an agent is killed, its commands go on: each runs in a POSIX session of its own, and its parent is gone. But
+each has inherited its environment from the agent, and in it a mark that no other guest has.
 """
 
 from __future__ import annotations
@@ -18,29 +18,30 @@ __all__ = ["GUEST_MARK", "Leftovers", "kill_marked_processes"]
 #: The environment variable that carries the mark.
 GUEST_MARK: Final = "TRIO_CONSOLE_GUEST"
 
-#: Scans in a row that must find nothing. One is not enough: a process may come, and its parent go, between the
-#: listing and the look at them.
+#: Scans in a row that must find no process. One is not enough: after ``/proc`` was listed, a listed process may
+#: fork and end before it is checked, and its child is not in the list.
 _CLEAN_SCANS: Final = 2
 
-#: Seconds, at most. What forks between two scans is found by the next; what forks faster than it can be killed
-#: for so long is a fork bomb, and needs other means. On a busy machine what was killed may have to wait for a
-#: processor to die on, and what is in the middle of an exec for one to get through it.
+#: The most seconds for all scans. A process that was forked between two scans is found by the next. Processes that
+#: fork faster than they can be killed for so long are a fork bomb, which needs other means. On a busy machine a
+#: killed process may need this time to get a processor and die, and a process in an exec to finish it.
 _MAX_TIME: Final = 1.0
 
-#: States of processes that only wait to be reaped, and the flag of threads of the kernel's, in ``/proc/PID/stat``.
+#: In ``/proc/PID/stat``: states of processes that only wait to be reaped, and the flag of the kernel's own
+#: threads.
 _DEAD: Final = (b"Z", b"X")
 _PF_KTHREAD: Final = 0x0020_0000
 
-#: Seconds between scans while somebody is waited for.
+#: Seconds between scans while a killed process is still there.
 _PAUSE: Final = 0.001
 
 
 class Leftovers(NamedTuple):
-    """What became of the processes that carried a mark: their ids.
+    """The ids of the processes that carried a mark.
 
     Attributes:
-        killed: were sent SIGKILL.
-        left: of those, still there when the time was over, such as in an uninterruptible system call.
+        killed: those that were sent SIGKILL.
+        left: of those, the ones that were still there at the end, such as in an uninterruptible system call.
     """
 
     killed: frozenset[int]
@@ -48,9 +49,9 @@ class Leftovers(NamedTuple):
 
 
 def kill_marked_processes(mark: str) -> Leftovers:
-    """Kill every process of this user that carries ``mark``, and wait for them to be gone. Blocking, for a second.
+    """Kill every process of this user that carries ``mark``, and wait until they are gone.
 
-    Finds none where there is no ``/proc``.
+    It blocks for up to a second. On a system without ``/proc`` it finds no process.
     """
     killed: set[int] = set()
     needle = f"{GUEST_MARK}={mark}".encode()
@@ -67,7 +68,7 @@ def kill_marked_processes(mark: str) -> Leftovers:
 
 
 def _kill_marked(needle: bytes) -> tuple[set[int], int]:
-    """Kill the marked processes there are; tells which, and how many do not show yet whether they are marked.
+    """Kill the marked processes; returns their ids, and the number of processes whose mark cannot be read yet.
 
     A zombie has no environment, so it is not found.
     """
@@ -84,8 +85,8 @@ def _kill_marked(needle: bytes) -> tuple[set[int], int]:
             fd = os.open(f"/proc/{entry}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 if _has_mark(fd, needle):
-                    # A directory of /proc stays with its process: if that ended meanwhile and its number was
-                    # taken by another, the pidfd below is of another process than the directory.
+                    # An open directory of /proc stays with its process. `_kill` reads the mark through it again,
+                    # because the process may have ended, and its number may be another process's by now.
                     _kill(int(entry), fd, needle)
                     found.add(int(entry))
                 elif _in_exec(fd):
@@ -96,14 +97,15 @@ def _kill_marked(needle: bytes) -> tuple[set[int], int]:
 
 
 def _in_exec(proc_fd: int) -> bool:
-    """Whether a process has given up its old memory and not filled the new: it shows no environment.
+    """Whether a process is in an exec: its old memory is gone and the new not filled, so its environment is empty.
 
-    That may take long on a busy machine. It shows no arguments either; one whose environment is empty does. Nor do
-    zombies and the kernel's threads, where the kernel lets their environment be opened at all, and those stay so.
+    That may last long on a busy machine. Its arguments are empty too, unlike those of a process that really has no
+    environment. Zombies and the kernel's threads also show neither, where the kernel lets their environment be
+    read; but that does not change, so they do not count.
     """
     if _read(proc_fd, "environ") or _read(proc_fd, "cmdline"):
         return False
-    # What follows the name, in parentheses, which may hold anything: the state, five numbers, the flags.
+    # The fields after the name, which is in parentheses and may hold any byte: the state, five numbers, the flags.
     state, *_, flags = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 7)[:7]
     return state not in _DEAD and not int(flags) & _PF_KTHREAD
 
@@ -126,13 +128,14 @@ def _read(proc_fd: int, name: str) -> bytes:
 def _kill(pid: int, proc_fd: int, needle: bytes) -> None:
     pidfd = _open_pidfd(pid)
     if pidfd is None:
-        # Another process could get the number between this look and the signal: it would take 32 thousand starts
-        # within microseconds.
+        # Between this check and the signal another process could get the number. But that would take 32 thousand
+        # process starts within microseconds.
         if _has_mark(proc_fd, needle):
             os.kill(pid, signal.SIGKILL)
         return
     try:
-        # Looked at again, through the directory that was opened before the pidfd: still the same process.
+        # Read again, through the directory that was opened before the pidfd: if the process of the directory is
+        # still there, it has the number, and so the pidfd is its own.
         if _has_mark(proc_fd, needle):
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     finally:
@@ -140,7 +143,7 @@ def _kill(pid: int, proc_fd: int, needle: bytes) -> None:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """A pidfd; `None` where the kernel, a sandbox or the C library that Python was built with has none."""
+    """A pidfd; `None` if the kernel, a sandbox or the C library that Python was built with does not give one."""
     if not (hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")):
         return None
     try:

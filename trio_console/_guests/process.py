@@ -1,4 +1,4 @@
-"""The agent in a child process of this program, and the end of whatever that leaves behind."""
+"""The agent in a child process of this program, and the end of the processes that it leaves behind."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessGuest"]
 
-#: Seconds for what a guest has left behind to be found and killed. (Half of it is what the search takes at most.)
+#: Seconds to find and kill the processes that a guest has left. (The search itself takes at most half of it.)
 _SCAN_TIME: Final = 2.0
 
-#: Bytes of socket buffer asked for in each direction. (Linux gives an ordinary user 208 KiB of them by default,
-#: and doubles what it gives.) With a buffer that nobody asked for, a GiB of output took a fourth more of this
-#: process's time, 1.57 s instead of 1.26, in runs that vary by a fifth.
+#: Bytes of socket buffer requested in each direction. (By default Linux allows an ordinary user 208 KiB, and
+#: doubles the number it is given.) With the default buffer a GiB of output took a fourth more of this process's
+#: time: 1.57 s instead of 1.26, in runs that vary by a fifth.
 _SOCKET_BUFFER: Final = 256 * 1024
 
 
@@ -47,13 +47,13 @@ class ProcessGuest(GuestSpec):
     **It isolates nothing**: its commands run as this user, see these files and this network. It is for
     development, tests, and programs that want the same API for local and remote work.
 
-    When it ends, every process of it that still runs is killed, also one that made itself a daemon; it
-    is found by an environment variable (``TRIO_CONSOLE_GUEST``), so one that has cleared its environment is
-    not found.
+    When it ends, every process of it that still runs is killed, also one that has made itself a daemon. The
+    processes are found by an environment variable (``TRIO_CONSOLE_GUEST``), so a process that has cleared its
+    environment is not found.
 
     Args:
-        env: environment of the agent, and so of its commands; `None` is this program's.
-        cwd: working directory of the agent, and so of its commands; `None` is this program's.
+        env: environment of the agent, and so of its commands; `None`, the default, is this program's.
+        cwd: working directory of the agent, and so of its commands; `None`, the default, is this program's.
     """
 
     def __init__(self, *, env: Mapping[str, str] | None = None, cwd: str | os.PathLike[str] | None = None) -> None:
@@ -72,7 +72,7 @@ class ProcessGuest(GuestSpec):
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs, owned(ours) as device, TheirEnds() as ends, ends.error_pipe() as stderr:
-            # Its modules are found where this program's were, installed or not.
+            # The agent finds its modules where this program finds its own, also if the package is not installed.
             code = f"import sys; sys.path[:] = {sys.path!r}; from trio_console.agent import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
             process = await start(
@@ -101,13 +101,14 @@ async def _kill_left_behind(mark: str, patience: trio.CancelScope) -> None:
     async def look() -> None:
         nonlocal result
         try:
-            # Abandoned if need be: looking at a process may take as long as what that process does in the kernel.
+            # The thread is abandoned when the time is over: reading a process's environment may block for as long
+            # as that process is in a system call.
             result = await in_thread("to look for processes that a guest has left", search, abandon=True)
         except NoThreadError:
-            result = search()  # here, although this blocks everything else for a moment
+            result = search()  # in this thread, although that blocks all tasks for a moment
 
     with patience:
         await within(_SCAN_TIME, look)
     if result is None or result.left:
         which = "processes of a guest" if result is None else f"the processes {sorted(result.left)} of a guest"
-        warnings.warn(f"{which} were killed and may still run", RuntimeWarning, stacklevel=1)
+        warnings.warn(f"{which} were killed, but may still run: look for them", RuntimeWarning, stacklevel=1)

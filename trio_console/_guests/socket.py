@@ -23,11 +23,11 @@ __all__ = ["SocketGuest"]
 class SocketGuest(GuestSpec):
     """A guest whose console is a Unix stream socket, such as a QEMU chardev.
 
-    A console is booted once in the life of its agent, so whoever opens it owns the guest: leaving
-    `open_guest` shuts the guest down. To share one, put a relay between.
+    An agent can be booted only once, so the program that opens its console owns the guest: leaving `open_guest`
+    shuts the guest down. To share a guest, serve it with a relay.
 
     Args:
-        path: of the socket.
+        path: the path of the socket.
     """
 
     def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
@@ -44,7 +44,7 @@ class SocketGuest(GuestSpec):
             try:
                 await sock.connect(self._path)
             except OSError as exc:
-                # (A path that is too long comes without an errno.)
+                # (The error for a path that is too long has no errno.)
                 why = f"{exc.strerror or exc} (connecting to the guest's console)"
                 raise type(exc)(exc.errno, why, self._path) from exc
             with owned(socket.socket(fileno=sock.detach())) as device:

@@ -1,8 +1,8 @@
-"""What a guest is for those who open it: a `GuestSpec` starts one, a `Host` is one that was started.
+"""The interface to the ways to start a guest: a `GuestSpec` starts a guest, and a `Host` is a started one.
 
-What a spec starts it also ends, by force if need be.
+A `GuestSpec` also ends the guest that it has started, if need be by force.
 
-This module must not know what is said over the console; ``_open`` joins it with those who do.
+This module must not know the bytes on the console; ``_open`` joins it with the modules that do.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ _STDERR_TAIL: Final = 4096
 
 
 class GuestSpec(ABC):
-    """A way to come to a guest; see `ProcessGuest`, `CommandGuest` and `SocketGuest`."""
+    """A way to start a guest or to attach to one; see `ProcessGuest`, `CommandGuest` and `SocketGuest`."""
 
     @abstractmethod
     def _launch(self) -> Any:
-        """An async context manager that gives a `Host`, and on leaving ends what it started, by force."""
+        """An async context manager that yields a `Host`, and on leaving ends by force the process it started."""
 
 
 @final
 class Host:
-    """A started guest as `open_guest` needs it: its console, and its process on this machine if it has one."""
+    """A started guest, for `open_guest`: its console's device, and its process on this machine if it has one."""
 
     def __init__(self, device: GuestDevice, process: trio.Process | None = None, name: str = "") -> None:
         self.device = device
@@ -55,7 +55,7 @@ class Host:
         self._tail_done.set()
 
     async def explain(self) -> str:
-        """Why the console ended, as far as can be told. May wait for the process: the caller sets the bound."""
+        """Why the console ended, as far as can be found out. Waits for the process for up to 0.2 seconds."""
         if self._process is None:
             return "the other end of the socket is gone"
         with trio.move_on_after(0.2):
@@ -77,11 +77,11 @@ class Host:
 
     @property
     def has_process(self) -> bool:
-        """Whether `send_signal` reaches anybody."""
+        """Whether there is a process for `send_signal`."""
         return self._process is not None
 
     def send_signal(self, number: int) -> None:
-        """Send its process a signal, if it has one that still runs. From any thread."""
+        """Send a signal to the guest's process, if it has one that still runs. From any thread."""
         if self._process is not None:
             self._process.send_signal(number)
 
@@ -99,7 +99,7 @@ def _signal_name(number: int) -> str:
 @interrupt_safe
 @asynccontextmanager
 async def attached_host(device: ConsoleDevice) -> AsyncIterator[Host]:
-    """A guest that somebody else has started and will end."""
+    """A guest that was started by other code, which also ends it: only its console is closed here."""
     port = as_device(device)
     try:
         yield Host(port)

@@ -1,6 +1,6 @@
-"""A process of this machine that carries a guest's console: its ends, its error output, and its end.
+"""A process of this machine that carries a guest's console: its pipes, its error output, and its end.
 
-What `ProcessGuest`, `CommandGuest` and `SocketGuest` share. This module must not know what the process is.
+`ProcessGuest`, `CommandGuest` and `SocketGuest` share this code. This module must not know what the process is.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = ["TheirEnds", "owned", "start", "watch"]
 
-#: Seconds for a process to be gone after SIGKILL. It takes milliseconds, but for the memory of a large one; and
-#: one in an uninterruptible system call cannot be ended by anything.
+#: Seconds for a process to be gone after SIGKILL. It takes milliseconds, and longer only if much memory has to be
+#: freed. A process in an uninterruptible system call cannot be ended at all.
 _KILL_TIME: Final = 1.0
 
 
 @contextmanager
 def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
-    """Our end of a console, as a device; closed at the latest when the block is left, however it is left."""
+    """Our end of a console, as a device; it is closed when the block is left, if it was not closed before."""
     try:
         device = as_device(ends)
     except (TypeError, ValueError):
@@ -47,7 +47,7 @@ def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
                 os.close(fd)
         else:
             ends.close()
-        raise  # (After any other error it has closed them.)
+        raise  # (After any other error `as_device` has closed them.)
     try:
         yield device
     finally:
@@ -56,9 +56,10 @@ def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
 
 @final
 class TheirEnds:
-    """The ends of pipes that a process is given when it starts; closed then, or when the block is left.
+    """The ends of pipes for a process that is about to start; closed after its start, or when the block is left.
 
-    A child that is forked meanwhile lets go of them, or it would keep us from the end of what the process writes.
+    A child that this program forks before that closes its copies of them. Otherwise we would not see end of file
+    when the process ends.
     """
 
     def __init__(self) -> None:
@@ -72,12 +73,12 @@ class TheirEnds:
         self.close()
 
     def close(self) -> None:
-        # Forgotten first: a child that is forked in between must not let go of somebody else's descriptor.
+        # Removed before it is closed: a child forked in between must not close a number that is another file's.
         while self.numbers:
             os.close(self.numbers.pop())
 
     def console(self) -> tuple[int, int]:
-        """Make two pipes, keep their ends (to read from, to write to), and return ours (likewise)."""
+        """Make two pipes; keep the process's ends (to read from, to write to), and return ours (likewise)."""
         their_in, our_out = os.pipe()
         self.numbers.append(their_in)
         try:
@@ -90,10 +91,11 @@ class TheirEnds:
 
     @contextmanager
     def error_pipe(self) -> Iterator[trio.abc.ReceiveStream]:
-        """Make a pipe, keep its end to write to, and give the other."""
+        """Make a pipe, keep its writing end, and yield the reading end."""
         reading, writing = os.pipe()
         self.numbers.append(writing)
-        # A reader that is left and does not read would have a guest that complains stuck in a write.
+        # Forked children close their copy of the reading end: it would not be read, and a guest that writes many
+        # errors would block.
         stream = let_go_in_child(trio.lowlevel.FdStream(reading))
         try:
             yield stream
@@ -112,8 +114,8 @@ async def start(command: list[str], **options: Any) -> trio.Process:
 @asynccontextmanager
 async def watch(host: Host, process: trio.Process, stderr: trio.abc.ReceiveStream) -> AsyncIterator[Host]:
     """Read a guest process's error output, and end the process when the block is left."""
-    # Shielded, and ended only here: a guest that is shutting down may still have something to say, and must not
-    # get stuck saying it.
+    # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
+    # not block in the write.
     reading = trio.CancelScope(shield=True)
     async with hidden_nursery() as nursery:
         nursery.start_soon(_keep_tail, host, stderr, reading)
@@ -136,14 +138,14 @@ async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream, reading: trio.C
 
 
 async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
-    """Wait for a process that was killed; one that does not die is left to the system, loudly."""
+    """Wait for a process that was killed. If it does not end in time, warn, and leave it to the system."""
     with patience:
         await within(_KILL_TIME, process.wait)
     reading.cancel()
     if process.returncode is None:
         warnings.warn(
-            f"{host.name} (process {process.pid}) was killed and did not end within {_KILL_TIME:g} second, as one "
-            "in an uninterruptible call; it is left behind",
+            f"{host.name} (process {process.pid}) was killed but did not end within {_KILL_TIME:g} second: it "
+            "may be in an uninterruptible system call. It is left running",
             RuntimeWarning,
             stacklevel=1,
         )

@@ -1,1 +1,4 @@
-"""What trio keeps to itself and this package needs, and what every coroutine here does the same way."""
+"""Additions to trio that this package needs everywhere: endings, nurseries, Ctrl-C, threads and clocks.
+
+This folder must not know consoles, frames or guests; only `lost` names a guest.
+"""

@@ -1,8 +1,9 @@
-"""Two clocks: trio's, which has the deadlines, and the machine's, by which guests live.
+"""Two clocks: trio's clock, which deadlines use, and the machine's clock, in whose time a guest runs.
 
-Under `trio.testing.MockClock` trio's clock jumps to the next deadline as soon as every task sleeps. A real guest,
-which is another process or machine, has had no time to do anything then: each deadline for it is over at once.
-Little can be done about that here (see `within`), but those who meet it can be told.
+Under `trio.testing.MockClock` trio's clock jumps to the next deadline as soon as every task sleeps. A real guest
+is another process or machine, and has had no time to run by then: each deadline for it is over at once. `within`
+is for the few waits that must not be cut short like that; for all others a `Stopwatch` adds the cause to the error
+message.
 """
 
 from __future__ import annotations
@@ -22,29 +23,30 @@ __all__ = ["Stopwatch", "within"]
 
 @final
 class Stopwatch:
-    """Runs from its making."""
+    """Measures the time since it was made, by both clocks."""
 
     def __init__(self) -> None:
         self._virtual: Final = trio.current_time()
         self._real: Final = time.monotonic()
 
     def note(self) -> str:
-        """What to say behind "not in time" if trio's clock has run ahead of the machine's; empty otherwise."""
+        """Text for the end of a message about a missed deadline; empty unless trio's clock has run ahead."""
         virtual = trio.current_time() - self._virtual
         real = time.monotonic() - self._real
         if virtual <= 2 * real:  # a real clock does not run twice as fast
             return ""
         return (
             f". But of these {virtual:.3g} seconds of trio's clock only {real:.2g} have really passed, and a real "
-            "guest lives by the latter: do not use autojump_clock (or another MockClock) in a test with a guest; "
+            "guest needs real time: do not use autojump_clock (or another MockClock) in a test with a guest; "
             "virtual time is for memory streams"
         )
 
 
 async def within(seconds: float, function: Callable[[], Awaitable[object]]) -> bool:
-    """Await something for so many seconds of the machine's clock; whether it was done. Otherwise it was cancelled.
+    """Await ``function()`` for so many seconds of the machine's clock; returns whether it was done in time.
 
-    For what must have its time under a virtual clock as well: a process that was killed still has to die.
+    After that time, or when the caller is cancelled, ``function`` is cancelled. For waits that need real time
+    under a virtual clock as well, such as the wait for a killed process.
     """
     done = False
     async with hidden_nursery() as nursery:
@@ -58,7 +60,7 @@ async def within(seconds: float, function: Callable[[], Awaitable[object]]) -> b
 @trio.lowlevel.enable_ki_protection
 async def _cancel_after(seconds: float, scope: trio.CancelScope) -> None:
     end = time.monotonic() + seconds
-    # More than once if trio's clock jumps.
+    # A second round is needed only if trio's clock jumps.
     while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110  (nobody sets an event)
         await trio.sleep(left)
     scope.cancel()

@@ -1,4 +1,4 @@
-"""One task at a time: what trio's own streams do about two tasks in one method."""
+"""Refusal of a second task in a method that is for one task at a time, as trio's own streams refuse it."""
 
 from __future__ import annotations
 

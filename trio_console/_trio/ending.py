@@ -1,8 +1,8 @@
-"""The end of a block: in order for a while, then by force, and whole in any case.
+"""The ending of a block: first in order, then by force, and always to its last step.
 
-A cancellation, and a Ctrl-C that strikes while the main task waits, throw a task out of what it waits for.
-Shielding is no help against the second: trio delivers it to the main task inside a shield too. An ending that is
-thrown out in the middle leaves threads, processes and files behind. So endings run in a task of their own, by
+A cancellation makes the wait of a task raise, and so does a Ctrl-C while the main task waits. A shield does not
+help against Ctrl-C: trio delivers it to the main task inside a shield too. An ending that is interrupted in the
+middle leaves threads, processes and files behind. So an ending runs in a task of its own, started by
 `see_through`.
 """
 
@@ -24,13 +24,21 @@ __all__ = ["see_through"]
 async def see_through(
     ending: Callable[[trio.CancelScope], Awaitable[object]], *, grace: float = 0.0, hurried: float = 0.0
 ) -> None:
-    """Run an ending to its end, whatever comes meanwhile.
+    """Run an ending to its last step, also if this task is cancelled or interrupted by Ctrl-C.
 
-    The ending runs shielded, and does what is worth waiting for inside the scope that it is given; that is
-    cancelled after ``grace`` seconds, or ``hurried`` seconds after this was cancelled, whether that was before the
-    call or comes during it. (The cancellation is not raised: the next checkpoint outside does that, and the
-    exception that the block is left with is not lost.) A Ctrl-C hurries the ending as well, a second one ends its
-    patience; `KeyboardInterrupt` is raised once, when it is over, with what the ending has raised as its context.
+    The ending runs shielded. It makes its voluntary waits inside the cancel scope that it is given (its patience).
+    That scope is cancelled ``grace`` seconds after the call; or ``hurried`` seconds after this task is cancelled,
+    or after the call if the task was cancelled before.
+
+    The cancellation is not raised here, so that the exception with which the block is left is not lost: the next
+    checkpoint outside raises it. A first Ctrl-C has the effect of a cancellation, and a second one cancels the
+    scope at once. `KeyboardInterrupt` is raised once, when the ending is over; an exception of the ending is its
+    context.
+
+    Args:
+        ending: the async function that ends things; it is given the scope.
+        grace: seconds for the voluntary waits; by default 0.
+        hurried: seconds for them after a cancellation or a Ctrl-C; by default 0.
     """
     patience = trio.CancelScope(deadline=trio.current_time() + grace)
     done = trio.Event()
@@ -52,7 +60,7 @@ async def see_through(
             if interrupted is not None:
                 raise interrupted
         finally:
-            del interrupted  # whose traceback refers to this frame
+            del interrupted  # its traceback refers to this frame
 
 
 @trio.lowlevel.enable_ki_protection
@@ -68,10 +76,10 @@ async def _end(
 
 @trio.lowlevel.enable_ki_protection
 async def _hurry_when_cancelled(patience: trio.CancelScope, hurried: float) -> None:
-    """Wait to be cancelled, by whoever wants the ending to be over, or because it is."""
+    """Wait to be cancelled: from outside, which shortens the patience, or by `see_through` when it is done."""
     try:
         await trio.sleep_forever()
-    except trio.Cancelled:  # noqa: ASYNC103  (see `see_through`: it comes again)
+    except trio.Cancelled:  # noqa: ASYNC103  (see `see_through`: the next checkpoint outside raises it)
         _hurry(patience, hurried)
 
 

@@ -1,12 +1,13 @@
-"""Where Ctrl-C may not strike: while a block of ours is entered or left.
+"""Protection from Ctrl-C while a context manager of this package is entered or left.
 
-trio's handler of SIGINT looks at the frames from the one that was struck outwards. The first whose code is marked
-decides: a protected one lets the signal wait until the main task waits; any other gets `KeyboardInterrupt` at
-once, between two opcodes, where a descriptor has been opened and its owner does not know yet. The frames of
-`contextlib` and of generators are not marked, nor are tasks. So each context manager and each background task of
-this package is: a context manager with `interrupt_safe`, a task with ``trio.lowlevel.enable_ki_protection``.
+trio's handler of SIGINT searches the stack, from the interrupted frame outwards, for a frame that is marked as
+protected or unprotected. If the first marked frame is protected, the signal is held until the main task waits.
+Otherwise `KeyboardInterrupt` is raised at once, between any two opcodes: perhaps after a descriptor was opened,
+and before its owner was told. Frames of `contextlib` and of generators are not marked, and neither are tasks. So
+this package marks each of its context managers with `interrupt_safe`, and each of its background tasks with
+``trio.lowlevel.enable_ki_protection``.
 
-A block's body runs in its user's frame, and is as interruptible as its user wants it.
+The body of a block runs in its user's frame, and is as interruptible as the user has made it.
 """
 
 from __future__ import annotations
@@ -30,9 +31,9 @@ _T = TypeVar("_T")
 def interrupt_safe(
     manage: Callable[_P, AbstractAsyncContextManager[_T]],
 ) -> Callable[_P, AbstractAsyncContextManager[_T]]:
-    """Keep `KeyboardInterrupt` out of a context manager's entering and leaving, but for where they wait.
+    """Keep `KeyboardInterrupt` out of a context manager's entering and leaving, except where they wait.
 
-    Goes above ``@asynccontextmanager``.
+    This decorator goes above ``@asynccontextmanager``.
     """
 
     @functools.wraps(manage)
@@ -44,7 +45,7 @@ def interrupt_safe(
 
 @final
 class _Safe(AbstractAsyncContextManager[_T]):
-    """Puts a protected frame around another context manager's two calls."""
+    """Puts a protected frame around the two calls of another context manager."""
 
     __slots__ = ("_inner",)
 
@@ -62,4 +63,4 @@ class _Safe(AbstractAsyncContextManager[_T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._inner.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  (the inner one's business)
+        return await self._inner.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  (the inner one shields itself)

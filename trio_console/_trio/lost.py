@@ -1,4 +1,4 @@
-"""The error of a guest that is gone. Apart from ``_errors`` because it needs trio."""
+"""The error for a lost guest. It is not in ``_errors`` because it needs trio."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestLostError", "explained"]
 
-#: Seconds to find out why a guest is gone, before those who wait for it are told.
+#: Seconds to find out why a guest is gone, before the tasks that wait for it get the error.
 _EXPLANATION_TIME: Final = 0.25
 
 
 class GuestLostError(trio.BrokenResourceError):
     """The guest, or the channel to it, is gone. Never raised for a command that failed.
 
-    What had arrived before is delivered before this is raised.
+    Bytes that arrived before are delivered before this is raised.
 
     Attributes:
         reason: what happened, in words.
@@ -30,14 +30,14 @@ class GuestLostError(trio.BrokenResourceError):
 
 
 async def explained(reason: str, explain: Callable[[], Awaitable[str]]) -> str:
-    """``reason``, and what ``explain`` finds out about it within 0.25 seconds.
+    """``reason``, followed by the explanation that ``explain`` finds within 0.25 seconds, if it finds one.
 
-    What it raises costs nobody anything but the explanation: the guest is gone either way, and that is what those
-    who wait for it have to hear.
+    An exception of ``explain`` is put into the text and not raised: the guest is gone in any case, and the tasks
+    that wait for it must get that error.
     """
     try:
         with trio.move_on_after(_EXPLANATION_TIME):
             return f"{reason}: {await explain()}"
     except Exception as exc:  # noqa: BLE001
-        return f"{reason} (asking why failed: {exc!r})"
+        return f"{reason} (finding out why failed: {exc!r})"
     return reason

@@ -1,9 +1,10 @@
-"""A nursery that its user does not see.
+"""A nursery inside a context manager, of whose exception groups the user sees nothing.
 
-A context manager that runs background tasks would wrap what its body raises into an exception group, although
-the body's author opened no nursery. `hidden_nursery` hands on the body's own exception, whatever it is,
-and only a failure of the background tasks themselves comes as trio gives it. `KeyboardInterrupt` and `SystemExit`
-come alone, whatever else there is: who handles those looks into no group. `grouping_nursery` does only the latter.
+A context manager that runs background tasks in a plain nursery would wrap the exception of its body into an
+exception group, although the author of the body opened no nursery. `hidden_nursery` raises the body's own
+exception unchanged. Only failures of the background tasks themselves come in trio's groups. `KeyboardInterrupt`
+and `SystemExit` are raised alone, whatever else was raised, because code that handles those does not search
+groups. `grouping_nursery` only does the latter.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ __all__ = ["grouping_nursery", "hidden_nursery"]
 @interrupt_safe
 @asynccontextmanager
 async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
-    """Like `trio.open_nursery`, but the body's own exception comes out as it is.
+    """Like `trio.open_nursery`, but the body's own exception is raised unchanged, and not in a group.
 
-    So does a lone exception of a background task, and, before all others, the first `KeyboardInterrupt` or
-    `SystemExit`, be it the body's, a background task's, or one that came while those were waited for. Background
-    tasks are expected to end by themselves, or when the body fails and they are cancelled.
+    So is the exception of a background task if it is the only one. The first `KeyboardInterrupt` or `SystemExit`
+    takes precedence over all others: one of the body, of a background task, or raised while the tasks were
+    awaited. Background tasks must end by themselves; they are cancelled when the body fails.
     """
     body_error: BaseException | None = None
     lone: BaseException
@@ -40,9 +41,9 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
                 raise
             except BaseException as exc:
                 if isinstance(exc, BaseExceptionGroup) and exc.subgroup(trio.Cancelled) is not None:
-                    raise  # the scopes it passes must see it
-                # Kept out of the nursery, which hands on a *copy* of a group: neither the object nor the
-                # class of the one that was raised.
+                    raise  # each cancel scope on the way must see its Cancelled
+                # Kept out of the nursery, because a nursery raises a *copy* of a group: another object, perhaps of
+                # another class.
                 body_error = exc
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -59,15 +60,15 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
             _reraise(lone)
         _raise(lone)
     finally:
-        del lone, body_error  # whose tracebacks refer to this frame
+        del lone, body_error  # their tracebacks refer to this frame
 
 
 @interrupt_safe
 @asynccontextmanager
 async def grouping_nursery() -> AsyncIterator[trio.Nursery]:
-    """Like `trio.open_nursery`, one group included, for a user's tasks that trio would run in a nursery as well.
+    """Like `trio.open_nursery`, but the first `KeyboardInterrupt` or `SystemExit` is raised alone.
 
-    But the first `KeyboardInterrupt` or `SystemExit` comes out alone, be it the body's or a task's.
+    All other exceptions come in trio's one group. For tasks of the user that trio would run in a nursery as well.
     """
     try:
         async with trio.open_nursery() as nursery:
@@ -81,15 +82,15 @@ async def grouping_nursery() -> AsyncIterator[trio.Nursery]:
     try:
         _reraise(lone)
     finally:
-        del lone  # whose traceback refers to this frame
+        del lone  # its traceback refers to this frame
 
 
 def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """What comes out of a nursery whose background tasks, or the waiting for them, have raised."""
+    """The exception to raise if background tasks, or the wait for them, have raised."""
     errors = list(group.exceptions)
     if body_error is not None:
-        # Background tasks that were cancelled from outside with the body have nothing to tell beside it: the
-        # scope that was cancelled does not need to see them.
+        # A `Cancelled` of a background task that was cancelled from outside together with the body is left out:
+        # the cancelled scope does not need it.
         failures = group.split(trio.Cancelled)[1]
         errors = [body_error] if failures is None else [body_error, *failures.exceptions]
     interruption = _interruption(errors)
@@ -101,7 +102,7 @@ def _foremost(body_error: BaseException | None, group: BaseExceptionGroup[BaseEx
 
 
 def _interruption(errors: Sequence[BaseException]) -> BaseException | None:
-    """The first of these that comes alone."""
+    """The first of these exceptions that must be raised alone, if there is one."""
     for exc in errors:
         if isinstance(exc, (KeyboardInterrupt, SystemExit)):
             if exc is not errors[0] and exc.__context__ is None:
@@ -111,7 +112,7 @@ def _interruption(errors: Sequence[BaseException]) -> BaseException | None:
 
 
 def _reraise(exc: BaseException) -> None:
-    """Raise what was raised before, with the context it had then."""
+    """Raise an exception that was raised before, with the context that it had then."""
     context = exc.__context__
     try:
         _raise(exc)
@@ -124,4 +125,4 @@ def _raise(exc: BaseException) -> None:
     try:
         raise exc
     finally:
-        del exc  # which refers to this frame
+        del exc  # its traceback refers to this frame

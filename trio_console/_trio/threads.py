@@ -1,7 +1,8 @@
-"""Work in threads where there may be none to be had.
+"""Work in threads, with an error of its own for the case that no thread can be started.
 
-A process, a user, a container may have so many threads and no more. What trio raises then, `RuntimeError: can't
-start new thread`, tells neither what for nor what to do; and an ending has to go on without.
+The number of threads of a process, a user or a container is limited. At the limit trio raises `RuntimeError: can't
+start new thread`. That says neither what the thread was for nor what to do; and an ending that catches it, to go
+on without a thread, would also catch other errors.
 """
 
 from __future__ import annotations
@@ -21,31 +22,34 @@ _T = TypeVar("_T")
 
 
 class NoThreadError(RuntimeError):
-    """No thread could be started. Nothing was run."""
+    """No thread could be started, so the function was not called."""
 
     def __init__(self, purpose: str) -> None:
         super().__init__(
-            f"no thread could be started {purpose}: there are as many as this process, its user or its container "
-            "may have, or there is too little memory. Raise the limit (`ulimit -u`, `pids.max` of its cgroup), or "
-            "run fewer"
+            f"no thread could be started {purpose}: this process, its user or its container has as many threads "
+            "as it may have, or there is too little memory. Raise the limit (`ulimit -u`, or `pids.max` of the "
+            "cgroup), or run fewer threads"
         )
 
 
 async def in_thread(
     purpose: str, function: Callable[[], _T], *, limiter: trio.CapacityLimiter | None = None, abandon: bool = False
 ) -> _T:
-    """Do something in a thread.
+    """Call a function in a thread, and return its result.
+
+    If cancelled, it waits for the thread, unless ``abandon`` is true.
 
     Args:
-        purpose: completes "no thread could be started".
-        function: without arguments. It is not called if no thread could be started.
-        limiter: `None` is one of its own, so that the threads of other people are not waited for.
-        abandon: when cancelled, leave the thread to itself; otherwise it is waited for.
+        purpose: completes the message "no thread could be started ...".
+        function: called without arguments. It is not called if no thread could be started.
+        limiter: with `None`, the default, the call has a limiter of its own, so that it never waits for other
+            threads.
+        abandon: if cancelled, leave the thread running and return at once.
 
     Raises:
-        NoThreadError: there was none to be had.
+        NoThreadError: no thread could be started.
     """
-    # What the function raises is kept apart from what is raised for want of a thread.
+    # The function's exception is captured, so that a RuntimeError of it is not taken for the lack of a thread.
     captured = partial(outcome.capture, function)
     try:
         result = await trio.to_thread.run_sync(

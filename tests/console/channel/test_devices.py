@@ -79,7 +79,7 @@ async def test_a_socket_with_methods_of_its_own_is_refused() -> None:
 @pytest.mark.parametrize("as_number", [False, True])
 async def test_a_listening_socket_is_refused(as_number: bool) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        await refused(listening.fileno() if as_number else listening, ValueError, "not one that listens")
+        await refused(listening.fileno() if as_number else listening, ValueError, "not a listening one")
         assert os.get_blocking(listening.fileno())
 
 
@@ -87,7 +87,7 @@ async def test_a_listening_socket_is_refused(as_number: bool) -> None:
 @pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_UNIX])
 async def test_a_socket_that_is_not_connected_is_refused(as_number: bool, family: socket.AddressFamily) -> None:
     with socket.socket(family) as lonely:
-        await refused(lonely.fileno() if as_number else lonely, ValueError, "not connected")
+        await refused(lonely.fileno() if as_number else lonely, ValueError, "connect it first")
         assert os.get_blocking(lonely.fileno())
 
 
@@ -103,7 +103,7 @@ async def test_a_socket_whose_other_end_has_been_closed_is_a_console_at_its_end(
 async def test_the_number_of_a_socket_that_is_no_stream_is_refused(kind: socket.SocketKind) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, kind)
     with ours, theirs:
-        await refused(ours.fileno(), ValueError, "byte stream")
+        await refused(ours.fileno(), ValueError, "stream socket")
         assert os.get_blocking(ours.fileno())
 
 
@@ -115,7 +115,7 @@ async def test_what_only_looks_like_a_number_is_refused(wrong: Any) -> None:
 @pytest.mark.parametrize("wrong", [-1, -2, (-1, 0), (0, -1)])
 async def test_a_negative_number_is_refused(wrong: Any) -> None:
     blocking = os.get_blocking(0)
-    await refused(wrong, ValueError, "is no file descriptor")
+    await refused(wrong, ValueError, "descriptor must be 0 or more")
     assert os.get_blocking(0) == blocking
 
 
@@ -134,7 +134,7 @@ async def test_a_default_timeout_of_sockets_changes_nothing_about_one_that_is_re
     with socket.socket() as lonely:
         socket.setdefaulttimeout(1)
         try:
-            await refused(lonely.fileno(), ValueError, "not connected")
+            await refused(lonely.fileno(), ValueError, "connect it first")
         finally:
             socket.setdefaulttimeout(None)
         assert os.get_blocking(lonely.fileno())
