@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
 import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, final, overload
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final, overload
 
 import trio
 
@@ -19,13 +18,14 @@ from trio_console._session.files.operations import FileSystem
 from trio_console._session.files.path import GuestPath, path_text
 from trio_console._session.net.tcp import open_guest_tcp_stream
 from trio_console._session.owner import Owner, owned
-from trio_console._session.process.command import make_command
-from trio_console._session.process.plumbing import Output, attach_input, attach_output, check_targets, feed
+from trio_console._session.process.command import Command
+from trio_console._session.process.plumbing import attach_input, attach_output, feed
 from trio_console._session.process.process import GuestProcess, completed
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.nursery import grouping_nursery, hidden_nursery
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from _typeshed import OpenBinaryMode, OpenTextMode
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from trio_console._console.stream import ConsoleStatistics
     from trio_console._session.confirmations import Confirmations
     from trio_console._session.files.file import GuestFile
-    from trio_console._session.process.command import Command, CommandLine, Rlimits, StrOrPath
+    from trio_console._session.process.command import CommandLine, Input, Rlimits, StrOrPath
     from trio_console._trio.lost import GuestLostError
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
@@ -42,8 +42,6 @@ __all__ = ["Guest", "GuestReady", "GuestStatistics"]
 _TERMINATE_TIME: Final = 5.0
 
 _M = TypeVar("_M", bound=wire.Message)
-
-Input: TypeAlias = "bytes | bytearray | memoryview | int | None"
 
 
 @final
@@ -200,21 +198,26 @@ class Guest:
             ProtocolError: a side broke the protocol, which ended this command.
             TypeError, ValueError: the arguments make no sense; nothing was sent.
         """
-        check_targets(stdin, stdout, stderr)
-        if isinstance(stdin, int) and stdin == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
-            raise ValueError("stdin=subprocess.PIPE is only valid with nursery.start, which gives the pipe")
-        for name, capture, target in (("stdout", capture_stdout, stdout), ("stderr", capture_stderr, stderr)):
-            if capture and target is not None:
-                raise ValueError(f"can't specify both {name} and capture_{name}")
-            if target == subprocess.PIPE and task_status is trio.TASK_STATUS_IGNORED:
-                raise ValueError(f"{name}=subprocess.PIPE is only valid with nursery.start; see capture_{name}")
-        request = make_command(
-            command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
+        checked = Command(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            capture_stdout=capture_stdout,
+            capture_stderr=capture_stderr,
+            shell=shell,
+            env=env,
+            cwd=cwd,
+            user=user,
+            rlimits=rlimits,
+            tty=tty,
+            rows=rows,
+            cols=cols,
         )
-        out: list[bytes] | None = [] if capture_stdout else None
-        err: list[bytes] | None = [] if capture_stderr else None
+        if task_status is trio.TASK_STATUS_IGNORED:
+            checked.check_no_pipes()
         async with hidden_nursery() as nursery:
-            process = await self._start(request, nursery, stdin, Output(stdout, out), Output(stderr, err))
+            process = await self._start(checked, nursery)
             try:
                 task_status.started(process)
                 await process.wait()
@@ -223,9 +226,7 @@ class Guest:
                     process.discard_unclaimed_output()
                     await self._deliver_cancel(process, deliver_cancel)  # noqa: ASYNC102  (shields itself)
                 raise
-        return completed(
-            process, None if out is None else b"".join(out), None if err is None else b"".join(err), check
-        )
+        return completed(process, check)
 
     @interrupt_safe
     @asynccontextmanager
@@ -262,14 +263,24 @@ class Guest:
             OSError: the command could not be started.
             GuestLostError, ProtocolError, TypeError, ValueError: as in `run_process`.
         """
-        check_targets(stdin, stdout, stderr)
-        request = make_command(
-            command, shell=shell, env=env, cwd=cwd, user=user, rlimits=rlimits, tty=tty, rows=rows, cols=cols
+        checked = Command(
+            command,
+            stdin=stdin,
+            stdout=stdout,
+            stderr=stderr,
+            shell=shell,
+            env=env,
+            cwd=cwd,
+            user=user,
+            rlimits=rlimits,
+            tty=tty,
+            rows=rows,
+            cols=cols,
         )
         process: GuestProcess | None = None
         try:
             async with hidden_nursery() as nursery:
-                process = await self._start(request, nursery, stdin, Output(stdout, None), Output(stderr, None))
+                process = await self._start(checked, nursery)
                 try:
                     yield process
                 finally:
@@ -283,17 +294,15 @@ class Guest:
             if process is not None:
                 process.close()
 
-    async def _start(
-        self, request: Command, nursery: trio.Nursery, stdin: Input, stdout: Output, stderr: Output
-    ) -> GuestProcess:
+    async def _start(self, command: Command, nursery: trio.Nursery) -> GuestProcess:
         """Start a process, with its streams connected to what the user asked for."""
         await self._connection.wait_may_open()
-        process = GuestProcess(self._connection, request)
+        process = GuestProcess(self._connection, command)
         process.open()
         try:
             # While the guest starts it, so that a short command does not wait for us.
-            data = attach_input(process, stdin)
-            for job in attach_output(process, stdout, stderr):
+            data = attach_input(process, command.stdin)
+            for job in attach_output(process, command):
                 nursery.start_soon(job)
             await process.wait_started()
         except BaseException:

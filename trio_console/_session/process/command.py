@@ -1,21 +1,25 @@
-"""What a user says of a command, checked and turned into the request that says it to the agent."""
+"""What a user says of a command: checked once, and turned into the request that says it to the agent."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias, final
+
+import msgspec
 
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Command", "CommandLine", "Rlimits", "StrOrPath"]
+__all__ = ["Command", "CommandLine", "Input", "Rlimits", "StrOrPath"]
 
 StrOrPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
 CommandLine: TypeAlias = "str | Sequence[StrOrPath]"
+Input: TypeAlias = "bytes | bytearray | memoryview | int | None"
 
 #: Resource name (``"nofile"``) to a (soft, hard) pair, or to one number for both. -1 is unlimited.
 Rlimits: TypeAlias = Mapping[str, "int | tuple[int, int]"]
@@ -28,60 +32,100 @@ _UNLIMITED = 2**64 - 1
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Command:
-    """A checked command. ``given`` is what the user gave, ``argv`` what it means."""
+    """A command as its user gave it. Making one checks all of it; nothing is sent.
+
+    Attributes:
+        given: the command itself. This and the others: see `Guest.run_process`.
+        request: what is said to the agent, but for the credit.
+
+    Raises:
+        TypeError, ValueError: says which argument makes no sense, and what would.
+    """
 
     given: CommandLine
-    argv: list[str]
-    env: list[str]
-    cwd: str | None
-    user: str | None
-    rlimits: list[wire.Rlimit]
+    stdin: Input
+    stdout: int | None
+    stderr: int | None
+    shell: bool
+    env: Mapping[str, str] | None
+    cwd: StrOrPath | None
+    user: str | int | None
+    rlimits: Rlimits | None
     tty: bool
     rows: int
     cols: int
+    capture_stdout: bool = False
+    capture_stderr: bool = False
+    request: wire.ExecRequest = field(init=False)
 
-    def request(self, window: int | None) -> wire.ExecRequest:
-        """The request; with a window, one that asks for credit."""
-        return wire.ExecRequest(
-            cmd=self.argv[0],
-            args=self.argv[1:],
-            env=self.env,
-            cwd=self.cwd,
-            user=self.user,
+    def __post_init__(self) -> None:
+        _check_targets(self.stdin, self.stdout, self.stderr)
+        _check_capture("stdout", self.capture_stdout, self.stdout)
+        _check_capture("stderr", self.capture_stderr, self.stderr)
+        argv = _arguments(self.given, self.shell)
+        request = wire.ExecRequest(
+            cmd=argv[0],
+            args=argv[1:],
+            env=[
+                f"{_env_key(key)}={_text(text, 'an environment value')}" for key, text in (self.env or {}).items()
+            ],
+            cwd=None if self.cwd is None else _text(self.cwd, "cwd"),
+            user=None if self.user is None else _user(self.user),
             tty=self.tty,
             rows=self.rows,
             cols=self.cols,
-            rlimits=self.rlimits,
-            window=wire.UNSET if window is None else window,
+            rlimits=list(_limits(self.rlimits or {})),
         )
+        object.__setattr__(self, "request", request)  # the one moment before it is frozen
+
+    def check_no_pipes(self) -> None:
+        """Refuse a pipe that nobody would be given.
+
+        Raises:
+            ValueError: a stream is ``subprocess.PIPE``.
+        """
+        if isinstance(self.stdin, int) and self.stdin == subprocess.PIPE:
+            raise ValueError("stdin=subprocess.PIPE is only valid with nursery.start, which gives the pipe")
+        for name, target in (("stdout", self.stdout), ("stderr", self.stderr)):
+            if target == subprocess.PIPE:
+                raise ValueError(f"{name}=subprocess.PIPE is only valid with nursery.start; see capture_{name}")
+
+    @property
+    def name(self) -> str:
+        """Of the program."""
+        return self.request.cmd
+
+    def request_with(self, window: int | None) -> wire.ExecRequest:
+        """The request; with a window, one that asks for credit."""
+        return self.request if window is None else msgspec.structs.replace(self.request, window=window)
 
 
-def make_command(
-    command: CommandLine,
-    *,
-    shell: bool,
-    env: Mapping[str, str] | None,
-    cwd: StrOrPath | None,
-    user: str | int | None,
-    rlimits: Rlimits | None,
-    tty: bool,
-    rows: int,
-    cols: int,
-) -> Command:
-    """Check what the user gave; raises `TypeError` and `ValueError` before anything is sent."""
-    return Command(
-        given=command,
-        argv=_arguments(command, shell),
-        env=[f"{_env_key(key)}={_text(value, 'an environment value')}" for key, value in (env or {}).items()],
-        cwd=None if cwd is None else _text(cwd, "cwd"),
-        user=None if user is None else _user(user),
-        rlimits=list(_limits(rlimits or {})),
-        tty=tty,
-        rows=rows,
-        cols=cols,
+def _check_targets(stdin: object, stdout: object, stderr: object) -> None:
+    """Refuse what cannot be a process's streams."""
+    allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
+    if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
+        raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
+    if not _is_one_of(stdout, allowed):
+        raise _bad_target("stdout", stdout, "PIPE, DEVNULL or None")
+    if not _is_one_of(stderr, {*allowed, subprocess.STDOUT}):
+        raise _bad_target("stderr", stderr, "PIPE, DEVNULL, STDOUT or None")
+
+
+def _is_one_of(value: object, allowed: set[int | None]) -> bool:
+    return value is None or (isinstance(value, int) and value in allowed)
+
+
+def _bad_target(name: str, value: object, allowed: str) -> Exception:
+    return TypeError(
+        f"{name}={value!r}: a guest shares no descriptors with this program; {name} must be {allowed}"
     )
+
+
+def _check_capture(name: str, capture: bool, target: int | None) -> None:
+    if capture and target is not None:
+        raise ValueError(f"can't specify both {name} and capture_{name}")
 
 
 def _arguments(command: CommandLine, shell: bool) -> list[str]:
@@ -100,6 +144,11 @@ def _arguments(command: CommandLine, shell: bool) -> list[str]:
     if not args[0]:
         raise ValueError("the command's name must not be empty")
     return args
+
+
+def _environment(env: Mapping[str, str]) -> Iterable[str]:
+    for key, value in env.items():
+        yield f"{_env_key(key)}={_text(value, 'an environment value')}"
 
 
 def _env_key(key: str) -> str:

@@ -7,7 +7,7 @@ import os
 import select
 import subprocess
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -17,40 +17,15 @@ from trio_console._trio.threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from trio_console._session.process.command import Command, Input
     from trio_console._session.process.input import StdinStream
     from trio_console._session.process.output import IncomingStream
     from trio_console._session.process.process import GuestProcess
 
-__all__ = ["Output", "attach_input", "attach_output", "check_targets", "feed"]
+__all__ = ["attach_input", "attach_output", "feed"]
 
 
-class Output(NamedTuple):
-    """What the user said of one output stream: a `subprocess` constant or `None`, and a list to collect into."""
-
-    target: int | None
-    collect: list[bytes] | None
-
-
-def check_targets(stdin: object, stdout: object, stderr: object) -> None:
-    """Refuse what cannot be a process's streams, before the process is started.
-
-    Raises:
-        TypeError: says what is allowed.
-    """
-    allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
-    if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
-        raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
-    if not _is_one_of(stdout, allowed):
-        raise _bad_target("stdout", stdout, "PIPE, DEVNULL or None")
-    if not _is_one_of(stderr, {*allowed, subprocess.STDOUT}):
-        raise _bad_target("stderr", stderr, "PIPE, DEVNULL, STDOUT or None")
-
-
-def _is_one_of(value: object, allowed: set[int | None]) -> bool:
-    return value is None or (isinstance(value, int) and value in allowed)
-
-
-def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | int | None) -> bytes | None:
+def attach_input(process: GuestProcess, stdin: Input) -> bytes | None:
     """Give the process its stdin; returns bytes that are to be fed by a task."""
     if stdin is None and process.has_tty:
         return None  # nobody types
@@ -64,18 +39,18 @@ def attach_input(process: GuestProcess, stdin: bytes | bytearray | memoryview | 
     return None
 
 
-def attach_output(process: GuestProcess, out: Output, err: Output) -> Iterator[Callable[[], Awaitable[None]]]:
+def attach_output(process: GuestProcess, command: Command) -> Iterator[Callable[[], Awaitable[None]]]:
     """Give the process its stdout and stderr; yields the background jobs this needs."""
-    if err.target == subprocess.STDOUT:
+    if command.stderr == subprocess.STDOUT:
         process.merge_output()
     else:
-        job = _attach(process.error_output, err, 2)
-        if job is None and err.target == subprocess.PIPE:
+        job = _attach(process.error_output, command.stderr, process.captured_errors, 2)
+        if job is None and command.stderr == subprocess.PIPE:
             process.stderr = process.error_output
         if job is not None:
             yield job
-    job = _attach(process.output, out, 1)
-    if job is None and out.target == subprocess.PIPE:
+    job = _attach(process.output, command.stdout, process.captured, 1)
+    if job is None and command.stdout == subprocess.PIPE:
         process.stdout = process.output
     if job is not None:
         yield job
@@ -83,20 +58,16 @@ def attach_output(process: GuestProcess, out: Output, err: Output) -> Iterator[C
         process.stdio = trio.StapledStream(process.stdin, process.stdout)
 
 
-def _attach(stream: IncomingStream, output: Output, own_fd: int) -> Callable[[], Awaitable[None]] | None:
-    if output.collect is not None:
-        return partial(_collect, stream, output.collect)
-    if output.target is None:
+def _attach(
+    stream: IncomingStream, target: int | None, captured: list[bytes] | None, own_fd: int
+) -> Callable[[], Awaitable[None]] | None:
+    if captured is not None:
+        return partial(_collect, stream, captured)
+    if target is None:
         return partial(_pass_on, stream, own_fd)
-    if output.target == subprocess.DEVNULL:
+    if target == subprocess.DEVNULL:
         stream.close()
     return None
-
-
-def _bad_target(name: str, value: object, allowed: str) -> Exception:
-    return TypeError(
-        f"{name}={value!r}: a guest shares no descriptors with this program; {name} must be {allowed}"
-    )
 
 
 @trio.lowlevel.enable_ki_protection

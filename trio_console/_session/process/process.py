@@ -74,6 +74,9 @@ class GuestProcess(Session):
             name: CreditAccount(partial(self._grant, name)) if credited else None for name in _OUTPUTS
         }
         self._merged: MergedAccounts | None = None
+        #: What `run_process` returns of the outputs, as far as it has come; `None` for one that is not captured.
+        self.captured: list[bytes] | None = [] if command.capture_stdout else None
+        self.captured_errors: list[bytes] | None = [] if command.capture_stderr else None
         self.output: Final = IncomingStream(self._accounts["stdout"], connection.note_discarded)
         self.error_output: Final = IncomingStream(self._accounts["stderr"], connection.note_discarded)
         self.input: Final = StdinStream(
@@ -93,9 +96,9 @@ class GuestProcess(Session):
         command = self._command
         credited = self._connection.ready.flow is not wire.UNSET
         try:
-            self._connection.open(self, command.request(WINDOW if credited else None))
+            self._connection.open(self, command.request_with(WINDOW if credited else None))
         except ProtocolError as exc:
-            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", command.argv[0]) from None
+            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", command.name) from None
 
     def __repr__(self) -> str:
         if self._error is not None:
@@ -335,7 +338,7 @@ class GuestProcess(Session):
 
 def _start_error(failed: wire.ExecFailed, command: Command) -> OSError:
     """The exception `subprocess` would have raised for the same failure."""
-    filename = command.argv[0] if failed.filename is wire.UNSET else failed.filename
+    filename = command.name if failed.filename is wire.UNSET else failed.filename
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
     if number is None:
         # Three arguments, because a copy would lose a file name that was set as an attribute.
@@ -343,12 +346,12 @@ def _start_error(failed: wire.ExecFailed, command: Command) -> OSError:
     return OSError(number, f"{os.strerror(number)} (guest: {failed.message})", filename)
 
 
-def completed(
-    process: GuestProcess, stdout: bytes | None, stderr: bytes | None, check: bool
-) -> subprocess.CompletedProcess[bytes]:
+def completed(process: GuestProcess, check: bool) -> subprocess.CompletedProcess[bytes]:
     """What `run_process` returns, or the error it raises."""
     returncode = process.returncode
     assert returncode is not None
+    stdout = None if process.captured is None else b"".join(process.captured)
+    stderr = None if process.captured_errors is None else b"".join(process.captured_errors)
     if check and returncode:
         raise subprocess.CalledProcessError(returncode, process.args, output=stdout, stderr=stderr)
     return subprocess.CompletedProcess(process.args, returncode, stdout, stderr)
