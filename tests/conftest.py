@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from trio_console._guests import process as guest_process
+from trio_console._guests import supervisor
+
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
@@ -31,6 +34,10 @@ _AT_ANY_SPEED = {"deadline": None, "suppress_health_check": [hypothesis.HealthCh
 hypothesis.settings.register_profile("gate", derandomize=True, database=None, **_AT_ANY_SPEED)
 hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
+
+# The package warns when a guest's processes were not seen to be gone within a second or two. On a machine with much
+# else to do they may take longer, and that is no fault.
+guest_process._SCAN_TIME = supervisor._KILL_TIME = 30.0  # type: ignore[misc]
 
 #: Seconds that a thread which is just ending may take to be gone.
 GRACE = 5.0

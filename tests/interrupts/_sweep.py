@@ -46,6 +46,8 @@ import trio_console
 import trio_console._open
 import trio_console.testing
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest, serve_relay
+from trio_console._guests import process as guest_process
+from trio_console._guests import supervisor
 from trio_console.testing import ScriptedGuest
 
 if TYPE_CHECKING:
@@ -69,6 +71,10 @@ PATIENCE = 6.0
 
 #: Seconds that a thread or process which is just ending may take to be gone.
 ENDING = 2.0
+
+#: Seconds that the guest's processes have to be found and to die. When these are too few, a warning says so, and all
+#: that it would tell of is how busy the machine is.
+BUSY = 20.0
 
 
 # The contexts, each entered and left by the main task
@@ -264,6 +270,7 @@ def run_child(context: str, at: list[int], directory: str) -> dict[str, Any]:
     """One run in this process; what it tells of it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ[MARK] = str(os.getpid())
+    guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY
     gc.disable()  # what waits for the collector is left behind
     said: list[str] = []
     sys.unraisablehook = lambda args: said.append(f"unraisable: {args.exc_value!r} in {args.object!r}")
