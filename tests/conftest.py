@@ -35,8 +35,8 @@ hypothesis.settings.register_profile("gate", derandomize=True, database=None, **
 hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
-# The package warns when a guest's processes were not seen to be gone within a second or two. On a machine with much
-# else to do they may take longer, and that is no fault.
+# The package warns when the processes of a guest are not seen to be gone within a second or two. On a busy machine
+# they may take longer, and that is no fault.
 guest_process._SCAN_TIME = supervisor._KILL_TIME = 30.0  # type: ignore[misc]
 
 #: Seconds that a thread which is just ending may take to be gone.

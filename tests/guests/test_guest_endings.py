@@ -54,7 +54,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> None:
     process: Any = Undying()
     device: Any = None
-    with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed and did not end"):
+    with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed but did not end"):
         async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
             pass
     assert process.signals == [signal.SIGKILL]

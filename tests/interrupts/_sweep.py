@@ -72,8 +72,8 @@ PATIENCE = 6.0
 #: Seconds that a thread or process which is just ending may take to be gone.
 ENDING = 2.0
 
-#: Seconds that the guest's processes have to be found and to die. When these are too few, a warning says so, and all
-#: that it would tell of is how busy the machine is.
+#: Seconds that the processes of a guest have to be found and to die. When these are too few, a warning says so; it
+#: would tell only how busy the machine is.
 BUSY = 20.0
 
 
