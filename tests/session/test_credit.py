@@ -15,7 +15,7 @@ from tests.session._fake import PATIENCE, WINDOW, Talk, begin, talking
 from tests.session.process.test_process import PIPE, opened, run
 from trio_console import _wire as wire
 from trio_console._session.process.input import StdinStream
-from trio_console._session.process.output import CreditAccount, IncomingStream, MergedAccounts
+from trio_console._session.receiving import CreditAccount, IncomingStream, MergedAccounts
 from trio_console._session.sending import DataSender
 from trio_console._wire.outbox import BULK_BUDGET, Outbox
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from trio_console import connect_guest, open_guest
-from trio_console._session.process.output import WINDOW
+from trio_console._session.receiving import WINDOW
 from trio_console.testing import Exits, ScriptedGuest
 
 if TYPE_CHECKING:

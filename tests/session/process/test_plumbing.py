@@ -11,8 +11,8 @@ import trio
 import trio.testing
 
 from tests.session._fake import PATIENCE
-from trio_console._session.process.output import IncomingStream
 from trio_console._session.process.plumbing import _pass_on
+from trio_console._session.receiving import IncomingStream
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._session.files.operations import FsCall, FsRead, FsWrite, drop_handle, stat_result
-from trio_console._session.process.output import WINDOW
+from trio_console._session.receiving import WINDOW
 from trio_console._session.sending import SLICE
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
-from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream
+from trio_console._session.receiving import WINDOW, CreditAccount, IncomingStream
 from trio_console._session.sending import DataSender
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from trio_console._buffers import flat_view
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
 from trio_console._session.owner import Owner, checks_owner, owned
-from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream, broken
+from trio_console._session.receiving import WINDOW, CreditAccount, IncomingStream, broken
 from trio_console._session.sending import DataSender
 from trio_console._trio.conflict import Conflict
 from trio_console._trio.lost import GuestLostError

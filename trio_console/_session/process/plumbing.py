@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from trio_console._session.process.command import Command, Input
     from trio_console._session.process.input import StdinStream
-    from trio_console._session.process.output import IncomingStream
     from trio_console._session.process.process import GuestProcess
+    from trio_console._session.receiving import IncomingStream
 
 __all__ = ["attach_input", "attach_output", "feed"]
 

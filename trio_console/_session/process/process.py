@@ -16,7 +16,7 @@ from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
 from trio_console._session.owner import Owner, owned
 from trio_console._session.process.input import StdinStream
-from trio_console._session.process.output import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
+from trio_console._session.receiving import WINDOW, CreditAccount, IncomingStream, MergedAccounts, broken
 from trio_console._trio.lost import GuestLostError
 
 if TYPE_CHECKING:
