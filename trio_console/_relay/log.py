@@ -55,7 +55,7 @@ _THREAD_PAUSE: Final = 0.5
 _SYSTEM: Final = "system"
 
 
-_SOURCES: Final[dict[type[wire.DataMessage], str]] = {wire.ExecStdout: "stdout", wire.ExecStderr: "stderr"}
+_SOURCES: Final = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
 
 
 def _ending(message: wire.Message) -> str:

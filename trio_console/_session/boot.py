@@ -19,8 +19,12 @@ if TYPE_CHECKING:
 
 __all__ = ["Booted", "boot", "make_bootstrap"]
 
-#: What an agent says while it boots, as far as it concerns anybody.
-_AWAITED: Final = frozenset(wire.type_of(cls).name for cls in (wire.InitResolved, wire.Ready))
+#: What an agent says while it boots, as far as it concerns anybody: what belongs to no session.
+_AWAITED: Final = frozenset(
+    row.name
+    for row in wire.MESSAGE_TYPES.values()
+    if row.control and wire.Direction.AGENT_TO_HOST in row.direction
+)
 
 _FIELDS: Final = frozenset(field.name for field in msgspec.structs.fields(wire.Bootstrap))
 

@@ -286,8 +286,8 @@ class Connection:
 
     def check_supported(self, cls: type[wire.Message]) -> None:
         """Raise `UnsupportedByPeer` if the peer does not know this type. Nothing was sent then."""
-        row = wire.type_of(cls)
-        if row.generation > self.generation:
+        if not wire.knows(self.generation, cls):
+            row = wire.type_of(cls)
             raise UnsupportedByPeer(
                 f"{row.name} needs generation {row.generation} of the agent protocol, and the guest's agent "
                 f"({self.ready.agent_version or 'no version given'}) speaks {self.peer_generation}"

@@ -1,7 +1,8 @@
 """The catalogue of message types: everything there is to know of a type besides its fields.
 
-The one table that drives encoding, decoding, flags, directions and generations; nothing else in the
-package repeats any of it. It knows nothing of bytes, and nothing of sessions.
+The one table of the protocol. It drives encoding, decoding and flags; which session a message belongs to, what it
+may do there, and who may send it; what it overtakes, and what is answered when it comes for nobody. Whoever has to
+know one of these asks for the row, so a new type is a row here. It knows nothing of bytes, nor what sessions do.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_args
 
 from trio_console._wire.frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
 from trio_console._wire.messages import (
@@ -18,6 +19,7 @@ from trio_console._wire.messages import (
     ClientDisconnected,
     ClockSync,
     Credit,
+    DataMessage,
     Error,
     ExecExited,
     ExecFailed,
@@ -39,6 +41,7 @@ from trio_console._wire.messages import (
     Pong,
     Ready,
     Shutdown,
+    StreamName,
     TcpClose,
     TcpClosed,
     TcpConnect,
@@ -51,10 +54,14 @@ from trio_console._wire.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 GENERATION: Final = 7
 """The protocol generation of this build; stamped on every envelope."""
+
+
+SessionKind: TypeAlias = Literal["exec", "fs", "tcp", "call"]
+"""What a session is: a command, an operation on files, a connection, or a question with one answer."""
 
 
 class Direction(enum.Flag):
@@ -62,6 +69,15 @@ class Direction(enum.Flag):
 
     HOST_TO_AGENT = enum.auto()
     AGENT_TO_HOST = enum.auto()
+
+
+class Place(enum.Enum):
+    """What a message does to the session whose id it has."""
+
+    OPENS = enum.auto()
+    WITHIN = enum.auto()
+    ENDS = enum.auto()
+    """The last of its id, which is free behind it: nothing is answered, by neither side."""
 
 
 @final
@@ -75,7 +91,14 @@ class MessageType:
         flags: the only flags its frames may have.
         generation: the generation that introduced it.
         direction: who sends it.
-        control: belongs to no session: sent with id 0.
+        kind: the kind of session it belongs to; ``None``: to no session, it is sent with id 0.
+        place: what it does there; ``None`` if it belongs to no session.
+        host_only: of the host's side only a relay sends it, or whoever has the console to itself.
+        overtakes: it may overtake data, that of its own session as well. What may not stays behind.
+        activity: it counts as activity of the guest.
+        stream: the stream its data belongs to, if it carries data.
+        orphan: what an agent answers, given the id, if this comes for an id that it does not know; ``None``:
+            nothing.
     """
 
     name: str
@@ -83,48 +106,72 @@ class MessageType:
     flags: int
     generation: int
     direction: Direction
-    control: bool = False
+    kind: SessionKind | Literal["any"] | None = None
+    place: Place | None = None
+    host_only: bool = False
+    overtakes: bool = False
+    activity: bool = True
+    stream: StreamName | None = None
+    orphan: Callable[[int], Message] | None = None
+
+    @property
+    def control(self) -> bool:
+        """Whether it belongs to no session."""
+        return self.kind is None
+
+    def fits(self, kind: SessionKind) -> bool:
+        """Whether it can belong to a session of this kind."""
+        return self.kind in (kind, "any")
+
+
+def _no_write(id_: int) -> Message:
+    return FsResponse(ok=False, error=f"unknown write session: {id_}")
+
+
+def _no_tcp(id_: int) -> Message:
+    return TcpFailed(f"unknown TCP session: {id_}")
 
 
 def _table() -> Mapping[str, MessageType]:
     down, up = Direction.HOST_TO_AGENT, Direction.AGENT_TO_HOST
     last, first = FLAG_TERMINAL, FLAG_SESSION_START
+    opens, within, ends = Place.OPENS, Place.WITHIN, Place.ENDS
     rows = (
-        MessageType("core.bootstrap", Bootstrap, 0, 7, down, control=True),
-        MessageType("core.init.resolved", InitResolved, 0, 1, up, control=True),
-        MessageType("core.init.ack", InitAck, 0, 1, down, control=True),
-        MessageType("core.ready", Ready, 0, 1, up, control=True),
-        MessageType("core.shutdown", Shutdown, FLAG_SHUTDOWN, 1, down, control=True),
-        MessageType("core.relay.client.disconnected", ClientDisconnected, 0, 1, down, control=True),
-        MessageType("core.clock.sync", ClockSync, 0, 1, down, control=True),
-        MessageType("core.ping", Ping, 0, 6, down),
-        MessageType("core.pong", Pong, last, 6, up),
-        MessageType("core.touch", Touch, 0, 6, down),
-        MessageType("core.touched", Touched, last, 6, up),
-        MessageType("core.error", Error, last, 5, up),
-        MessageType("core.exec.request", ExecRequest, first, 1, down),
-        MessageType("core.exec.started", ExecStarted, 0, 1, up),
-        MessageType("core.exec.stdin", ExecStdin, 0, 1, down),
-        MessageType("core.exec.stdin.error", ExecStdinError, 0, 1, up),
-        MessageType("core.exec.stdout", ExecStdout, 0, 1, up),
-        MessageType("core.exec.stderr", ExecStderr, 0, 1, up),
-        MessageType("core.exec.exited", ExecExited, last, 1, up),
-        MessageType("core.exec.failed", ExecFailed, last, 1, up),
-        MessageType("core.exec.resize", ExecResize, 0, 1, down),
-        MessageType("core.exec.signal", ExecSignal, 0, 1, down),
-        MessageType("core.fs.request", FsRequest, first, 2, down),
-        MessageType("core.fs.response", FsResponse, last, 2, up),
-        MessageType("core.fs.data", FsData, 0, 2, down | up),
-        MessageType("core.tcp.connect", TcpConnect, first, 4, down),
-        MessageType("core.tcp.connected", TcpConnected, 0, 4, up),
-        MessageType("core.tcp.data", TcpData, 0, 4, down | up),
-        MessageType("core.tcp.eof", TcpEof, 0, 4, down | up),
-        MessageType("core.tcp.close", TcpClose, 0, 4, down),
-        MessageType("core.tcp.closed", TcpClosed, last, 4, up),
-        MessageType("core.tcp.failed", TcpFailed, last, 4, up),
+        MessageType("core.bootstrap", Bootstrap, 0, 7, down, host_only=True),
+        MessageType("core.init.resolved", InitResolved, 0, 1, up),
+        MessageType("core.init.ack", InitAck, 0, 1, down, host_only=True),
+        MessageType("core.ready", Ready, 0, 1, up),
+        MessageType("core.shutdown", Shutdown, FLAG_SHUTDOWN, 1, down),
+        MessageType("core.relay.client.disconnected", ClientDisconnected, 0, 1, down, host_only=True),
+        MessageType("core.clock.sync", ClockSync, 0, 1, down, host_only=True, activity=False),
+        MessageType("core.ping", Ping, 0, 6, down, "call", opens, overtakes=True, activity=False),
+        MessageType("core.pong", Pong, last, 6, up, "call", ends, overtakes=True, activity=False),
+        MessageType("core.touch", Touch, 0, 6, down, "call", opens, overtakes=True),
+        MessageType("core.touched", Touched, last, 6, up, "call", ends, overtakes=True, activity=False),
+        MessageType("core.error", Error, last, 5, up, "any", ends, activity=False),
+        MessageType("core.exec.request", ExecRequest, first, 1, down, "exec", opens, overtakes=True),
+        MessageType("core.exec.started", ExecStarted, 0, 1, up, "exec", within, overtakes=True),
+        MessageType("core.exec.stdin", ExecStdin, 0, 1, down, "exec", within, stream="stdin"),
+        MessageType("core.exec.stdin.error", ExecStdinError, 0, 1, up, "exec", within, overtakes=True),
+        MessageType("core.exec.stdout", ExecStdout, 0, 1, up, "exec", within, stream="stdout"),
+        MessageType("core.exec.stderr", ExecStderr, 0, 1, up, "exec", within, stream="stderr"),
+        MessageType("core.exec.exited", ExecExited, last, 1, up, "exec", ends),
+        MessageType("core.exec.failed", ExecFailed, last, 1, up, "exec", ends),
+        MessageType("core.exec.resize", ExecResize, 0, 1, down, "exec", within, overtakes=True),
+        MessageType("core.exec.signal", ExecSignal, 0, 1, down, "exec", within, overtakes=True),
+        MessageType("core.fs.request", FsRequest, first, 2, down, "fs", opens, overtakes=True),
+        MessageType("core.fs.response", FsResponse, last, 2, up, "fs", ends),
+        MessageType("core.fs.data", FsData, 0, 2, down | up, "fs", within, stream="data", orphan=_no_write),
+        MessageType("core.tcp.connect", TcpConnect, first, 4, down, "tcp", opens, overtakes=True),
+        MessageType("core.tcp.connected", TcpConnected, 0, 4, up, "tcp", within, overtakes=True),
+        MessageType("core.tcp.data", TcpData, 0, 4, down | up, "tcp", within, stream="data", orphan=_no_tcp),
+        MessageType("core.tcp.eof", TcpEof, 0, 4, down | up, "tcp", within),
+        MessageType("core.tcp.close", TcpClose, 0, 4, down, "tcp", ends),
+        MessageType("core.tcp.closed", TcpClosed, last, 4, up, "tcp", ends),
+        MessageType("core.tcp.failed", TcpFailed, last, 4, up, "tcp", ends),
         # No generation of the protocol has these; both sides say in-band that they speak them.
-        MessageType("trio.credit", Credit, 0, 7, down | up),
-        MessageType("trio.cancel", Cancel, 0, 7, down),
+        MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
+        MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),
     )
     return MappingProxyType({row.name: row for row in rows})
 
@@ -142,3 +189,55 @@ def type_of(message: Message | type[Message]) -> MessageType:
         KeyError: it is neither.
     """
     return _BY_CLASS[message if isinstance(message, type) else type(message)]
+
+
+def knows(generation: int, cls: type[Message]) -> bool:
+    """Whether a peer of this generation knows a message class."""
+    return generation >= _BY_CLASS[cls].generation
+
+
+def opened_by(message: Message | type[Message]) -> SessionKind:
+    """Return the kind of session that a message opens.
+
+    Raises:
+        ValueError: it opens none.
+    """
+    row = type_of(message)
+    if row.place is not Place.OPENS or row.kind is None or row.kind == "any":
+        raise ValueError(f"{row.name} opens no session")
+    return row.kind
+
+
+def streams_of(kind: SessionKind, direction: Direction) -> Mapping[type[DataMessage], StreamName]:
+    """Return the streams that go in a direction in sessions of this kind, by the class of their messages."""
+    return _STREAMS[kind, direction]
+
+
+def accepted_in(kind: SessionKind, *, data: bool = True) -> frozenset[type[Message]]:
+    """Return the classes that an agent takes within a session of this kind: all of them, or those without data."""
+    return frozenset(
+        row.cls
+        for row in MESSAGE_TYPES.values()
+        if Direction.HOST_TO_AGENT in row.direction
+        and row.fits(kind)
+        and row.place is not Place.OPENS
+        and (data or row.stream is None)
+    )
+
+
+_KINDS: Final[tuple[SessionKind, ...]] = get_args(SessionKind)
+
+_STREAMS: Final[Mapping[tuple[SessionKind, Direction], Mapping[type[DataMessage], StreamName]]] = {
+    (kind, direction): MappingProxyType(
+        {
+            row.cls: row.stream
+            for row in MESSAGE_TYPES.values()
+            if row.stream is not None
+            and issubclass(row.cls, DataMessage)
+            and row.fits(kind)
+            and direction in row.direction
+        }
+    )
+    for kind in _KINDS
+    for direction in Direction
+}

@@ -325,6 +325,10 @@ class TcpFailed(Message, frozen=True):
     error: str
 
 
+StreamRequest: TypeAlias = ExecRequest | FsRequest | TcpConnect
+"""The requests with a ``window``: those that open a session with streams."""
+
+
 @final
 class Credit(Message, frozen=True):
     """``bytes`` more bytes of ``stream`` may be sent by whoever gets this.

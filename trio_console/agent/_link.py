@@ -22,8 +22,6 @@ __all__ = ["Activity", "Link", "PromptSession", "SendCredit", "Session"]
 
 _B = TypeVar("_B", bytes, memoryview)
 
-_UNCOUNTED: Final = (wire.Pong, wire.Touched, wire.Error)
-
 # A share of the bulk lane for frames whose size does not matter; the lane counts what they really are.
 _SMALL_FRAME: Final = 128
 
@@ -84,8 +82,9 @@ class Link:
 
     def send(self, message: wire.Message, session_id: int) -> None:
         """Send at once, overtaking data of all sessions. Never blocks."""
+        assert wire.type_of(message).overtakes, "what may not overtake data is sent behind it"
         self.outbox.send_control(wire.encode(message, session_id))
-        if type(message) not in _UNCOUNTED:
+        if wire.type_of(message).activity:
             self.activity.note_guest_message()
 
     def commit_data(
@@ -112,7 +111,7 @@ class Link:
     def commit_small(self, message: wire.Message, session_id: int) -> None:
         """Send behind all data that was sent before."""
         self.outbox.commit(wire.encode(message, session_id), _SMALL_FRAME)
-        if type(message) not in _UNCOUNTED:
+        if wire.type_of(message).activity:
             self.activity.note_guest_message()
 
     def release_small(self) -> None:
@@ -129,7 +128,7 @@ class Link:
         frame = wire.encode(message, session_id)
         self._unreserved += len(frame)
         self.outbox.commit(frame, 0)
-        if type(message) not in _UNCOUNTED:
+        if wire.type_of(message).activity:
             self.activity.note_guest_message()
 
     async def wait_room(self) -> None:

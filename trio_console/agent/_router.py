@@ -5,8 +5,8 @@ sense ends the session it belongs to, never the agent; only a length out of boun
 after it nobody knows where the next frame begins. What is said of an id never overtakes what was said before of
 the same id, so all that ends one goes behind the data.
 
-To add a kind of session, add its opening message to ``openers``, and to `_ORPHANS` what its messages are
-answered when they come for an id that is not open.
+What a message does, and what it is answered for an id that is not open, is the catalogue's. A new kind of session
+is its rows there, and its opening message in ``openers``.
 """
 
 from __future__ import annotations
@@ -35,18 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Ending", "Router", "log"]
 
-#: Generations before this one do not know ``core.error``.
-_ERROR_GENERATION: Final = 5
-
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
-
-# Neither counts as activity. (Touch counts like everything else: that is what it is for.)
-_UNCOUNTED: Final = (wire.Ping, wire.ClockSync)
-
-_ORPHANS: Final[Mapping[type[wire.Message], Callable[[int], wire.Message]]] = {
-    wire.FsData: lambda n: wire.FsResponse(ok=False, error=f"unknown write session: {n}"),
-    wire.TcpData: lambda n: wire.TcpFailed(f"unknown TCP session: {n}"),
-}
 
 
 class Ending(enum.Enum):
@@ -138,8 +127,8 @@ class Router:
         except ProtocolError as exc:
             self._refuse(frame, exc)
             return
-        cls = type(message)
-        if cls not in _UNCOUNTED:
+        cls, row = type(message), wire.type_of(message)
+        if row.activity:  # Touch counts like everything else: that is what it is for
             self._link.activity.note_host_message()
         session = self._owner(frame.id)
         if session is not None and cls in session.accepts:
@@ -149,16 +138,17 @@ class Router:
             self._open(frame, message)
         elif cls in self._controls:
             self._controls[cls](frame.id, message)
-        elif session is not None and cls in _ORPHANS:
+        elif row.orphan is None:
+            pass  # what comes too late to matter, or is the agent's own to send
+        elif session is not None:
             self._refuse(frame, _bad_session(frame, message, "is a session of another kind"))
-        elif cls in _ORPHANS:
-            self._link.commit_unreserved(_ORPHANS[cls](frame.id), frame.id)
-        # Whatever else there is comes too late to matter, or is the agent's own to send.
+        else:
+            self._link.commit_unreserved(row.orphan(frame.id), frame.id)
 
     def _refuse(self, frame: wire.Frame, exc: ProtocolError) -> None:
         """End the frame's session, if there is one; say why, unless the peer would not understand."""
         error = wire.Error(exc.kind, str(exc), exc.message_type or msgspec.UNSET)
-        understood = exc.version is None or exc.version >= _ERROR_GENERATION
+        understood = exc.version is None or wire.knows(exc.version, wire.Error)
         session = self._owner(frame.id)
         if session is not None:
             session.end(error if understood else None)

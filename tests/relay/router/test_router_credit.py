@@ -456,19 +456,19 @@ def test_whoever_reads_nothing_overflows_by_answers() -> None:
     assert table.router.overflows(client)
 
 
-@pytest.mark.parametrize("said", [wire.ExecStdout(b""), wire.ExecStdinError(message="no")])
+@pytest.mark.parametrize("said", [wire.TcpData(b""), wire.TcpEof()])
 def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) -> None:
     table = Table()
     client = table.connect()
-    id_ = table.open(client, wire.ExecRequest(cmd="x", window=1))
-    table.agent_says(wire.ExecStdout(b"ab"), id_)
-    table.agent_says(wire.ExecStdout(b"c"), id_)
+    id_ = table.open(client, wire.TcpConnect("h", 1, window=1))
+    table.agent_says(wire.TcpData(b"ab"), id_)
+    table.agent_says(wire.TcpData(b"c"), id_)
     while not table.router.overflows(client):
         before = client.held_size
         table.agent_says(said, id_)
         assert client.held_size > before
     assert client.held_size < 130 * KIB
-    table.client_says(client, wire.Credit("stdout", 5), id_)
+    table.client_says(client, wire.Credit("data", 5), id_)
     assert client.held_size == 0
 
 

@@ -387,6 +387,15 @@ def test_answers_to_calls_overtake_data() -> None:
     assert [id_ for id_, _ in table.to_client(client)] == [ping, exec_id]
 
 
+def test_what_the_agent_sends_ahead_of_data_overtakes_it_here_as_well() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.agent_says(wire.ExecStdout(b"a"), id_)
+    table.agent_says(wire.ExecStdinError(message="m"), id_)
+    assert [type(message) for _, message in table.to_client(client)] == [wire.ExecStdinError, wire.ExecStdout]
+
+
 def test_the_exit_stays_behind_the_output() -> None:
     table = Table()
     client = table.connect()

@@ -20,9 +20,9 @@ import msgspec
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router.clients import Client
-from trio_console._relay.router.gate import OPENERS, ORPHANS, WITHIN, answer_to, check_allowed, may_end, refusal
+from trio_console._relay.router.gate import answer_to, check_allowed, may_end, refusal
 from trio_console._relay.router.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
-from trio_console._relay.router.session import STREAMS, Flow, Outgoing, RelaySession
+from trio_console._relay.router.session import Flow, Outgoing, RelaySession
 from trio_console._relay.router.slots import Slots, slot_of
 
 if TYPE_CHECKING:
@@ -33,9 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
 
 _SIGKILL: Final = 9
-
-#: May overtake data on their way to a client, as answers to calls do.
-_HURRIED: Final = (wire.ExecStarted, wire.TcpConnected, wire.Credit)
 
 
 @dataclass(slots=True)
@@ -211,8 +208,8 @@ class Router:
         # Else it is kept, under its id, until the guest's terminal frame comes: the id is taken until then.
 
     def _accept(self, client: Client, frame: wire.Frame, message: wire.Message, orders: Orders) -> None:
-        cls = type(message)
-        if cls in OPENERS:
+        row = wire.type_of(message)
+        if row.place is wire.Place.OPENS:
             orders.to_agent.append(self._open(client, frame, message))
         elif isinstance(message, wire.Shutdown):
             orders.to_agent.append(wire.encode(message))
@@ -220,8 +217,8 @@ class Router:
         else:
             session = client.sessions.get(frame.id)
             if session is None:
-                if cls in ORPHANS:
-                    self._answer(client, ORPHANS[cls](frame.id), frame.id, orders)
+                if row.orphan is not None:
+                    self._answer(client, row.orphan(frame.id), frame.id, orders)
                 # Everything else that comes for a session that has ended is ignored.
             elif session.over:
                 self.dropped_bytes += len(frame.body)
@@ -231,9 +228,9 @@ class Router:
     def _accept_within(
         self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
     ) -> None:
-        kind = WITHIN.get(type(message), session.kind)
-        if kind != session.kind:
-            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {kind} session")
+        row = wire.type_of(message)
+        if not row.fits(session.kind):
+            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {row.kind} session")
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
         elif session.last is not None:
@@ -241,8 +238,7 @@ class Router:
         elif isinstance(message, wire.DataMessage):
             client.pending_bytes += session.add_pending(type(message), message.data)
             self._enter_round(client, session, orders)
-        elif isinstance(message, (wire.TcpEof, wire.TcpClose)):
-            # Stay behind the data of their session.
+        elif not row.overtakes:
             raw = wire.encode_again(frame)
             client.pending_bytes += session.add_pending(None, raw)
             if isinstance(message, wire.TcpClose):
@@ -292,13 +288,13 @@ class Router:
                 "invalid_session",
                 f"would be more than the {self._limits.sessions} sessions a client may have",
             )
-        kind = OPENERS[type(message)]
-        if self._flow is None or not isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
+        kind = wire.opened_by(message)
+        if self._flow is None or not isinstance(message, wire.StreamRequest):
             raw = wire.encode_again(frame)
             session = RelaySession(frame.id, kind, {}, None, counts=False)
         else:
             wanted = None if message.window is wire.UNSET else message.window
-            streams = STREAMS[kind]
+            streams = wire.streams_of(kind, wire.Direction.AGENT_TO_HOST)
             window = self._window(client, len(streams), wanted)
             version = wire.decode_envelope(frame.body).version
             # First of all: with the window in it the request may have become too large.
@@ -469,7 +465,7 @@ class Router:
     def _deliver(self, client: Client, session: RelaySession, cls: type[wire.Message] | None, raw: bytes) -> None:
         """What carries no data: some of it overtakes, the rest stays behind what is held of its session."""
         item = Outgoing(raw)
-        if cls in _HURRIED:
+        if cls is not None and _overtakes(cls):
             client.queue(item, hurried=True)
             return
         for flow in session.flows.values():
@@ -570,6 +566,12 @@ class Router:
         client.outgoing_bytes -= dropped
         client.dropped_bytes += dropped
         return dropped
+
+
+def _overtakes(cls: type[wire.Message]) -> bool:
+    """Whether a message within a session may overtake data on its way to a client."""
+    row = wire.type_of(cls)
+    return row.overtakes and row.place is wire.Place.WITHIN and wire.Direction.AGENT_TO_HOST in row.direction
 
 
 def _parse(raw: bytes) -> wire.Frame:

@@ -21,15 +21,7 @@ from trio_console import _wire as wire
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["FRAME_COST", "STREAMS", "Flow", "Outgoing", "RelaySession"]
-
-#: The streams of a kind of session, from the agent to the client.
-STREAMS: Final[Mapping[str, Mapping[type[wire.DataMessage], wire.StreamName]]] = {
-    "exec": {wire.ExecStdout: "stdout", wire.ExecStderr: "stderr"},
-    "fs": {wire.FsData: "data"},
-    "tcp": {wire.TcpData: "data"},
-    "call": {},
-}
+__all__ = ["FRAME_COST", "Flow", "Outgoing", "RelaySession"]
 
 #: Pieces of a stream that wait are joined up to this size. A program that writes single bytes makes frames that
 #: are nearly all header; a window full of them would be fifty windows.
@@ -170,7 +162,7 @@ class RelaySession:
     """A session between a client and the agent.
 
     Args:
-        kind: ``exec``, ``fs``, ``tcp`` or ``call``.
+        kind: what it is.
         flows: streams from the agent; empty towards an agent without credit.
         credit: bytes the relay may send to the agent now for this session, or `None` if the agent does not
             count.
@@ -196,7 +188,7 @@ class RelaySession:
     def __init__(
         self,
         session_id: int,
-        kind: str,
+        kind: wire.SessionKind,
         flows: Mapping[type[wire.DataMessage], Flow],
         credit: int | None,
         *,

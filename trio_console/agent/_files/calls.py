@@ -53,7 +53,7 @@ class FsSession(PromptSession):
     __slots__ = ("_counted", "_files", "_stop")
 
     kind = ""
-    accepts = frozenset({wire.Cancel})
+    accepts = wire.accepted_in("fs", data=False)
 
     def __init__(self, link: Link, session_id: int, files: Files) -> None:
         super().__init__(link, session_id)

@@ -46,7 +46,6 @@ class FsRead(FsHandleSession):
     __slots__ = ("_complete", "_credit", "_file", "_offset", "_op")
 
     kind = "fs"
-    accepts = frozenset({wire.Credit, wire.Cancel})
 
     def __init__(
         self,
@@ -129,7 +128,7 @@ class FsWrite(FsHandleSession):
     __slots__ = ("_file", "_op", "_queue")
 
     kind = "fs"
-    accepts = frozenset({wire.FsData, wire.Cancel})
+    accepts = wire.accepted_in("fs")
 
     def __init__(
         self,

@@ -63,7 +63,7 @@ class TcpSession(PromptSession):
     __slots__ = ("_closed", "_credit", "_discarding", "_failure", "_queue", "_reading", "_request", "_transfer")
 
     kind = "tcp"
-    accepts = frozenset({wire.TcpData, wire.TcpEof, wire.TcpClose, wire.Credit, wire.Cancel})
+    accepts = wire.accepted_in("tcp")
 
     def __init__(
         self,

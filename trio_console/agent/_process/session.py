@@ -129,7 +129,7 @@ class ExecSession(Session):
     )
 
     kind = "exec"
-    accepts = frozenset({wire.ExecStdin, wire.ExecResize, wire.ExecSignal, wire.Credit})
+    accepts = wire.accepted_in("exec")
 
     def __init__(
         self,
@@ -203,10 +203,11 @@ class ExecSession(Session):
 
     def _make_outputs(self, child: Child) -> None:
         window = None if self._request.window is msgspec.UNSET else self._request.window
-        kinds: tuple[tuple[str, type[wire.DataMessage]], ...]
-        kinds = (("stdout", wire.ExecStdout), ("stderr", wire.ExecStderr))
+        # In the order of descriptors; a terminal has but the first.
+        streams = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
         self._outputs = {
-            name: _Output(name, fd, cls, window) for (name, cls), fd in zip(kinds, child.outputs, strict=False)
+            name: _Output(name, fd, cls, window)
+            for (cls, name), fd in zip(streams.items(), child.outputs, strict=False)
         }
 
     async def _feed_stdin(self, child: Child, scope: trio.CancelScope) -> None:
