@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gc
 import os
-import secrets
 import signal
 import sys
-import threading
-import time
 from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
 
+from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
+from tests.tools.limits import BUSY
 from trio_console._guests import process as guest_process
 from trio_console._guests import supervisor
 
@@ -35,32 +34,7 @@ hypothesis.settings.register_profile("gate", derandomize=True, database=None, **
 hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
-# The package warns when the processes of a guest are not seen to be gone within a second or two. On a busy machine
-# they may take longer, and that is no fault.
-guest_process._SCAN_TIME = supervisor._KILL_TIME = 30.0  # type: ignore[misc]
-
-#: Seconds that a thread which is just ending may take to be gone.
-GRACE = 5.0
-
-
-def open_descriptors() -> dict[int, str]:
-    """Every open descriptor and what it is."""
-    found = {}
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
-        except OSError:
-            continue  # the one that listed the directory
-    return found
-
-
-def busy_threads() -> set[threading.Thread]:
-    """Threads that are doing something: trio names the idle ones of its cache."""
-    return {thread for thread in threading.enumerate() if not thread.name.startswith("Trio thread")}
-
-
-def new_descriptors(before: dict[int, str]) -> dict[int, str]:
-    return {fd: what for fd, what in open_descriptors().items() if before.get(fd) != what}
+guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY  # type: ignore[misc]
 
 
 def pytest_collection_finish() -> None:
@@ -91,49 +65,25 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    threads_before = busy_threads()
-    before = open_descriptors()
+    threads_before, descriptors_before = threads(), descriptors()
     yield
     if request.node.stash.get(_FAILED, False):
         return  # its traceback keeps things alive, and it says more than we could
-    deadline = time.monotonic() + GRACE
-    while new := busy_threads() - threads_before:
-        if time.monotonic() > deadline:
-            pytest.fail(f"threads left behind: {sorted(thread.name for thread in new)}")
-        next(iter(new)).join(0.005)
-    if new_descriptors(before):
+    if left := wait_until_none(lambda: threads() - threads_before):
+        pytest.fail(f"left behind: {sorted(map(name_thread, left))}")
+    if descriptors() - descriptors_before:
         gc.collect()
-    if left := new_descriptors(before):
-        pytest.fail(f"descriptors left behind: {left}")
-
-
-#: Carried in the environment of everything a test starts.
-MARK = "TRIO_CONSOLE_TEST"
-
-
-def marked(needle: bytes) -> set[int]:
-    """Living processes, other than this one, with this in their environment."""
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if needle in file.read().split(b"\0"):
-                        found.add(int(name))
-            except OSError:
-                continue
-    return found
+    if left := descriptors() - descriptors_before:
+        pytest.fail(f"left behind: {sorted(left)}")
 
 
 @pytest.fixture
-def no_process_is_left(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def no_process_is_left() -> Iterator[None]:
     """Fails a test that leaves a process; kills it first."""
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv(MARK, mark)
-    needle = f"{MARK}={mark}".encode()
-    yield
+    with marking() as mark:
+        yield
     gc.collect()
-    left = marked(needle)
+    left = marked(mark)
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left

@@ -15,6 +15,7 @@ import pytest
 from benchmarks import _report, _versions
 from benchmarks._measure import Row, Statistic, measure
 from benchmarks.rows import ROWS
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     import pathlib
@@ -96,7 +97,7 @@ def test_what_was_measured_can_be_read_and_seen(tmp_path: pathlib.Path) -> None:
         "_report.show(report); _report.save(report, pathlib.Path('made'))"
     )
     env = {**os.environ, "PYTHONPATH": os.getcwd()}
-    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, check=True, timeout=HANG)
     made = tmp_path / "made"
     assert "2.00x (1.50 … 2.00)" in (made / "results.md").read_text(encoding="utf-8")
     assert {path.name for path in made.iterdir()} == {"results.json", "results.md", "to-trio.png", "bars.png"}
@@ -164,7 +165,7 @@ def test_a_row_is_worse_when_its_whole_interval_lies_below_the_bar(
 
 def test_what_others_keep_busy_is_not_what_we_do() -> None:
     others = _versions.OthersLoad()
-    subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=HANG)
     # Whatever else runs here, no more than all processors can be busy.
     assert 0 <= others.so_far() <= (os.cpu_count() or 1)
 

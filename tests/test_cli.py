@@ -15,15 +15,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import trio_console
+from tests.tools.limits import HANG
 from trio_console import __main__ as cli
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Iterator
     from pathlib import Path
-
-#: Seconds any single wait may take on a busy machine.
-PATIENCE = 40.0
 
 PROGRAM = [sys.executable, "-m", "trio_console"]
 
@@ -41,7 +39,7 @@ def relay_at(path: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
     finally:
         process.terminate()
         try:
-            process.communicate(timeout=PATIENCE)
+            process.communicate(timeout=HANG)
         finally:
             process.kill()
 
@@ -62,7 +60,7 @@ def execute(relay: str, *command: str, **options: Any) -> subprocess.CompletedPr
         [*PROGRAM, "exec", "--relay", relay, *more, "--", *command],
         check=False,
         capture_output=options.pop("capture_output", True),
-        timeout=PATIENCE,
+        timeout=HANG,
         **options,
     )
 
@@ -70,7 +68,7 @@ def execute(relay: str, *command: str, **options: Any) -> subprocess.CompletedPr
 def stop(process: subprocess.Popen[bytes], number: int) -> tuple[int, bytes]:
     """Send a signal; returns the exit status and what was said."""
     process.send_signal(number)
-    _, said = process.communicate(timeout=PATIENCE)
+    _, said = process.communicate(timeout=HANG)
     return process.returncode, said
 
 
@@ -104,7 +102,7 @@ def test_a_relay_serves_a_console_socket(tmp_path: Path) -> None:
         assert process.stdout.readline() == f"ready {tmp_path / 's'}\n".encode()
         assert execute(str(tmp_path / "s"), "echo", "hi").stdout == b"hi\n"
         assert stop(process, signal.SIGTERM)[0] == 0
-        assert agent.wait(PATIENCE) == 0
+        assert agent.wait(HANG) == 0
     finally:
         process.kill()
         agent.kill()
@@ -117,7 +115,7 @@ def test_a_relay_without_its_console_says_why(tmp_path: Path) -> None:
         [*PROGRAM, "relay", "--console", str(tmp_path / "no"), "--listen", str(tmp_path / "s")],
         check=False,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=HANG,
     )
     assert done.returncode == 1
     assert b"connecting to the guest's console" in done.stderr
@@ -126,9 +124,7 @@ def test_a_relay_without_its_console_says_why(tmp_path: Path) -> None:
 
 
 def test_a_relay_in_a_place_that_is_taken_says_so(relay: str) -> None:
-    done = subprocess.run(
-        [*PROGRAM, "relay", "--listen", relay], check=False, capture_output=True, timeout=PATIENCE
-    )
+    done = subprocess.run([*PROGRAM, "relay", "--listen", relay], check=False, capture_output=True, timeout=HANG)
     assert done.returncode == 1
     assert b"listening there already" in done.stderr
     assert execute(relay, "true").returncode == 0
@@ -139,7 +135,7 @@ def test_a_relay_whose_guest_dies_says_why(tmp_path: Path) -> None:
         lost = execute(str(tmp_path / "s"), "sh", "-c", "kill -KILL $PPID; sleep 9")
         assert lost.returncode == 125
         assert b"Traceback" not in lost.stderr
-        _, said = process.communicate(timeout=PATIENCE)
+        _, said = process.communicate(timeout=HANG)
         assert process.returncode == 1
         assert b"SIGKILL" in said
         assert b"Traceback" not in said
@@ -242,7 +238,7 @@ def test_something_that_is_no_relay_is_125(tmp_path: Path) -> None:
         )
         with server.accept()[0] as connection:
             connection.sendall(b"220 mail.example ESMTP\r\n")
-        _, said = process.communicate(timeout=PATIENCE)
+        _, said = process.communicate(timeout=HANG)
     assert process.returncode == 125
     assert b"Traceback" not in said
 
@@ -252,7 +248,7 @@ def test_whoever_stops_reading_the_output_ends_the_command(relay: str) -> None:
         ["sh", "-c", f'{" ".join(PROGRAM)} exec --relay "$0" -- yes | head -c 4; exit 0', relay],
         check=False,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=HANG,
     )
     assert (done.stdout, done.stderr) == (b"y\ny\n", b"")
     # It is not left running in the guest either.
@@ -284,7 +280,7 @@ def test_descriptors_that_are_closed_are_no_obstacle(
         check=False,
         stdin=subprocess.DEVNULL,
         capture_output=True,
-        timeout=PATIENCE,
+        timeout=HANG,
     )
     assert done.returncode == 3
     assert b"Traceback" not in done.stderr
@@ -313,7 +309,7 @@ def test_several_at_once(relay: str) -> None:
         for number in range(4)
     ]
     for number, process in enumerate(processes):
-        assert process.communicate(timeout=PATIENCE)[0] == f"{number}\n".encode()
+        assert process.communicate(timeout=HANG)[0] == f"{number}\n".encode()
         assert process.returncode == number
 
 
@@ -331,7 +327,7 @@ def test_a_command_line_that_makes_no_sense_is_2(arguments: list[str], capsys: p
 @pytest.mark.parametrize("module", ["trio_console", "trio_console.agent"])
 def test_both_command_lines_tell_the_version(module: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", module, "--version"], check=True, capture_output=True, text=True, timeout=PATIENCE
+        [sys.executable, "-m", module, "--version"], check=True, capture_output=True, text=True, timeout=HANG
     )
     assert done.stdout == f"trio_console {trio_console.__version__}\n"
 

@@ -15,6 +15,7 @@ import pytest
 import trio_console
 import trio_console.agent
 import trio_console.testing
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -122,7 +123,7 @@ except BlockingIOError:
 
 
 def run_python(code: str) -> None:
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, timeout=HANG)
 
 
 def test_using_the_thread_side_does_not_import_trio() -> None:

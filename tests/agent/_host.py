@@ -10,16 +10,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import trio
 
-from tests.pidfds import pidfd_open
+from tests.tools.limits import HANG
+from tests.tools.peer import Peer
+from tests.tools.pidfds import pidfd_open
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 M = TypeVar("M", bound=wire.Message)
-
-#: Seconds any single wait in these tests may take.
-PATIENCE = 60.0
 
 
 @dataclass
@@ -49,7 +48,7 @@ class Host:
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
-        self._decoder = wire.FrameDecoder()
+        self._peer = Peer(stream)
         self._kept: dict[int, deque[wire.Frame]] = {}
         self._next_id = 1000
 
@@ -60,11 +59,10 @@ class Host:
     # Sending
 
     async def send(self, message: wire.Message, sid: int = 0, *, version: int = 7) -> None:
-        await self.send_raw(wire.encode(message, sid, version=version))
+        await self._peer.send(message, sid, version=version)
 
     async def send_raw(self, data: bytes) -> None:
-        with trio.fail_after(PATIENCE):
-            await self.stream.send_all(data)
+        await self._peer.send_raw(data)
 
     async def boot(self, **fields: Any) -> wire.Ready:
         """Go through the boot exchange; return what the agent said of itself."""
@@ -154,15 +152,12 @@ class Host:
 
     async def receive_frame(self, sid: int | None = None) -> wire.Frame | None:
         """The next frame of ``sid``, or of any; ``None`` at the end."""
-        with trio.fail_after(PATIENCE):
-            while True:
-                kept = self._take_kept(sid)
-                if kept is not None:
-                    return kept
-                frame = await self._read()
-                if frame is None:
-                    return None
-                self._kept.setdefault(frame.id, deque()).append(frame)
+        while (kept := self._take_kept(sid)) is None:
+            frame = await self._peer.receive_frame()
+            if frame is None:
+                return None
+            self._kept.setdefault(frame.id, deque()).append(frame)
+        return kept
 
     def _take_kept(self, sid: int | None) -> wire.Frame | None:
         ids: Iterator[int] = iter([sid] if sid is not None else list(self._kept))
@@ -170,14 +165,6 @@ class Host:
             if self._kept.get(candidate):
                 return self._kept[candidate].popleft()
         return None
-
-    async def _read(self) -> wire.Frame | None:
-        while (frame := self._decoder.next_frame()) is None:
-            data = await self.stream.receive_some(65536)
-            if not data:
-                return None
-            self._decoder.feed(bytes(data))
-        return frame
 
     async def receive(self, sid: int) -> Any:
         """The next message of ``sid``."""
@@ -221,15 +208,6 @@ class Host:
         return frames
 
 
-def process_exists(pid: int) -> bool:
-    """Whether a process is there and not a zombie."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] != b"Z"
-    except OSError:
-        return False
-
-
 async def wait_gone(pid: int) -> None:
     """Wait for a process that was killed to be gone."""
     try:
@@ -237,7 +215,7 @@ async def wait_gone(pid: int) -> None:
     except ProcessLookupError:
         return
     try:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await trio.lowlevel.wait_readable(pidfd)
     finally:
         os.close(pidfd)
@@ -251,18 +229,3 @@ def pid_is_taken(pid: int) -> bool:
 def popen(*argv: str, **options: Any) -> subprocess.Popen[bytes]:
     """Start a process of the test itself, from async code as well."""
     return subprocess.Popen(argv, **options)
-
-
-def child_pids(of: int | None = None) -> set[int]:
-    """Children of this process, or of another one, zombies included."""
-    own = os.getpid() if of is None else of
-    found = set()
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            try:
-                with open(f"/proc/{name}/stat", "rb") as file:
-                    if int(file.read().rpartition(b")")[2].split()[1]) == own:
-                        found.add(int(name))
-            except OSError:
-                continue
-    return found

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gc
-import os
 import socket
-import threading
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +10,9 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from tests.agent._host import PATIENCE, Host, child_pids
+from tests.agent._host import Host
+from tests.tools.leftovers import children, idle_threads
+from tests.tools.limits import HANG
 from trio_console.agent import AgentOptions, serve_agent
 
 if TYPE_CHECKING:
@@ -24,25 +23,15 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_left_behind() -> Iterator[None]:
-    """No child, no descriptor, and no more threads than are kept for what comes next."""
-    children, fds = child_pids(), _open_fds()
+def no_child_is_left_behind() -> Iterator[None]:
+    """No child, not even a zombie, and no more idle threads than an agent keeps for its next commands.
+
+    Those that tests before this one have left to trio's cache are not this agent's.
+    """
+    children_before, idle_before = children(), idle_threads()
     yield
-    gc.collect()
-    assert child_pids() <= children
-    assert _open_fds() <= fds
-    assert threading.active_count() <= 16  # four that start commands, nine for files, and trio's own
-
-
-def _open_fds() -> set[str]:
-    return {f"{fd} {_target(fd)}" for fd in os.listdir("/proc/self/fd") if _target(fd) is not None}
-
-
-def _target(fd: str) -> str | None:
-    try:
-        return os.readlink(f"/proc/self/fd/{fd}")
-    except OSError:
-        return None
+    assert children() <= children_before
+    assert len(idle_threads() - idle_before) <= 16  # four that start commands, nine for files, and trio's own
 
 
 @asynccontextmanager
@@ -64,7 +53,7 @@ async def running_agent(
         yield host
         await ours.aclose()
         # The agent has to end by itself now; this only keeps a broken one from hanging the test.
-        nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
+        nursery.cancel_scope.deadline = trio.current_time() + HANG
 
 
 @pytest.fixture

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE, Host, process_exists, wait_gone
+from tests.agent._host import Host, wait_gone
+from tests.tools.leftovers import runs
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -78,7 +80,7 @@ async def test_shutdown_kills_what_does_not_listen(agent: AgentFactory) -> None:
         stubborn = await start_with_grandchild(host, "trap '' TERM; while :; do :; done")
         await host.send(wire.Shutdown())
         assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
-        assert not process_exists(stubborn[1])
+        assert not runs(stubborn[1])
 
 
 @pytest.mark.parametrize("script", ["exec cat /dev/zero", "sleep 60 & exec cat /dev/zero"])
@@ -87,7 +89,7 @@ async def test_shutdown_does_not_wait_for_output_that_nobody_takes(agent: AgentF
         sid = await host.start("/bin/sh", "-c", script, window=1000)
         await host.read_stdout(sid, bytes(1000))
         await host.send(wire.Shutdown())
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await host.gone()
 
 
@@ -99,7 +101,7 @@ async def test_shutdown_does_not_wait_for_output_of_what_has_exited_before(agent
         await host.read_stdout(5, bytes(1000))
         await wait_gone(started.pid)
         await host.send(wire.Shutdown())
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await host.gone()
 
 

@@ -12,8 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent._host import PATIENCE
 from tests.agent.files.test_fs_handles import closed
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._wire.outbox import Outbox
 
@@ -87,7 +87,7 @@ async def test_a_read_sends_no_data_after_its_end(
     shares = iter([cached, True])
     reached = when_reserving(monkeypatch, lambda size: size == 3000 and next(shares), end(host, ending))
     await host.send(wire.FsRequest(wire.OpRead(handle, 0, 3000)), 5)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await reached.wait()
     await check(host, ending)
 
@@ -108,7 +108,7 @@ async def test_no_answer_comes_after_the_end(
     await host.send(wire.FsRequest(ops[what]), 5)
     if what == "write":
         await host.send(wire.FsData(b""), 5)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await reached.wait()
     await check(host, ending)
 
@@ -119,7 +119,7 @@ async def test_a_handle_that_is_not_told_is_closed(
 ) -> None:
     reached = when_reserving(monkeypatch, lambda _: True, end(host, ending))
     await host.send(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), 5)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await reached.wait()
     await closed(tmp_path)
     await check(host, ending)
@@ -150,7 +150,7 @@ async def test_a_connection_says_nothing_after_its_end(
             peer.sendall(b"too late")
         else:
             peer.shutdown(socket.SHUT_WR)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await reached.wait()
         if ending == "cancelled":
             assert await host.receive(5) == wire.TcpClosed()

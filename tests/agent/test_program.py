@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE, Host, pid_is_taken, popen, process_exists
+from tests.agent._host import Host, pid_is_taken, popen
+from tests.tools.leftovers import runs
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -35,14 +37,14 @@ async def agent_on_stdio() -> AsyncIterator[tuple[Host, trio.Process]]:
             await host.boot()
             yield host, process
         finally:
-            with trio.move_on_after(PATIENCE, shield=True):
+            with trio.move_on_after(HANG, shield=True):
                 await host.stream.aclose()
                 await process.stderr.aclose()
             nursery.cancel_scope.cancel()
 
 
 async def exit_status(process: trio.Process) -> int:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         return await process.wait()
 
 
@@ -66,7 +68,7 @@ async def test_it_serves_on_a_descriptor() -> None:
         assert await host.gone() == []
         await host.stream.aclose()
     finally:
-        status = process.wait(PATIENCE)
+        status = process.wait(HANG)
     assert status == 0
 
 
@@ -77,7 +79,7 @@ async def test_it_serves_on_a_device() -> None:
     host = Host(trio.lowlevel.FdStream(master))
     try:
         # Raw mode is the agent's doing; before it, the terminal would echo what it is sent.
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while True:
                 await trio.lowlevel.checkpoint()
                 if not _is_cooked(slave):
@@ -87,7 +89,7 @@ async def test_it_serves_on_a_device() -> None:
         assert (await host.run("printf", "a\\nb\\004")).stdout == b"a\nb\x04"
         await host.send(wire.Shutdown())
     finally:
-        status = process.wait(PATIENCE)
+        status = process.wait(HANG)
         await host.stream.aclose()
     assert status == 0
 
@@ -143,17 +145,17 @@ async def test_sigterm_is_a_shutdown() -> None:
         pid = int(await host.read_stdout(sid, b"\n"))
         process.send_signal(signal.SIGTERM)
         assert await exit_status(process) == 0
-        assert not process_exists(pid)
+        assert not runs(pid)
 
 
 async def test_a_daemon_that_left_its_group_ends_with_the_agent() -> None:
     async with agent_on_stdio() as (host, process):
         outcome = await host.sh("setsid sleep 60 >/dev/null 2>&1 & echo $!")
         pid = int(outcome.stdout)
-        assert process_exists(pid)
+        assert runs(pid)
         await host.stream.send_stream.aclose()  # type: ignore[attr-defined]
         assert await exit_status(process) == 0
-        assert not process_exists(pid)
+        assert not runs(pid)
 
 
 HANGING = """
@@ -168,7 +170,7 @@ sys.exit(main(["--stdio"]))
 async def test_a_start_that_hangs_does_not_keep_the_process_from_ending() -> None:
     frames = [wire.Bootstrap(), wire.InitAck(), wire.ExecRequest("true"), wire.Shutdown()]
     sent = b"".join(wire.encode(frame, isinstance(frame, wire.ExecRequest)) for frame in frames)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         done = await trio.run_process(
             [sys.executable, "-c", HANGING], stdin=sent, capture_stdout=True, check=False
         )
@@ -179,7 +181,7 @@ async def test_orphans_are_reaped() -> None:
     async with agent_on_stdio() as (host, process):
         outcome = await host.sh("(sh -c 'exec >/dev/null 2>&1; sleep 0.01' & echo $!) ; exit 0")
         pid = int(outcome.stdout)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while pid_is_taken(pid):
                 await host.run("true")  # more exits, more looks
         assert process.returncode is None

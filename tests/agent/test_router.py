@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE, Host, process_exists
+from tests.agent._host import Host
+from tests.tools.leftovers import runs
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._wire.ids import is_session_id
 from trio_console.agent import Ending, serve_agent
@@ -55,7 +57,7 @@ async def test_a_bad_length_ends_everything(
         pid = int(await host.read_stdout(sid, b"\n"))
         await host.send_raw(bytes.fromhex(case["frame_hex"]))
         assert await host.gone() == []
-        assert not process_exists(pid)
+        assert not runs(pid)
     assert "out of step" in capsys.readouterr().err
 
 
@@ -73,7 +75,7 @@ async def test_a_bad_frame_ends_the_command_it_belongs_to(host: Host) -> None:
     outcome = await host.collect(sid)
     assert [m.kind for m in outcome.all(wire.Error)] == ["malformed_message"]
     assert len(outcome.messages) == 1
-    assert not process_exists(pid)
+    assert not runs(pid)
     assert (await host.run("echo", "hi")).stdout == b"hi\n"
 
 
@@ -129,7 +131,7 @@ async def test_an_id_in_use_is_refused_and_its_session_ends(host: Host) -> None:
     outcome = await host.collect(sid)
     assert [m.kind for m in outcome.messages] == ["invalid_session"]  # type: ignore[attr-defined]
     assert await host.nothing_for(sid)
-    assert not process_exists(pid)
+    assert not runs(pid)
     await host.request("echo", "now", sid=sid)
     assert (await host.collect(sid)).stdout == b"now\n"
 
@@ -160,7 +162,7 @@ async def test_a_client_that_left_has_its_commands_killed(host: Host) -> None:
     await host.send(wire.ClientDisconnected(id_start=10, id_end_exclusive=20))
     # The last word frees the sid for a relay that keeps track.
     assert (await host.collect(mine)).messages == [wire.ExecExited(code=-1, signal=9)]
-    assert not process_exists(pid)
+    assert not runs(pid)
     assert await ends_of_sigterm(host, theirs)
 
 
@@ -265,7 +267,7 @@ async def test_an_asker_that_does_not_read_is_held_back(agent: AgentFactory) -> 
     async with agent(over_socket=True) as host:
         ping = wire.encode(wire.Ping(), 5)
         sent = 0
-        with trio.move_on_after(PATIENCE):
+        with trio.move_on_after(HANG):
             while True:
                 with trio.move_on_after(0.2) as stuck:
                     await host.stream.send_all(ping * 1000)

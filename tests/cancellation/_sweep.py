@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 import trio
 
 from tests.cancellation._ground import Ground
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -48,9 +49,6 @@ REPEAT = "SWEEP_REPEAT"
 
 #: How often a moment that did not come is tried.
 TRIES = 2
-
-#: Seconds after which a round is taken to hang.
-HANG = 60.0
 
 
 class Moment(NamedTuple):

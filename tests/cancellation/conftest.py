@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import secrets
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.cancellation._ground import MARK
 from tests.cancellation._sweep import Sweep
+from tests.tools.leftovers import marking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -17,12 +16,8 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def make_sweep(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Sweep]]:
+def make_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
     """`Sweep`, with what does not depend on its session. At the end it tells how far it came."""
-    mark = secrets.token_hex(8)
-    monkeypatch.setenv(MARK, mark)
     marker = "-m nightly " if request.node.get_closest_marker("nightly") else ""
     made: list[Sweep] = []
 
@@ -45,7 +40,8 @@ def make_sweep(
         made.append(sweep)
         return sweep
 
-    yield make
+    with marking() as mark:
+        yield make
     for sweep in made:
         print(sweep)  # noqa: T201  (shown with -rP)
         sweep.check()

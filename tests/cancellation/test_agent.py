@@ -13,6 +13,7 @@ import pytest
 import trio
 
 from tests.cancellation._places import echoing
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, SocketGuest, open_guest
 from trio_console.agent import BootError, serve_agent
 
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from trio_console import Guest
 
 PIPE = subprocess.PIPE
-
-#: Seconds that the host may take to hear of the end and to leave.
-PATIENCE = 30.0
 
 
 @dataclass
@@ -55,7 +53,7 @@ async def place(directory: str) -> AsyncIterator[Place]:
             here = Place(trio.SocketStream(connection))
             yield here
             # Whatever has become of the agent, the host is not left waiting.
-            nursery.cancel_scope.deadline = trio.current_time() + PATIENCE
+            nursery.cancel_scope.deadline = trio.current_time() + HANG
         assert not nursery.cancel_scope.cancelled_caught, "the host was not told of the end"
     os.unlink(console)
 
@@ -88,7 +86,7 @@ async def nothing_more(_place: Place) -> None:
 
 @pytest.fixture
 def sweep(make_sweep: Callable[..., Sweep], tmp_path: Path) -> Sweep:
-    return make_sweep(lambda: place(str(tmp_path)), be_an_agent, nothing_more, patience=PATIENCE)
+    return make_sweep(lambda: place(str(tmp_path)), be_an_agent, nothing_more, patience=HANG)
 
 
 def test_an_agent_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:

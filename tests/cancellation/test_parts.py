@@ -18,6 +18,7 @@ import pytest
 import trio
 
 from tests.cancellation._places import echoing
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, SocketGuest, connect_guest, open_console, open_guest, serve_relay
 from trio_console.agent import BootError, serve_agent
 
@@ -29,9 +30,6 @@ if TYPE_CHECKING:
     from trio_console import Guest, GuestProcess
 
 PIPE = subprocess.PIPE
-
-#: Seconds that a guest which lives on may take to get rid of what was cancelled.
-PATIENCE = 30.0
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ async def check_guest(place: Place) -> None:
     """The guest that is open has noticed nothing, and does what it is asked for."""
     await greet(place.neighbour)
     assert (await place.guest.run_process(["echo", "next"], capture_stdout=True)).stdout == b"next\n"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         while place.guest.statistics().active_sessions > 1:  # files are closed without waiting for it
             await place.guest.ping()
 
@@ -384,7 +382,7 @@ PARTS = [
 
 @pytest.fixture(params=PARTS, ids=lambda part: part.__name__)
 def sweep(request: pytest.FixtureRequest, make_sweep: Callable[..., Sweep], tmp_path: Path) -> Sweep:
-    return make_sweep(lambda: place(str(tmp_path)), request.param, check_guest, patience=PATIENCE)
+    return make_sweep(lambda: place(str(tmp_path)), request.param, check_guest, patience=HANG)
 
 
 def test_a_part_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:

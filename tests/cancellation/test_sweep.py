@@ -20,7 +20,7 @@ import trio
 import trio.testing
 
 from tests.cancellation._sweep import Moment
-from tests.pidfds import pidfd_open
+from tests.tools.pidfds import pidfd_open
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -239,7 +239,7 @@ def test_what_a_cancelled_session_leaves_is_found_and_can_be_found_again(
     tmp_path: Any,
 ) -> None:
     monkeypatch.setenv("SWEEP_DIRECTORY", str(tmp_path))
-    monkeypatch.setattr("tests.cancellation._ground.THREAD_TIME", 0.05)
+    monkeypatch.setattr("tests.tools.leftovers.ENDING", 0.05)
     with pytest.raises(BaseException) as caught:
         sweep_over(session, grace=0.1 if session is stay_too_long else 60.0).all()
     story = "".join(traceback.format_exception(caught.value))

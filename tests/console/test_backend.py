@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from tests.tools.conserved import check_conserved
+from tests.tools.limits import HANG
 from trio_console._console import backend as _console
 from trio_console._console import ring as _ring
 from trio_console._console import wake as _wake
@@ -16,8 +18,6 @@ from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedStat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-TIMEOUT = 60.0
 
 
 def is_readable(fd: int) -> bool:
@@ -29,12 +29,6 @@ def is_readable(fd: int) -> bool:
 def make(capacity: int = 8, max_bytes: int = 100) -> tuple[ConsoleSharedState, AgentConsoleBackend]:
     shared = ConsoleSharedState(capacity, max_bytes)
     return shared, AgentConsoleBackend(shared)
-
-
-def check_conserved(shared: ConsoleSharedState) -> None:
-    for lane in (shared.tx, shared.rx):
-        now = lane.statistics()
-        assert now.bytes_in == now.bytes_out + now.current_buffer_bytes + now.bytes_dropped
 
 
 def raise_memory_error(_data: object) -> int:
@@ -399,9 +393,9 @@ def test_waiting_blocks_until_the_refused_write_would_be_taken(monkeypatch: pyte
     assert not backend.wait_until_writable(0)  # 4 bytes are free: enough for a byte, not for these
     wait = RealWait(monkeypatch)
     thread, answers = start_waiting(backend)
-    assert wait.asleep.wait(TIMEOUT)
+    assert wait.asleep.wait(HANG)
     shared.tx_ring.pop()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert answers == [True]
     assert backend.write(bytes(5)) == 5
 
@@ -425,12 +419,12 @@ def test_waiting_ends_when_the_channel_closes(how: str, monkeypatch: pytest.Monk
         backend.write(b"y")
     wait = RealWait(monkeypatch)
     thread, answers = start_waiting(backend)
-    assert wait.asleep.wait(TIMEOUT)
+    assert wait.asleep.wait(HANG)
     if how == "host_gone":
         shared.host_gone()
     else:
         shared.tx.abandon()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert answers == [True]
     assert backend.write(b"y") == 1
 
@@ -474,9 +468,9 @@ def test_a_device_in_its_would_block_loop_does_not_spin(monkeypatch: pytest.Monk
 
     thread = threading.Thread(target=device)
     thread.start()
-    assert wait.asleep.wait(TIMEOUT)
+    assert wait.asleep.wait(HANG)
     shared.tx_ring.pop()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert not thread.is_alive()
     assert len(attempts) == 2
 

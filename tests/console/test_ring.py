@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
+from tests.tools.limits import HANG
 from trio_console._console import ring as _ring
 from trio_console._console.backend import Lane, wait_for_room
 from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-TIMEOUT = 30.0
 
 
 class CountingWake:
@@ -498,10 +497,10 @@ def test_two_threads_pass_every_byte_in_order(way: str, capacity: int, max_bytes
             break
         else:
             if ring.arm_data() and not lane.finished:
-                assert lane.data_wake.wait(TIMEOUT), "lost wake-up"
+                assert lane.data_wake.wait(HANG), "lost wake-up"
             ring.disarm_data()
             lane.data_wake.drain()
-    producer.join(TIMEOUT)
+    producer.join(HANG)
     assert not producer.is_alive()
     assert not failures
     expected = 0

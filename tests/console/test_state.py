@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from tests.tools.limits import HANG
 from trio_console._console import backend as _console
 from trio_console._console import wake as _wake
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
@@ -115,4 +116,4 @@ def test_where_no_descriptor_can_be_had_none_is_kept(monkeypatch: pytest.MonkeyP
 )
 def test_the_thread_side_does_not_import_trio(module: str) -> None:
     program = f"import sys, trio_console.{module}; sys.exit('trio' in sys.modules)"
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG)

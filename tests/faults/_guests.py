@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import GuestSpec
 from trio_console import _wire as wire
 from trio_console._console.devices import as_device
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio_console import GuestDevice
-
-#: Seconds that an agent in this process may take to end after its console.
-AGENT_PATIENCE = 30.0
 
 
 class InProcessGuest(GuestSpec):
@@ -42,7 +40,7 @@ class InProcessGuest(GuestSpec):
                 finally:
                     device.close()
                     # By itself, now that its console is closed.
-                    living.deadline = trio.current_time() + AGENT_PATIENCE
+                    living.deadline = trio.current_time() + HANG
         finally:
             device.close()
 

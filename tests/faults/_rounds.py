@@ -11,11 +11,9 @@ import contextlib
 import errno
 import json
 import operator
-import os
 import pathlib
 import random
 import resource
-import time
 import warnings
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -27,6 +25,9 @@ from tests.faults import _limits
 from tests.faults._guests import InProcessGuest, TappedGuest
 from tests.faults._plan import BOOT, HONEST, SILENT, harms_a_session_only
 from tests.faults._session import FAILURES, Session, Verdict, kill
+from tests.tools.conserved import conserved
+from tests.tools.leftovers import marked, marking, wait_until_none
+from tests.tools.limits import HANG
 from trio_console import (
     ConsoleSharedState,
     ConsoleStream,
@@ -51,18 +52,12 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from tests.faults._plan import Plan
-    from trio_console import ConsoleStatistics, Guest, LaneStatistics, Relay
-
-#: Seconds after which a round has hung. None comes near it.
-HANG = 60.0
+    from trio_console import ConsoleStatistics, Guest, Relay
 
 #: Seconds of silence after a fault until what still waits is cancelled. Some faults leave nothing to wait for.
 QUIET = 0.15
 
 POOL = random.Random(0).randbytes(1_300_000)
-
-#: In the environment of everything a round starts.
-MARK = "TRIO_CONSOLE_ROUND"
 
 #: What the operations, and the rounds themselves, make in their directory.
 OWN_FILES = ("file-", "session.log", "disk")
@@ -101,25 +96,17 @@ async def play(plan: Plan, directory: pathlib.Path) -> Verdict:
 @contextmanager
 def _no_process_left(verdict: Verdict) -> Iterator[None]:
     """No process that a guest has started, whoever its parent is by now."""
-    mark = f"{random.getrandbits(64):x}"
-    os.environ[MARK] = mark
-    try:
+    with marking() as mark:
         yield
-    finally:
-        del os.environ[MARK]
-    deadline = time.monotonic() + HANG  # what was killed may wait for the processor, to die
-    while (left := list(_marked(f"{MARK}={mark}".encode()))) and time.monotonic() < deadline:
-        time.sleep(0.01)
+    # What was killed may wait for the processor, to die.
+    left = wait_until_none(lambda: {pid: _command_of(pid) for pid in marked(mark)}, HANG)
     verdict.expect(not left, f"left processes: {left}")
 
 
-def _marked(needle: bytes) -> Iterator[str]:
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != os.getpid():
-            with suppress(OSError):
-                folder = pathlib.Path("/proc", name)
-                if needle in folder.joinpath("environ").read_bytes().split(b"\0"):
-                    yield f"{name} {folder.joinpath('cmdline').read_bytes()!r}"
+def _command_of(pid: int) -> bytes:
+    with suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 async def _next_guest_works(verdict: Verdict) -> None:
@@ -290,10 +277,6 @@ def _judge_bytes(console: ConsoleStatistics, tapped: TappedGuest, session: Sessi
         )
     if console.rx.bytes_out != tap.bytes_written:
         session.complaints.append(f"the device took {tap.bytes_written} bytes, and {console.rx} was counted")
-
-
-def conserved(lane: LaneStatistics) -> bool:
-    return lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
 
 
 # Faults of a virtual machine monitor's threads

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import CommandGuest, ProcessGuest, open_guest
 from trio_console._forked import let_go_in_child
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from trio_console._guests.spec import GuestSpec
 
 PIPE = subprocess.PIPE
-PATIENCE = 30.0
-
 HOST = """
 import os, signal, sys, trio
 from trio_console import connect_guest, open_guest
@@ -63,7 +62,7 @@ def _killed_at_the_end(pid: int) -> Iterator[int]:
 async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_lives(tmp_path: Any) -> None:
     ours, theirs = os.fspath(tmp_path / "ours.sock"), os.fspath(tmp_path / "theirs.sock")
     command = [sys.executable, "-W", "ignore", "-c", HOST, ours, theirs]
-    with trio.fail_after(PATIENCE), ExitStack() as stack:
+    with trio.fail_after(HANG), ExitStack() as stack:
         async with open_guest(relay_path=ours) as guest:
             with subprocess.Popen(command, stdin=PIPE, stdout=PIPE) as host:  # noqa: ASYNC220
                 try:
@@ -112,7 +111,7 @@ trio.run(main)
 async def test_a_guest_that_complains_ends_although_a_forked_child_of_its_dead_host_lives() -> None:
     # Its error output is a pipe: with a reader left who does not read, the guest would be stuck in a write.
     command = [sys.executable, "-W", "ignore", "-c", COMPLAINING_HOST]
-    with trio.fail_after(PATIENCE), ExitStack() as stack:
+    with trio.fail_after(HANG), ExitStack() as stack:
         with subprocess.Popen(command, stdout=PIPE) as host:  # noqa: ASYNC220
             try:
                 assert host.stdout is not None
@@ -189,7 +188,7 @@ async def test_a_child_that_is_forked_while_a_guest_starts_holds_nothing_of_it(
         return await real(command, **options)
 
     monkeypatch.setattr(trio.lowlevel, "open_process", forking)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(guest):
             pass
     assert statuses == [0]

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from tests.pidfds import pidfd_open, pidfd_send_signal
+from tests.tools.limits import HANG
+from tests.tools.pidfds import pidfd_open, pidfd_send_signal
 from trio_console import GuestLostError, ProcessGuest, UnsupportedByPeer, _open, connect_guest, open_guest
 from trio_console._session.connection import Connection
 from trio_console.testing import nothing_left_behind
@@ -22,15 +23,13 @@ if TYPE_CHECKING:
 
     from trio_console import Guest
 
-PATIENCE = 30.0
-
 
 async def _agent_pid(guest: Guest) -> int:
     return int((await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)).stdout)
 
 
 async def test_a_stopped_guest_is_given_up_and_ended_by_force() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(heartbeat=0.2) as guest:
             agent = pidfd_open(await _agent_pid(guest))
             try:
@@ -44,7 +43,7 @@ async def test_a_stopped_guest_is_given_up_and_ended_by_force() -> None:
 
 async def test_a_client_of_a_relay_leaves_a_silent_guest_and_ends_nothing(tmp_path: Any) -> None:
     path = tmp_path / "relay.sock"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as owner:
             pid = await _agent_pid(owner)
             async with connect_guest(path, heartbeat=0.2) as guest:
@@ -57,7 +56,7 @@ async def test_a_client_of_a_relay_leaves_a_silent_guest_and_ends_nothing(tmp_pa
 
 
 async def test_a_program_that_sleeps_keeps_its_guest() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(heartbeat=0.2) as guest:
             for _ in range(2):
                 time.sleep(0.5)  # noqa: ASYNC251  (that is the point)
@@ -95,7 +94,7 @@ def test_a_program_that_is_stopped_keeps_its_guest() -> None:
             host.stdin.write("\n")
             host.stdin.flush()
             assert host.stdout.readline() == "alive\n"
-            assert host.wait(PATIENCE) == 0
+            assert host.wait(HANG) == 0
         finally:
             host.kill()
 
@@ -114,7 +113,7 @@ async def test_a_guest_whose_agent_knows_no_pings_is_refused_with_a_heartbeat_an
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_open, "Connection", older)
-    with trio.fail_after(PATIENCE), nothing_left_behind():
+    with trio.fail_after(HANG), nothing_left_behind():
         with pytest.raises(UnsupportedByPeer, match="ping"):
             async with open_guest(heartbeat=1):
                 pass

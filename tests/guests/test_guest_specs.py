@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import CommandGuest, GuestLostError, ProcessGuest, ProtocolError, SocketGuest, open_guest
 from trio_console.testing import nothing_left_behind
 
@@ -22,16 +23,13 @@ if TYPE_CHECKING:
 
     OpenGuest = Callable[..., AbstractAsyncContextManager[Guest]]
 
-#: Seconds any single test may take on a busy machine.
-PATIENCE = 40.0
-
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
 
 
 async def fails_to_open(
     spec: GuestSpec, error: type[Exception] | tuple[type[Exception], ...], **options: Any
 ) -> Any:
-    with pytest.raises(error) as caught, trio.fail_after(PATIENCE):
+    with pytest.raises(error) as caught, trio.fail_after(HANG):
         async with open_guest(spec, **options):
             raise AssertionError
     return caught.value
@@ -71,7 +69,7 @@ async def test_a_guest_that_says_nothing_is_given_up_after_the_ready_timeout() -
 
 
 async def test_opening_can_be_cancelled() -> None:
-    with trio.fail_after(PATIENCE), trio.move_on_after(0.1) as scope:
+    with trio.fail_after(HANG), trio.move_on_after(0.1) as scope:
         async with open_guest(CommandGuest(["sleep", "1000"])):
             raise AssertionError
     assert scope.cancelled_caught
@@ -130,8 +128,8 @@ while os.read(0, 1 << 16): pass
 
 
 async def test_a_guest_that_is_out_of_step_ends_when_its_console_is_closed() -> None:
-    with trio.fail_after(PATIENCE):
-        async with open_guest(CommandGuest([sys.executable, "-c", SPEAKS_GARBAGE_LATER]), grace=PATIENCE) as guest:
+    with trio.fail_after(HANG):
+        async with open_guest(CommandGuest([sys.executable, "-c", SPEAKS_GARBAGE_LATER]), grace=HANG) as guest:
             with pytest.raises(GuestLostError, match="out of step") as caught:
                 await guest.ping()
             assert isinstance(caught.value.__cause__, ProtocolError)

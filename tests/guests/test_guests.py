@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.leftovers import runs, state_of
+from tests.tools.limits import HANG
 from trio_console import CommandGuest, GuestLostError, ProcessGuest, SocketGuest, open_guest
 from trio_console.agent import serve_agent
 
@@ -30,15 +32,7 @@ PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
 STDOUT = subprocess.STDOUT
 
-#: Seconds any single test may take on a busy machine.
-PATIENCE = 40.0
-
 AGENT = [sys.executable, "-m", "trio_console.agent"]
-
-
-def stopped(pid: int) -> bool:
-    with open(f"/proc/{pid}/stat", "rb") as file:
-        return file.read().rpartition(b")")[2].split()[0] == b"T"
 
 
 @asynccontextmanager
@@ -100,8 +94,8 @@ async def deadline() -> AsyncIterator[None]:
 
 
 async def _too_late() -> None:
-    await trio.sleep(PATIENCE)
-    raise trio.TooSlowError(f"the test took longer than {PATIENCE} seconds")
+    await trio.sleep(HANG)
+    raise trio.TooSlowError(f"the test took longer than {HANG} seconds")
 
 
 pytestmark = pytest.mark.usefixtures("no_process_is_left")
@@ -255,17 +249,9 @@ async def test_leaving_the_block_ends_the_whole_process_group(any_guest: OpenGue
         async with guest.open_process(["sh", "-c", script], stdout=PIPE, stderr=PIPE) as process:
             grandchild = int(await receive_line(process.stdout))
         assert process.returncode == -9
-        assert not alive(process.pid)
+        assert not runs(process.pid)
         # (A child whose parent is gone is reaped by somebody else, in that one's own time.)
-        await until(lambda: not alive(grandchild))
-
-
-def alive(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return file.read().rpartition(b")")[2].split()[0] not in (b"Z", b"X")
-    except OSError:
-        return False
+        await until(lambda: not runs(grandchild))
 
 
 async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the_output(
@@ -291,7 +277,7 @@ async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the
 
 async def test_after_a_shutdown_calls_say_so(any_guest: OpenGuest, deadline: None) -> None:
     async with any_guest() as guest:
-        assert 0 <= await guest.ping() < PATIENCE
+        assert 0 <= await guest.ping() < HANG
         assert await guest.touch() < await guest.touch()
         assert guest.ready.generation == 7
         assert guest.statistics().active_sessions == 0
@@ -310,7 +296,7 @@ async def test_a_stopped_agent_costs_no_more_than_the_grace_and_leaves_nothing(
     async with any_guest(grace=1.0) as guest:
         pid = await agent_pid(guest)
         os.kill(pid, signal.SIGSTOP)
-        await until(lambda: stopped(pid))
+        await until(lambda: state_of(pid) == "T")
         began = trio.current_time()
     assert trio.current_time() - began < 10
 
@@ -398,11 +384,11 @@ async def test_a_daemon_of_a_killed_agent_is_found_and_killed(deadline: None) ->
             ["sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' &"], capture_stdout=True
         )
         daemon = int(done.stdout)
-        assert alive(daemon)
+        assert runs(daemon)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(GuestLostError, match="killed by SIGKILL"):
             await guest.ping()
-    assert not alive(daemon)
+    assert not runs(daemon)
 
 
 async def test_a_guests_environment_and_directory_can_be_chosen(deadline: None, tmp_path: Any) -> None:
@@ -496,7 +482,7 @@ async def test_ctrl_c_while_leaving_a_stopped_guest_ends_the_program() -> None:
             command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False, task_status=task_status
         )
 
-    with trio.fail_after(30):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             program = await nursery.start(run)
             assert (await program.stdout.receive_some()).startswith(b"leaving")

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.limits import HANG
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -72,7 +74,7 @@ def test_guests_processes_files_and_relays_work_without(tmp_path: Path, refused:
         [sys.executable, "-c", PROGRAM, str(tmp_path)],
         env={**os.environ, "PYTHONPATH": f"{tmp_path}:{os.getcwd()}"},
         capture_output=True,
-        timeout=60,
+        timeout=HANG,
         check=False,
     )
     assert (done.stdout, done.stderr) == (b"done\n", b"")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import ProcessGuest, _open, connect_guest, open_guest, serve_relay
 from trio_console._console import devices as _devices
 from trio_console._console.devices import as_device
@@ -20,8 +21,6 @@ from trio_console._relay import server as _server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-PATIENCE = 30.0
 
 
 @contextmanager
@@ -45,7 +44,7 @@ async def test_a_client_that_leaves_is_gone_although_somebody_has_a_copy(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(PATIENCE), _copies(monkeypatch, _open) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _open) as copies:
         async with trio.open_nursery() as nursery:
             relay = await nursery.start(serve_relay, ProcessGuest(), path)
             async with connect_guest(path) as guest:
@@ -60,7 +59,7 @@ async def test_a_relay_that_ends_is_gone_for_its_clients_although_somebody_has_c
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(PATIENCE), _copies(monkeypatch, _server) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_relay, ProcessGuest(), path)
             client = await trio.open_unix_socket(path)
@@ -76,7 +75,7 @@ async def test_a_client_that_is_refused_is_disconnected_although_somebody_has_a_
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(PATIENCE), _copies(monkeypatch, _server) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve_relay, ProcessGuest(), path, allowed_uids=[os.geteuid() + 1]))
             async with await trio.open_unix_socket(path) as client:
@@ -89,7 +88,7 @@ async def test_a_client_that_is_refused_is_disconnected_although_somebody_has_a_
 async def test_each_end_of_a_relays_own_client_ends_the_connection(
     end: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with trio.fail_after(PATIENCE), _copies(monkeypatch, _server) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
         async with open_guest(relay_path=tmp_path / "sock") as guest:
             await guest.ping()
         copy = copies[["ours", "theirs"].index(end)]

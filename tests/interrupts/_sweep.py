@@ -36,6 +36,7 @@ import time
 import traceback
 import warnings
 from collections import deque
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -45,6 +46,8 @@ import trio
 import trio_console
 import trio_console._open
 import trio_console.testing
+from tests.tools.leftovers import children, descriptors, mark, marked, name_thread, threads, wait_until_none
+from tests.tools.limits import BUSY, ENDING
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest, serve_relay
 from trio_console._guests import process as guest_process
 from trio_console._guests import supervisor
@@ -56,9 +59,6 @@ if TYPE_CHECKING:
 
 PACKAGE = os.path.dirname(trio_console.__file__) + os.sep
 
-#: Names a child in the environment of all that it starts.
-MARK = "TRIO_CONSOLE_INTERRUPTS"
-
 #: Numbers in a row beyond the end of their runs, after which a sweep is over.
 BEYOND = 3
 
@@ -68,14 +68,6 @@ ALLOWANCE = 2.0
 
 #: What a moment that took too long is multiplied with when it is tried again: it was the machine, or it hangs.
 PATIENCE = 6.0
-
-#: Seconds that a thread or process which is just ending may take to be gone.
-ENDING = 2.0
-
-#: Seconds that the processes of a guest have to be found and to die. When these are too few, a warning says so; it
-#: would tell only how busy the machine is.
-BUSY = 20.0
-
 
 # The contexts, each entered and left by the main task
 
@@ -204,49 +196,13 @@ class Presser(trio.abc.Instrument):
 HARMLESS = ("interrupt_safe.<locals>.managed", "_Safe.__init__", "ScriptedGuest.__init__", "ProcessGuest.__init__")
 
 
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread ")}
-
-
-def descriptors() -> set[str]:
-    found = set()
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            found.add(f"descriptor {name} of {os.readlink(f'/proc/self/fd/{name}')}")
-        except OSError:
-            continue  # the one that listed the directory
-    return found
-
-
-def processes() -> set[str]:
-    """Children of this process, zombies too, and processes of any parent that carry the mark."""
-    found = set()
-    for task in os.listdir("/proc/self/task"):
-        try:
-            with open(f"/proc/self/task/{task}/children", encoding="ascii") as file:
-                found |= {f"child {pid}" for pid in file.read().split()}
-        except OSError:
-            continue  # a thread that has just ended
-    needle = f"{MARK}={os.environ[MARK]}".encode()
-    for pid in os.listdir("/proc"):
-        if pid.isdigit() and int(pid) != os.getpid():
-            try:
-                with open(f"/proc/{pid}/environ", "rb") as file:
-                    if needle in file.read().split(b"\0"):
-                        found.add(f"process {pid}")
-            except OSError:
-                continue  # ended, or of another user
-    return found
-
-
 def left(before: set[str], directory: str) -> list[str]:
-    deadline = time.monotonic() + ENDING
-    while True:
-        found = [f"thread {name}" for name in threads() - {"MainThread"}]
-        found += sorted(processes())
-        if not found or time.monotonic() > deadline:
-            break
-        time.sleep(0.002)
+    def going() -> list[str]:
+        found = [name_thread(thread) for thread in threads() - {threading.main_thread()}]
+        found += [f"child {pid}" for pid in children()]
+        return found + [f"process {pid}" for pid in marked(str(os.getpid()))]
+
+    found = wait_until_none(going)
     return found + sorted(descriptors() - before) + [f"file {name}" for name in os.listdir(directory)]
 
 
@@ -269,7 +225,7 @@ def outcome(context: str, presser: Presser, directory: str) -> str | None:
 def run_child(context: str, at: list[int], directory: str) -> dict[str, Any]:
     """One run in this process; what it tells of it."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ[MARK] = str(os.getpid())
+    mark(str(os.getpid()))
     guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY
     gc.disable()  # what waits for the collector is left behind
     said: list[str] = []
@@ -405,16 +361,10 @@ class Sweep:
 
 def kill_all(pid: int) -> None:
     """A child that hangs, and what carries its mark."""
-    needle = f"{MARK}={pid}".encode()
     os.kill(pid, signal.SIGKILL)
-    for name in os.listdir("/proc"):
-        if name.isdigit() and int(name) != pid:
-            try:
-                with open(f"/proc/{name}/environ", "rb") as file:
-                    if needle in file.read().split(b"\0"):
-                        os.kill(int(name), signal.SIGKILL)
-            except OSError:
-                continue
+    for other in marked(str(pid)) - {pid}:
+        with suppress(ProcessLookupError):
+            os.kill(other, signal.SIGKILL)
 
 
 def start_relay(directory: str) -> subprocess.Popen[str]:

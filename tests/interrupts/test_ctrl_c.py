@@ -6,7 +6,6 @@ import ast
 import pathlib
 import signal
 import socket
-import threading
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ import trio
 import trio.testing
 
 import trio_console
+from tests.tools.leftovers import threads
 from trio_console import GuestProcess, ProcessGuest, open_console, open_guest, serve_relay
 from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
@@ -45,10 +45,6 @@ def pressing(when: Callable[[], Awaitable[object]], times: int = 1) -> None:
             press_ctrl_c()
 
     trio.lowlevel.spawn_system_task(press)
-
-
-def threads() -> set[str]:
-    return {thread.name for thread in threading.enumerate() if not thread.name.startswith("Trio thread ")}
 
 
 # What it may not strike

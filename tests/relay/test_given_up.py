@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.relay.router._frames import Table
-from tests.relay.router._world import serving, settle
+from tests.relay.router._world import serving
+from tests.tools.peer import settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.server import RelayOptions

@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import open_guest
 from trio_console._console.build import FREE_THREADED
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-PATIENCE = 60.0
 
 pytestmark = pytest.mark.skipif(
     # Anywhere else a client that is missing is a fault of the installation, and fails.
@@ -221,7 +220,7 @@ EXPECTED: dict[str, Any] = {
 async def ask(tmp_path: Path, scenario: str) -> Any:
     """What the client has seen, at a relay of ours."""
     path = tmp_path / "relay.sock"
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path):
             done = await trio.run_process(
                 [sys.executable, "-c", CLIENT, str(path), scenario, str(tmp_path / "file")], capture_stdout=True

@@ -14,20 +14,14 @@ import pytest
 import trio
 import trio.testing
 
+from tests.tools.limits import HANG
+from tests.tools.peer import frame
 from trio_console import _wire as wire
 from trio_console._relay import log as _log
 from trio_console._relay.log import SessionLog
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-
-def frame(message: wire.Message, id_: int) -> wire.Frame:
-    decoder = wire.FrameDecoder()
-    decoder.feed(wire.encode(message, id_))
-    found = decoder.next_frame()
-    assert found is not None
-    return found
 
 
 def say(log: SessionLog, id_: int, message: wire.Message) -> None:
@@ -41,7 +35,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 async def written(log: SessionLog) -> None:
     """Let the log write what it has, and end it."""
-    with trio.fail_after(60):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(log.run)
             await trio.lowlevel.checkpoint()
@@ -241,7 +235,7 @@ async def test_a_write_that_fails_while_the_log_ends_is_counted(
 
     def write(_fd: int, _data: memoryview) -> int:
         writing.set()
-        go_on.wait(10)
+        go_on.wait(HANG)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(_log.os, "write", write)

@@ -17,6 +17,8 @@ import trio
 
 import trio_console
 from tests.relay.router._world import RawClient
+from tests.tools.leftovers import runs
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest, serve_relay
 from trio_console import _wire as wire
 from trio_console._relay.server import RelayOptions
@@ -27,22 +29,11 @@ if TYPE_CHECKING:
 
     from trio_console import Guest, Relay
 
-#: Seconds any single test may take on a busy machine.
-PATIENCE = 40.0
-
-
-def is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as file:
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
 
 async def gone(*pids: int) -> None:
     """Wait until none of these processes runs."""
-    with trio.fail_after(PATIENCE):
-        while any(is_running(pid) for pid in pids):
+    with trio.fail_after(HANG):
+        while any(runs(pid) for pid in pids):
             await trio.sleep(0.002)
 
 
@@ -57,7 +48,7 @@ async def use(path: Path, work: Callable[[Guest], Awaitable[Any]]) -> None:
 
 
 async def test_the_opener_and_another_client_share_the_guest(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest, connect_guest(path) as other:
             for one in (guest, other):
                 result = await one.run_process(["echo", "hi"], capture_stdout=True)
@@ -76,7 +67,7 @@ async def test_another_process_can_use_it(path: Path) -> None:
         "        print(done.stdout.decode())\n"
         "trio.run(main)\n"
     )
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path):
             done = await trio.run_process([sys.executable, "-c", code, str(path)], capture_stdout=True)
     assert done.stdout == b"from afar\n"
@@ -89,7 +80,7 @@ async def test_clients_at_once_do_not_mix(path: Path) -> None:
             result = await guest.run_process(["cat"], stdin=data, capture_stdout=True)
             assert result.stdout == data
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest, trio.open_nursery() as nursery:
             nursery.start_soon(work, guest)
             for _ in range(6):
@@ -98,7 +89,7 @@ async def test_clients_at_once_do_not_mix(path: Path) -> None:
 
 async def test_megabytes_go_both_ways_intact(path: Path) -> None:
     data = random.Random(5).randbytes(6_000_000)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path), connect_guest(path) as guest:
             result = await guest.run_process(["cat"], stdin=data, capture_stdout=True)
     assert hashlib.sha256(result.stdout).digest() == hashlib.sha256(data).digest()
@@ -106,7 +97,7 @@ async def test_megabytes_go_both_ways_intact(path: Path) -> None:
 
 async def test_a_paused_reader_gets_everything_later_and_holds_up_nobody(path: Path) -> None:
     size = 3_000_000
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path), connect_guest(path) as slow, connect_guest(path) as other:
             command = f"head -c {size} /dev/zero"
             async with slow.open_process(command, shell=True, stdout=subprocess.PIPE) as process:
@@ -122,7 +113,7 @@ async def test_a_paused_reader_gets_everything_later_and_holds_up_nobody(path: P
 
 async def test_a_raw_client_that_stops_reading_its_socket_gets_everything_later(path: Path) -> None:
     size = 5_000_000
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest:
             client = RawClient(await trio.open_unix_socket(path))
             await client.greet()
@@ -145,7 +136,7 @@ async def test_a_raw_client_that_stops_reading_its_socket_gets_everything_later(
 
 async def test_files_pass_through(path: Path, tmp_path: Path) -> None:
     data = random.Random(1).randbytes(2_000_000)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path), connect_guest(path) as guest:
             await guest.path(str(tmp_path / "file")).write_bytes(data)
             assert (tmp_path / "file").read_bytes() == data
@@ -158,7 +149,7 @@ async def test_connections_pass_through(path: Path) -> None:
             await stream.send_all(chunk)
 
     data = random.Random(2).randbytes(1_000_000)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path), connect_guest(path) as guest, trio.open_nursery() as nursery:
             [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, echo, [listener])
@@ -176,7 +167,7 @@ async def test_connections_pass_through(path: Path) -> None:
 
 
 async def test_leaving_kills_what_the_client_still_runs(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest:
             client = RawClient(await trio.open_unix_socket(path))
             await client.greet()
@@ -189,7 +180,7 @@ async def test_leaving_kills_what_the_client_still_runs(path: Path) -> None:
 
 
 async def test_what_a_client_stops_is_stopped_for_nobody_else(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest, guest.open_process(["sleep", "999"]) as process:
             async with connect_guest(path):
                 pass
@@ -204,7 +195,7 @@ async def test_a_cancelled_client_leaves_nothing_behind(path: Path, seed: int) -
     async def work(guest: Guest) -> None:
         await guest.run_process(["cat"], stdin=bytes(200_000), capture_stdout=True)
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest:
             for _ in range(15):
                 with trio.move_on_after(rng.random() * 0.05):
@@ -214,7 +205,7 @@ async def test_a_cancelled_client_leaves_nothing_behind(path: Path, seed: int) -
 
 
 async def test_slots_are_used_again_by_many_clients_in_a_row(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path):
             for number in range(200):  # more than there are slots
                 async with connect_guest(path) as guest:
@@ -228,7 +219,7 @@ async def test_slots_are_used_again_by_many_clients_in_a_row(path: Path) -> None
 
 
 async def test_serve_relay_tells_where_it_is_and_counts(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             relay: Relay = await nursery.start(serve_relay, ProcessGuest(), path)
             assert relay.path == str(path)
@@ -244,7 +235,7 @@ async def test_serve_relay_tells_where_it_is_and_counts(path: Path) -> None:
 
 
 async def test_a_client_can_shut_the_guest_down_for_everybody(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_relay, ProcessGuest(), path)
             async with connect_guest(path) as other, connect_guest(path) as guest:
@@ -256,7 +247,7 @@ async def test_a_client_can_shut_the_guest_down_for_everybody(path: Path) -> Non
 
 
 async def test_a_guest_that_does_not_obey_a_shutdown_is_ended_by_force(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             ours, theirs = socket.socketpair()
             agent = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
@@ -281,7 +272,7 @@ async def test_a_guest_that_does_not_obey_a_shutdown_is_ended_by_force(path: Pat
 
 
 async def test_a_guest_that_dies_is_an_error_with_its_reason(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         with pytest.raises(ExceptionGroup) as caught:
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve_relay, ProcessGuest(), path)
@@ -298,7 +289,7 @@ async def test_a_guest_that_dies_is_an_error_with_its_reason(path: Path) -> None
 
 
 async def test_who_comes_before_the_guest_is_ready_waits(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             ours, theirs = socket.socketpair()
             agent = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
@@ -320,14 +311,14 @@ async def test_who_comes_before_the_guest_is_ready_waits(path: Path) -> None:
 
 @pytest.mark.parametrize("delay", [0.0, 0.02, 0.1, 0.3, 0.5])
 async def test_cancelling_at_any_time_leaves_no_socket_file(path: Path, delay: float) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         with trio.move_on_after(delay):
             await serve_relay(ProcessGuest(), path)
         assert not path.exists()
 
 
 async def test_two_relays_at_one_place_are_one_too_many(path: Path) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path):
             with pytest.raises(OSError, match="listening there already"):
                 await serve_relay(ProcessGuest(), path)
@@ -399,7 +390,7 @@ async def test_a_greeting_that_is_none_is_an_error(path: Path, said: bytes, erro
             with server.accept()[0] as connection:
                 connection.sendall(said)
 
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(trio.to_thread.run_sync, answer)
                 with pytest.raises(error):
@@ -420,7 +411,7 @@ async def test_a_greeting_in_pieces_is_understood(split: int) -> None:
             await sender.send_all(raw[at : at + split])
             await trio.lowlevel.checkpoint()
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(send)
             attached = await attach(receiver)
@@ -435,7 +426,7 @@ async def test_a_greeting_in_pieces_is_understood(split: int) -> None:
 @pytest.mark.parametrize("seed", range(2))
 async def test_mutated_frames_of_a_client_harm_nobody(path: Path, seed: int) -> None:
     rng = random.Random(seed)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(relay_path=path) as guest:
             for _ in range(25):
                 client = RawClient(await trio.open_unix_socket(path))
@@ -473,7 +464,7 @@ async def test_mutated_frames_of_a_guest_end_in_order(path: Path, seed: int) -> 
         for message in (wire.ExecStdout(b"x" * 90), wire.ExecExited(0), wire.Credit("stdin", 1), wire.Pong())
         for id_ in (0, 1, 2, 33554432, 2**32 - 1)
     ]
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         ours, theirs = socket.socketpair()
         agent = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
         flow = wire.Flow(1000) if seed % 2 else wire.UNSET

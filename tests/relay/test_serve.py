@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 from trio.testing import memory_stream_pair
 
-from tests.relay.router._world import ready_frame, settle
+from tests.tools.limits import HANG
+from tests.tools.peer import frame, ready_message, settle
 from trio_console import _open, open_guest, serve_relay
 from trio_console import _wire as wire
 from trio_console._relay.serve import relaying
@@ -24,10 +25,8 @@ if TYPE_CHECKING:
 
 
 async def test_a_relay_that_is_cancelled_before_it_has_started_ends(tmp_path: Path) -> None:
-    frame = ready_frame(None)
-    ready = wire.decode(frame)
-    assert isinstance(ready, wire.Ready)
-    booted = Booted(ready, frame, 7, wire.FrameDecoder())
+    ready = ready_message(None)
+    booted = Booted(ready, frame(ready), 7, wire.FrameDecoder())
     ours, theirs = memory_stream_pair()
     made = RelaySocket(tmp_path / "relay.sock")
     ended = False
@@ -55,7 +54,7 @@ async def test_leaving_does_not_wait_for_the_time_that_a_disobedient_guest_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_open, "_SHUTDOWN_TIME", math.inf)
-    with trio.fail_after(60):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest({}), relay_path=tmp_path / "relay.sock") as guest:
             await guest.ping()
 
@@ -72,7 +71,7 @@ async def test_a_relay_that_is_cancelled_ends_its_guest_in_order(
 
     monkeypatch.setattr(_open, "_end", end)
     faulty = FaultyGuest([Fault(Duplicate(), "core.shutdown")])
-    with trio.fail_after(60):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_relay, faulty, tmp_path / "relay.sock")
             nursery.cancel_scope.cancel()

@@ -11,8 +11,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.relay.router._frames import parse
-from tests.relay.router._world import Peer, World, serving, settle
+from tests.relay.router._world import World, serving
+from tests.tools.limits import HANG
+from tests.tools.peer import Peer, parse, settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.router.slots import MAX_CLIENTS
@@ -53,7 +54,7 @@ async def test_the_129th_client_is_refused_without_a_byte(
     async with serving(tmp_path) as world:
         clients = [await world.connect() for _ in range(MAX_CLIENTS)]
         late = await world.dial()
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             assert await late.stream.receive_some() == b""
         assert "all 128 slots are taken" in caplog.text
         assert world.server.statistics().clients_refused == 1
@@ -339,7 +340,7 @@ async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path
 
 async def lose(world: World) -> None:
     await world.agent.stream.aclose()
-    with trio.fail_after(100):
+    with trio.fail_after(HANG):
         await world.server.wait_ended()
 
 
@@ -451,7 +452,7 @@ async def test_a_guest_that_only_stops_listening_is_lost_as_well(
         assert isinstance(world.agent.stream, trio.StapledStream)
         await world.agent.stream.receive_stream.aclose()
         await client.send(wire.Ping(), client.ids[0])
-        with trio.fail_after(100):
+        with trio.fail_after(HANG):
             await world.server.wait_ended()
         assert "takes nothing any more" in world.server.reason
         await client.expect_eof()

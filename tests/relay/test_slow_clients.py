@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import trio
 import trio.testing
 
-from tests.relay.router._world import PATIENCE, RawClient, World, serving, settle
+from tests.relay.router._world import RawClient, World, serving
+from tests.tools.limits import HANG
+from tests.tools.peer import settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.server import RelayOptions, SlowClient
@@ -233,7 +235,7 @@ async def test_an_overflowing_client_of_an_agent_with_credit_is_cut(
     options = RelayOptions(limits=LIMITS)
     async with serving(tmp_path, options=options) as world:
         client = await world.connect()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             for _ in range(1000):  # for ids nobody has asked for
                 await world.agent.send(CHUNK, client.ids[7])
         await settle()

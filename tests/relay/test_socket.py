@@ -15,6 +15,7 @@ import pytest
 import trio
 
 from tests.relay.router._world import serving
+from tests.tools.limits import HANG
 from trio_console._open import connect_guest
 from trio_console._relay import socket as _socket
 from trio_console._relay.server import RelayOptions
@@ -166,7 +167,7 @@ def test_a_file_that_is_gone_already_is_no_error(path: Path) -> None:
 async def test_a_path_longer_than_an_address_can_be_used(tmp_path: Path) -> None:
     deep = tmp_path / ("d" * 100) / ("e" * 100)
     deep.mkdir(parents=True)
-    with opened(deep / "relay.sock") as made, trio.fail_after(60):
+    with opened(deep / "relay.sock") as made, trio.fail_after(HANG):
         assert (deep / "relay.sock").is_socket()
         with trio.move_on_after(0.05):
             # It is reached: nobody greets, and nothing else happens.
@@ -216,7 +217,7 @@ async def test_users_that_are_not_allowed_are_refused_without_a_byte(
     options = RelayOptions(allowed_uids=frozenset({os.geteuid() + 1}))
     async with serving(tmp_path, options=options) as world:
         client = await world.dial()
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             assert await client.stream.receive_some() == b""
         assert world.server.statistics().clients_refused == 1
         assert f"refused a client of user {os.geteuid()}" in caplog.text
@@ -245,7 +246,7 @@ async def test_another_user_is_served_only_if_allowed(
         os.chmod(world.path, 0o666)
         for place in (tmp_path, *tmp_path.parents[:2]):
             place.chmod(place.stat().st_mode | 0o011)
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             done = await trio.run_process(
                 [sys.executable, "-S", "-c", _DIAL, world.path, str(NOBODY)],
                 stdin=subprocess.DEVNULL,

@@ -6,7 +6,8 @@ import pytest
 import trio
 from trio.testing import memory_stream_pair
 
-from tests.session._fake import PATIENCE, FakeAgent, Result, begin
+from tests.session._fake import FakeAgent, Result, begin
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProtocolError
 from trio_console import _wire as wire
 from trio_console._session.boot import boot, make_bootstrap
@@ -30,7 +31,7 @@ class Booting:
 async def test_the_bootstrap_is_the_very_first_that_is_sent(nursery: trio.Nursery) -> None:
     bootstrap = make_bootstrap({"user": "root", "default_cwd": "/tmp"})
     booting = Booting(nursery, bootstrap)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         first = await booting.agent.stream.receive_some(65536)
     assert first == wire.encode(bootstrap)
     booting.result.scope.cancel()

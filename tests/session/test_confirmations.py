@@ -133,8 +133,7 @@ async def test_five_stuck_processes_of_a_guest_that_starts_more_cost_one_grace_a
 async def _serve_but_one(talk: Talk, delay: float) -> None:
     """An agent whose processes end ``delay`` seconds after they are killed, the first of them excepted."""
     stuck = 0
-    while (got := await talk.agent.receive_for_ever()) is not None:
-        id_, message = got
+    async for id_, message in talk.agent:
         match message:
             case wire.ExecRequest():
                 stuck = stuck or id_
@@ -198,10 +197,10 @@ async def test_a_shutdown_of_a_guest_that_has_let_others_wait_is_by_force_after_
     seen: list[tuple[int, wire.Message]] = []
 
     async def record(talk: Talk) -> None:
-        while (got := await talk.agent.receive_for_ever()) is not None:
-            seen.append(got)
-            if isinstance(got[1], wire.ExecRequest):
-                await talk.agent.send(wire.ExecStarted(5), got[0])
+        async for id_, message in talk.agent:
+            seen.append((id_, message))
+            if isinstance(message, wire.ExecRequest):
+                await talk.agent.send(wire.ExecStarted(5), id_)
 
     async with talking(grace=GRACE) as talk:
         talk.nursery.start_soon(record, talk)

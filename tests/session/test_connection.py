@@ -6,7 +6,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.session._fake import PATIENCE, begin, talking
+from tests.session._fake import begin, talking
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProtocolError, UnsupportedByPeer
 from trio_console import _wire as wire
 
@@ -180,7 +181,7 @@ async def test_a_closed_console_ends_waiting_calls_with_the_reason() -> None:
 async def test_after_the_end_every_call_fails_with_the_same_reason() -> None:
     async with talking() as talk:
         await talk.agent.close()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await talk.connection.wait_ended()
         for call in (talk.guest.ping, talk.guest.touch, lambda: talk.guest.run_process(["true"])):
             with pytest.raises(GuestLostError, match="nobody knows why"):
@@ -287,7 +288,7 @@ def deaf_pair() -> tuple[trio.abc.Stream, trio.abc.Stream]:
 
 async def test_a_guest_that_takes_nothing_any_more_is_lost(autojump_clock: trio.testing.MockClock) -> None:
     async with talking(streams=deaf_pair) as talk:
-        with pytest.raises(GuestLostError, match="takes nothing"), trio.fail_after(PATIENCE):
+        with pytest.raises(GuestLostError, match="takes nothing"), trio.fail_after(HANG):
             await talk.guest.ping()
 
 

@@ -11,8 +11,9 @@ import trio
 import trio.testing
 
 import trio_console
-from tests.session._fake import PATIENCE, WINDOW, Talk, begin, talking
+from tests.session._fake import WINDOW, Talk, begin, talking
 from tests.session.process.test_process import PIPE, opened, run
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._session.process.input import StdinStream
 from trio_console._session.receiving import CreditAccount, IncomingStream, MergedAccounts
@@ -106,8 +107,7 @@ async def test_no_credit_is_given_to_a_process_that_has_ended() -> None:
 async def granted(agent: FakeAgent, name: str) -> int:
     """The sum of all grants that have been sent."""
     total = 0
-    while (got := await agent.receive_if_any()) is not None:
-        credit = got[1]
+    for _, credit in await agent.pending():
         assert isinstance(credit, wire.Credit)
         assert credit.stream == name
         total += credit.bytes
@@ -296,7 +296,7 @@ async def test_letting_go_of_unread_output_resumes_an_agent_without_credit(way: 
             left.leave.set()
             await talk.agent.expect(wire.ExecSignal)
         await talk.agent.send(wire.ExecExited(0), id_)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await process.wait()
 
 

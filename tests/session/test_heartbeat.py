@@ -44,12 +44,12 @@ def watched(
 
 async def answer(talk: Talk, delay: float = 0.0, times: list[float] | None = None) -> None:
     """Answer pings, for ever."""
-    while (got := await talk.agent.receive_for_ever()) is not None:
-        assert isinstance(got[1], wire.Ping)
+    async for id_, message in talk.agent:
+        assert isinstance(message, wire.Ping)
         if times is not None:
             times.append(trio.current_time())
         await trio.sleep(delay)
-        await talk.agent.send(wire.Pong(), got[0])
+        await talk.agent.send(wire.Pong(), id_)
 
 
 async def test_a_guest_that_answers_no_ping_is_lost_within_twice_the_number_and_a_second(
@@ -184,9 +184,8 @@ async def test_a_nap_that_began_with_a_paused_reader_is_not_silence(autojump_clo
         id_ = await talk.agent.expect_start()
         await paused.wait()
         await talk.agent.send(wire.ExecStdout(bytes(3_000_000)), id_)
-        got = await talk.agent.receive_for_ever()
-        assert got is not None
-        assert isinstance(got[1], wire.Ping)
+        _, message = await anext(talk.agent)
+        assert isinstance(message, wire.Ping)
         assert trio.current_time() >= resumed + SECONDS
         with pytest.raises(GuestLostError, match="silent"):
             await result.wait()

@@ -14,7 +14,8 @@ import pytest
 import trio
 
 import trio_console
-from tests.session._fake import PATIENCE, begin, talking
+from tests.session._fake import begin, talking
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def _without_trio(call: Callable[[], Any]) -> None:
 
 def _in_a_run_of_its_own(call: Callable[[], Any]) -> None:
     async def main() -> None:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             result = call()
             if inspect.isawaitable(result):
                 await result
@@ -96,7 +97,7 @@ async def test_whatever_is_called_from_elsewhere_is_refused_before_anything_has_
                 with pytest.raises(RuntimeError, match="belongs to"):
                     run(call)
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with AsyncExitStack() as stack:
             guest = await stack.enter_async_context(trio_console.open_guest())
             cat = await stack.enter_async_context(

@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from tests.tools.limits import HANG
+
 PAGE = pathlib.Path(__file__).parents[2] / "docs" / "testing.md"
 
 BLOCK = re.compile(r"^```python(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -29,7 +31,7 @@ def run_pytest(directory: pathlib.Path, *options: str) -> subprocess.CompletedPr
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=100,
+        timeout=HANG,
         check=False,
     )
 

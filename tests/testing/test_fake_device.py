@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import trio_console.testing
+from tests.tools.limits import HANG
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.wake import WakePipe
 from trio_console.testing import (
@@ -22,13 +23,11 @@ from trio_console.testing import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TIMEOUT = 60.0
-
 
 def wait_for(condition: Callable[[], bool]) -> None:
     """Until another thread has made it true."""
     bell = threading.Event()
-    for _ in range(int(TIMEOUT / 0.001)):
+    for _ in range(int(HANG / 0.001)):
         if condition():
             return
         bell.wait(0.001)

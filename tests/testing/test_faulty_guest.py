@@ -11,6 +11,7 @@ import pytest
 import trio
 
 import trio_console
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProtocolError, connect_guest, open_guest, serve_relay
 from trio_console.testing import (
     Corrupt,
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     import pathlib
     import subprocess
 
-#: Seconds any single test may take on a busy machine.
-PATIENCE = 40.0
-
 
 def commands() -> ScriptedGuest:
     return ScriptedGuest({"talk": Exits(3, stdout=b"hello"), "quiet": Exits()})
@@ -51,7 +49,7 @@ async def talk(guest: trio_console.Guest) -> subprocess.CompletedProcess[bytes]:
 
 async def test_without_faults_it_is_the_guest_it_was() -> None:
     faulty = FaultyGuest()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(faulty) as guest:
             done = await guest.run_process(["cat"], stdin=b"x" * 300_000, capture_stdout=True)
     assert done.stdout == b"x" * 300_000
@@ -64,7 +62,7 @@ async def test_without_faults_it_is_the_guest_it_was() -> None:
 
 async def test_a_dropped_frame_is_lost_and_the_rest_goes_on() -> None:
     fault = Fault(Drop(), "core.exec.stdout")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(faulty := scripted(fault)) as guest:
             first, second = await talk(guest), await talk(guest)
     assert (first.returncode, first.stdout) == (3, b"")
@@ -75,7 +73,7 @@ async def test_a_dropped_frame_is_lost_and_the_rest_goes_on() -> None:
 
 
 async def test_frames_to_the_guest_go_wrong_too() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(scripted(Fault(Corrupt(9), "core.exec.request"))) as guest:
             with pytest.raises(ProtocolError, match="refused"):
                 await talk(guest)
@@ -84,7 +82,7 @@ async def test_frames_to_the_guest_go_wrong_too() -> None:
 
 async def test_an_end_of_file_in_the_middle_of_a_frame_loses_the_guest() -> None:
     fault = Fault(Truncate(then=Disconnect()), "core.exec.exited")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(scripted(fault)) as guest:
             with pytest.raises(GuestLostError, match="ended inside a frame"):
                 await talk(guest)
@@ -92,7 +90,7 @@ async def test_an_end_of_file_in_the_middle_of_a_frame_loses_the_guest() -> None
 
 @pytest.mark.parametrize("error", [None, errno.EIO])
 async def test_a_cut_console_loses_the_guest(error: int | None) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(scripted(Fault(Disconnect(error), "core.exec.started"))) as guest:
             with pytest.raises(GuestLostError) as caught:
                 await talk(guest)
@@ -101,14 +99,14 @@ async def test_a_cut_console_loses_the_guest(error: int | None) -> None:
 
 async def test_a_killed_agent_loses_the_guest_and_is_named() -> None:
     fault = Fault(Signal(signal.SIGKILL), "core.exec.started")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(FaultyGuest([fault])) as guest:
             with pytest.raises(GuestLostError, match="SIGKILL"):
                 await guest.run_process(["sleep", "1000"])
 
 
 async def test_a_stopped_agent_is_left_within_the_grace() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(FaultyGuest([Fault(Signal(signal.SIGSTOP), "core.pong")]), grace=0.5) as guest:
             await guest.ping()
             with trio.move_on_after(0.05) as scope:
@@ -119,7 +117,7 @@ async def test_a_stopped_agent_is_left_within_the_grace() -> None:
 async def test_a_stalled_console_goes_on_where_it_was() -> None:
     fault = Fault(Stall(), "core.exec.stdout")
     faulty = scripted(fault)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(faulty) as guest, trio.open_nursery() as nursery:
 
             async def resume() -> None:
@@ -133,7 +131,7 @@ async def test_a_stalled_console_goes_on_where_it_was() -> None:
 @pytest.mark.parametrize("direction", ["tx", "rx", None])
 async def test_a_test_stalls_and_resumes_at_once(direction: str | None) -> None:
     faulty = scripted()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(faulty) as guest, trio.open_nursery() as nursery:
             await guest.ping()
             faulty.stall(direction)  # type: ignore[arg-type]
@@ -148,7 +146,7 @@ async def test_a_test_stalls_and_resumes_at_once(direction: str | None) -> None:
 async def test_a_test_cuts_and_signals_at_once() -> None:
     for cut in (True, False):
         faulty = FaultyGuest()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             async with open_guest(faulty) as guest:
                 await guest.ping()
                 if cut:
@@ -161,7 +159,7 @@ async def test_a_test_cuts_and_signals_at_once() -> None:
 
 async def test_a_flood_harms_nobody_but_its_own_guest() -> None:
     fault = Fault(Flood(), "core.exec.stdout")
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         faulty = scripted(fault)
         async with open_guest(faulty, grace=0.5) as flooding, open_guest(commands()) as other:
             with pytest.warns(RuntimeWarning, match="did not confirm"):
@@ -183,7 +181,7 @@ async def kill(process: trio_console.GuestProcess) -> None:
 
 async def test_a_fault_can_be_added_while_it_runs() -> None:
     faulty = scripted()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(faulty) as guest:
             assert (await talk(guest)).stdout == b"hello"
             faulty.inject(Fault(Duplicate(2), "core.exec.stdout"))
@@ -193,7 +191,7 @@ async def test_a_fault_can_be_added_while_it_runs() -> None:
 
 async def test_it_can_be_opened_again_and_its_script_begins_anew() -> None:
     faulty = scripted(Fault(Drop(), "core.exec.stdout"))
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         for _ in range(2):
             async with open_guest(faulty) as guest:
                 assert (await talk(guest)).stdout == b""
@@ -204,7 +202,7 @@ async def test_it_can_be_opened_again_and_its_script_begins_anew() -> None:
 
 
 async def test_a_boot_that_goes_wrong_is_an_error_of_opening() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         with pytest.raises(GuestLostError, match="not ready within"):
             async with open_guest(scripted(Fault(Drop(), "core.ready")), ready_timeout=0.1):
                 pass
@@ -212,7 +210,7 @@ async def test_a_boot_that_goes_wrong_is_an_error_of_opening() -> None:
 
 async def test_a_relay_serves_one(tmp_path: pathlib.Path) -> None:
     faulty = scripted(Fault(Drop(), "core.exec.stdout"))
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_relay, faulty, tmp_path / "relay.sock")
             async with connect_guest(tmp_path / "relay.sock") as guest:

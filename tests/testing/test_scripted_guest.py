@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import connect_guest, open_guest
 from trio_console._session.receiving import WINDOW
 from trio_console.testing import Exits, ScriptedGuest
@@ -20,9 +21,6 @@ if TYPE_CHECKING:
     from trio_console.testing import ScriptedProcess
 
 PIPE = subprocess.PIPE
-
-#: Seconds any single test may take on a busy machine.
-PATIENCE = 40.0
 
 
 async def echo(process: ScriptedProcess) -> None:
@@ -38,7 +36,7 @@ async def wait_for_ever(process: ScriptedProcess) -> None:
 @pytest.mark.parametrize("status", [0, 3, -9, -15])
 async def test_a_fixed_answer(status: int) -> None:
     guest = ScriptedGuest({"x": Exits(status, stdout=b"out", stderr=b"err")})
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(guest) as opened:
             done = await opened.run_process(["x", "y"], capture_stdout=True, capture_stderr=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (status, b"out", b"err")
@@ -48,7 +46,7 @@ async def test_a_fixed_answer(status: int) -> None:
 
 async def test_a_function_reads_and_writes_with_backpressure_both_ways() -> None:
     data = bytes(range(256)) * 4096 * 3
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(echo)) as guest:
             done = await guest.run_process(["anything"], stdin=data, capture_stdout=True)
     assert done.stdout == data
@@ -63,7 +61,7 @@ async def test_output_nobody_reads_stops_at_the_window() -> None:
             await process.stdout.send_all(b"x" * 1000)
             sent += 1000
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(flood)) as guest:
             async with guest.open_process(["x"], stdout=PIPE) as process:
                 assert process.stdout is not None
@@ -78,7 +76,7 @@ async def test_output_nobody_reads_stops_at_the_window() -> None:
 
 async def test_a_function_sees_what_was_asked_for() -> None:
     guest = ScriptedGuest({"x": Exits()})
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(guest) as opened:
             await opened.run_process(
                 ["x"], env={"A": "1=2"}, cwd="/there", user="me", tty=True, rows=3, cols=4, capture_stdout=True
@@ -90,7 +88,7 @@ async def test_a_function_sees_what_was_asked_for() -> None:
 
 @pytest.mark.parametrize("error", [FileNotFoundError(errno.ENOENT, "gone"), PermissionError(errno.EACCES, "no")])
 async def test_a_command_that_cannot_be_started(error: OSError) -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest({"x": error})) as guest:
             with pytest.raises(type(error)) as caught:
                 await guest.run_process(["x"])
@@ -100,7 +98,7 @@ async def test_a_command_that_cannot_be_started(error: OSError) -> None:
 
 
 async def test_a_signal_ends_a_function_that_does_not_handle_it() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(wait_for_ever)) as guest:
             async with guest.open_process(["x"]) as process:
                 process.send_signal(signal.SIGWINCH)
@@ -119,7 +117,7 @@ async def test_a_function_handles_signals_and_not_sigkill() -> None:
             await process.stdout.send_all(b"ha")
         return 0
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(stubborn)) as guest:
             async with guest.open_process(["x"], stdout=PIPE) as process:
                 assert process.stdout is not None
@@ -136,7 +134,7 @@ async def test_a_terminal_is_resized() -> None:
         await process.stdin.receive_some()
         await process.stdout.send_all(f"{process.rows}x{process.cols}".encode())
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(sizes)) as guest:
             async with guest.open_process(["x"], stdin=PIPE, stdout=PIPE, tty=True) as process:
                 assert process.stdin is not None
@@ -151,7 +149,7 @@ async def test_a_mistake_in_a_function_comes_out_of_open_guest() -> None:
         await process.start()
         raise AssertionError("a mistake of the test")
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         with pytest.raises(AssertionError, match="a mistake of the test"):
             async with open_guest(ScriptedGuest(wrong)) as guest:
                 await guest.run_process(["x"])
@@ -175,7 +173,7 @@ async def test_a_cancelled_command_is_ended_as_in_any_guest() -> None:
             ended.set()
 
     guest = ScriptedGuest(watch)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(guest) as opened, trio.open_nursery() as nursery:
             await nursery.start(opened.run_process, ["x"])
             nursery.cancel_scope.cancel()
@@ -184,7 +182,7 @@ async def test_a_cancelled_command_is_ended_as_in_any_guest() -> None:
 
 
 async def test_pings_are_answered_and_files_and_connections_refused() -> None:
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest()) as guest:
             assert await guest.ping() >= 0
             assert await guest.touch() > 0
@@ -208,7 +206,7 @@ async def test_closed_streams_of_a_process_behave() -> None:
             await process.stdin.receive_some(0)
         return 5
 
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest(closes)) as guest:
             # More than a window: who has closed its input holds nobody up.
             done = await guest.run_process(["x"], stdin=b"x" * 400_000, check=False)
@@ -217,7 +215,7 @@ async def test_closed_streams_of_a_process_behave() -> None:
 
 async def test_a_relay_shares_it_and_a_client_that_leaves_takes_its_commands_along(tmp_path: pathlib.Path) -> None:
     scripted = ScriptedGuest({"x": Exits(stdout=b"hi"), "wait": wait_for_ever})
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(scripted, relay_path=tmp_path / "sock"):
             async with connect_guest(tmp_path / "sock") as client:
                 assert (await client.run_process(["x"], capture_stdout=True)).stdout == b"hi"
@@ -230,7 +228,7 @@ async def test_a_relay_shares_it_and_a_client_that_leaves_takes_its_commands_alo
 
 async def test_it_is_open_once_at_a_time() -> None:
     guest = ScriptedGuest()
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async with open_guest(guest):
             with pytest.raises(RuntimeError, match="open already"):
                 async with open_guest(guest):

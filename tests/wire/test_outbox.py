@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.gated_stream import TIMEOUT, GatedStream, running, settle
+from tests.tools.gated_stream import GatedStream, running, settle
+from tests.tools.limits import HANG
 from trio_console._wire.outbox import Outbox
 
 # Order
@@ -144,7 +145,7 @@ async def test_a_cancelled_reservation_gives_its_share_back() -> None:
                     await settle()
                     scope.cancel()
         outbox.release(10)
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             await outbox.reserve(10)
         outbox.release(10)
 
@@ -375,7 +376,7 @@ async def test_a_broken_stream_is_told_to_everybody(error: Exception) -> None:
             await outbox.send_bulk(bytes(10))
         assert caught.value.__cause__ is error
 
-    with trio.fail_after(TIMEOUT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outbox.run)
             await outbox.send_bulk(bytes(10))
@@ -406,7 +407,7 @@ async def test_an_unexpected_error_of_the_stream_is_raised_and_told() -> None:
 async def test_close_sends_what_is_queued_and_then_ends_the_writer() -> None:
     stream = GatedStream()
     outbox = Outbox(stream)
-    with trio.fail_after(TIMEOUT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outbox.run)
             await outbox.send_bulk(bytes(65_536))
@@ -477,13 +478,13 @@ async def test_over_a_real_stream_frames_arrive_whole_whoever_is_cancelled() -> 
     async def session(number: int) -> None:
         nonlocal sent
         for size in range(1, 120):
-            with trio.move_on_after(0 if size % 5 == 0 else TIMEOUT) as scope:
+            with trio.move_on_after(0 if size % 5 == 0 else HANG) as scope:
                 await outbox.send_bulk(bytes([number, size]) + bytes([number]) * size)
             sent += 0 if scope.cancelled_caught else 1
             if size % 7 == 0:
                 outbox.send_control(b"\xff\x00")
 
-    with trio.fail_after(TIMEOUT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(receives)
 

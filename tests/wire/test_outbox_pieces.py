@@ -8,7 +8,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.gated_stream import TIMEOUT, GatedStream, running, settle
+from tests.tools.gated_stream import GatedStream, running, settle
+from tests.tools.limits import HANG
 from trio_console._wire.outbox import GatheringStream, Outbox
 
 
@@ -97,7 +98,7 @@ async def test_a_flood_on_a_stream_that_never_blocks_leaves_others_their_turn() 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
         nursery.start_soon(flood)
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             for _ in range(100):
                 await trio.lowlevel.checkpoint()
                 turns += 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 
@@ -37,7 +37,7 @@ def open_fds(path: object) -> int:
 
 async def closed(path: object) -> None:
     """Wait for the agent to have closed a file."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         while open_fds(path):
             await trio.sleep(0.001)
 
@@ -376,7 +376,7 @@ async def test_what_a_client_that_left_was_opening_is_closed(
     for ending in (wire.ClientDisconnected(1, STEP), wire.Cancel()):
         begun, release = slow_opens(monkeypatch)
         await host.send(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), 5)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await trio.to_thread.run_sync(begun.wait)
         await host.send(ending, 0 if isinstance(ending, wire.ClientDisconnected) else 5)
         await host.ping()
@@ -411,7 +411,7 @@ def slow_opens(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thread
 
     def slow(fd: int) -> object:
         begun.set()
-        assert release.wait(20)
+        assert release.wait(HANG)
         return plain(fd)
 
     monkeypatch.setattr("trio_console.agent._files.paths.os.scandir", slow)
@@ -466,13 +466,13 @@ async def test_a_handle_stays_open_as_long_as_a_call_uses_it(
 
     def slow(*args: object) -> int:
         begun.set()
-        assert release.wait(20)
+        assert release.wait(HANG)
         return plain(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)
     await host.send(wire.FsRequest(wire.OpWrite(handle, 0)), 5)
     await host.send(wire.FsData(b"hello"), 5)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await trio.to_thread.run_sync(begun.wait)
     await host.send(wire.FsRequest(wire.OpFStat(handle)), 6)  # waits for its turn
     await host.send(wire.ClientDisconnected(1, STEP))
@@ -519,7 +519,7 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
         if os.readlink(f"/proc/self/fd/{fd}") != str(path):
             return plain(fd, *args)
         begun.set()
-        release.wait(20)
+        release.wait(HANG)
         os.close(fd)  # nobody else may have done so
         returned.set()
         raise OSError(5, "whatever")
@@ -536,11 +536,11 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
         await host.send(wire.FsRequest(ops[call](handle)), 5)
         if call == "pwritev":
             await host.send(wire.FsData(b"x"), 5)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await trio.to_thread.run_sync(begun.wait)
     assert open_fds(path) == 1
     release.set()
-    assert returned.wait(20)
+    assert returned.wait(HANG)
 
 
 async def test_an_open_that_hangs_beyond_the_agents_end_leaves_nothing_open(
@@ -550,7 +550,7 @@ async def test_an_open_that_hangs_beyond_the_agents_end_leaves_nothing_open(
     begun, release = slow_opens(monkeypatch)
     async with agent() as host:
         await host.send(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), 5)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await trio.to_thread.run_sync(begun.wait)
     release.set()
     await closed(tmp_path)

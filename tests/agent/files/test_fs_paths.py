@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._files import trees as _trees
 
@@ -526,7 +527,7 @@ async def test_what_takes_long_stops_when_it_is_cancelled(
 
     def slow_check(stop: _trees.Stop) -> None:
         begun.set()
-        assert release.wait(20)
+        assert release.wait(HANG)
         try:
             check(stop)
         except OSError:
@@ -577,7 +578,7 @@ class hanging_stat:  # noqa: N801
 
         def slow(path: Any, **options: Any) -> os.stat_result:
             if path == b"/hang":
-                assert self._release.wait(20)
+                assert self._release.wait(HANG)
                 path = b"/"
             return plain(path, **options)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ async def test_a_read_that_hangs_is_cancelled_all_the_same(
         if flags:
             raise BlockingIOError
         begun.set()
-        assert release.wait(20)
+        assert release.wait(HANG)
         return 0
 
     (tmp_path / "f").write_bytes(b"x")
@@ -265,7 +265,7 @@ async def test_hung_reads_leave_the_console_to_others(
     def preadv(_fd: int, _buffers: object, _offset: int, flags: int = 0) -> int:
         if flags:
             raise BlockingIOError
-        assert release.wait(20)
+        assert release.wait(HANG)
         return 0
 
     (tmp_path / "f").write_bytes(b"x")
@@ -301,7 +301,7 @@ async def test_reads_count_as_activity_in_bytes(agent: AgentFactory, tmp_path: P
         await host.write_file(wire.OpWrite(handle, 0), bytes(1000))
         await host.send(wire.FsRequest(wire.OpRead(handle, 0), window=1), 5)
         await host.send(wire.TcpConnect("127.0.0.1", 1), 6)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while b'"fs_bytes":13346' not in (beat := read_if_there(tmp_path / "heartbeat.json")):
                 await trio.sleep(0.01)
         assert b'"active_fs_streams":1' in beat

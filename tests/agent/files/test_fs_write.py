@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -217,7 +218,7 @@ class hanging_writes:  # noqa: N801
 
         def slow(fd: int, views: list[memoryview], offset: int) -> int:
             self.begun.set()
-            assert self.release.wait(20)
+            assert self.release.wait(HANG)
             return plain(fd, views, offset)
 
         monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)

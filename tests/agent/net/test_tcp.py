@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent._host import PATIENCE
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class Server:
         self.port: int = listener.socket.getsockname()[1]
 
     async def accept(self) -> trio.SocketStream:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             return await self._listener.accept()
 
     async def connect(self, host: Host, sid: int, **fields: Any) -> trio.SocketStream:
@@ -59,7 +59,7 @@ async def server() -> AsyncIterator[Server]:
 
 async def read_exactly(peer: trio.SocketStream, size: int) -> bytes:
     data = b""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         while len(data) < size:
             part = await peer.receive_some(size - len(data))
             assert part, "closed too early"
@@ -70,7 +70,7 @@ async def read_exactly(peer: trio.SocketStream, size: int) -> bytes:
 async def read_end(peer: trio.SocketStream) -> bytes:
     """Everything up to the end, which has to be an orderly one."""
     data = b""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         async for part in peer:
             data += part
     return data
@@ -78,7 +78,7 @@ async def read_end(peer: trio.SocketStream) -> bytes:
 
 async def is_reset(peer: trio.SocketStream) -> bool:
     """Whether the other side is gone, whatever was still on the way."""
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         try:
             while await peer.receive_some(65536):
                 pass
@@ -414,7 +414,7 @@ async def test_a_peer_that_does_not_take_the_rest_is_left_after_a_while(
         await host.send(wire.TcpConnect("127.0.0.1", unused_port()), 5)  # the id is free meanwhile
         assert "refused" in (await host.receive(5)).error
         await trio.sleep(0.1)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             got = 0
             try:
                 async for part in peer:
@@ -445,7 +445,7 @@ async def test_a_peer_that_goes_on_sending_loses_nothing_of_what_came_before_the
         await host.send(wire.TcpClose(), 5)
         await host.ping()
         # More than the connection can hold: it is taken, although nobody wants it.
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await peer.send_all(bytes(20_000_000))
         assert len(await read_end(peer)) == 4_000_000
     assert await host.nothing_for(5)
@@ -576,7 +576,7 @@ async def test_connections_count_as_activity_in_bytes(agent: AgentFactory, serve
         await read_exactly(peer, 100)
         await peer.send_all(bytes(23))
         await host.receive(5)
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while not (beat.exists() and b'"tcp_bytes":123' in beat.read_bytes()):
                 await trio.sleep(0.01)
         assert b'"active_tcp_streams":1' in beat.read_bytes()

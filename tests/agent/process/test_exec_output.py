@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 import pytest
 from trio.testing import wait_all_tasks_blocked
 
-from tests.agent._host import PATIENCE, Host, process_exists
+from tests.tools.leftovers import runs
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._process import session as _exec
 
 if TYPE_CHECKING:
+    from tests.agent._host import Host
     from tests.agent.conftest import AgentFactory
 
 MIB = 1024 * 1024
@@ -51,7 +53,7 @@ def no_grace(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def endless_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_exec, "DRAIN_GRACE", PATIENCE)
+    monkeypatch.setattr(_exec, "DRAIN_GRACE", HANG)
 
 
 #: Ends once the leader of the group is a zombie, which its background child can see.
@@ -63,7 +65,7 @@ async def test_a_background_child_with_our_stdout_does_not_hold_the_exit_back(ho
     outcome = await host.sh("sleep 60 & echo $!; exit 3")
     assert outcome.last == wire.ExecExited(code=3)
     background = int(outcome.stdout)
-    assert process_exists(background)  # it is let live
+    assert runs(background)  # it is let live
     os.kill(background, 9)
 
 

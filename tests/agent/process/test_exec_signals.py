@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.agent._host import process_exists
+from tests.tools.leftovers import runs
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -25,10 +25,10 @@ async def test_a_signal_reaches_the_whole_group(host: Host, tty: bool) -> None:
 async def test_grandchildren_are_gone_after_a_kill(host: Host) -> None:
     sid = await host.start("/bin/sh", "-c", "(sleep 63 & echo $!; wait) & wait")
     grandchild = int(await host.read_stdout(sid, b"\n"))
-    assert process_exists(grandchild)
+    assert runs(grandchild)
     await host.send(wire.ExecSignal(9), sid)
     await host.collect(sid)
-    assert not process_exists(grandchild)
+    assert not runs(grandchild)
 
 
 async def test_a_signal_right_behind_the_request_is_not_lost(host: Host) -> None:

@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE, Host, child_pids, pid_is_taken, process_exists
+from tests.agent._host import Host, pid_is_taken
+from tests.tools.leftovers import children, runs
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._process import exits as _exits
 
@@ -99,7 +101,7 @@ async def agent_without(lack: str) -> AsyncIterator[tuple[Host, trio.Process]]:
         try:
             yield host, process
         finally:
-            with trio.move_on_after(PATIENCE, shield=True):
+            with trio.move_on_after(HANG, shield=True):
                 await host.stream.aclose()
                 await process.wait()
                 await process.stderr.aclose()
@@ -115,11 +117,11 @@ async def test_a_whole_session(lack: str, tmp_path: Path) -> None:
         left = await host.start("/bin/sh", "-c", "echo $$; exec sleep 1000")
         pid = int(await host.read_stdout(left, b"\n"))
         await host.stream.send_stream.aclose()  # type: ignore[attr-defined]
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             assert await process.wait() == 0
             said = b"".join([bytes(data) async for data in process.stderr])
         assert b"Traceback" not in said
-        assert not process_exists(pid)
+        assert not runs(pid)
 
 
 async def _run_commands(host: Host) -> None:
@@ -150,7 +152,7 @@ async def _use_files(host: Host, tmp_path: Path) -> None:
 
 async def test_what_is_needed_and_missing_is_named() -> None:
     async with agent_without(without("os.waitid", "os.pwritev")) as (_, process):
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             said = b"".join([bytes(data) async for data in process.stderr])
             assert await process.wait() == 1
         assert said == (
@@ -188,4 +190,4 @@ exits.threading = type("Threading", (), {"Thread": Refusing})
         for _ in range(2):
             outcome = await host.run("sleep", "1000")
             assert (outcome.last.kind, outcome.last.errno_name) == ("resource_limit", "EAGAIN")
-        assert child_pids(process.pid) == set()
+        assert children(process.pid) == set()

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.agent._host import PATIENCE, pid_is_taken, popen
+from tests.agent._host import pid_is_taken, popen
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._process.limits import FdHeadroom, Limit, apply_limit, limit_number, raise_hard_limit
 from trio_console.agent._process.users import Account, UnknownUserError, find_account, own_home
@@ -167,7 +168,7 @@ async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch
         nursery.start_soon(_system.reap_orphans, Leaders())
         await trio.testing.wait_all_tasks_blocked()
         assert signal.getsignal(signal.SIGCHLD) is not before
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             children[0].kill()
             while signal.getsignal(signal.SIGCHLD) is not before:
                 await trio.lowlevel.checkpoint()
@@ -187,7 +188,7 @@ async def test_everything_that_remains_is_killed(monkeypatch: pytest.MonkeyPatch
     child = popen("sleep", "60")
     every = _system._children
     monkeypatch.setattr(_system, "_children", lambda: (c for c in every() if c[0] == child.pid))
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await kill_remaining()
     assert not pid_is_taken(child.pid)
     child.returncode = -9
@@ -201,7 +202,7 @@ async def test_the_heartbeat_tells_what_goes_on(agent: AgentFactory, tmp_path: P
         sid = await host.start("cat")
         path = tmp_path / "heartbeat.json"
         beat: dict[str, object] = {}
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while beat.get("active_exec_sessions") != 1:
                 await host.ping()
                 beat = read_json(path)

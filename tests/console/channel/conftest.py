@@ -12,20 +12,18 @@ import pytest
 import trio
 
 from tests.console.channel.consoles import DEVICES
+from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
 from trio_console._console import devices as _devices
 
 if TYPE_CHECKING:
     from trio_console._console.backend import ConsoleSharedState
 
-#: Seconds; none should come near it.
-BOUND = 40.0
-
 
 def bounded(test: Any) -> Any:
     @functools.wraps(test)
     async def run(*args: Any, **kwargs: Any) -> None:
-        with trio.fail_after(BOUND):
+        with trio.fail_after(HANG):
             await test(*args, **kwargs)
 
     return run

@@ -13,6 +13,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.tools.conserved import check_conserved
 from trio_console._console.backend import ConsoleSharedState
 from trio_console._console.stream import ConsoleStream
 from trio_console.testing import DESCRIPTORS, PAGE_SIZE, WRITE_SIZE, FakeConsoleDevice
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 
 #: Bytes that a device takes from the ring before it has no page left.
 PAGES = DESCRIPTORS * PAGE_SIZE
-
-
-def check_conserved(stream: ConsoleStream) -> None:
-    now = stream.statistics()
-    for lane in (now.tx, now.rx):
-        assert lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
-        assert min(lane.bytes_in, lane.bytes_out, lane.bytes_dropped, lane.current_buffer_bytes) >= 0
 
 
 async def in_thread(call: Callable[..., object], *args: object) -> object:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console._console import devices as _devices
 from trio_console._console.channel import open_console
 from trio_console._console.descriptor import Descriptors
@@ -416,7 +417,7 @@ async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
 async def test_sending_to_a_terminal_that_is_full_and_was_closed_is_a_broken_pipe() -> None:
     master, slave = pty.openpty()
     tty.setraw(slave)
-    with trio.fail_after(60):  # a hang, at full speed
+    with trio.fail_after(HANG):  # a hang, at full speed
         async with open_console(master) as channel:
             os.close(slave)
             with pytest.raises(trio.BrokenResourceError) as caught:

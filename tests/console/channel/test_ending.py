@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.tools.limits import HANG
 from trio_console import CommandGuest, ProcessGuest, _open, connect_guest, open_console, open_guest, serve_relay
 from trio_console._console import channel as _channel
 from trio_console._trio.ending import see_through
@@ -18,8 +19,6 @@ from trio_console.testing import FaultyGuest, nothing_left_behind
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-TIMEOUT = 30.0
 
 
 class Ending:
@@ -117,7 +116,7 @@ async def test_a_console_whose_guest_does_not_read_is_left_soon_after_a_late_can
     leaving: trio.Event,
 ) -> None:
     ours, theirs = socket.socketpair()
-    with theirs, trio.fail_after(TIMEOUT), nothing_left_behind():
+    with theirs, trio.fail_after(HANG), nothing_left_behind():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Late(leaving).cancel, nursery.cancel_scope)
             async with open_console(ours, max_bytes=4096, grace=1000) as channel:
@@ -128,7 +127,7 @@ async def test_a_console_whose_guest_does_not_read_is_left_soon_after_a_late_can
 
 async def test_a_guest_that_hangs_is_left_soon_after_a_late_cancellation(leaving: trio.Event) -> None:
     faulty = FaultyGuest()
-    with trio.fail_after(TIMEOUT), nothing_left_behind():
+    with trio.fail_after(HANG), nothing_left_behind():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(Late(leaving).cancel, nursery.cancel_scope)
             async with open_guest(faulty, grace=1000):
@@ -144,7 +143,7 @@ LINGERING = CommandGuest(
 async def test_a_relay_whose_guest_lingers_is_left_soon_after_a_late_cancellation(
     leaving: trio.Event, tmp_path: Path
 ) -> None:
-    with trio.fail_after(TIMEOUT), nothing_left_behind():
+    with trio.fail_after(HANG), nothing_left_behind():
         async with trio.open_nursery() as nursery:
             await nursery.start(partial(serve_relay, LINGERING, tmp_path / "socket", grace=1000))
             async with connect_guest(tmp_path / "socket") as guest:
@@ -155,6 +154,6 @@ async def test_a_relay_whose_guest_lingers_is_left_soon_after_a_late_cancellatio
 async def test_a_client_is_left_at_once_whatever_its_relay_does(tmp_path: Path) -> None:
     faulty = FaultyGuest(guest=ProcessGuest())
     async with open_guest(faulty, relay_path=tmp_path / "socket", grace=1):
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             async with connect_guest(tmp_path / "socket", grace=1000):
                 faulty.stall()

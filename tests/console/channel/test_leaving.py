@@ -10,15 +10,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.channel.consoles import (
-    MAKERS,
-    TIMEOUT,
-    ScriptedDevice,
-    by_socket,
-    check_conserved,
-    clog,
-    clog_out,
-)
+from tests.console.channel.consoles import MAKERS, ScriptedDevice, by_socket, clog, clog_out
+from tests.tools.conserved import check_conserved
+from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
 from trio_console._console.channel import open_console
 
@@ -45,13 +39,13 @@ async def test_the_device_is_not_closed_while_it_still_takes_what_was_sent() -> 
     take = device.write
 
     def write(data: memoryview, /) -> int:
-        assert taking.wait(TIMEOUT)
+        assert taking.wait(HANG)
         return take(data)
 
     device.write = write  # type: ignore[method-assign]
 
     async def send_and_leave(task_status: trio.TaskStatus[None]) -> None:
-        async with open_console(device, grace=TIMEOUT) as channel:
+        async with open_console(device, grace=HANG) as channel:
             await channel.send_all(b"goodbye")
             task_status.started()
 
@@ -121,7 +115,7 @@ async def test_closing_inside_the_block_delivers_and_closes_the_device(make: Any
 
 async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_guest_does_not_read() -> None:
     device, guest = by_socket()
-    async with open_console(device, max_bytes=4096, grace=TIMEOUT * 10) as channel, guest:
+    async with open_console(device, max_bytes=4096, grace=HANG * 10) as channel, guest:
         await clog(channel, guest)
         await trio.aclose_forcefully(channel)
         with contextlib.suppress(trio.BrokenResourceError):
@@ -136,7 +130,7 @@ async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_gu
 async def test_after_a_forceful_close_leaving_does_not_wait_for_the_grace() -> None:
     device, guest = by_socket()
     async with guest:
-        async with open_console(device, max_bytes=4096, grace=TIMEOUT * 10) as channel:
+        async with open_console(device, max_bytes=4096, grace=HANG * 10) as channel:
             await clog(channel, guest)
             await trio.aclose_forcefully(channel)
     check_conserved(channel)
@@ -167,7 +161,7 @@ class StuckDevice(ScriptedDevice):
     def read(self, max_bytes: int) -> bytes:
         if self.release.is_set():
             return b""
-        self.release.wait(TIMEOUT)
+        self.release.wait(HANG)
         return b"too late"
 
 
@@ -204,7 +198,7 @@ async def test_a_worker_that_a_busy_machine_keeps_from_coming_back_is_waited_for
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(leave)
-        assert await trio.to_thread.run_sync(device.closed.wait, TIMEOUT)
+        assert await trio.to_thread.run_sync(device.closed.wait, HANG)
         await trio.testing.wait_all_tasks_blocked()
         mock_clock.jump(0.9)
         await trio.testing.wait_all_tasks_blocked()
@@ -266,7 +260,7 @@ async def test_a_cancelled_leaving_with_everything_full_is_bounded(
     device, guest = make()
     async with guest:
         with trio.CancelScope() as scope:
-            async with open_console(device, max_bytes=2048, grace=TIMEOUT * 10) as channel:
+            async with open_console(device, max_bytes=2048, grace=HANG * 10) as channel:
                 await clog(channel, guest)
                 scope.cancel()
         check_conserved(channel)

@@ -6,13 +6,13 @@ import os
 import signal
 import socket
 import threading
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 import trio.testing
 
+from tests.tools.leftovers import runs
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest
 from trio_console._relay.log import SessionLog
 from trio_console._trio.threads import NoThreadError, in_thread
@@ -20,6 +20,7 @@ from trio_console.testing import ScriptedGuest, nothing_left_behind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from trio_console._guests.spec import GuestSpec
 
@@ -35,14 +36,6 @@ class Threads:
             if not self.left:
                 raise RuntimeError("can't start new thread")
             self.left -= 1
-
-
-def runs(pid: int) -> bool:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return False
-    return stat.rpartition(")")[2].split()[0] not in ("Z", "X")
 
 
 @pytest.fixture

@@ -13,7 +13,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.channel.consoles import MAKERS, TIMEOUT, ScriptedDevice, by_socket, check_conserved, clog, serve
+from tests.console.channel.consoles import MAKERS, ScriptedDevice, by_socket, clog, serve
+from tests.tools.conserved import check_conserved
+from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
 from trio_console._console import devices as _devices
 from trio_console._console.channel import open_console
@@ -31,7 +33,7 @@ async def test_it_keeps_trios_contract_for_half_closeable_streams(make: Any) -> 
             device, guest = make()
 
             async def served(*, task_status: Any) -> None:
-                await serve(device, task_status, grace=TIMEOUT, **options)
+                await serve(device, task_status, grace=HANG, **options)
 
             return await nursery.start(served), guest
 

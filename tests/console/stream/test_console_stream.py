@@ -9,7 +9,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.stream.stream_pair import TIMEOUT, check_conserved, fill, pair, receive_all
+from tests.console.stream.stream_pair import check_at_rest, fill, pair, receive_all
+from tests.tools.limits import HANG
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.ring import ChunkRing
 from trio_console._console.stream import ConsoleStream, LaneStream
@@ -30,7 +31,7 @@ async def test_both_ends_keep_trios_contract(flipped: bool) -> None:
             await end.send_all(bytes(64))
         return (guest, host) if flipped else (host, guest)
 
-    with trio.fail_after(60):
+    with trio.fail_after(HANG):
         await trio.testing.check_half_closeable_stream(maker, clogged_maker)
 
 
@@ -39,7 +40,7 @@ async def test_both_ends_keep_trios_contract_at_small_bounds(limits: dict[str, i
     async def maker() -> tuple[Any, Any]:
         return console_stream_pair(**{"max_bytes": 4096, **limits})
 
-    with trio.fail_after(120):
+    with trio.fail_after(HANG):
         await trio.testing.check_one_way_stream(maker, None)
 
 
@@ -299,7 +300,7 @@ def test_a_device_uses_what_comes_just_before_it_would_sleep() -> None:
 async def test_a_sleeper_that_is_told_its_descriptor_goes_looks_at_the_flags() -> None:
     shared = ConsoleSharedState()
     async with ConsoleStream(shared) as host:
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon
@@ -341,7 +342,7 @@ async def test_a_task_and_a_thread_pass_everything_both_ways() -> None:
 
         thread = threading.Thread(target=echo)
         thread.start()
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon
@@ -351,11 +352,11 @@ async def test_a_task_and_a_thread_pass_everything_both_ways() -> None:
 
                 async for chunk in host:
                     echoed.extend(chunk)
-        thread.join(TIMEOUT)
+        thread.join(HANG)
         assert bytes(echoed) == data
         now = host.statistics()
         assert now.rx.bytes_in == now.rx.bytes_out == now.tx.bytes_in == now.tx.bytes_out == len(data)
-        check_conserved(host)
+        check_at_rest(host)
 
 
 # Nobody is woken who does not sleep

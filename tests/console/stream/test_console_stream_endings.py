@@ -13,7 +13,8 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.console.stream.stream_pair import TIMEOUT, check_conserved, pair, receive_all
+from tests.console.stream.stream_pair import check_at_rest, pair, receive_all
+from tests.tools.limits import HANG
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.stream import ConsoleStream
 
@@ -56,7 +57,7 @@ async def test_a_blocked_sender_learns_that_the_guest_has_gone() -> None:
     shared = ConsoleSharedState(capacity=1)
     async with ConsoleStream(shared) as host:
         await host.send_all(b"x")
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon
@@ -159,7 +160,7 @@ async def test_what_arrives_after_a_close_is_dropped_and_counted() -> None:
         backend.write(b"de")
         now = host.statistics().tx
         assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 0, 5)
-        check_conserved(host)
+        check_at_rest(host)
 
 
 async def test_statistics_tell_the_ends() -> None:
@@ -216,7 +217,7 @@ async def test_closing_the_wakes_wakes_who_sleeps_on_them(in_thread: bool) -> No
     shared = ConsoleSharedState(capacity=1)
     async with ConsoleStream(shared) as host:
         await host.send_all(b"x")
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(wait_in, host.receive_some)
                 nursery.start_soon(wait_in, host.send_all, b"y")
@@ -232,7 +233,7 @@ async def test_after_its_wakes_were_closed_a_console_delivers_what_is_queued_and
     async with ConsoleStream(shared) as host:
         AgentConsoleBackend(shared).write(b"last words")
         shared.close_wakes()
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             assert await host.receive_some() == b"last words"
             await wait_in(host.receive_some)
             await wait_in(host.send_all, b"y")
@@ -258,7 +259,7 @@ async def test_the_wakes_may_be_closed_between_the_last_look_and_the_sleep(
         await real(fd)  # the number is still that of the wake
 
     async with ConsoleStream(shared) as host:
-        with trio.fail_after(TIMEOUT):
+        with trio.fail_after(HANG):
             with monkeypatch.context() as patch:
                 patch.setattr(trio.lowlevel, "wait_readable", closed_meanwhile)
                 await wait_in(host.receive_some)

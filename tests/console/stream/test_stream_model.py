@@ -20,6 +20,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from tests.tools.conserved import conserved
+from tests.tools.limits import HANG
 from trio_console.testing import console_stream_pair
 
 if TYPE_CHECKING:
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
 
     from trio_console._console.backend import LaneStatistics
 
-TIMEOUT: Final = 30.0
 PENDING: Final = object()
 CANCELLED: Final = object()
 HOST, GUEST = 0, 1
@@ -42,7 +43,7 @@ class Stage:
         ready: SimpleQueue[trio.lowlevel.TrioToken] = SimpleQueue()
         self._thread = threading.Thread(target=trio.run, args=(self._main, ready), name="stage")
         self._thread.start()
-        self._token = ready.get(timeout=TIMEOUT)
+        self._token = ready.get(timeout=HANG)
 
     async def _main(self, ready: SimpleQueue[trio.lowlevel.TrioToken]) -> None:
         async with trio.open_nursery() as self.nursery:
@@ -54,7 +55,7 @@ class Stage:
 
         async def settle() -> None:
             step()
-            with trio.fail_after(TIMEOUT):
+            with trio.fail_after(HANG):
                 await trio.testing.wait_all_tasks_blocked()
 
         trio.from_thread.run(settle, trio_token=self._token)
@@ -64,7 +65,7 @@ class Stage:
 
     def close(self) -> None:
         self._token.run_sync_soon(self.nursery.cancel_scope.cancel)
-        self._thread.join(TIMEOUT)
+        self._thread.join(HANG)
         assert not self._thread.is_alive()
 
 
@@ -282,7 +283,7 @@ class ChannelModel(RuleBasedStateMachine):
             return
         for end, lane in enumerate(self.lanes):
             now = self.real(end)
-            assert now.bytes_in == now.bytes_out + now.current_buffer_bytes + now.bytes_dropped
+            assert conserved(now)
             assert now.bytes_in <= len(lane.data)
             assert now.bytes_out == lane.received
             assert bool(now.bytes_dropped) <= (lane.discarded or lane.abandoned)

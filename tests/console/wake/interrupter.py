@@ -11,12 +11,11 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from tests.tools.limits import HANG
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
-
-#: Seconds after which a call that is stuck is given up.
-TIMEOUT = 20.0
 
 #: More opcodes than any call here has.
 _ENDLESS = 5000
@@ -62,7 +61,7 @@ def interrupted(call: Callable[[], Any], handler: Callable[[], Any], at: int, fi
         for number, new in ((signal.SIGUSR1, lambda *_: handler()), (signal.SIGALRM, _give_up))
     ]
     before = sys.gettrace()
-    signal.setitimer(signal.ITIMER_REAL, TIMEOUT)
+    signal.setitimer(signal.ITIMER_REAL, HANG)
     try:
         raise Interrupt
     except Interrupt:

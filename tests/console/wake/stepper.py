@@ -14,11 +14,11 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any
 
+from tests.tools.limits import HANG
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import FrameType
-
-TIMEOUT = 60.0
 
 
 class LostWakeUp(AssertionError):
@@ -77,13 +77,13 @@ class Stepper:
             thread.start()
         self._turn[self._first].release()
         for thread in threads:
-            thread.join(TIMEOUT)
+            thread.join(HANG)
             assert not thread.is_alive(), "the stepper itself is stuck"
         if self.failure is not None:
             raise self.failure
 
     def _run_one(self, me: int, body: Callable[[], None]) -> None:
-        assert self._turn[me].acquire(timeout=TIMEOUT)
+        assert self._turn[me].acquire(timeout=HANG)
         self._current = me
         try:
             if self.failure is None:
@@ -115,7 +115,7 @@ class Stepper:
     def _hand_over(self) -> None:
         me = self._current
         self._turn[1 - me].release()
-        assert self._turn[me].acquire(timeout=TIMEOUT)
+        assert self._turn[me].acquire(timeout=HANG)
         self._current = me
         if self.failure is not None:
             raise _Stop

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from tests.tools.limits import HANG
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.build import FREE_THREADED
 from trio_console._console.ring import FencedRing
@@ -30,9 +31,6 @@ from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
     from trio_console._console.backend import Lane
-
-#: Seconds without a wake-up after which one is taken to be lost, if there is something to do.
-TIMEOUT: Final = 60.0
 
 WIDTH: Final = 4
 
@@ -137,7 +135,7 @@ class Stress:
                     write(chunk)
                     break
                 except BlockingIOError:
-                    if not wait(TIMEOUT):
+                    if not wait(HANG):
                         self._lost(self.shared.tx, "the device's writer", self.shared.tx.ring.fits(WIDTH))
         self.shared.tx.finish()
 
@@ -149,7 +147,7 @@ class Stress:
             try:
                 data = self.backend.read(4096)
             except BlockingIOError:
-                if not poller.poll(TIMEOUT * 1000):
+                if not poller.poll(HANG * 1000):
                     self._lost(self.shared.rx, "the device's reader", bool(self.shared.rx.ring))
                 continue
             if not data:
@@ -180,7 +178,7 @@ class Stress:
         """Of the tasks; each thread does it for itself."""
         sent = received = -1
         while True:
-            await trio.sleep(TIMEOUT)
+            await trio.sleep(HANG)
             if sent == self._sent:
                 self._lost(self.shared.rx, "the sending task", self.shared.rx.ring.fits(WIDTH))
             if received == self._numbers.next:

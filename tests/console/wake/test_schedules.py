@@ -19,14 +19,13 @@ from typing import TYPE_CHECKING, Final
 import pytest
 import trio
 
+from tests.tools.conserved import conserved
+from tests.tools.limits import HANG
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-#: Seconds without an end after which a wake-up is taken to be lost.
-TIMEOUT: Final = 60.0
 
 #: The stream repeats after a prime number of bytes, which no sum of whole chunks or slices is likely to be.
 PATTERN: Final = random.Random("pattern").randbytes(131_071)
@@ -109,7 +108,7 @@ class Round:
         finally:
             self.shared.host_gone()  # whatever has happened, threads end now
             for thread in threads:
-                thread.join(TIMEOUT)
+                thread.join(HANG)
             assert not any(thread.is_alive() for thread in threads), "a device's thread does not end"
         assert not self.failures, self.failures
         self._check()
@@ -150,7 +149,7 @@ class Round:
                 else:
                     data = bytes(buffer[: self.backend.readinto(memoryview(buffer)[:size])])
             except BlockingIOError:
-                assert poller.poll(TIMEOUT * 1000), "lost wake-up: there is something to read"
+                assert poller.poll(HANG * 1000), "lost wake-up: there is something to read"
                 continue
             if not data:
                 return
@@ -168,7 +167,7 @@ class Round:
                 try:
                     written = self.backend.write(rng.choice((bytes, bytearray, memoryview))(piece))
                 except BlockingIOError:
-                    timeout = rng.choice((None, TIMEOUT, 0.0001))
+                    timeout = rng.choice((None, HANG, 0.0001))
                     assert self.backend.wait_until_writable(timeout) or timeout == 0.0001, "lost wake-up: room"
                 else:
                     break
@@ -179,7 +178,7 @@ class Round:
     # The host: two tasks
 
     async def _host(self) -> None:
-        with trio.fail_after(TIMEOUT + self.chunks / 100):
+        with trio.fail_after(HANG + self.chunks / 100):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._host_receives)
                 await self._host_sends()
@@ -225,7 +224,7 @@ class Round:
     def _check(self) -> None:
         now = self.host.statistics()
         for lane in (now.tx, now.rx):
-            assert lane.bytes_in == lane.bytes_out + lane.current_buffer_bytes + lane.bytes_dropped
+            assert conserved(lane)
         assert now.tx.bytes_in == self.sent_tx.position
         assert now.tx.bytes_out == self.got_tx.position
         assert now.rx.bytes_out == self.got_rx.position

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console._console import wake as _wake
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.build import FREE_THREADED
@@ -26,7 +27,6 @@ from trio_console._console.build import FREE_THREADED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-TIMEOUT = 60.0
 EVENTFD: Any = getattr(os, "eventfd", None)  # the system's
 
 
@@ -170,19 +170,19 @@ def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
 
     def consume() -> None:
         ready.set()
-        assert pipe.wait(TIMEOUT)
+        assert pipe.wait(HANG)
         seen.append(len(published))
 
     interval = sys.getswitchinterval()
-    sys.setswitchinterval(TIMEOUT)  # so that only a system call gives it away
+    sys.setswitchinterval(HANG)  # so that only a system call gives it away
     try:
         thread = threading.Thread(target=consume)
         thread.start()
-        ready.wait(TIMEOUT)
+        ready.wait(HANG)
         for number in range(1000):
             published.append(number)
             pipe.wake()
-        thread.join(TIMEOUT)
+        thread.join(HANG)
     finally:
         sys.setswitchinterval(interval)
     assert seen == [1000]
@@ -222,7 +222,7 @@ def test_importing_the_package_opens_no_descriptor_and_no_ctypes() -> None:
     """
     for closed in ("", "<&-", ">&-", "2>&-", "<&- >&-", ">&- 2>&-", "<&- 2>&-", "<&- >&- 2>&-"):
         subprocess.run(
-            ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], check=True, timeout=TIMEOUT
+            ["sh", "-c", f'exec "$0" -c "$1" {closed}', sys.executable, program], check=True, timeout=HANG
         )
 
 
@@ -232,14 +232,14 @@ def test_wakes_from_many_threads_are_seen(wake: Any) -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(TIMEOUT)
+            thread.join(HANG)
         assert is_readable(pipe.fileno())
         pipe.drain()
         assert not is_readable(pipe.fileno())
 
 
 async def test_a_trio_task_can_wait_for_it(wake: Any) -> None:
-    with wake.WakePipe() as pipe, trio.fail_after(TIMEOUT):
+    with wake.WakePipe() as pipe, trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(trio.lowlevel.wait_readable, pipe.fileno())
             await trio.testing.wait_all_tasks_blocked()
@@ -297,9 +297,9 @@ def test_a_wait_sleeps_until_a_wake(pipe: _wake.WakePipe, monkeypatch: pytest.Mo
     answers: list[bool] = []
     thread = threading.Thread(target=lambda: answers.append(pipe.wait()))
     thread.start()
-    assert asleep.wait(TIMEOUT)
+    assert asleep.wait(HANG)
     pipe.wake()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert answers == [True]
 
 
@@ -409,17 +409,17 @@ def test_a_close_wakes_a_sleeping_thread_and_leaves_it_the_number(
 
     def in_poll(_timeout: float | None) -> None:
         asleep.set()
-        assert closed.wait(TIMEOUT)
+        assert closed.wait(HANG)
         open_then.append(is_open(fd))
 
     monkeypatch.setattr(_wake, "select", FakeSelect(in_poll))
     answers: list[bool] = []
     thread = threading.Thread(target=lambda: answers.append(pipe.wait()))
     thread.start()
-    assert asleep.wait(TIMEOUT)
+    assert asleep.wait(HANG)
     pipe.close()
     closed.set()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert answers == [True]
     assert open_then == [True]
     assert not is_open(fd)
@@ -433,7 +433,7 @@ def test_the_last_of_several_sleepers_closes(pipe: _wake.WakePipe, monkeypatch: 
     def in_poll(_timeout: float | None) -> None:
         mine = next(turn)
         asleep.release()
-        assert mine.wait(TIMEOUT)
+        assert mine.wait(HANG)
 
     monkeypatch.setattr(_wake, "select", FakeSelect(in_poll))
     fd = pipe.fileno()
@@ -441,13 +441,13 @@ def test_the_last_of_several_sleepers_closes(pipe: _wake.WakePipe, monkeypatch: 
     for _ in go:
         threads.append(threading.Thread(target=pipe.wait))
         threads[-1].start()
-        assert asleep.acquire(timeout=TIMEOUT)
+        assert asleep.acquire(timeout=HANG)
     pipe.close()
     go[0].set()
-    threads[0].join(TIMEOUT)
+    threads[0].join(HANG)
     assert is_open(fd)
     go[1].set()
-    threads[1].join(TIMEOUT)
+    threads[1].join(HANG)
     assert not is_open(fd)
 
 
@@ -462,7 +462,7 @@ def test_the_number_is_not_closed_inside_a_call(wake: Any, call: str) -> None:
             open_then.append(False)
             thread = threading.Thread(target=pipe.close)
             thread.start()
-            thread.join(TIMEOUT)
+            thread.join(HANG)
             open_then[0] = is_open(fd)
 
     Window(pipe, another_thread_closes)
@@ -478,7 +478,7 @@ def test_what_a_close_has_rung_is_left_to_those_who_sleep(wake: Any, monkeypatch
 
     def in_poll(_timeout: float | None) -> None:
         asleep.set()
-        assert drained.wait(TIMEOUT)
+        assert drained.wait(HANG)
 
     monkeypatch.setattr(wake, "select", FakeSelect(in_poll))
     monkeypatch.setattr(wake, "_NO_BELL", pipe._bell)  # so that a drain could find it
@@ -487,11 +487,11 @@ def test_what_a_close_has_rung_is_left_to_those_who_sleep(wake: Any, monkeypatch
         return
     thread = threading.Thread(target=pipe.wait)
     thread.start()
-    assert asleep.wait(TIMEOUT)
+    assert asleep.wait(HANG)
     pipe.close()
     pipe.drain()
     drained.set()
-    thread.join(TIMEOUT)
+    thread.join(HANG)
     assert not thread.is_alive()
 
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 import pytest
 
-from tests.console.wake.interrupter import TIMEOUT, Interrupt, at_every_opcode, interrupted
+from tests.console.wake.interrupter import Interrupt, at_every_opcode, interrupted
+from tests.tools.limits import HANG
 from trio_console._console import descriptor as _descriptor
 from trio_console._console import wake as _wake
 from trio_console._console.wake import WakePipe
@@ -139,7 +140,7 @@ def test_a_close_that_was_interrupted_can_be_done_again_and_frees_a_sleeping_thr
         sleeper.start()
         happened = interrupted(pipe.close, lambda: raise_interrupt(pipe), at, FILES)
         pipe.close()
-        sleeper.join(TIMEOUT)
+        sleeper.join(HANG)
         assert not sleeper.is_alive()
         check_given_back(pipe, fd)
         return happened
@@ -164,7 +165,7 @@ def test_a_handler_ends_the_wait_that_it_interrupted() -> None:
         kept = signal.signal(signal.SIGALRM, lambda *_: pipe.wake())
         signal.setitimer(signal.ITIMER_REAL, 0.01)
         try:
-            assert pipe.wait(TIMEOUT)
+            assert pipe.wait(HANG)
         finally:
             signal.signal(signal.SIGALRM, kept)
 
@@ -176,7 +177,7 @@ def test_an_exception_from_a_handler_ends_the_wait_and_the_pipe_is_given_back() 
     signal.setitimer(signal.ITIMER_REAL, 0.01)
     try:
         with pytest.raises(Interrupt):
-            pipe.wait(TIMEOUT)
+            pipe.wait(HANG)
     finally:
         signal.signal(signal.SIGALRM, kept)
     check_still_works(pipe)

@@ -16,6 +16,7 @@ import pytest
 from tests.console.wake import weak_memory
 from tests.console.wake.stepper import LostWakeUp, run_all
 from tests.console.wake.weak_memory import FencesFirst, WeakRing
+from tests.tools.limits import HANG
 from trio_console._console import ring as _ring
 from trio_console._console.build import FREE_THREADED
 
@@ -186,4 +187,4 @@ def test_a_lock_that_is_on_for_the_moment_does_not_choose(lock_is_off: int) -> N
         assert (trio_console.ChunkRing is FencedRing) == {lock_is_off}
         assert (type(trio_console.ConsoleSharedState().tx_ring) is FencedRing) == {lock_is_off}
     """
-    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG)

@@ -1,17 +1,16 @@
-"""Frames and messages, for tests of the relay; and a router with a client or two."""
+"""A router with a client or two, which is told and asked in messages."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from tests.tools.peer import frame, said
 from trio_console import _wire as wire
 from trio_console._relay.router import Orders, Router
 from trio_console._relay.router.limits import RouterLimits
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from trio_console._relay.router import Client
 
 KIB = 1024
@@ -28,24 +27,6 @@ SMALL = RouterLimits(
     sessions=100,
     quarantine=60.0,
 )
-
-
-def frame(message: wire.Message, id_: int = 0, *, version: int = 7) -> wire.Frame:
-    """A message as the frame that a decoder would give."""
-    return parse(wire.encode(message, id_, version=version))[0]
-
-
-def parse(raw: bytes | Iterable[bytes]) -> list[wire.Frame]:
-    decoder = wire.FrameDecoder()
-    decoder.feed(raw if isinstance(raw, bytes) else b"".join(raw))
-    frames = list(decoder)
-    decoder.feed_eof()
-    return frames
-
-
-def said(raw: bytes | Iterable[bytes]) -> list[tuple[int, wire.Message]]:
-    """Ids and messages of whole frames."""
-    return [(one.id, wire.decode(one)) for one in parse(raw)]
 
 
 class Table:

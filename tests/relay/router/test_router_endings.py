@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.relay.router._frames import KIB, Table, parse, said
+from tests.relay.router._frames import KIB, Table
+from tests.tools.peer import parse, said
 from trio_console import _wire as wire
 from trio_console._relay.router.slots import MAX_CLIENTS
 

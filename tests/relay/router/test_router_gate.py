@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.relay.router._frames import Table, frame, parse
+from tests.relay.router._frames import Table
+from tests.tools.peer import frame, parse
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router.slots import MAX_CLIENTS, STEP, slot_ids, slot_of

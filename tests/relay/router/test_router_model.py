@@ -8,7 +8,8 @@ import hypothesis.strategies as st
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from tests.relay.router._frames import SMALL, frame, said
+from tests.relay.router._frames import SMALL
+from tests.tools.peer import frame, said
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Router

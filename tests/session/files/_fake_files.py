@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import stat
 from collections import deque
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
-from tests.session._fake import PATIENCE, WINDOW, FakeAgent, Talk, talking
+from tests.session._fake import WINDOW, FakeAgent, Talk, talking
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -75,15 +76,13 @@ class FilesAgent:
         self._window = window
         self._next = 0
         self._locks: dict[int, trio.Lock] = {}
-        self._sending = trio.Lock()
 
     def count(self, op: type) -> int:
         return sum(isinstance(one, op) for one in self.ops)
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            while (got := await self._agent.receive_for_ever()) is not None:
-                id_, message = got
+            async for id_, message in self._agent:
                 if isinstance(message, wire.FsRequest):
                     self.ops.append(message.op)
                     self.requests.append(message)
@@ -99,18 +98,13 @@ class FilesAgent:
                 elif isinstance(message, wire.FsData):
                     self.late_frames += 1
                     text = f"unknown write session: {id_}"
-                    await self._send(wire.FsResponse(ok=False, error=text), id_)
+                    await self._agent.tell(wire.FsResponse(ok=False, error=text), id_)
             nursery.cancel_scope.cancel()
-
-    async def _send(self, message: wire.Message, id_: int) -> None:
-        async with self._sending:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._agent.send(message, id_)
 
     async def _serve(self, id_: int, op: Any) -> None:
         response = await self._respond(id_, op)
         del self.lives[id_]
-        await self._send(response, id_)
+        await self._agent.tell(response, id_)
 
     async def _respond(self, id_: int, op: Any) -> wire.FsResponse:
         what = type(op).__name__.removeprefix("Op").lower()
@@ -209,7 +203,7 @@ class FilesAgent:
             data = os.pread(fd, most, offset)
             if not data:
                 return
-            await self._send(wire.FsData(data), id_)
+            await self._agent.tell(wire.FsData(data), id_)
             offset += len(data)
             rest -= len(data)
             if live.credit is not None:
@@ -237,7 +231,7 @@ class FilesAgent:
             written += len(message.data)
             taken += len(message.data)
             if self._window is not None and taken >= self._window // 2:
-                await self._send(wire.Credit(stream="data", bytes=taken), id_)
+                await self._agent.tell(wire.Credit(stream="data", bytes=taken), id_)
                 taken = 0
         raise OSError("cancelled")
 
@@ -280,7 +274,7 @@ async def serving_files(*, window: int | None = WINDOW, **options: Any) -> Async
         yield talk, files
         for event in files.held.values():
             event.set()
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             while talk.connection.active_sessions and talk.connection.lost is None:
                 await trio.testing.wait_all_tasks_blocked()
         if talk.connection.lost is None:

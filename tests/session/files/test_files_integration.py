@@ -13,6 +13,7 @@ import trio
 import trio_console
 from tests.session.files.test_files_twin import CONTENTS, READS, play
 from tests.session.files.test_path import CALLS, describe, make_tree, tree
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
-    with trio.fail_after(50):
+    with trio.fail_after(HANG):
         async with trio_console.open_guest() as guest:
             yield guest
             while guest.statistics().active_sessions:  # handles are closed without waiting for it
@@ -150,7 +151,7 @@ async def test_cancelled_opens_leak_no_handle(guest: Guest, tmp_path: Path) -> N
 
 
 async def test_a_killed_guest_ends_its_files(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG):
         async with trio_console.open_guest() as guest:
             file = await guest.open_file(tmp_path / "file", "wb")
             await file.write(b"not written")

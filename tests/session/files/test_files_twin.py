@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.session.files._fake_files import serving_files
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -73,7 +74,7 @@ async def same(tmp_path: Path, contents: bytes | None, mode: str, steps: list[An
         options.setdefault("encoding", "utf-8")
     expected = await play(partial(trio.open_file, here, mode, **options), steps)
     async with serving_files() as (talk, _):
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             got = await play(lambda: talk.guest.open_file(there, mode, **options), steps)
     assert got == expected
     assert here.exists() == there.exists()

@@ -13,8 +13,9 @@ import pytest
 import trio
 
 import trio_console
-from tests.session._fake import PATIENCE, talking
+from tests.session._fake import talking
 from tests.session.files._fake_files import serving_files
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._session.files.operations import FileSystem
 from trio_console._session.files.path import GuestPath
@@ -124,7 +125,7 @@ async def test_a_call_does_what_trio_path_does(tmp_path: Path, call: Callable[[A
     shutil.copytree(tmp_path / "here", tmp_path / "there", symlinks=True)
     expected = await outcome(trio.Path(tmp_path / "here"))
     async with serving_files() as (talk, _):
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             assert await outcome(talk.guest.path(tmp_path / "there")) == expected
     assert tree(tmp_path / "there") == tree(tmp_path / "here")
 

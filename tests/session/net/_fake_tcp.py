@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -47,12 +47,10 @@ class TcpAgent:
         self.closed: list[int] = []
         self._agent = agent
         self._window = window
-        self._sending = trio.Lock()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
-            while (got := await self._agent.receive_for_ever()) is not None:
-                id_, message = got
+            async for id_, message in self._agent:
                 match message:
                     case wire.TcpConnect():
                         self.requests.append(message)
@@ -70,11 +68,11 @@ class TcpAgent:
     async def _connect(self, nursery: trio.Nursery, id_: int, request: wire.TcpConnect) -> None:
         if request.port not in self.listeners:
             text = f"connect {request.host}:{request.port}: Connection refused (os error 111)"
-            await self.send(wire.TcpFailed(text), id_)
+            await self._agent.tell(wire.TcpFailed(text), id_)
             return
         credit = None if request.window is wire.UNSET else request.window
         live = self.connected[id_] = Connected(self.listeners[request.port](), credit)
-        await self.send(wire.TcpConnected(), id_)
+        await self._agent.tell(wire.TcpConnected(), id_)
         nursery.start_soon(self._serve, id_, live)
 
     async def _serve(self, id_: int, live: Connected) -> None:
@@ -83,7 +81,7 @@ class TcpAgent:
             try:
                 await self._down(id_, live)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.send(wire.TcpFailed("write: Broken pipe (os error 32)"), id_)
+                await self._agent.tell(wire.TcpFailed("write: Broken pipe (os error 32)"), id_)
             nursery.cancel_scope.cancel()
         del self.connected[id_]
 
@@ -93,7 +91,7 @@ class TcpAgent:
                 case wire.TcpData(data):
                     await live.stream.send_all(data)
                     if self._window is not None:
-                        await self.send(wire.Credit(stream="data", bytes=len(data)), id_)
+                        await self._agent.tell(wire.Credit(stream="data", bytes=len(data)), id_)
                 case wire.TcpEof():
                     await live.stream.send_eof()
                 case _:
@@ -105,19 +103,14 @@ class TcpAgent:
             try:
                 data = await live.stream.receive_some(most)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                await self.send(wire.TcpFailed("read: Connection reset by peer (os error 104)"), id_)
+                await self._agent.tell(wire.TcpFailed("read: Connection reset by peer (os error 104)"), id_)
                 return
             if not data:
-                await self.send(wire.TcpEof(), id_)
+                await self._agent.tell(wire.TcpEof(), id_)
                 return
             if live.credit is not None:
                 live.credit -= len(data)
-            await self.send(wire.TcpData(bytes(data)), id_)
-
-    async def send(self, message: wire.Message, id_: int) -> None:
-        async with self._sending:
-            with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                await self._agent.send(message, id_)
+            await self._agent.tell(wire.TcpData(bytes(data)), id_)
 
 
 @asynccontextmanager

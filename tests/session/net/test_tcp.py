@@ -17,6 +17,7 @@ from trio.testing import (
 import trio_console
 from tests.session._fake import WINDOW, Talk, begin, talking
 from tests.session.net._fake_tcp import TcpAgent, serving_tcp
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.testing import console_stream_pair
 
@@ -59,7 +60,7 @@ async def test_it_is_a_half_closeable_stream(window: int | None) -> None:
                 nursery.cancel_scope.cancel()
             return stream, far
 
-        with trio.fail_after(60):
+        with trio.fail_after(HANG):
             # Without credit nothing clogs but the whole console, which is not this stream's to say.
             await check_half_closeable_stream(make, make_clogged if window else None)
 

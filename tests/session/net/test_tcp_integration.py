@@ -13,6 +13,7 @@ import trio
 from trio.testing import check_half_closeable_stream
 
 import trio_console
+from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -25,7 +26,7 @@ MIB = 1024 * 1024
 
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
-    with trio.fail_after(50):
+    with trio.fail_after(HANG):
         async with trio_console.open_guest() as guest:
             yield guest
 
@@ -84,7 +85,7 @@ async def test_a_name_nobody_has_is_an_os_error(guest: Guest) -> None:
 
 
 async def test_a_killed_guest_ends_its_connections() -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(HANG):
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         async with listener, trio_console.open_guest() as guest:
             stream = await guest.open_tcp_stream("127.0.0.1", listener.socket.getsockname()[1])

@@ -7,7 +7,8 @@ from typing import Any
 
 import trio
 
-from tests.session._fake import PATIENCE, Talk, begin
+from tests.session._fake import Talk, begin
+from tests.tools.limits import HANG
 
 PIPE = subprocess.PIPE
 
@@ -37,7 +38,7 @@ class Opened:
             await self.leave.wait()
 
     async def ready(self) -> Any:
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(HANG):
             await self._opened.wait()
         return self.process
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import trio
 
-from tests.session._fake import PATIENCE, begin, talking
+from tests.session._fake import begin, talking
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
@@ -53,7 +54,7 @@ async def test_nonsense_is_refused_and_nothing_is_sent(
     method: str, command: Any, options: dict[str, Any], error: Any, match: str | None
 ) -> None:
     async with talking() as talk:
-        with pytest.raises(error, match=match), trio.fail_after(PATIENCE):
+        with pytest.raises(error, match=match), trio.fail_after(HANG):
             if method == "run_process":
                 await talk.guest.run_process(command, **options)
             else:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.session._fake import PATIENCE
+from tests.tools.limits import HANG
 from trio_console._session.process.plumbing import _pass_on
 from trio_console._session.receiving import IncomingStream
 from trio_console._trio.threads import NoThreadError
@@ -50,14 +50,14 @@ async def read_exactly(fd: int, size: int) -> bytes:
 
 async def test_a_non_blocking_descriptor_gets_everything_too() -> None:
     # The flag is the open file's, not the process's: whoever else holds our terminal may have set it.
-    with pipe(blocking=False) as (reading, writing), trio.fail_after(PATIENCE):
+    with pipe(blocking=False) as (reading, writing), trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, full_stream(), writing)
             assert await read_exactly(reading, len(DATA)) == DATA
 
 
 async def test_a_blocked_descriptor_does_not_take_the_programs_threads() -> None:
-    with pipe(blocking=True) as (reading, writing), trio.fail_after(PATIENCE):
+    with pipe(blocking=True) as (reading, writing), trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, full_stream(), writing)
             await trio.lowlevel.wait_readable(reading)
@@ -79,7 +79,7 @@ async def test_output_that_nobody_reads_any_more_is_counted_and_holds_up_nobody(
     discarded: list[int] = []
     stream = IncomingStream(None, discarded.append)
     stream.put(DATA)
-    with trio.fail_after(PATIENCE):
+    with trio.fail_after(HANG):
         await _pass_on(stream, -1)
     stream.put(DATA)
     assert stream.bytes_received == 2 * len(DATA)

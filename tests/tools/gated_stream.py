@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING
 import trio
 import trio.testing
 
+from tests.tools.limits import HANG
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-
-TIMEOUT = 60.0
 
 
 class GatedStream(trio.abc.SendStream):
@@ -54,7 +53,7 @@ class GatedStream(trio.abc.SendStream):
 async def running(*, is_open: bool = False, **budgets: int) -> AsyncIterator[tuple[Outbox, GatedStream]]:
     stream = GatedStream(is_open=is_open)
     outbox = Outbox(stream, **budgets)
-    with trio.fail_after(TIMEOUT):
+    with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(outbox.run)
             await trio.testing.wait_all_tasks_blocked()

@@ -1,0 +1,23 @@
+"""Time limits of the tests: when a wait has hung, and how long something that is ending may still be there.
+
+A test waits for an event and never for a time to pass, so these only turn a hang into a failure.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["BUSY", "ENDING", "HANG"]
+
+#: Seconds after which a single wait has hung, and its test fails. The longest waits take about two seconds on an
+#: idle machine, so one that is thirty times as slow passes. It is less than the `faulthandler_timeout` of pytest
+#: (120), and than the bound of a finder of mutants (90): the test says which wait it was before these end it.
+HANG: Final = 60.0
+
+#: Seconds that a thread, a process or a socket which is ending may take to be gone. A thread that has run its last
+#: line is gone within a millisecond; a killed process has to get the processor once. After that it is left behind.
+ENDING: Final = 5.0
+
+#: Seconds that the processes of a guest have to be found and to die, in place of the package's one or two. When these
+#: are over the package warns, which in a test would tell only how busy the machine is. It is less than `HANG`.
+BUSY: Final = 30.0
