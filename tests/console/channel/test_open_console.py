@@ -15,6 +15,7 @@ import trio.testing
 
 from tests.console.channel.consoles import MAKERS, ScriptedDevice, by_socket, clog, serve
 from tests.tools.conserved import check_conserved
+from tests.tools.leftovers import descriptors
 from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
 from trio_console._console import devices as _devices
@@ -278,21 +279,25 @@ def no_more_descriptors() -> Iterator[Callable[..., None]]:
 
 
 @pytest.mark.parametrize("left", [0, 1, 4])
-async def test_without_descriptors_a_console_is_refused_and_nothing_kept(
+async def test_without_descriptors_a_console_is_refused_and_its_device_closed_and_no_descriptor_kept(
     left: int, no_more_descriptors: Callable[..., None]
 ) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        (device,) = (one for one in descriptors() if one.startswith(f"descriptor {ours.fileno()} of "))
+        before = descriptors()
         no_more_descriptors(left)
         with pytest.raises(OSError, match="Too many open files"):
             async with open_console(ours):
                 pass
-        if ours.fileno() < 0:
-            assert theirs.recv(1) == b""
+        assert ours.fileno() < 0
+        assert theirs.recv(1) == b""
+        assert descriptors() == before - {device}
 
 
-async def test_telling_the_end_needs_no_descriptor(no_more_descriptors: Callable[..., None]) -> None:
-    device, guest = by_socket()
+@pytest.mark.parametrize("make", MAKERS)
+async def test_telling_the_end_needs_no_descriptor(make: Any, no_more_descriptors: Callable[..., None]) -> None:
+    device, guest = make()
     async with guest, open_console(device) as channel:
         await channel.send_all(b"x")
         no_more_descriptors()
