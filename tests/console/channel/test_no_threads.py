@@ -12,7 +12,8 @@ import pytest
 import trio
 import trio.testing
 
-from tests.tools.leftovers import runs
+from tests.tools.leftovers import idle_threads, runs
+from tests.tools.limits import HANG
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest
 from trio_console._relay.log import SessionLog
 from trio_console._trio.threads import NoThreadError, in_thread
@@ -70,15 +71,17 @@ async def test_the_error_is_trios_in_a_real_shortage(monkeypatch: pytest.MonkeyP
     async def use_up_the_cache() -> None:
         release = threading.Event()
 
-        async def hold() -> None:
-            await trio.to_thread.run_sync(release.wait, limiter=trio.CapacityLimiter(1))
+        async def hold(task_status: trio.TaskStatus[None]) -> None:
+            def wait() -> None:
+                trio.from_thread.run_sync(task_status.started)
+                release.wait(HANG)
+
+            await trio.to_thread.run_sync(wait, limiter=trio.CapacityLimiter(1))
 
         async with trio.open_nursery() as nursery:
-            started = 0
-            while started < 100 and any(one.name.startswith("Trio thread ") for one in threading.enumerate()):
-                nursery.start_soon(hold)
-                started += 1
-                await trio.testing.wait_all_tasks_blocked()
+            # Each takes one, if there is one, and has its own name once it says that it holds.
+            while idle_threads():
+                await nursery.start(hold)
             monkeypatch.setattr(threading.Thread, "start", start)
             try:
                 ours, theirs = socket.socketpair()
