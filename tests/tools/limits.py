@@ -18,6 +18,6 @@ HANG: Final = 60.0
 #: line is gone within a millisecond; a killed process has to get the processor once. After that it is left behind.
 ENDING: Final = 5.0
 
-#: Seconds that the processes of a guest have to be found and to die, in place of the package's one or two. When these
-#: are over the package warns, which in a test would tell only how busy the machine is. It is less than `HANG`.
+#: Seconds that the processes of a guest have to be found and to die, in place of the package's one or two. When
+#: they are over the package warns, which in a test would say only how busy the machine is. It is less than `HANG`.
 BUSY: Final = 30.0
