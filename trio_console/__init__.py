@@ -1,8 +1,8 @@
 """A guest's console as a trio stream, and a session with the guest over it.
 
-The thread side (`WakePipe`, `ChunkRing`, `ConsoleSharedState`, `AgentConsoleBackend`) needs no event loop:
-each name is imported when it is first used, and only those that need trio import it. So an agent, or a VMM's
-process, pays for no more than it uses.
+The thread side (`WakePipe`, `ChunkRing`, `ConsoleSharedState`, `AgentConsoleBackend`) needs no event loop. Each
+name is imported when it is first used, and only the names that need trio import trio. So an agent, or a VMM's
+process, does not load code that it does not use.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ __all__ = [
     "serve_relay",
 ]
 
-#: Where each name lives. The block above says the same to type checkers; a test compares.
+#: The module of each public name. The block above says the same for type checkers; a test compares the two.
 _LAZY: Final = {
     "AgentConsoleBackend": "_console.backend",
     "ChunkRing": "_console.ring",

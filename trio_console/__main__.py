@@ -14,15 +14,18 @@ from typing import TYPE_CHECKING, NoReturn
 
 
 def _open_standard_descriptors() -> None:
-    """Whoever ran us may have closed one of them. The next thing opened would get its number, and our output."""
+    """Open the null device for each standard descriptor that was closed when this program was started.
+
+    Otherwise the next file opened would get that number, and this program's output would go into the file.
+    """
     for fd in range(3):
         try:
             os.fstat(fd)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free: this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is ``fd``
 
 
-_open_standard_descriptors()  # before trio: with some builds of libffi, its import of ctypes opens one for good
+_open_standard_descriptors()  # before trio, whose import of ctypes opens a descriptor with some builds of libffi
 
 import trio  # noqa: E402
 
@@ -31,7 +34,7 @@ import trio_console  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
-#: Exit statuses of ``exec`` that are not the command's own, as shells and ``env`` have them.
+#: Exit statuses of ``exec`` that are not the command's own; shells and ``env`` use the same.
 _NOT_FOUND = 127
 _NOT_STARTED = 126
 _LOST = 125
@@ -67,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         "--slow-client",
         choices=["cut", "pause", "drop"],
         default="cut",
-        help="what happens to a client that does not read, if the guest's agent counts no credit (default cut)",
+        help="what to do with a client that does not read, if the guest's agent counts no credit (default cut)",
     )
     relay.add_argument("--session-log", metavar="FILE", help="record every command and its output, as JSON Lines")
     run = commands.add_parser(
@@ -126,7 +129,7 @@ async def _serve(args: argparse.Namespace) -> None:
 
             nursery.start_soon(watch)
             relay = await nursery.start(serve)
-            sys.stdout.write(f"ready {relay.path}\n")  # in one piece, also if it is not buffered
+            sys.stdout.write(f"ready {relay.path}\n")  # one write, also if the output is not buffered
             sys.stdout.flush()
 
 
@@ -140,7 +143,7 @@ def _exec(args: argparse.Namespace) -> int:
     except* KeyboardInterrupt:
         status = -signal.SIGINT
     except* BrokenPipeError:
-        status = -signal.SIGPIPE  # nobody reads our output
+        status = -signal.SIGPIPE  # the reader of our output has gone
     except* FileNotFoundError as group:
         status = _fail(_first(group), _NOT_FOUND)
     except* (trio_console.GuestLostError, _NoRelayError) as group:
@@ -160,17 +163,17 @@ def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
 
 
 def _die_of(number: int) -> NoReturn:
-    """End as the command did: by the same signal, so that whoever runs us sees the same."""
+    """End this program by the signal that ended the command, so that its parent sees the same status."""
     if number not in (signal.SIGKILL, signal.SIGSTOP):
         signal.signal(number, signal.SIG_DFL)
     _, hard = resource.getrlimit(resource.RLIMIT_CORE)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # it is not our state that is of interest
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))  # a core dump of this program would be of no use
     os.kill(os.getpid(), number)
-    sys.exit(128 + number)  # a signal whose default is to do nothing
+    sys.exit(128 + number)  # reached if the signal's default action is to do nothing
 
 
 class _NoRelayError(Exception):
-    """The relay cannot be used; the command was not even tried."""
+    """The relay cannot be used, so the command was not started."""
 
 
 @asynccontextmanager
@@ -220,14 +223,14 @@ async def _pass_signals(signals: AsyncIterator[int], process: trio_console.Guest
 async def _pass_stdin(process: trio_console.GuestProcess) -> None:
     assert process.stdin is not None
     async with process.stdin as stdin:
-        # A stdin that cannot be read is one that is at its end.
+        # A stdin that cannot be read counts as one at end of file.
         with suppress(trio.BrokenResourceError, OSError):
             while data := await trio.to_thread.run_sync(_read_stdin, abandon_on_cancel=True):
                 await stdin.send_all(data)
 
 
 async def _pass_output(stream: trio.abc.ReceiveStream, fd: int) -> None:
-    # A lost guest is told by process.wait(), with the same reason.
+    # If the guest is lost, process.wait() raises the error with the same reason.
     with suppress(trio.BrokenResourceError):
         async for data in stream:
             await trio.to_thread.run_sync(_write_all, fd, bytes(data), abandon_on_cancel=True)
@@ -237,7 +240,7 @@ def _read_stdin() -> bytes:
     while True:
         try:
             return os.read(0, 65536)
-        except BlockingIOError:  # whoever shares it with us has made it non-blocking
+        except BlockingIOError:  # another process that shares our stdin has made it non-blocking
             select.select([0], [], [])
 
 

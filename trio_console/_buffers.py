@@ -1,4 +1,4 @@
-"""What bytes-like is, wherever the package takes bytes: all that `memoryview` takes.
+"""The package's meaning of bytes-like, wherever it takes bytes: every object that `memoryview` accepts.
 
 This module must not know what the bytes are for.
 """
@@ -16,11 +16,11 @@ __all__ = ["flat_view"]
 
 
 def flat_view(data: Buffer) -> memoryview:
-    """A view of the bytes of ``data``, one item each; a copy of them only where they do not lie in one piece.
+    """A view of the bytes of ``data``, one item for each byte. They are copied only if they are not contiguous.
 
     Raises:
         TypeError: ``data`` is not bytes-like.
     """
     view = memoryview(data)
-    # (A view with gaps cannot be cast, and neither can an empty one that would have them.)
+    # (A view that is not contiguous cannot be cast, even if it is empty.)
     return view.cast("B") if view.c_contiguous else memoryview(view.tobytes())

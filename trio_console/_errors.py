@@ -1,7 +1,7 @@
 """The errors that need no event loop.
 
-What a peer did wrong and what a peer cannot do are told apart by type. Errors of a lost guest live in
-``_trio.lost``, because they are trio's ``BrokenResourceError`` and this module must not import trio.
+Two types tell a peer that broke the protocol from a peer that is too old for a request. The error for a lost guest
+is in ``_trio.lost``, because it is a ``BrokenResourceError`` of trio and this module must not import trio.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _E = TypeVar("_E", bound=BaseException)
 def again(error: _E) -> _E:
     """A copy of a stored error, to be raised.
 
-    One instance raised in two tasks, or twice, would gather the tracebacks and contexts of both.
+    If one instance were raised twice, or in two tasks, it would collect the tracebacks and contexts of both.
     """
     twin = copy.copy(error)
     twin.__cause__ = error.__cause__
@@ -25,19 +25,19 @@ def again(error: _E) -> _E:
 
 
 class ProtocolError(Exception):
-    """The peer sent something the wire format does not allow.
+    """A frame, or its place in the conversation, violates the protocol.
 
-    The message says which frame and which field. The attributes say the same for programs; each is
-    ``None`` where it is not known.
+    The message names the frame and the field. The attributes give the same to programs; an attribute is `None` if
+    it is not known.
 
     Attributes:
-        kind: a word for the sort of mistake: ``bad_frame`` (the byte stream is out of step for good),
-            ``malformed_message``, ``unsupported_message_type``, ``invalid_flags``,
-            ``invalid_payload`` or ``invalid_session``.
+        kind: the kind of violation: ``bad_frame`` (the byte stream is out of step for good),
+            ``malformed_message``, ``unsupported_message_type``, ``invalid_flags``, ``invalid_payload`` or
+            ``invalid_session``.
         frame_id: the correlation id of the frame.
-        message_type: its message type, such as ``core.exec.request``.
+        message_type: the message type of the frame, such as ``core.exec.request``.
         field: the path of the field concerned, such as ``rlimits[0].soft``.
-        version: the generation the peer stamped on the envelope.
+        version: the protocol generation that the peer wrote into the frame.
     """
 
     def __init__(
@@ -59,4 +59,4 @@ class ProtocolError(Exception):
 
 
 class UnsupportedByPeer(RuntimeError):
-    """The peer's generation is too old for what was asked; nothing was sent."""
+    """The peer's protocol generation is too old for the request, so the request was not sent."""

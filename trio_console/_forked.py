@@ -1,16 +1,17 @@
-"""What a forked child lets go of.
+"""The descriptors that a forked child closes.
 
-End of file is how everybody here learns that the other end has died: an agent that its program is gone, a relay
-that a client is. A child that was forked (as `multiprocessing` does by default before Python 3.14) has a copy of
-each descriptor, and with it the connection outlives the program. So the child closes ours, at once, whatever it is
-going to do. It never shuts them down: that would end the connections of its parent.
+In this package each side learns from end of file that the other side has died: an agent that its host is gone, a
+relay that a client is gone. But a forked child (`multiprocessing` forks by default before Python 3.14) has a copy
+of each descriptor, which keeps the connection open after the program has ended. So the child closes our
+descriptors at once, whatever it does next. It never shuts a connection down, because that would end it for its
+parent.
 
-A child that was forked past Python, by a library in C, lets go of nothing. So a program that leaves a connection
-shuts it down before it closes it (`shut_down_at_the_end`): that ends it for every copy, and takes back nothing
-that was sent.
+A child that is forked by a C library, without Python, closes none. So a program that leaves a connection shuts it
+down before it closes it (`shut_down_at_the_end`): that ends the connection for every copy, and the bytes already
+sent still arrive.
 
-In the child each number is put on ``/dev/null`` instead of being closed. The objects that think the number theirs
-are in the child as well, and close it when they are collected: by then it might be somebody else's.
+The child does not close a number but puts ``/dev/null`` on it. The objects that own the number exist in the child
+as well, and close it when they are garbage-collected: by then a closed number might be another file's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ __all__ = ["let_go_in_child", "shut_down_at_the_end"]
 
 _T = TypeVar("_T")
 
-#: Owners of descriptors, and how to ask them for the numbers they have now, below 0 for those closed already.
+#: For each owner of descriptors a function that returns the numbers it owns now; a number below 0 is closed
+#: already.
 _owners: Final[weakref.WeakKeyDictionary[Any, Callable[[Any], Iterable[int]]]] = weakref.WeakKeyDictionary()
 
 
@@ -39,12 +41,12 @@ def _own_number(owner: Any) -> tuple[int]:
 
 
 def let_go_in_child(owner: _T, numbers: Callable[[_T], Iterable[int]] = _own_number) -> _T:
-    """Close an object's descriptors in every child that is forked while it lives; returns the object.
+    """Close an object's descriptors in every child that is forked while the object exists; returns the object.
 
     Args:
-        owner: of the descriptors. It need not be told when it closes them, if ``numbers`` then says so.
-        numbers: the descriptors that the owner has now, by default of a socket. Called in the child, where no lock
-            may be taken.
+        owner: the object that owns the descriptors.
+        numbers: returns the numbers that the owner has now; by default ``(owner.fileno(),)``. It is called in the
+            child, where no lock may be taken.
     """
     _owners[owner] = numbers
     return owner
@@ -52,20 +54,23 @@ def let_go_in_child(owner: _T, numbers: Callable[[_T], Iterable[int]] = _own_num
 
 @contextmanager
 def shut_down_at_the_end(sock: trio.socket.SocketType) -> Iterator[None]:
-    """Shut a connection down when the block is left; closing it is left to the caller.
+    """Shut a connection down when the block is left; the caller closes it.
 
-    What was sent still reaches the other end. In a forked child the number is the null device's, and nothing
-    happens.
+    The bytes already sent still reach the other end. In a forked child the number is that of the null device, and
+    nothing happens.
     """
     try:
         yield
     finally:
-        with suppress(OSError):  # the other end has gone already, or ours was closed
+        with suppress(OSError):  # the other end has gone, or our end was closed before
             sock.shutdown(socket.SHUT_RDWR)
 
 
 def _let_go() -> None:
-    """In the child, which has one thread, and nobody to tell of errors."""
+    """Replace the descriptors of all owners by the null device. Runs in the child, which has one thread.
+
+    Errors are ignored, because no caller is there to handle them.
+    """
     numbers = [number for owner, ask in list(_owners.items()) for number in ask(owner) if number >= 0]
     _owners.clear()
     if not numbers:
@@ -75,7 +80,7 @@ def _let_go() -> None:
         if number != null:
             try:
                 os.dup2(null, number, inheritable=False)
-            except OSError:  # beyond a limit that was lowered, or there is no null device
+            except OSError:  # the number is above a limit that was lowered, or there is no null device
                 with suppress(OSError):
                     os.close(number)
     if null >= 0 and null not in numbers:
@@ -83,9 +88,9 @@ def _let_go() -> None:
 
 
 def _open_null(numbers: list[int]) -> int:
-    """Open the null device. Where no descriptor is free, one of ``numbers`` after the other is closed for it.
+    """Open the null device. If no descriptor is free, close one of ``numbers`` after the other until one is.
 
-    Below 0 if there is no such device (in a chroot without /dev).
+    Returns a number below 0 if there is no null device (in a chroot without /dev).
     """
     for spare in (-1, *numbers):
         with suppress(OSError):

@@ -1,8 +1,8 @@
-"""Where the towers meet: guests are opened, attached to, and relayed.
+"""Opening a guest, connecting to one, and serving one: this module joins the console with the frames.
 
-The ending is ordered and has one deadline, the grace: the guest is told to shut down; what it still says is
-delivered; then its console is closed, its processes on this machine are ended by force if they still
-run, and the workers are joined. Leaving takes no longer than the grace, whatever the guest does.
+An ending always has the same order, and one deadline, the grace: the guest is told to shut down; its last frames
+are delivered; its console is closed; its processes on this machine are killed if they still run; the console's
+workers are joined. Leaving takes no longer than the grace, whatever the guest does.
 """
 
 from __future__ import annotations
@@ -51,28 +51,28 @@ if TYPE_CHECKING:
 
 __all__ = ["connect_guest", "open_guest", "serve_relay"]
 
-#: Seconds for the whole orderly teardown.
+#: Seconds for the whole orderly ending.
 DEFAULT_GRACE: Final = 5.0
 
-#: Seconds of it that remain for what needs no answer from the guest: closing, killing, joining.
+#: Seconds of the grace that are kept for steps without an answer from the guest: closing, killing, joining.
 _FORCE_TIME: Final = 2 * SHORT_GRACE
 
-#: Seconds for the orderly part when the leaving was cancelled.
+#: Seconds for the orderly part if the leaving was cancelled.
 _CANCELLED_GRACE: Final = 1.0
 
-#: Seconds a guest has to become ready. Upstream's host waits 180 s, for a machine that boots.
+#: Seconds for a guest to become ready. Upstream's host waits 180 s, because it boots a machine.
 DEFAULT_READY_TIMEOUT: Final = 60.0
 
-#: Seconds a relay has to greet a client, as in upstream's clients.
+#: Seconds for a relay to greet a client: the same as in upstream's clients.
 _HANDSHAKE_TIMEOUT: Final = 10.0
 
-#: Seconds a guest has to end after a client has told it to, as in upstream's host.
+#: Seconds for a guest to end after a client has told it to: the same as in upstream's host.
 _SHUTDOWN_TIME: Final = 2.0
 
-#: The least that a client's budget may be.
+#: The smallest budget of a client, in bytes.
 _LEAST_CLIENT_BUDGET: Final = 8 * 1024
 
-#: The correlation ids of the first client, which is all a console without a relay has.
+#: The correlation ids of the first client. A console without a relay has only this client.
 _IDS: Final = range(1, 33_554_431)
 
 
@@ -87,34 +87,36 @@ async def open_guest(
     grace: float = DEFAULT_GRACE,
     heartbeat: float | None = None,
 ) -> AsyncIterator[Guest]:
-    """Start a guest, or attach to one, and use it for the time of a block.
+    """Start a guest or attach to one, yield it, and shut it down when the block is left.
 
-    Leaving the block shuts the guest down and takes no longer than ``grace``, whatever the guest does; when
-    cancelled, about a second.
+    Leaving the block takes no longer than ``grace``, whatever the guest does. If cancelled, leaving shuts the
+    guest down as well, within about a second.
 
     Args:
-        spec: the guest: a `ProcessGuest` (also if `None`), which **isolates nothing**, a `CommandGuest` or a
-            `SocketGuest`.
-        bootstrap: what the guest is to be, by the field names of the agent protocol: ``user``, ``default_cwd``,
-            ``default_env``, ``rlimits`` and others. An agent refuses what it cannot do.
-        relay_path: serve other processes at the same time, on a Unix socket made there; see `serve_relay`, whose
-            defaults apply. They connect with `connect_guest`.
-        ready_timeout: seconds the guest has to become ready.
-        grace: seconds for the whole teardown, and for the guest to confirm the ends of processes. A guest that
-            confirms nothing costs one grace, however many there are, and the teardown included; one that
-            says something else meanwhile gets 0.2 seconds more for each, so that one stuck process costs no other.
-        heartbeat: seconds of silence after which the guest is pinged, and after as many more is lost and ended by
-            force; `None` never. Any byte is life. Time in which this program was stopped, its loop stood still, or
-            it did not read does not count; but the number has to be above the time that bytes spend in the
-            buffers of a slow link.
+        spec: the guest: a `ProcessGuest` (also for `None`, the default), which **isolates nothing**, a
+            `CommandGuest` or a `SocketGuest`.
+        bootstrap: settings of the guest, by the field names of the agent protocol: ``user``, ``default_cwd``,
+            ``default_env``, ``rlimits`` and others; by default none. An agent refuses a setting that it cannot
+            make.
+        relay_path: path of a Unix socket on which the guest is served to other processes at the same time; `None`,
+            the default, for no socket. They connect with `connect_guest`. The defaults of `serve_relay` apply.
+        ready_timeout: seconds, by default 60, for the guest to become ready.
+        grace: seconds, by default 5, for the whole ending, and for the guest to confirm the ends of processes. A
+            guest that confirms nothing costs one grace in total, for all its processes and its own end. A guest
+            that sends other frames gets 0.2 seconds more for each process, so that a stuck process does not use up
+            the time of the others.
+        heartbeat: seconds of silence after which the guest is pinged. After the same time again without any byte
+            from it, the guest is lost and ended by force. `None`, the default, for never. Time in which this
+            program was stopped, did not run its tasks, or did not read does not count. But the number must be
+            larger than the time that bytes spend in the buffers of a slow connection.
 
     Raises:
-        OSError: the guest could not be started or reached, or the relay's socket not be made.
-        RuntimeError: no thread could be started, of the two that a console takes or for the start of a process.
-        GuestLostError: it ended before it was ready, or was not ready in time; says why.
-        ProtocolError: what came over its console is not the agent protocol.
-        UnsupportedByPeer: ``heartbeat`` was given, and the agent is older than pings; the guest was ended.
-        TypeError, ValueError: the arguments make no sense; nothing was started.
+        OSError: the guest could not be started or reached, or the relay's socket could not be made.
+        RuntimeError: no thread could be started: a console needs two, and the start of a process needs one.
+        GuestLostError: the guest ended before it was ready, or was not ready in time. The message says why.
+        ProtocolError: the bytes that came over the console violate the agent protocol.
+        UnsupportedByPeer: ``heartbeat`` was given, and the agent is too old for pings. The guest was ended.
+        TypeError, ValueError: an argument is not valid. Nothing was started.
     """
     if spec is None:
         spec = ProcessGuest()
@@ -123,7 +125,7 @@ async def open_guest(
     check_heartbeat(heartbeat)
     what = make_bootstrap(bootstrap)
     async with AsyncExitStack() as stack:
-        # The socket first: who connects before the guest is ready waits.
+        # The socket is made first, so that a client that connects before the guest is ready waits.
         made = None if relay_path is None else await stack.enter_async_context(listening(relay_path))
         host, channel, booted = await stack.enter_async_context(_booted(spec, what, ready_timeout))
         server: RelayServer | None = None
@@ -158,29 +160,30 @@ async def open_guest(
 async def connect_guest(
     path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE, heartbeat: float | None = None
 ) -> AsyncIterator[Guest]:
-    """Use a guest that another process serves, through its relay, for the time of a block.
+    """Connect to a guest that another process serves through a relay, and yield it.
 
-    Leaving the block disconnects; what this client still runs in the guest is killed. The guest goes on. (Its
-    `Guest.shutdown` ends it, for everybody.)
+    Leaving the block, also if cancelled, disconnects at once: the relay then kills the processes that this client
+    has left running, and the guest goes on. (`Guest.shutdown` ends the guest for all its clients.)
 
     Args:
-        path: of the relay's Unix socket. Any relay of the agent protocol will do.
-        grace: seconds for the guest to confirm the ends of processes, as for `open_guest`.
-        heartbeat: as for `open_guest`; this client leaves a silent guest, which goes on.
+        path: path of the relay's Unix socket. Any relay of the agent protocol can be used.
+        grace: seconds, by default 5, for the guest to confirm the ends of processes, as in `open_guest`.
+        heartbeat: as in `open_guest`, except that the guest goes on and only this client leaves it.
 
     Raises:
-        OSError: there is no relay: ``FileNotFoundError``, ``ConnectionRefusedError``, with ``.filename``.
+        OSError: there is no relay at ``path``: `FileNotFoundError` or `ConnectionRefusedError`, with
+            ``.filename``.
         GuestLostError: the relay refused this client, or did not greet it within 10 seconds.
-        ProtocolError: what listens there is no relay of this protocol.
-        UnsupportedByPeer: ``heartbeat`` was given, and the agent is older than pings.
-        TypeError, ValueError: ``heartbeat`` makes no sense; nothing was connected.
+        ProtocolError: the program that listens there is not a relay of this protocol.
+        UnsupportedByPeer: ``heartbeat`` was given, and the agent is too old for pings.
+        TypeError, ValueError: ``heartbeat`` is not valid. No connection was made.
     """
     check_heartbeat(heartbeat)
     name = os.fspath(path)
     stream = await _connect(name)
     let_go_in_child(stream.socket)
-    # (Not by its `aclose`, which is a checkpoint: a `Cancelled` from there would take the place of what the block
-    # is left with, a Ctrl-C for one.)
+    # (The stream is not closed by its `aclose`, because that is a checkpoint: a `Cancelled` raised there would
+    # replace the exception with which the block is left, such as a KeyboardInterrupt.)
     with stream.socket, shut_down_at_the_end(stream.socket):
         connection = await _attached(stream, partial(_explain_relay, name))
         force = partial(connection.lose, "the guest was shut down")
@@ -210,36 +213,39 @@ async def serve_relay(
     session_log_backups: int = 4,
     task_status: trio.TaskStatus[Relay] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Boot a guest and serve it to other processes over a Unix socket, until cancelled or until it ends.
+    """Boot a guest and serve it to other processes over a Unix socket, until cancelled or until the guest ends.
 
-    For ``nursery.start``, which gives the `Relay` once clients are served. Up to 128 clients share the guest; each
-    has its own ids, and none can read, stall or end the work of another. Returns when a client
-    has shut the guest down. If cancelled, shuts it down within ``grace``.
+    For ``nursery.start``, which returns the `Relay` once clients are served. Up to 128 clients share the guest.
+    Each has its own ids, and no client can read, stall or end the work of another. The call returns when a client
+    has shut the guest down. If cancelled, it shuts the guest down within ``grace``.
 
-    The socket is mode 0600, and its file is removed at the end. A socket that a dead relay has left is
-    replaced, a live one never.
+    The socket has mode 0600, and its file is removed at the end. A socket file that a dead relay has left is
+    replaced; the file of a running relay never is.
 
     Args:
         device_or_spec: the guest's console as for `open_console`, or a guest as for `open_guest`.
-        path: where clients connect. Its directory must not be writable by everybody.
+        path: path of the socket that is made for clients. Other users must not be able to write to its directory.
         bootstrap, ready_timeout, grace: as for `open_guest`.
-        allowed_uids: user ids whose processes may connect; `None` is this process's own.
-        client_budget: bytes that may be queued for one client that does not read, at least 8 KiB.
-        slow_client: what happens to a client whose queue is full if the guest's agent cannot pause that client's
-            processes alone (ours can): ``"cut"`` it after ``slow_client_timeout`` seconds, ``"pause"``
-            everybody until it reads, or ``"drop"`` its data and count it.
-        slow_client_timeout: seconds.
-        session_log: file to which every command and all it writes is recorded, as JSON Lines with ``session``,
-            ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and ``text``, or
-            ``base64`` where it is not UTF-8. A log that cannot keep up says how many bytes are missing.
-        session_log_max_bytes: size at which the file is rotated.
-        session_log_backups: rotated files that are kept.
+        allowed_uids: user ids whose processes may connect; `None`, the default, is this process's own.
+        client_budget: the most bytes queued for one client that does not read; at least 8 KiB.
+        slow_client: what happens to a client whose queue is full, if the guest's agent cannot pause the processes
+            of that client alone (the agent of this package can): ``"cut"``, the default, disconnects it after
+            ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops its
+            data, and counts it.
+        slow_client_timeout: seconds, by default 10.
+        session_log: path of a file in which every command and its whole output are recorded, as JSON Lines with
+            ``session``, ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and
+            ``text``, or ``base64`` for bytes that are not UTF-8. If the file cannot be written fast enough, the
+            log says how many bytes are missing. `None`, the default, for no log.
+        session_log_max_bytes: size at which the file is rotated; by default 16 MiB.
+        session_log_backups: rotated files that are kept; by default 4.
+        task_status: for ``nursery.start``.
 
     Raises:
         GuestLostError: the guest is gone; its clients were told.
-        PermissionError: others may write the socket's directory.
-        OSError: the socket could not be made (``EADDRINUSE``: a relay is listening there), or the guest not be
-            started or reached.
+        PermissionError: other users can write to the socket's directory.
+        OSError: the socket could not be made (``EADDRINUSE``: a relay is listening there), or the guest could not
+            be started or reached.
         ProtocolError, TypeError, ValueError: as for `open_guest`.
     """
     what = make_bootstrap(bootstrap)
@@ -264,7 +270,7 @@ async def serve_relay(
                 raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
 
 
-# What they are made of
+# The parts of the three functions above
 
 
 def _relay_options(
@@ -274,7 +280,7 @@ def _relay_options(
         raise ValueError(f"client_budget must be at least {_LEAST_CLIENT_BUDGET} bytes, not {client_budget}")
     if not slow_client_timeout > 0:
         raise ValueError(f"slow_client_timeout must be above 0 seconds, not {slow_client_timeout}")
-    # One client alone is never to use up what all have together.
+    # One client alone must never use up the budget that all clients have together.
     total = max(RouterLimits().total_budget, 2 * client_budget)
     return RelayOptions(
         limits=RouterLimits(client_budget=client_budget, total_budget=total),
@@ -289,7 +295,7 @@ def _relay_options(
 async def _booted(
     device_or_spec: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
 ) -> AsyncIterator[tuple[Host, ConsoleStream, Booted]]:
-    """A guest that is ready, on its channel."""
+    """Start a guest, open its console, and boot it; yields when the guest is ready."""
     launched = device_or_spec._launch() if isinstance(device_or_spec, GuestSpec) else attached_host(device_or_spec)
     async with launched as host, open_console(host.device, grace=SHORT_GRACE) as channel:
         watch = Stopwatch()
@@ -311,7 +317,7 @@ async def _booted(
 async def _serving(
     channel: ConsoleStream, booted: Booted, made: RelaySocket, options: RelayOptions, host: Host
 ) -> AsyncIterator[RelayServer]:
-    """A relay that ends a guest which was told to shut down by a client and does not."""
+    """Run a relay, and end the guest by force if a client has told it to shut down and it does not."""
     async with relaying(channel, booted, made, options) as server, hidden_nursery() as nursery:
         nursery.start_soon(_enforce_shutdown, server, channel, host)
         try:
@@ -335,7 +341,7 @@ def _watches(
     force: Callable[[], None] = lambda: None,
     channel: ConsoleStream | None = None,
 ) -> list[Callable[[], Awaitable[None]]]:
-    """The tasks that watch whether the guest is alive."""
+    """The background tasks that watch whether the guest is alive."""
 
     def carried() -> tuple[int, int]:
         if channel is None:
@@ -349,7 +355,7 @@ def _watches(
 
 
 def _tell_relay(server: RelayServer, connection: Connection | None) -> None:
-    """Stop accepting, and tell the guest; the clients will hear of it."""
+    """Accept no more clients, and tell the guest to shut down; its last frames tell the clients."""
     if connection is not None:
         connection.expect_end("the guest was shut down")
     server.shut_down()
@@ -362,11 +368,11 @@ async def _end(
     host: Host,
     confirmations: Confirmations,
 ) -> None:
-    """The orderly part of the teardown.
+    """The orderly part of the ending.
 
-    The end of the guest is one more confirmation: a guest that has let others wait is not waited for again. It is
-    told in any case, and the time that force needs comes behind this. A guest that confirms has the whole grace to
-    be gone.
+    The guest is told to shut down in any case. Its end counts as one more confirmation: if a guest has not
+    confirmed the ends of processes, its own end is not waited for again. A guest that confirms has the whole grace
+    to end. The time for ending it by force is kept for the steps after this.
     """
     tell()
 
@@ -377,11 +383,11 @@ async def _end(
             if waiting.cancelled_caught:
                 return
             confirmations.confirmed()
-            # End of file on its console is what ends a guest that cannot be told, or does not listen to frames.
+            # A guest that does not obey the frame, or cannot get it, ends when its console is at end of file.
             await channel.aclose()
             await host.wait()
 
-    # (If no time is left, what was told is written all the same: the console's ending delivers what is queued.)
+    # (If no time is left, the frame is written all the same: the console's ending delivers the queued bytes.)
     orderly_time = max(0.0, confirmations.grace - _FORCE_TIME)
     await see_through(orderly, grace=orderly_time, hurried=_CANCELLED_GRACE - _FORCE_TIME)
 
@@ -391,12 +397,12 @@ async def _connect(path: str) -> trio.SocketStream:
         with named_by_descriptor(path) as name:
             return await trio.open_unix_socket(name)
     except OSError as exc:
-        # (A path that is too long comes without an errno.)
+        # (The error for a path that is too long has no errno.)
         raise type(exc)(exc.errno, f"{exc.strerror or exc} (connecting to a relay)", path) from exc
 
 
 async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:
-    """A client's connection, once the relay has greeted it."""
+    """A client's connection to a relay, after the relay has greeted the client."""
     watch = Stopwatch()
     try:
         with trio.fail_after(_HANDSHAKE_TIMEOUT):

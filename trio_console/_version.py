@@ -1,7 +1,7 @@
-"""The version: what the package, both command lines and the agent say, and what it is packaged under.
+"""The version that the package, both command lines and the agent report, and under which it is packaged.
 
-It stands here and not in the metadata of a distribution, because there may be none: the package also runs from a
-folder or an archive.
+It is written here, and not read from a distribution's metadata, because the package also runs from a folder or an
+archive, without metadata.
 """
 
 from __future__ import annotations

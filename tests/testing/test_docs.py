@@ -69,7 +69,7 @@ def test_an_asynchronous_fixture_is_not_for_other_tests(tmp_path: pathlib.Path, 
         f"import pytest\ndef test_it({name}): pass\n@pytest.mark.trio\nasync def test_other({name}): pass\n"
     )
     done = run_pytest(tmp_path)
-    assert "are for trio tests, and test_it is none" in done.stdout
+    assert "are for trio tests, and test_it is not one" in done.stdout
     assert "1 passed, 1 error" in done.stdout
 
 

@@ -196,7 +196,7 @@ async def test_it_can_be_opened_again_and_its_script_begins_anew() -> None:
             async with open_guest(faulty) as guest:
                 assert (await talk(guest)).stdout == b""
                 assert len(faulty.fired) == 1
-                with pytest.raises(RuntimeError, match="open already"):
+                with pytest.raises(RuntimeError, match="is open: make one"):
                     async with open_guest(faulty):
                         pass
 
@@ -246,7 +246,7 @@ def test_nonsense_is_refused() -> None:
         FaultyGuest([Drop()])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="GuestSpec"):
         FaultyGuest(guest=3)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="already"):
+    with pytest.raises(ValueError, match="give all faults to one"):
         FaultyGuest(guest=FaultyGuest())
 
 

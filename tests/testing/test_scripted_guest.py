@@ -230,7 +230,7 @@ async def test_it_is_open_once_at_a_time() -> None:
     guest = ScriptedGuest()
     with trio.fail_after(HANG):
         async with open_guest(guest):
-            with pytest.raises(RuntimeError, match="open already"):
+            with pytest.raises(RuntimeError, match="is open: make one"):
                 async with open_guest(guest):
                     pass
         async with open_guest(guest) as again:

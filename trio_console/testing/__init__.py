@@ -1,16 +1,16 @@
-"""What tests of a console's users need: consoles and guests without a machine behind them.
+"""Tools for testing code that uses guests and consoles: guests and consoles without a machine behind them.
 
-* `FaultyGuest` is a guest that misbehaves on demand: its console stalls, loses, corrupts, ends.
+* `FaultyGuest` is a guest that misbehaves on demand: its console stalls, loses or corrupts frames, or ends.
 * `ScriptedGuest` is a guest whose commands are functions of the test.
 * `console_stream_pair` gives both ends of one console to the same trio program.
 * `FakeConsoleDevice` drives the guest's end with threads, as a virtual machine monitor does.
 * `nothing_left_behind` fails if a block leaves a thread, a descriptor or a child process.
-* `trio_console.testing.pytest_plugin` has fixtures of them.
+* `trio_console.testing.pytest_plugin` has pytest fixtures for all of them.
 
-The device and the check need no event loop: a name is imported when it is first used, and trio only with those
-that need it; pytest only by the plugin.
+`FakeConsoleDevice` and `nothing_left_behind` need no event loop. Each name is imported when it is first used; only
+the names that need trio import trio, and only the plugin imports pytest.
 
-This module only re-exports, and must not know how anything is done.
+This module only re-exports names.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ __all__ = [
     "nothing_left_behind",
 ]
 
-#: Where each name lives. The block above says the same to type checkers; a test compares.
+#: The module of each public name. The block above says the same for type checkers; a test compares the two.
 _LAZY: Final = {
     "DESCRIPTORS": "_device_threads",
     "PAGE_SIZE": "_device_threads",

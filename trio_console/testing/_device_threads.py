@@ -1,21 +1,21 @@
 """The two threads of a console device, as a virtual machine monitor runs them.
 
-They stand between a guest and an `AgentConsoleBackend`, and do with every result what a virtio console device
-does with it, good or bad for us:
+They move bytes between a guest and an `AgentConsoleBackend`. They react to each result as a virtio console device
+does, also where that is bad for the backend:
 
-* A queue has 32 descriptors. The guest writes descriptors of up to 32 KiB; it reads from pages of 4 KiB,
-  each filled by one ``readinto`` and then signalled.
-* The receiving thread polls the backend's descriptor and its own stop signal when a read would block, and
-  takes a result of 0 for end of file, for good.
-* The transmitting thread calls ``wait_until_writable`` when a write would block, and tries again. **It does
-  not look at its stop flag in that loop.** Any other answer than "all of it" or would-block makes the
-  real one spin for ever; here that is recorded as a violation and the thread ends.
+* A queue has 32 descriptors. The guest writes descriptors of up to 32 KiB; it reads from pages of 4 KiB, each of
+  which is filled by one ``readinto`` and then signalled to the guest.
+* When a read would block, the receiving thread polls the backend's descriptor and its own stop signal. It takes a
+  result of 0 for end of file, and never reads again.
+* When a write would block, the transmitting thread calls ``wait_until_writable``, and tries again. **It does not
+  check its stop flag in that loop.** Any other result than "all bytes" or would-block makes a real device spin for
+  ever; here it is recorded as a violation of the contract, and the thread ends.
 
-Where threads meet: `Gate` holds everything a test can switch (stop, stall, death), and its condition guards the
-queues too. A backend call is made under its direction's own lock, with the switches looked at after taking
-it. So once a switch was thrown inside ``freeze``, no call that began before is still under way and none begins.
-A call that *blocks* (``wait_until_writable``, poll) is made under no lock. Locks are taken in one order:
-receiver's, transmitter's, gate's.
+The threads meet at `Gate`: it holds everything that a test can switch (stop, stall, death), and its condition
+guards the queues too. A backend call is made under its direction's own lock, and the switches are checked after
+the lock was taken. So when a switch was set inside ``freeze``, no earlier call is still running, and no new one
+begins. A call that *blocks* (``wait_until_writable``, poll) is made under no lock. Locks are always taken in the
+order receiver's, transmitter's, gate's.
 
 This module must not know what the bytes mean, nor import trio.
 """
@@ -36,26 +36,34 @@ if TYPE_CHECKING:
 
 __all__ = ["DESCRIPTORS", "PAGE_SIZE", "WRITE_SIZE", "DeviceBackend", "Gate", "Receiver", "Transmitter"]
 
-#: Descriptors in each queue, as virtio console devices offer them.
+#: Descriptors in each queue: the number that virtio console devices offer.
 DESCRIPTORS: Final = 32
 
 #: Bytes of one in-buffer: the guest's driver offers single pages.
 PAGE_SIZE: Final = 4096
 
-#: The most bytes of one out-buffer: the guest's driver copies a ``write`` in pieces of this size.
+#: The most bytes of one out-buffer: the guest's driver cuts a ``write`` into pieces of this size.
 WRITE_SIZE: Final = 32 * 1024
 
 
 class DeviceBackend(Protocol):
-    """The calls a console device makes; see `AgentConsoleBackend` for what they mean."""
+    """The calls that a console device makes. `AgentConsoleBackend` has them, and says the whole contract."""
 
-    def readinto(self, buffer: bytearray | memoryview) -> int: ...
+    def readinto(self, buffer: bytearray | memoryview) -> int:
+        """Fill ``buffer``; return the bytes copied, or 0 at end of file; `BlockingIOError` if none has come."""
+        ...
 
-    def write(self, data: bytes) -> int: ...
+    def write(self, data: bytes) -> int:
+        """Take all of ``data`` and return its size, or raise `BlockingIOError` if it does not fit."""
+        ...
 
-    def read_wake_fd(self) -> int: ...
+    def read_wake_fd(self) -> int:
+        """The descriptor that is readable when ``readinto`` would not block."""
+        ...
 
-    def wait_until_writable(self) -> bool: ...
+    def wait_until_writable(self) -> bool:
+        """Block until the refused ``write`` would fit or the host has gone."""
+        ...
 
 
 @final
@@ -78,7 +86,7 @@ class Gate:
             self.changed.notify_all()
 
     def wait_for(self, predicate: Callable[[], bool], deadline: float | None = None) -> bool:
-        """Wait, with `changed` held, for ``predicate``; `False` at the deadline."""
+        """Wait for ``predicate``, with `changed` held; returns `False` at the deadline."""
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         return self.changed.wait_for(predicate, left)
 
@@ -90,7 +98,7 @@ class Gate:
             self.changed.notify_all()
 
     def check_guest(self) -> None:
-        """Raise what a guest's call meets when there is no device any more."""
+        """Raise the error of a guest's call if the device has gone or the backend has violated its contract."""
         if self.violations:
             raise self.violations[0]
         if self.dead or self.stopping:
@@ -105,7 +113,7 @@ class Transmitter:
         self._backend = backend
         self._gate = gate
         self._lock = threading.Lock()  # held around a write
-        self.queue: deque[bytes] = deque()  # the first one may be in the thread's hand
+        self.queue: deque[bytes] = deque()  # the thread may be writing the first one
         self.written = 0
         self.blocked = 0
 
@@ -128,14 +136,14 @@ class Transmitter:
         return gate.dead or gate.stopping or (bool(self.queue) and not gate.stalled)
 
     def _place(self, descriptor: bytes) -> bool:
-        """The would-block loop, as a device runs it: it ends with the write, and not when told to stop.
+        """Write a descriptor, retrying as a device does: the loop ends with the write, and not at a stop.
 
-        `False` once the device is dead, or would spin for ever.
+        Returns `False` once the device is dead, or would spin for ever.
         """
         gate = self._gate
         while True:
             with gate.changed:
-                # A device that is stopped cannot stay frozen: its threads are about to be joined.
+                # A stop ends a stall, because the threads are about to be joined.
                 gate.wait_for(lambda: gate.dead or gate.stopping or not gate.stalled)
             with self._lock:
                 if gate.dead:
@@ -150,27 +158,29 @@ class Transmitter:
             self.blocked += 1
             try:
                 self._backend.wait_until_writable()
-            except Exception as exc:  # noqa: BLE001  (this is what is tested)
+            except Exception as exc:  # noqa: BLE001  (any exception violates the contract)
                 gate.violated(f"wait_until_writable() raised {exc!r}", exc)
                 return False
 
     def _write(self, data: bytes) -> int | None:
-        """One write: what was taken, `None` if it would block, -1 after a violation."""
+        """Make one write; returns the bytes taken, `None` if it would block, -1 after a violation."""
         try:
             count = self._backend.write(data)
         except BlockingIOError:
             return None
-        except Exception as exc:  # noqa: BLE001  (this is what is tested)
+        except Exception as exc:  # noqa: BLE001  (any exception violates the contract)
             self._gate.violated(f"write() raised {exc!r}, which a device retries for ever", exc)
             return -1
         if count != len(data):
-            self._gate.violated(f"write() of {len(data)} bytes returned {count!r}: all or would-block")
+            self._gate.violated(
+                f"write() of {len(data)} bytes returned {count!r}: it must take all, or would block"
+            )
             return -1
         self.written += count
         return count
 
     def freeze(self, switch: Callable[[], None], *, cut: bool = False) -> None:
-        """Throw a switch between two writes, perhaps after handing over half of the next."""
+        """Call ``switch`` between two writes; with ``cut`` after half of the next descriptor was written."""
         with self._lock:
             if cut and self.queue and not self._gate.dead:
                 first = self.queue[0]
@@ -222,7 +232,7 @@ class Receiver:
         return gate.dead or gate.stopping or (bool(self.free) and not gate.stalled)
 
     def _fill(self, page: bytearray) -> int | None:
-        """Bytes put into the page, 0 at end of file, `None` if the thread has to end."""
+        """Fill a page; returns the bytes put into it, 0 at end of file, `None` if the thread has to end."""
         gate = self._gate
         while True:
             with gate.changed:
@@ -236,7 +246,7 @@ class Receiver:
                     count = self._backend.readinto(page)
                 except BlockingIOError:
                     pass
-                except Exception as exc:  # noqa: BLE001  (this is what is tested)
+                except Exception as exc:  # noqa: BLE001  (any exception violates the contract)
                     gate.violated(f"readinto() raised {exc!r}", exc)
                     return None
                 else:
@@ -247,7 +257,9 @@ class Receiver:
             self.blocked += 1
             fd = self._backend.read_wake_fd()
             if fd < 0:
-                gate.violated("read_wake_fd() has nothing to poll: the wakes were closed under the device")
+                gate.violated(
+                    "read_wake_fd() returned no descriptor: the wakes were closed before the device ended"
+                )
                 return None
             self._poll(fd)
 
@@ -258,6 +270,6 @@ class Receiver:
         poller.poll()
 
     def freeze(self, switch: Callable[[], None]) -> None:
-        """Throw a switch between two reads."""
+        """Call ``switch`` between two reads."""
         with self._lock:
             switch()

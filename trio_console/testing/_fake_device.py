@@ -1,6 +1,6 @@
-"""A console device without a machine: what a test holds to play the guest and to break things.
+"""A console device without a machine, for a test that plays the guest and lets the device fail.
 
-The threads are in ``_device_threads``; here is the guest's side of their queues, the faults, and the end.
+The threads are in ``_device_threads``; here are the guest's side of their queues, the faults, and the shutdown.
 
 This module must not know what the bytes mean, nor import trio.
 """
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 __all__ = ["FakeConsoleDevice", "FakeDeviceStatistics"]
 
-#: Seconds that blocking calls of a test take by default before they fail; none should come near it.
+#: Seconds after which a blocking call of a test fails by default; no call of a correct test comes near it.
 DEFAULT_TIMEOUT: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class FakeDeviceStatistics:
-    """What a `FakeConsoleDevice` has done so far.
+    """The work that a `FakeConsoleDevice` has done so far.
 
     Attributes:
-        bytes_written: of the guest's, taken by the backend.
-        bytes_read: given to the guest's pages.
-        pages_filled: in-buffers used, one interrupt of the guest each.
-        writes_blocked: how often a write would have blocked: many for one wait are a spinning core.
+        bytes_written: bytes of the guest that the backend has taken.
+        bytes_read: bytes that were put into the guest's pages.
+        pages_filled: pages used; each is one interrupt of the guest.
+        writes_blocked: how often a write would have blocked. Many of them in one wait are a busy loop.
         reads_blocked: how often a read would have blocked.
-        descriptors_pending: of the guest's, not taken by the backend yet.
-        pages_pending: filled, and not read by the guest yet.
+        descriptors_pending: descriptors of the guest that the backend has not taken yet.
+        pages_pending: filled pages that the guest has not read yet.
     """
 
     bytes_written: int
@@ -54,19 +54,19 @@ class FakeDeviceStatistics:
 
 @final
 class FakeConsoleDevice:
-    """A virtio console device for tests: its threads run from the moment it is made.
+    """A virtio console device for tests. Its threads run from the moment it is made.
 
-    A test, or another thread, plays the guest through the ``guest_*`` calls, which block; from a trio program
-    call them through `trio.to_thread.run_sync`. Usable as a context manager, which shuts down, and fails
-    if the backend has violated its contract.
+    A test, or another thread, plays the guest through the ``guest_*`` calls, which block. A trio program calls
+    them through `trio.to_thread.run_sync`. As a context manager it is shut down when the block is left, and raises
+    if the backend has violated its contract. All methods may be called from any thread.
 
     Args:
-        console: the state whose guest end to drive, or a backend.
-        stalled: start frozen, as after `stall`.
+        console: the state whose guest end the device drives, or a backend.
+        stalled: start stalled, as after `stall`; by default not.
 
     Attributes:
-        violations: what the backend did that would hang a real device, as `AssertionError`s; ought to be
-            empty. It may be looked at from any thread.
+        violations: the calls in which the backend violated its contract, so that a real device would hang, as
+            `AssertionError`s; it should be empty.
     """
 
     def __init__(self, console: ConsoleSharedState | DeviceBackend, *, stalled: bool = False) -> None:
@@ -83,7 +83,7 @@ class FakeConsoleDevice:
         self._stop = WakePipe()
         self._tx = Transmitter(backend, self._gate)
         self._rx = Receiver(backend, self._gate, self._stop)
-        # Daemons: one that hangs fails `shutdown`, and must not keep the program on top.
+        # Daemons: a thread that hangs makes `shutdown` fail, and must not also keep the program from exiting.
         self._threads = [
             threading.Thread(target=self._tx.run, name="fake console tx", daemon=True),
             threading.Thread(target=self._rx.run, name="fake console rx", daemon=True),
@@ -93,7 +93,7 @@ class FakeConsoleDevice:
 
     @property
     def violations(self) -> tuple[BaseException, ...]:
-        """See the class."""
+        """The violations of the backend's contract; see the class."""
         with self._gate.changed:
             return tuple(self._gate.violations)
 
@@ -102,11 +102,15 @@ class FakeConsoleDevice:
     def guest_write(self, data: bytes | bytearray | memoryview, timeout: float = DEFAULT_TIMEOUT) -> None:
         """Write as the guest: queue all of ``data`` in descriptors of up to 32 KiB.
 
-        Blocks while all 32 descriptors are in use. Returns when the last is queued; see `guest_flush`.
+        Blocks while all 32 descriptors are in use. Returns when the last one is queued; see `guest_flush`.
+
+        Args:
+            data: the bytes to write.
+            timeout: seconds for all of it; by default 10.
 
         Raises:
-            TimeoutError: no descriptor came free within ``timeout`` seconds; a first part is queued.
-            OSError: ``ENODEV``, the device has died or was shut down.
+            TimeoutError: no descriptor was free in time; a first part of ``data`` may be queued.
+            OSError: ``ENODEV``: the device has died or was shut down.
             AssertionError: the backend has violated its contract.
         """
         deadline = time.monotonic() + timeout
@@ -122,7 +126,15 @@ class FakeConsoleDevice:
                     gate.changed.notify_all()
 
     def guest_flush(self, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Block until the backend has taken all descriptors. Errors as in `guest_write`."""
+        """Block until the backend has taken all descriptors.
+
+        Args:
+            timeout: seconds; by default 10.
+
+        Raises:
+            TimeoutError: descriptors are still queued after that time.
+            OSError, AssertionError: as in `guest_write`.
+        """
         gate = self._gate
         with gate.changed:
             deadline = time.monotonic() + timeout
@@ -133,12 +145,16 @@ class FakeConsoleDevice:
     def guest_read(self, max_bytes: int = PAGE_SIZE, timeout: float = DEFAULT_TIMEOUT) -> bytes:
         """Read as the guest: at least one byte, at most ``max_bytes``, from one page.
 
+        Args:
+            max_bytes: the most bytes to return, at least 1; by default a page of 4096.
+            timeout: seconds; by default 10.
+
         Returns:
-            ``b""`` at end of file.
+            The bytes; ``b""`` at end of file.
 
         Raises:
-            TimeoutError: nothing came within ``timeout`` seconds.
-            OSError: ``ENODEV``, the device has died or was shut down, and every page was read.
+            TimeoutError: no bytes came in time.
+            OSError: ``ENODEV``: the device has died or was shut down, and every page was read.
             AssertionError: the backend has violated its contract.
             ValueError: ``max_bytes`` is below 1.
         """
@@ -149,7 +165,7 @@ class FakeConsoleDevice:
         with gate.changed:
             deadline = time.monotonic() + timeout
             if not gate.wait_for(lambda: bool(rx.pages) or rx.eof or self._guest_interrupted(), deadline):
-                raise TimeoutError(f"nothing to read in {timeout} s")
+                raise TimeoutError(f"no bytes came in {timeout} s")
             if not rx.pages:
                 if rx.eof:
                     return b""
@@ -158,13 +174,13 @@ class FakeConsoleDevice:
             if len(page) > max_bytes:
                 rx.pages.appendleft(page[max_bytes:])
                 return page[:max_bytes]
-            rx.free += 1  # the driver gives a page back once it is read to its end
+            rx.free += 1  # the driver reuses a page when all of it was read
             gate.changed.notify_all()
             return page
 
     @property
     def guest_eof(self) -> bool:
-        """Whether the guest has come to end of file: nothing more can be read, for good."""
+        """Whether the guest is at end of file: it has read all bytes, and no more will come."""
         with self._gate.changed:
             return self._rx.eof and not self._rx.pages
 
@@ -175,7 +191,7 @@ class FakeConsoleDevice:
     # Faults
 
     def stall(self) -> None:
-        """Freeze both threads before their next call to the backend, until `resume`. Returns once none runs.
+        """Stop both threads before their next call to the backend, until `resume`. Returns when no call runs.
 
         A thread that is blocked in ``wait_until_writable`` or poll stays there.
         """
@@ -186,16 +202,16 @@ class FakeConsoleDevice:
         self._gate.set(stalled=False)
 
     def die(self, cause: BaseException | None = None, *, mid_chunk: bool = False) -> None:
-        """Disappear: no call is made any more, and the state is told that the guest is gone.
+        """Make no more calls, and tell the state that the guest has gone.
 
-        Does not wait for the host, whatever the rings hold. A thread that is blocked in
-        ``wait_until_writable`` ends when that returns. Repeating it does nothing.
+        Does not wait for the host, whatever the rings hold. A thread that is blocked in ``wait_until_writable``
+        ends when that call returns. A second call does nothing.
 
         Args:
-            cause: what the host's user is to see; `None` is an orderly end.
-            mid_chunk: hand over the first half of the oldest descriptor that is not yet written, if there
-                is one and the ring takes it, and never the second. `stall` before `guest_write`
-                makes sure that there is one.
+            cause: the cause of the error that the host gets; `None`, the default, is an orderly end.
+            mid_chunk: write the first half of the oldest descriptor that was not written yet, if there is one and
+                the ring takes it, and never its second half. Call `stall` before `guest_write` to make sure that
+                there is one.
         """
 
         def end() -> None:
@@ -213,12 +229,15 @@ class FakeConsoleDevice:
     # The end
 
     def shutdown(self, timeout: float = DEFAULT_TIMEOUT) -> None:
-        """Stop and join both threads, as the monitor does before it can exit. Idempotent.
+        """Stop and join both threads, as the monitor does before it can exit. A second call does nothing.
 
-        The transmitting thread ends only once its current write was taken: the host must read, or close.
+        The transmitting thread ends only when its current write was taken: the host must read, or close.
+
+        Args:
+            timeout: seconds; by default 10.
 
         Raises:
-            AssertionError: a thread did not end within ``timeout`` seconds, and which. It is left running.
+            AssertionError: a thread did not end in time; the message names it. The thread is left running.
         """
         self._gate.set(stopping=True)
         self._stop.wake()
@@ -231,7 +250,7 @@ class FakeConsoleDevice:
         self._stop.close()
 
     def statistics(self) -> FakeDeviceStatistics:
-        """What was done so far. From any thread."""
+        """The work done so far."""
         with self._gate.changed:
             return FakeDeviceStatistics(
                 bytes_written=self._tx.written,
@@ -257,6 +276,6 @@ class FakeConsoleDevice:
         except AssertionError:
             if exc is None:
                 raise
-            return  # the body's own error tells more
+            return  # the body's own error says more
         if exc is None and self.violations:
             raise self.violations[0]

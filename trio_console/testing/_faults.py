@@ -1,10 +1,11 @@
-"""What can go wrong on a console, as data; and one direction of a console on which it does.
+"""Faults of a console, as data; and `FaultLine`, one direction of a console on which they happen.
 
-A `Fault` is an action and the frame at which it is taken, so a script of faults has the same effect in every run.
-`FaultLine` takes bytes, cuts them into frames, counts them, and gives what comes out at the other side: bytes, and
-where a fault happens a `FiredFault`, whose effect on the console as a whole is up to whoever moves the bytes.
+A `Fault` is an action and the frame at which it happens, so a list of faults has the same effect in every run. A
+`FaultLine` is given bytes, cuts them into frames, counts the frames, and returns the bytes that come out at the
+other side. Where a fault happens it also returns a `FiredFault`; its effect on the whole console is the task of
+the caller that moves the bytes.
 
-No I/O, no threads, no trio; and this module must not know who is at either end.
+There is no I/O, no thread and no trio here, and this module must not know what is at either end.
 """
 
 from __future__ import annotations
@@ -55,10 +56,10 @@ class Stall:
 @final
 @dataclass(frozen=True, slots=True)
 class Disconnect:
-    """Cut the console, both ways, before this frame: each side sees the other's end gone.
+    """Cut the console in both directions before this frame: each side sees that the other has gone.
 
     Attributes:
-        error: errno of what a device read fails with on the host's side; `None` is end of file.
+        error: errno with which the host's reads fail; `None`, the default, is end of file.
     """
 
     error: int | None = None
@@ -67,12 +68,12 @@ class Disconnect:
 @final
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """Send the guest's process on this machine a signal, before this frame.
+    """Send a signal to the guest's process on this machine, before this frame.
 
-    SIGKILL is an agent that crashes; SIGSTOP one that hangs, on a console that stays open.
+    SIGKILL plays an agent that crashes; SIGSTOP plays one that hangs while its console stays open.
 
     Attributes:
-        number: of the signal.
+        number: the signal's number; by default SIGKILL.
     """
 
     number: int = signal.SIGKILL
@@ -90,7 +91,7 @@ class Duplicate:
     """Deliver this frame more than once.
 
     Attributes:
-        copies: how many follow the first one.
+        copies: how many copies follow the frame; by default 1.
     """
 
     copies: int = 1
@@ -101,13 +102,13 @@ class Duplicate:
 class Corrupt:
     """Flip bits in one byte of this frame.
 
-    A frame is four bytes of length, four of id, one of flags, and the message; so offset 0 puts the whole
-    stream out of step, and the last byte is mostly data.
+    A frame is four bytes of length, four of id, one of flags, and the message. So offset 0 puts the whole byte
+    stream out of step, and the last byte is data in most frames.
 
     Attributes:
-        offset: of the byte; counted from the end if negative. Beyond the frame it is the frame's last byte, or
-            its first.
-        mask: the bits to flip, 1 to 255.
+        offset: the byte's offset in the frame; counted from the end if negative. An offset beyond the frame means
+            the frame's last byte, or its first. By default the last byte.
+        mask: the bits to flip, 1 to 255; by default 1.
     """
 
     offset: int = -1
@@ -121,12 +122,12 @@ class Corrupt:
 @final
 @dataclass(frozen=True, slots=True)
 class Reorder:
-    """Deliver this frame late, behind the next one or several.
+    """Deliver this frame late, behind one or more later frames.
 
     Attributes:
-        by: how many frames overtake it. If no more come, it is delivered when the console ends.
-        across_sessions: count only frames of other sessions, and keep the order inside this one: what the
-            protocol allows an agent to do.
+        by: how many frames overtake it; by default 1. If no more come, it is delivered when the console ends.
+        across_sessions: count only frames of other sessions, and keep the order inside this session. An agent may
+            do that by the protocol.
     """
 
     by: int = 1
@@ -140,11 +141,11 @@ class Reorder:
 @final
 @dataclass(frozen=True, slots=True)
 class Truncate:
-    """Deliver the beginning of this frame, and nothing more of it.
+    """Deliver only the beginning of this frame.
 
     Attributes:
-        keep: bytes of it that are delivered; `None` is half of them.
-        then: what comes next: by default this direction stalls. (If it is resumed it is out of step.)
+        keep: how many bytes of the frame are delivered; `None`, the default, is half of them.
+        then: what happens next: by default this direction stalls. (After a resume it is out of step.)
     """
 
     keep: int | None = None
@@ -158,10 +159,12 @@ class Truncate:
 @final
 @dataclass(frozen=True, slots=True)
 class Flood:
-    """From this frame on, repeat without end, as fast as the other side takes it; nothing else passes.
+    """From this frame on, send the same bytes again and again, as fast as the other side takes them.
+
+    Later frames of this direction are lost.
 
     Attributes:
-        data: bytes to repeat; `None` is this frame itself.
+        data: the bytes to repeat; `None`, the default, is this frame.
     """
 
     data: bytes | None = None
@@ -171,7 +174,7 @@ class Flood:
             raise ValueError("data must not be empty")
 
 
-#: What concerns the whole console and not the bytes of a frame.
+#: Actions on the whole console, and not on the bytes of a frame.
 Effect: TypeAlias = Stall | Disconnect | Signal
 
 Action: TypeAlias = Stall | Disconnect | Signal | Drop | Duplicate | Corrupt | Reorder | Truncate | Flood
@@ -180,22 +183,23 @@ Action: TypeAlias = Stall | Disconnect | Signal | Drop | Duplicate | Corrupt | R
 @final
 @dataclass(frozen=True, slots=True, eq=False)
 class Fault:
-    """One thing that goes wrong, once, at a frame that is counted to.
+    """An action that happens once, at the nth frame that matches.
 
-    Frames are counted from when the guest is opened, those of the boot included: the first two that a guest
+    Frames are counted from the opening of the guest, including the frames of the boot: the first two that a guest
     transmits are ``core.init.resolved`` and ``core.ready``. A fault that is added with `FaultyGuest.inject` counts
-    from then on. Only one fault acts on a frame; another that is due waits for the next frame that matches.
+    from then on. Only one fault acts on a frame; if two are due, the second waits for the next frame that matches.
 
     Attributes:
         action: what happens.
-        message: the message type that is counted, such as ``"core.exec.stdout"``; `None` counts every frame.
-        nth: the frame at which it happens, counted from 1.
-        direction: ``"tx"`` for what the guest transmits, ``"rx"`` for what it receives; `None` is what ``message``
-            says, and ``"tx"`` if that goes both ways or is not given.
+        message: the message type of the frames that match, such as ``"core.exec.stdout"``; `None`, the default,
+            matches every frame.
+        nth: the number of the matching frame at which the action happens, counted from 1; by default 1.
+        direction: ``"tx"`` for frames that the guest transmits, ``"rx"`` for frames that it receives; `None`, the
+            default, is the direction of ``message``, or ``"tx"`` if that has both directions or is not given.
 
     Raises:
-        ValueError: no such message type, not one of this direction, or ``nth`` is below 1.
-        TypeError: ``action`` is none.
+        ValueError: there is no such message type, it has another direction, or ``nth`` is below 1.
+        TypeError: ``action`` is not an action.
     """
 
     action: Action
@@ -205,7 +209,8 @@ class Fault:
 
     def __post_init__(self) -> None:
         if not isinstance(self.action, get_args(Action)):
-            raise TypeError(f"action must be one of {', '.join(a.__name__ for a in get_args(Action))}")
+            known = ", ".join(action.__name__ for action in get_args(Action))
+            raise TypeError(f"action must be one of {known}, not {self.action!r:.80}")
         if self.nth < 1:
             raise ValueError(f"nth must be at least 1, not {self.nth}")
         if self.direction not in (None, "tx", "rx"):
@@ -233,10 +238,10 @@ class FiredFault:
     """A fault that has happened.
 
     Attributes:
-        fault: which one.
+        fault: the fault.
         frame: the number of the frame in its direction, counted from 1.
-        message: its message type, or ``""`` if it has none that can be read.
-        session: its correlation id.
+        message: the frame's message type, or ``""`` if it cannot be read.
+        session: the frame's correlation id.
     """
 
     fault: Fault
@@ -246,7 +251,7 @@ class FiredFault:
 
     @property
     def effect(self) -> Effect | None:
-        """What has to be done to the console beside its bytes, if anything."""
+        """The action on the whole console, if the fault has one."""
         action = self.fault.action
         if isinstance(action, Truncate):
             return action.then
@@ -261,7 +266,7 @@ class LineStatistics:
     Attributes:
         frames: whole frames that came in.
         bytes_in: bytes that came in.
-        bytes_out: bytes that were let out.
+        bytes_out: bytes that came out.
     """
 
     frames: int
@@ -270,7 +275,7 @@ class LineStatistics:
 
 
 class _Armed:
-    """A fault that has not happened, and the frames it has counted."""
+    """A fault that has not happened yet, and the number of frames that have matched."""
 
     __slots__ = ("fault", "seen")
 
@@ -279,7 +284,7 @@ class _Armed:
         self.seen = 0
 
     def counts(self, message: str) -> bool:
-        """Count a frame; whether the fault is due at it."""
+        """Count a frame if it matches; returns whether the fault is due at this frame."""
         if self.fault.message not in (None, message):
             return False
         self.seen += 1
@@ -287,24 +292,24 @@ class _Armed:
 
 
 class _Held:
-    """A frame that is late, with what has to stay behind it."""
+    """A frame that is delivered late, and the later frames that must stay behind it."""
 
     __slots__ = ("frames", "left", "session")
 
     def __init__(self, frame: bytes, by: int, session: int | None) -> None:
         self.frames = [frame]
         self.left = by
-        self.session = session  # whose frames stay behind it; None: nobody's
+        self.session = session  # later frames of this session stay behind the frame; None for no session
 
 
 @final
 class FaultLine:
     """One direction of a console, with faults.
 
-    `feed` it bytes, then take what comes out with `take` until there is nothing. Used by one thread at a time.
+    Give it bytes with `feed`; then call `take` until it returns `None`. Used by one thread at a time.
 
     Args:
-        faults: those of this direction.
+        faults: the faults of this direction.
     """
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
@@ -312,8 +317,8 @@ class FaultLine:
         self._partial = bytearray()
         self._out: deque[bytes | FiredFault] = deque()
         self._held: _Held | None = None
-        self._raw = False  # what comes is no frames, or not to be looked at any more
-        self._lost = False  # nothing that comes is let through any more: the rest is a flood
+        self._raw = False  # the bytes are not frames, so they pass uncounted
+        self._lost = False  # a flood has begun, so no more bytes pass
         self._flood: bytes | None = None
         self._frames = 0
         self._bytes_in = 0
@@ -327,7 +332,7 @@ class FaultLine:
         return LineStatistics(self._frames, self._bytes_in, self._bytes_out)
 
     def feed(self, data: bytes | memoryview) -> None:
-        """Bytes come in, cut anywhere."""
+        """Take bytes in; they may be cut anywhere."""
         self._bytes_in += len(data)
         if self._lost:
             return
@@ -339,14 +344,14 @@ class FaultLine:
             self._pass(frame)
 
     def end(self) -> None:
-        """No more bytes come: what is late or incomplete comes out."""
+        """Take no more bytes: late and incomplete frames come out now."""
         self._release()
         if self._partial:
             self._out.append(bytes(self._partial))
             self._partial.clear()
 
     def take(self) -> bytes | FiredFault | None:
-        """The next thing that comes out; `None` when more has to come in first."""
+        """The next bytes or fired fault that come out; `None` if more bytes have to come in first."""
         if self._out:
             item = self._out.popleft()
         elif self._flood is not None:
@@ -358,13 +363,13 @@ class FaultLine:
         return item
 
     def _cut(self) -> bytes | None:
-        """A whole frame off the front of what has come."""
+        """Remove the first whole frame from the bytes that have come, and return it."""
         partial = self._partial
         if len(partial) < _LENGTH_SIZE:
             return None
         length = int.from_bytes(partial[:_LENGTH_SIZE], "big")
         if not MIN_FRAME_LENGTH <= length <= MAX_FRAME_LENGTH:
-            # Whoever talks here talks something else; that is for the other side to find out.
+            # These bytes are not frames; the other side has to detect that.
             self._raw = True
             self.end()
             return None
@@ -388,7 +393,7 @@ class FaultLine:
             self._release()
             self._out.extend((frame[: len(frame) // 2 if keep is None else keep], fired))
         else:
-            # Before the bytes: those of a flood have no end, and an effect comes before its frame.
+            # The fired fault comes before the bytes: a flood has no end, and an effect happens before its frame.
             self._out.append(fired)
             self._act(fault.action, frame, session)
 

@@ -1,15 +1,15 @@
-"""A console device between a channel's two threads and the real one, on which things go wrong.
+"""A console device with faults, between a console's two workers and the real device.
 
-It sits where the bytes are: what a worker thread reads or writes passes a `FaultLine` first. A stall holds the
-worker inside its call, as a stalled device would; everything else happens in the order of the frames.
+All bytes that a worker reads or writes pass a `FaultLine`. A stall holds the worker inside its call, as a stalled
+device would; every other fault happens in the order of the frames.
 
-Where threads meet: the reading worker, the writing worker, and the test, which stalls, resumes, cuts and adds
-faults. One condition guards the switches and the lines; a line is otherwise the business of its own worker, and no
-device call is made while it is held. The switches `closed` and `cut` only ever go from false to true, and each is
-set and announced before the device below is closed. So a worker that comes back from that device, for whatever
-reason, sees which of them it was.
+Three threads meet here: the reading worker, the writing worker, and the test, which stalls, resumes, cuts and adds
+faults. One condition guards the switches and the lines. Each line is used by its own worker, and a worker makes no
+device call while it holds the condition. The switches ``_closed`` and ``_cut`` only ever change from false to
+true, and each is set and announced before the real device is closed. So a worker whose call on the real device
+ends, for whatever reason, then sees which of the two switches was set.
 
-This module must not know who is at either end, nor import trio.
+This module must not know what is at either end, nor import trio.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["FaultyDevice"]
 
-#: Bytes of one read from the device below.
+#: Bytes of one read from the real device.
 _READ_SIZE: Final = 64 * 1024
 
 
 @final
 class FaultyDevice:
-    """A `GuestDevice` around another.
+    """A `GuestDevice` around the real one.
 
     Args:
-        inner: the device below; closed with this one.
-        faults: what is to go wrong.
-        send_signal: sends the guest's process a signal.
-        fired: told of each fault, from a worker thread.
+        inner: the real device; it is closed with this one.
+        faults: the faults of both directions.
+        send_signal: sends a signal to the guest's process.
+        fired: called with each fault that has happened, from a worker thread.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class FaultyDevice:
         self._cut: Disconnect | None = None
         self._closed = False
         self._ended = False
-        self._in_hand = b""  # read from the guest, and more than the reader asked for
+        self._in_hand = b""  # bytes that came out of the line and were not returned to the reader yet
 
     # The test's side, from any thread
 
@@ -120,7 +120,7 @@ class FaultyDevice:
         except OSError:
             if self._cut is None:
                 raise
-            return  # the error was our own doing, and `_wait_open` tells
+            return  # our own `disconnect` has caused the error; `_wait_open` returns False next
         with self._changed:
             if data:
                 self._lines["tx"].feed(data)
@@ -136,7 +136,7 @@ class FaultyDevice:
         return len(data) if self._write_out() else self._end_of_writing()
 
     def _write_out(self) -> bool:
-        """Write what has come out of the line; `False` if the console ended before."""
+        """Write the bytes that have come out of the line; returns `False` if the console ended before that."""
         while (item := self._take("rx")) is not None:
             if isinstance(item, FiredFault):
                 self._fire(item)
@@ -176,14 +176,14 @@ class FaultyDevice:
             return self._lines[direction].take()
 
     def _wait_open(self, direction: Direction) -> bool:
-        """Wait while this direction is stalled; `False` if the console was cut or closed."""
+        """Wait while this direction is stalled; returns `False` if the console was cut or closed."""
         with self._changed:
             self._changed.wait_for(lambda: self._closed or self._cut or direction not in self._stalled)
             return not (self._closed or self._cut)
 
     def _fire(self, fired: FiredFault) -> None:
-        # Done and told of in one step, for the other worker: whoever sees what a fault has done finds it among
-        # those that have fired. (It passes the lock after whatever its device has told it, the end for one.)
+        # The effect and the report are one step under the lock. So a thread that sees the effect of a fault, and
+        # then takes the lock, finds the fault among those that have fired.
         how = fired.effect
         with self._changed:
             match how:

@@ -1,6 +1,6 @@
 """A guest that misbehaves on demand: any guest, with faults on its console.
 
-This module must not know how bytes are moved, or frames made.
+This module must not know how bytes are moved, nor the format of frames.
 """
 
 from __future__ import annotations
@@ -29,21 +29,22 @@ _BOTH: Final[tuple[Direction, Direction]] = ("tx", "rx")
 
 @final
 class FaultyGuest(GuestSpec):
-    """A guest for tests whose console goes wrong, by a script or at once.
+    """A guest for tests, with faults on its console: listed before, or made at once by a method.
 
-    To be given to `trio_console.open_guest` or `trio_console.serve_relay`, as any guest. Needs no machine and no
-    privileges: the agent is the real one, in a child process, unless another guest is given.
+    It is given to `trio_console.open_guest` or `trio_console.serve_relay` like any guest. It needs no machine and
+    no privileges: by default the guest is the real agent in a child process.
 
-    One `FaultyGuest` may be opened again once it has ended; its script then begins anew. All methods but
-    `wait_fired` may be called from any thread. Those that change something do nothing once the guest has ended.
+    A `FaultyGuest` may be opened again when it has ended; its faults then begin anew. All methods but `wait_fired`
+    may be called from any thread. A method that changes something does nothing once the guest has ended.
 
     Args:
-        faults: the script, see `Fault`. The order matters only for faults that are due at the same frame.
-        guest: the guest whose console to spoil; `None` is a `trio_console.ProcessGuest`.
+        faults: the faults, see `Fault`; by default none. Their order matters only if two are due at the same
+            frame.
+        guest: the guest on whose console the faults happen; `None`, the default, is a `trio_console.ProcessGuest`.
 
     Raises:
-        TypeError: ``guest`` is no guest, or a fault is none.
-        ValueError: ``guest`` is this kind of guest already.
+        TypeError: ``guest`` is not a `GuestSpec`, or a fault is not a `Fault`.
+        ValueError: ``guest`` is a `FaultyGuest`.
     """
 
     def __init__(self, faults: Iterable[Fault] = (), *, guest: GuestSpec | None = None) -> None:
@@ -51,7 +52,7 @@ class FaultyGuest(GuestSpec):
         if not isinstance(self._guest, GuestSpec):
             raise TypeError(f"guest must be a GuestSpec such as ProcessGuest, not {type(guest).__name__}")
         if isinstance(self._guest, FaultyGuest):
-            raise ValueError("guest is a FaultyGuest already: give all faults to one")  # noqa: TRY004 (it is a guest)
+            raise ValueError("guest is a FaultyGuest: give all faults to one FaultyGuest")  # noqa: TRY004  (it is a GuestSpec)
         self._script = list(faults)
         for fault in self._script:
             if not isinstance(fault, Fault):
@@ -69,14 +70,14 @@ class FaultyGuest(GuestSpec):
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         if self._open:
-            raise RuntimeError("this FaultyGuest is open already: make one for each guest")
+            raise RuntimeError("this FaultyGuest is open: make one FaultyGuest for each guest")
         self._open = True
         self._fired.clear()
         token = trio.lowlevel.current_trio_token()
 
         def fired(what: FiredFault) -> None:
             self._fired.append(what)
-            with suppress(trio.RunFinishedError):  # an abandoned worker's
+            with suppress(trio.RunFinishedError):  # called by an abandoned worker
                 token.run_sync_soon(self._announce)
 
         try:
@@ -98,24 +99,25 @@ class FaultyGuest(GuestSpec):
         news, self._news = self._news, trio.Event()
         news.set()
 
-    # What the test does
+    # Faults at once
 
     def inject(self, fault: Fault) -> None:
         """Add a fault, which counts frames from now on.
 
         Raises:
-            RuntimeError: the guest has never been opened: give the fault to the constructor.
-            ValueError: the guest has no process on this machine that could be sent a signal.
+            RuntimeError: the guest has never been opened: pass the fault to the constructor.
+            ValueError: the fault is a signal, and the guest has no process on this machine.
         """
         device, host = self._opened()
         _check_possible(fault, host)
         device.inject(fault)
 
     def stall(self, direction: Direction | None = None) -> None:
-        """Let nothing pass any more, until `resume`; what is in a device call at this moment may still pass.
+        """Let no bytes pass until `resume`. Bytes of a device call that runs at this moment may still pass.
 
         Args:
-            direction: ``"tx"`` for what the guest transmits, ``"rx"`` for what it receives; `None` is both.
+            direction: ``"tx"`` for bytes that the guest transmits, ``"rx"`` for bytes that it receives; `None`,
+                the default, for both.
 
         Raises:
             RuntimeError: the guest has never been opened.
@@ -123,11 +125,14 @@ class FaultyGuest(GuestSpec):
         self._opened()[0].stall(*(_BOTH if direction is None else (direction,)))
 
     def resume(self, direction: Direction | None = None) -> None:
-        """End a stall, whoever began it. Arguments and errors as in `stall`."""
+        """End a stall, whether `stall` or a fault began it. Arguments and errors are those of `stall`."""
         self._opened()[0].resume(*(_BOTH if direction is None else (direction,)))
 
     def disconnect(self, error: int | None = None) -> None:
         """Cut the console, at once and for good; see `Disconnect`.
+
+        Args:
+            error: errno with which the host's reads fail; `None`, the default, is end of file.
 
         Raises:
             RuntimeError: the guest has never been opened.
@@ -135,11 +140,14 @@ class FaultyGuest(GuestSpec):
         self._opened()[0].disconnect(Disconnect(error))
 
     def send_signal(self, number: int = signal.SIGKILL) -> None:
-        """Send the guest's process a signal, at once; see `Signal`. Nothing if it has ended.
+        """Send a signal to the guest's process, at once; see `Signal`. Does nothing if the process has ended.
+
+        Args:
+            number: the signal's number; by default SIGKILL.
 
         Raises:
             RuntimeError: the guest has never been opened.
-            ValueError: it has no process on this machine.
+            ValueError: the guest has no process on this machine.
         """
         _, host = self._opened()
         _check_process(host)
@@ -150,18 +158,18 @@ class FaultyGuest(GuestSpec):
             raise RuntimeError("this FaultyGuest has not been opened: give it to trio_console.open_guest first")
         return self._device, self._host
 
-    # What the test looks at
+    # Results
 
     @property
     def fired(self) -> tuple[FiredFault, ...]:
-        """The faults that have happened since it was opened, in order."""
+        """The faults that have happened since the guest was opened, in order."""
         return tuple(self._fired)
 
     async def wait_fired(self, fault: Fault | None = None) -> FiredFault:
-        """Wait until a fault has happened, and return what is known of it.
+        """Wait until a fault has happened, and return it with its frame. If cancelled, nothing changes.
 
         Args:
-            fault: which one; `None` is the first of all.
+            fault: the fault to wait for; `None`, the default, is the first of all.
         """
         await trio.lowlevel.checkpoint()
         while True:
@@ -171,7 +179,10 @@ class FaultyGuest(GuestSpec):
             await self._news.wait()
 
     def statistics(self, direction: Direction) -> LineStatistics:
-        """What went through one direction since it was opened.
+        """The frames and bytes of one direction since the guest was opened.
+
+        Args:
+            direction: ``"tx"`` for guest to host, ``"rx"`` for host to guest.
 
         Raises:
             RuntimeError: the guest has never been opened.
@@ -187,4 +198,4 @@ def _check_possible(fault: Fault, host: Host) -> None:
 
 def _check_process(host: Host) -> None:
     if not host.has_process:
-        raise ValueError("this guest has no process on this machine that could be sent a signal")
+        raise ValueError("this guest has no process on this machine, so no signal can be sent to it")

@@ -1,6 +1,6 @@
-"""What a block of a program has left behind: threads, descriptors, child processes.
+"""Finding the threads, descriptors and child processes that a block of a program has left behind.
 
-This module must not import trio: it looks at the process from outside.
+This module must not import trio: it inspects the process from outside.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["nothing_left_behind"]
 
-#: Seconds that what is just ending may take to be gone.
+#: Seconds for threads and processes that are just ending to be gone.
 _GRACE: Final = 5.0
 
 _POLL: Final = 0.005
@@ -27,14 +27,15 @@ _POLL: Final = 0.005
 def nothing_left_behind() -> Iterator[None]:
     """Fail if a block leaves a thread, an open descriptor or a child process of this program behind.
 
-    What is just ending has 5 seconds, and what waits for the garbage collector is collected. Not counted are the
-    idle threads that trio keeps for ten seconds, and zombies. Descriptors and child processes are looked at
-    where there is ``/proc``, so on Linux. A block that raises is not judged: its traceback keeps things alive.
+    Threads and processes that are just ending have 5 seconds, and the garbage collector runs first. The idle
+    threads that trio keeps for ten seconds do not count, nor do zombies. Descriptors and child processes are found
+    only on a system with ``/proc``, so on Linux. A block that raises is not checked, because its traceback keeps
+    objects alive.
 
-    For use around a whole `trio.run`, or, inside of one, around what opens and closes a guest.
+    For use around a whole `trio.run`; or, inside of one, around a block that opens and closes a guest.
 
     Raises:
-        AssertionError: names what was left.
+        AssertionError: something was left; the message names it.
     """
     threads = _busy_threads()
     descriptors = _descriptors()
@@ -61,13 +62,13 @@ def _busy_threads() -> set[threading.Thread]:
 
 
 def _descriptors() -> dict[int, str]:
-    """Every open descriptor and what it is."""
+    """The number of every open descriptor, and the file behind it."""
     found = {}
     for name in _listing("/proc/self/fd"):
         try:
             found[int(name)] = os.readlink(f"/proc/self/fd/{name}")
         except OSError:
-            continue  # the one that listed the directory
+            continue  # the descriptor with which the directory was listed
     return found
 
 

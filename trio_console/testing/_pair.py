@@ -1,7 +1,4 @@
-"""Both ends of a console as streams of one trio program.
-
-This module must not know of threads: nothing here is driven by one.
-"""
+"""Both ends of a console as streams of one trio program, without threads."""
 
 from __future__ import annotations
 
@@ -17,18 +14,18 @@ def console_stream_pair(
 ) -> tuple[ConsoleStream, LaneStream]:
     """Make a console whose two ends are both trio streams.
 
-    For tests of what speaks over a console: a host's code runs on the first end, and what plays the guest on
-    the second. Bounds, backpressure and endings are the real ones; only the device and its threads are
-    left out.
+    For tests of code that speaks over a console: the host's code runs on the first end, and the test plays the
+    guest on the second. Bounds, backpressure and endings are the real ones; only the device and its threads are
+    missing.
 
     Args:
-        capacity: chunks queued at most in each direction.
-        max_bytes: bytes queued at most in each direction. A `send_all` blocks beyond it until the other
-            end has received; choose a small one to test backpressure.
+        capacity: the most chunks queued in each direction; by default 2048.
+        max_bytes: the most bytes queued in each direction; by default 1 MiB. When they are queued, `send_all`
+            blocks until the other end has received some; choose a small number to test backpressure.
 
     Returns:
-        ``(host, guest)``: two `trio.abc.HalfCloseableStream`. The host's has ``statistics()`` besides. Four
-        descriptors are theirs together, given back when both ends have been collected.
+        ``(host, guest)``: two `trio.abc.HalfCloseableStream`; the host's also has ``statistics()``. Together they
+        own four descriptors, which are closed when both ends have been garbage-collected.
 
     Raises:
         OSError: no descriptor could be made.

@@ -1,6 +1,6 @@
-"""A guest whose commands are functions of the test: no agent, no child process, no files.
+"""A guest whose commands are functions of the test: there is no agent, no child process and no file.
 
-It is a task at the other end of a socket, and speaks the agent's side of the protocol as far as commands go.
+It is a task at the other end of a socket that speaks the agent's side of the protocol, for commands only.
 
 This module must not know how a process's streams work.
 """
@@ -38,11 +38,11 @@ _RECEIVE_SIZE: Final = 64 * 1024
 @final
 @dataclass(frozen=True, slots=True)
 class Exits:
-    """A command that writes this, reads nothing, and exits.
+    """A command that reads nothing, writes the given output, and exits.
 
     Attributes:
-        status: exit status; ``-N`` is an end by signal N.
-        stdout, stderr: what it writes.
+        status: exit status, by default 0; ``-N`` is an end by signal N.
+        stdout, stderr: the bytes that it writes; by default none.
     """
 
     status: int = 0
@@ -50,31 +50,31 @@ class Exits:
     stderr: bytes = b""
 
 
-#: A function that plays a command. What it returns is the exit status, `None` being 0 and ``-N`` signal N.
+#: A function that plays a command. It returns the exit status: `None` is 0, and ``-N`` is an end by signal N.
 Play: TypeAlias = Callable[[ScriptedProcess], Awaitable[int | None]]
 
 
 @final
 class ScriptedGuest(GuestSpec):
-    """A guest for tests that only pretends: each command is a function, or a fixed answer.
+    """A guest for tests that runs no command: each command is played by a function, or has a fixed result.
 
-    To be given to `trio_console.open_guest`, `trio_console.serve_relay` or `FaultyGuest`, as any guest. Nothing is
-    started but a task, and what a command is asked to do happens nowhere.
+    It is given to `trio_console.open_guest`, `trio_console.serve_relay` or `FaultyGuest` like any guest. It starts
+    only a task.
 
-    A function is given a `ScriptedProcess` and plays it: reads its stdin, writes its stdout, and returns its exit
-    status. An `OSError` that it raises before it has used a stream is why the command could not be started; any
-    other exception is a mistake in the test, and comes out of `open_guest`. It is cancelled when the process is
-    killed.
+    A function is called with a `ScriptedProcess` and plays it: it reads its stdin, writes its stdout, and returns
+    its exit status. If it raises an `OSError` before it has used a stream, the command could not be started, with
+    that error. Any other exception is a mistake in the test, and is raised by `open_guest`. If the host kills the
+    process, the function is cancelled.
 
     Pings are answered. Files and connections are refused with ``ENOSYS``; use the real agent for them.
 
     Args:
         commands: a function that plays every command; or a mapping from a command's name (its first argument) to
-            such a function, an `Exits`, or an `OSError` for one that cannot be started. A name that is not in the
-            mapping cannot be found.
+            such a function, to an `Exits`, or to an `OSError` for a command that cannot be started. A command
+            whose name is not in the mapping is not found.
 
     Attributes:
-        processes: every command that was asked for since it was opened, in order.
+        processes: every command that the host has requested since the guest was opened, in order.
     """
 
     def __init__(self, commands: Play | Mapping[str, Play | Exits | OSError] = {}) -> None:  # noqa: B006
@@ -89,7 +89,7 @@ class ScriptedGuest(GuestSpec):
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         if self._open:
-            raise RuntimeError("this ScriptedGuest is open already: make one for each guest")
+            raise RuntimeError("this ScriptedGuest is open: make one ScriptedGuest for each guest")
         self._open = True
         self.processes.clear()
         try:
@@ -105,7 +105,8 @@ class ScriptedGuest(GuestSpec):
                         finally:
                             agent.living.cancel()
                 finally:
-                    # Instead of what it has done to the one who uses the guest, which is its context.
+                    # Raised in place of the error that the mistake has caused in the user's block. That becomes
+                    # its context.
                     if agent.mistake is not None:
                         raise agent.mistake
         finally:
@@ -138,15 +139,16 @@ class _Agent:
         self._outbox = Outbox(stream)
         self._running: dict[int, ScriptedProcess] = {}
         self._activity = 0
-        # Shielded, like a child process: when everything around is cancelled, its commands are still to be told.
+        # Shielded, like a child process: when the block around the guest is cancelled, the host still sends it
+        # frames.
         self.living = trio.CancelScope(shield=True)
         self.mistake: Exception | None = None
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, test: trio.CancelScope) -> None:
-        """Serve until the host closes the console or says so, or `living` is cancelled.
+        """Serve until the host closes the console or shuts the guest down, or until `living` is cancelled.
 
-        A function that fails is a mistake of the test, and ends it.
+        A function that fails is a mistake of the test, and cancels ``test``.
         """
         with self.living:
             try:
@@ -154,7 +156,7 @@ class _Agent:
                     nursery.start_soon(self._outbox.run)
                     await self._serve(nursery)
                     nursery.cancel_scope.cancel()
-            except Exception as exc:  # noqa: BLE001  (a function of the test's)
+            except Exception as exc:  # noqa: BLE001  (a function of the test may raise anything)
                 self.mistake = exc
                 test.cancel()
             finally:
@@ -172,7 +174,7 @@ class _Agent:
             return  # out of step, or the host is gone
 
     def _obey(self, frame: wire.Frame, nursery: trio.Nursery) -> bool:
-        """Act on one frame; `False` if it ends the guest."""
+        """Act on one frame; returns `False` if the frame shuts the guest down."""
         try:
             message = wire.decode(frame)
         except ProtocolError as exc:
@@ -216,7 +218,7 @@ class _Agent:
             case wire.TcpConnect():
                 self._say(wire.TcpFailed(refusal), id_)
             case _:
-                # What is said of a command that has just ended finds nobody.
+                # A frame for a command that has just ended is ignored.
                 if id_ in self._running:
                     self._running[id_].on_message(message)
 

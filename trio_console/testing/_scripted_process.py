@@ -1,6 +1,6 @@
 """A command of a scripted guest, as the function that plays it sees it: the inside of a process.
 
-This module must not know which function plays what, nor how frames get to the host.
+This module must not know which function plays which command, nor how frames get to the host.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ if TYPE_CHECKING:
 
 __all__ = ["STDIN_WINDOW", "ScriptedProcess"]
 
-#: Bytes of input that a host may send ahead of the command; what the real agent announces.
+#: Bytes of input that a host may send before the command reads: the same as the real agent announces.
 STDIN_WINDOW: Final = 1024 * 1024
 
-#: Bytes of output in a frame, as in the real agent.
+#: The most bytes of output in a frame: the same as in the real agent.
 _SLICE: Final = 128 * 1024
 
 _RECEIVE_SIZE: Final = 64 * 1024
 
-#: Signals that end no process which does not handle them.
+#: Signals whose default action does not end a process.
 _HARMLESS: Final = frozenset(
     {
         *(signal.SIGCHLD, signal.SIGURG, signal.SIGWINCH, signal.SIGCONT),
@@ -39,26 +39,26 @@ _HARMLESS: Final = frozenset(
     }
 )
 
-#: Signals kept for `ScriptedProcess.signals` when nobody takes them.
+#: The most signals that are queued in the channel of `ScriptedProcess.signals`.
 _MAX_SIGNALS: Final = 64
 
 
 @final
 class ScriptedProcess:
-    """A command that was asked for: what it is, its streams, and its end.
+    """A command that the host has requested, as the function that plays it sees it. `ScriptedGuest` makes them.
 
     Attributes:
         args: the command, its name included.
         env: variables that the host has set.
-        cwd: the directory asked for, or `None`.
-        user: the user asked for, or `None`.
+        cwd: the requested working directory, or `None`.
+        user: the requested user, or `None`.
         tty: whether it has a terminal.
-        rows, cols: of the terminal; a resize changes them.
-        pid: its process id, made up.
+        rows, cols: size of the terminal in characters; a resize changes them.
+        pid: its process id, which is made up.
         stdin: a `trio.abc.ReceiveStream` of its input.
-        stdout, stderr: `trio.abc.SendStream` for its output. Sending waits while the host does not read.
-        returncode: how it has ended: a status, ``-N`` if signal N did it, `None` while it runs, and if it could
-            not be started or the guest ended first.
+        stdout, stderr: a `trio.abc.SendStream` each for its output. Sending waits while the host does not read.
+        returncode: the exit status; ``-N`` if signal N ended it; `None` while it runs, if it could not be started,
+            and if the guest ended first.
     """
 
     def __init__(self, outbox: Outbox, id_: int, request: wire.ExecRequest) -> None:
@@ -92,15 +92,18 @@ class ScriptedProcess:
         return f"<trio_console.testing.ScriptedProcess {self.args!r}: {state}>"
 
     def signals(self) -> trio.MemoryReceiveChannel[int]:
-        """Handle signals from now on: they arrive on this channel, as numbers, and end the process no more.
+        """Handle signals from now on: their numbers arrive on the returned channel, and do not end the process.
 
-        SIGKILL still does: the function that plays the process is then cancelled.
+        SIGKILL still ends it: the function that plays the process is then cancelled.
         """
         self._signals, receive = trio.open_memory_channel[int](_MAX_SIGNALS)
         return receive
 
     async def start(self) -> None:
-        """Report the process as started, if it is not yet. Using a stream, and returning, do so too."""
+        """Report the process as started, if it was not yet. The use of a stream, and the return, do so too.
+
+        If cancelled, the host may have been told or not.
+        """
         await trio.lowlevel.checkpoint()
         if not self._started:
             self._started = True
@@ -109,9 +112,9 @@ class ScriptedProcess:
     # The guest's side
 
     async def run(self, play: Callable[[ScriptedProcess], Awaitable[int | None]]) -> None:
-        """Be played by a function to the end, and report it.
+        """Call the function that plays the process, and report its end. If cancelled, no end is reported.
 
-        Raises: what the function raises, except for an `OSError` before the process was started.
+        An exception of the function is raised, except for an `OSError` before the process was started.
         """
         status: int | None = None
         try:
@@ -130,14 +133,14 @@ class ScriptedProcess:
             await self.send(wire.ExecExited(self.returncode))
 
     async def send(self, message: wire.Message) -> None:
-        """Queue a frame behind all that was sent of this process; drop it if the console is gone."""
+        """Queue a frame behind the earlier frames of this process. If cancelled, the frame was not queued."""
         try:
             await self._outbox.send_bulk(wire.encode(message, self._id))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
-            await trio.sleep_forever()  # a guest without a host ends at once, and this with it
+            await trio.sleep_forever()  # the host has gone, so the guest is about to cancel this task
 
     def on_message(self, message: wire.Message) -> None:
-        """What the host says of this process. Does not block."""
+        """Act on a frame of the host for this process. Does not block."""
         match message:
             case wire.ExecStdin(data):
                 self._input.put(data)
@@ -150,19 +153,19 @@ class ScriptedProcess:
 
     def _on_signal(self, number: int) -> None:
         if self._signals is not None and number != signal.SIGKILL:
-            # (One that nobody takes is pending, like any signal, and a handler may be gone.)
+            # (A signal is lost if too many are queued, or if the test has closed the channel.)
             with suppress(trio.WouldBlock, trio.BrokenResourceError):
                 self._signals.send_nowait(number)
         elif number not in _HARMLESS:
             self.kill(number)
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """End it as by a signal."""
+        """End the process as a signal would."""
         self._killed_by = self._killed_by or number
         self._scope.cancel()
 
     def grant_input(self, size: int) -> None:
-        """This much of its input was read."""
+        """Grant the host credit for input that was read."""
         if not self._outbox.closed:
             self._outbox.send_control(wire.encode(wire.Credit("stdin", size), self._id))
 
@@ -180,7 +183,10 @@ def _start_failure(exc: OSError, name: str) -> wire.ExecFailed:
 
 @final
 class _Output(trio.abc.SendStream):
-    """What the process writes, within the credit its host has given."""
+    """An output stream of the process. It sends within the credit that the host has granted.
+
+    If `send_all` is cancelled, a part of the data may have been sent. A cancelled `aclose` closes it all the same.
+    """
 
     def __init__(self, process: ScriptedProcess, cls: type[wire.DataMessage], window: float) -> None:
         self._process = process
@@ -190,6 +196,7 @@ class _Output(trio.abc.SendStream):
         self._changed = trio.Event()
 
     def grant(self, size: int) -> None:
+        """Add credit, in bytes, that the host has granted."""
         self._credit += size
         self._wake()
 
@@ -198,6 +205,7 @@ class _Output(trio.abc.SendStream):
         changed.set()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send ``data`` in frames of up to 128 KiB, and wait for credit where there is none."""
         await self._process.start()
         with flat_view(data) as view:
             start = 0
@@ -209,6 +217,7 @@ class _Output(trio.abc.SendStream):
                 start += size
 
     async def wait_send_all_might_not_block(self) -> None:
+        """Wait until there is some credit."""
         await trio.lowlevel.checkpoint()
         while self._credit <= 0 and not self._closed:
             await self._changed.wait()
@@ -216,6 +225,7 @@ class _Output(trio.abc.SendStream):
             raise trio.ClosedResourceError("this output was closed")
 
     async def aclose(self) -> None:
+        """Close this output; the host is not told."""
         self._closed = True
         self._wake()
         await trio.lowlevel.checkpoint()
@@ -223,7 +233,10 @@ class _Output(trio.abc.SendStream):
 
 @final
 class _Input(trio.abc.ReceiveStream):
-    """What the process reads."""
+    """The input stream of the process.
+
+    If `receive_some` is cancelled, no byte was taken. A cancelled `aclose` closes it all the same.
+    """
 
     def __init__(self, process: ScriptedProcess) -> None:
         self._process = process
@@ -233,10 +246,11 @@ class _Input(trio.abc.ReceiveStream):
         self._changed = trio.Event()
 
     def put(self, data: bytes) -> None:
+        """Add bytes that the host has sent; ``b""`` is end of file."""
         if not data:
             self._eof = True
         elif self._closed:
-            self._process.grant_input(len(data))  # nobody reads it, and nobody is to wait for that
+            self._process.grant_input(len(data))  # dropped, and granted at once so that the host does not wait
         else:
             self._buffer += data
         self._wake()
@@ -246,6 +260,7 @@ class _Input(trio.abc.ReceiveStream):
         changed.set()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Take at least one byte, and at most ``max_bytes`` (by default 64 KiB); ``b""`` at end of file."""
         if max_bytes is not None and max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         await self._process.start()
@@ -260,6 +275,7 @@ class _Input(trio.abc.ReceiveStream):
         return data
 
     async def aclose(self) -> None:
+        """Close this input; bytes that the host sends from now on are dropped."""
         self._closed = True
         size = len(self._buffer)
         self._buffer.clear()

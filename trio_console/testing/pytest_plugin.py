@@ -1,13 +1,11 @@
-"""Fixtures for pytest: a guest, a guest that misbehaves, consoles without a machine, and a look at what is left.
+"""Fixtures for pytest: a guest, a guest that misbehaves, consoles without a machine, and a check for leaks.
 
-A project gets them by ``pytest_plugins = ["trio_console.testing.pytest_plugin"]`` in its ``conftest.py``. It is no
-plugin that loads itself, because then every project with this package installed would have fixtures of these
+A project loads them with ``pytest_plugins = ["trio_console.testing.pytest_plugin"]`` in its ``conftest.py``. The
+plugin does not load itself, because then every project that has this package installed would get fixtures of these
 names.
 
-The asynchronous ones are run by pytest-trio, in its ``trio_mode`` or in tests marked ``trio``; where it is not
-installed they say so, and the others work without it.
-
-This module must not know how anything is done: it only opens what the package has, and closes it.
+The asynchronous fixtures are run by pytest-trio, in its ``trio_mode`` or in tests marked ``trio``. Without
+pytest-trio they fail with a message that says so, and the other fixtures work.
 """
 
 from __future__ import annotations
@@ -37,7 +35,7 @@ __all__ = [
 
 @pytest.fixture
 def _runs_under_trio(request: pytest.FixtureRequest) -> None:
-    """What the asynchronous fixtures need; without it they would be generators that nobody runs."""
+    """Fail a test that uses an asynchronous fixture and is not run by pytest-trio."""
     if find_spec("pytest_trio") is None:
         pytest.fail(
             f"the fixtures 'guest' and 'console_pair' need pytest-trio, and {request.node.name} uses one: "
@@ -46,7 +44,7 @@ def _runs_under_trio(request: pytest.FixtureRequest) -> None:
         )
     if request.node.get_closest_marker("trio") is None:
         pytest.fail(
-            f"the fixtures 'guest' and 'console_pair' are for trio tests, and {request.node.name} is none: "
+            f"the fixtures 'guest' and 'console_pair' are for trio tests, and {request.node.name} is not one: "
             "mark it with pytest.mark.trio, or set trio_mode = true in pytest's configuration",
             pytrace=False,
         )
@@ -54,7 +52,7 @@ def _runs_under_trio(request: pytest.FixtureRequest) -> None:
 
 @pytest.fixture
 def guest_spec() -> trio_console.GuestSpec:
-    """The guest that `guest` and `faulty_guest` are made of; to be overridden. A `trio_console.ProcessGuest`."""
+    """The guest for `guest` and `faulty_guest`: a `trio_console.ProcessGuest`. Override it to use another."""
     return trio_console.ProcessGuest()
 
 
@@ -67,7 +65,7 @@ async def guest(_runs_under_trio: None, guest_spec: trio_console.GuestSpec) -> A
 
 @pytest.fixture
 def faulty_guest(guest_spec: trio_console.GuestSpec) -> testing.FaultyGuest:
-    """A `FaultyGuest` without faults yet, to be given to `trio_console.open_guest` by the test."""
+    """A `FaultyGuest` without faults; the test passes it to `trio_console.open_guest`."""
     return testing.FaultyGuest(guest=guest_spec)
 
 
@@ -80,13 +78,13 @@ async def console_pair(
     yield host, guest_end
     for end in (host, guest_end):
         await trio.aclose_forcefully(end)
-    # Not left to the garbage collector: pytest still holds the ends when other fixtures look what is open.
+    # Closed here, because pytest still refers to the ends when other fixtures check for open descriptors.
     host._shared.close_wakes()
 
 
 @pytest.fixture
 def console_state() -> Iterator[trio_console.ConsoleSharedState]:
-    """A `trio_console.ConsoleSharedState`: what `fake_console_device` drives, for the test to read and write."""
+    """The `trio_console.ConsoleSharedState` that `fake_console_device` drives; the test reads and writes it."""
     state = trio_console.ConsoleSharedState()
     yield state
     state.close_wakes()
@@ -94,10 +92,10 @@ def console_state() -> Iterator[trio_console.ConsoleSharedState]:
 
 @pytest.fixture
 def fake_console_device(console_state: trio_console.ConsoleSharedState) -> Iterator[testing.FakeConsoleDevice]:
-    """A `FakeConsoleDevice` on `console_state`. After the test it must come to its end, and have no violations."""
+    """A `FakeConsoleDevice` on `console_state`. After the test it must shut down, and have no violations."""
     with testing.FakeConsoleDevice(console_state) as device:
         yield device
-        # A device ends only once what its guest wrote was taken. A host that is done lets go of it.
+        # A device ends only when the bytes that its guest wrote were taken or dropped. This drops them.
         console_state.host_gone()
 
 
