@@ -37,6 +37,7 @@ from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
+from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
@@ -73,7 +74,7 @@ _SHUTDOWN_TIME: Final = 2.0
 _LEAST_CLIENT_BUDGET: Final = 8 * 1024
 
 #: The correlation ids of the first client. A console without a relay has only this client.
-_IDS: Final = range(1, 33_554_431)
+_IDS: Final = slot_ids(0)
 
 
 @interrupt_safe

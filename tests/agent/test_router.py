@@ -13,7 +13,7 @@ from tests.agent._host import Host
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
-from trio_console._wire.ids import is_session_id
+from trio_console._wire.ids import slot_of
 from trio_console.agent import Ending, serve_agent
 
 if TYPE_CHECKING:
@@ -111,14 +111,14 @@ async def test_unknown_keys_and_a_newer_generation_are_fine(host: Host) -> None:
 
 @pytest.mark.parametrize("sid", [1, STEP - 1, STEP + 1, 127 * STEP + 1, 128 * STEP - 1])
 async def test_an_id_of_a_client_opens_a_session(host: Host, sid: int) -> None:
-    assert is_session_id(sid)
+    assert slot_of(sid) is not None
     await host.request("true", sid=sid)
     assert (await host.collect(sid)).last == wire.ExecExited(code=0)
 
 
 @pytest.mark.parametrize("sid", [0, STEP, 127 * STEP, 128 * STEP, 2**32 - 1])
 async def test_an_id_of_nobody_does_not(host: Host, sid: int) -> None:
-    assert not is_session_id(sid)
+    assert slot_of(sid) is None
     await host.request("true", sid=sid)
     message = await host.receive(sid)
     assert (message.kind, message.offending_type) == ("invalid_session", "core.exec.request")

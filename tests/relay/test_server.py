@@ -16,9 +16,9 @@ from tests.tools.limits import HANG
 from tests.tools.peer import Peer, parse, settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
-from trio_console._relay.router.slots import MAX_CLIENTS
 from trio_console._relay.server import RelayOptions
 from trio_console._trio.lost import GuestLostError
+from trio_console._wire.ids import MAX_CLIENTS
 
 VECTORS: dict[str, dict[str, Any]] = {
     vector["name"]: vector

@@ -27,10 +27,10 @@ from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._relay.options import RelayOptions, RelayStatistics, SlowClient
 from trio_console._relay.router import Router
-from trio_console._relay.router.slots import MAX_CLIENTS
 from trio_console._relay.socket import peer_uid
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError
+from trio_console._wire.ids import MAX_CLIENTS
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:

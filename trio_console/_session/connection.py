@@ -25,6 +25,7 @@ from trio_console._errors import ProtocolError, UnsupportedByPeer, again
 from trio_console._session.owner import Owner
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
+from trio_console._wire.ids import IdSequence
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
@@ -105,8 +106,7 @@ class Connection:
         self._owner: Final = Owner()
         self._stream = stream
         self._decoder = decoder
-        self._ids = ids
-        self._next = ids.start
+        self._ids: Final = IdSequence(ids)
         self._sessions: dict[int, Session] = {}
         self._explain = explain
         self._expected: str | None = None  # why, if the end is our own doing
@@ -305,15 +305,7 @@ class Connection:
 
     def new_id(self) -> int:
         """An id for a session that is being made; used by the next `open`, before any checkpoint."""
-        if len(self._sessions) >= len(self._ids):
-            raise RuntimeError("every correlation id of this connection is in use")
-        while True:
-            id_ = self._next
-            self._next = id_ + 1 if id_ + 1 < self._ids.stop else self._ids.start
-            # Ids are used in turn, so one comes back after 33 million others; it is skipped while the guest
-            # may still speak of it.
-            if id_ not in self._sessions:
-                return id_
+        return self._ids.take(self._sessions)
 
     def open(self, session: Session, request: wire.Message) -> None:
         """Register a session and send what opens it. Both or, whatever is raised, neither; no checkpoint.

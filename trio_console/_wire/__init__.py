@@ -1,7 +1,7 @@
 """The agent protocol, generation 7, without I/O: bytes to frames, frames to messages, and back.
 
-The one door to this package: what is not exported here is private to it. Imports neither trio nor
-anything above it.
+The door to frames and messages: what is not exported here is private to the folder. It imports neither trio nor
+anything above it. Beside it stand `ids`, with whose an id is, and `outbox`, which needs trio.
 """
 
 from __future__ import annotations

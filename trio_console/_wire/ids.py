@@ -1,29 +1,72 @@
-"""Which ids belong to whom. They are given out in 128 ranges, one to each client a relay may have."""
+"""Correlation ids: which of them belong to whom, and the next one to use.
+
+They are given out in 128 ranges, one to each client that a relay may have; the number of a range is its client's
+*slot*. Slot k has the ids from ``k * STEP + 1`` to ``(k + 1) * STEP - 1``. The multiples of STEP between them, and
+what follows the last range, belong to nobody. Whoever has the console to himself is the client of slot 0.
+
+An id is free when the last frame of its session has gone by; see `Place.ENDS`.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, final
 
-__all__ = ["is_session_id", "slot_of", "slots_in"]
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
-#: The first id of each range, and what follows the last range, belong to nobody.
-_STEP: Final = (2**32 - 1) // 128
+__all__ = ["MAX_CLIENTS", "STEP", "IdSequence", "slot_ids", "slot_of", "slots_in"]
 
-_SLOTS: Final = 128
+MAX_CLIENTS: Final = 128
 
-
-def is_session_id(number: int) -> bool:
-    """Whether an id may belong to a client."""
-    return number % _STEP != 0 and number < _SLOTS * _STEP
+STEP: Final = (2**32 - 1) // MAX_CLIENTS
 
 
-def slot_of(session_id: int) -> int:
-    """The client an id belongs to, as the number of its range."""
-    return (session_id - 1) // _STEP
+def slot_ids(slot: int) -> range:
+    """Return the ids of a slot."""
+    return range(slot * STEP + 1, (slot + 1) * STEP)
+
+
+def slot_of(id_: int) -> int | None:
+    """Return the slot an id belongs to, or ``None`` if it belongs to nobody."""
+    slot, offset = divmod(id_, STEP)
+    return slot if offset and slot < MAX_CLIENTS else None
 
 
 def slots_in(id_start: int, id_end_exclusive: int) -> range:
-    """The clients some ids belong to."""
+    """Return the slots that have at least one of these ids."""
     if id_start >= id_end_exclusive:
         return range(0)
-    return range(slot_of(max(1, id_start)), slot_of(id_end_exclusive - 1) + 1)
+    # The first whose last id is not below the start, and the last whose first id is below the end.
+    return range(id_start // STEP, min((id_end_exclusive - 2) // STEP + 1, MAX_CLIENTS))
+
+
+@final
+class IdSequence:
+    """The ids that a client uses, one after the other and then from the first again.
+
+    Args:
+        ids: all that it has.
+    """
+
+    __slots__ = ("_ids", "_next")
+
+    def __init__(self, ids: range) -> None:
+        self._ids: Final = ids
+        self._next = ids.start
+
+    def take(self, in_use: Collection[int]) -> int:
+        """Return the next id that is not in use.
+
+        A client has 33 million, and one that was used comes back after all others; it is passed over while the
+        guest may still speak of it.
+
+        Raises:
+            RuntimeError: all are in use.
+        """
+        if len(in_use) >= len(self._ids):
+            raise RuntimeError("every correlation id of this connection is in use")
+        while True:
+            id_ = self._next
+            self._next = id_ + 1 if id_ + 1 < self._ids.stop else self._ids.start
+            if id_ not in in_use:
+                return id_

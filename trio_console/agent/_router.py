@@ -22,7 +22,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._wire.ids import is_session_id
+from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -168,7 +168,7 @@ class Router:
         if former is not None and owner is None:
             # The id was given to somebody else before its former owner's session was quite over.
             former.mute()
-        if owner is not None or not is_session_id(frame.id):
+        if owner is not None or slot_of(frame.id) is None:
             # The client forgets an id it gets an error for, so the session that owns it must end as well.
             why = "is already in use" if owner is not None else "is out of range"
             self._refuse(frame, _bad_session(frame, message, why))

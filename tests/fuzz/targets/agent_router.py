@@ -16,7 +16,7 @@ from tests.fuzz.targets.agent_model import AgentModel, Told, told
 from tests.fuzz.targets.script import Script
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._wire.ids import is_session_id
+from trio_console._wire.ids import slot_of
 from trio_console._wire.outbox import Outbox
 from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._router import Ending, Router
@@ -164,7 +164,7 @@ class _Agent:
                 assert wire.ExecStarted not in after or after.count(wire.ExecExited), "said behind its last word"
 
     def _open(self, link: Link, session_id: int, message: wire.Message) -> Session | wire.Message:
-        assert is_session_id(session_id)
+        assert slot_of(session_id) is not None
         if isinstance(message, wire.ExecRequest) and message.cmd == "refused":
             return wire.ExecFailed(kind="not_found", message="refused")
         does = message.cmd if isinstance(message, wire.ExecRequest) else ""

@@ -7,7 +7,7 @@ import pytest
 from tests.relay.router._frames import KIB, Table
 from tests.tools.peer import parse, said
 from trio_console import _wire as wire
-from trio_console._relay.router.slots import MAX_CLIENTS
+from trio_console._wire.ids import MAX_CLIENTS
 
 EXEC = wire.ExecRequest(cmd="true")
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0))

@@ -12,7 +12,7 @@ from tests.relay.router._frames import Table
 from tests.tools.peer import frame, parse
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay.router.slots import MAX_CLIENTS, STEP, slot_ids, slot_of
+from trio_console._wire.ids import MAX_CLIENTS, STEP, slot_ids
 
 MALFORMED: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[2] / "wire" / "data" / "malformed.json").read_text()
@@ -28,28 +28,6 @@ CONNECT = wire.TcpConnect(host="h", port=1)
 
 
 # Ids
-
-
-def test_ranges_are_those_of_the_protocol() -> None:
-    assert (slot_ids(0).start, slot_ids(0).stop) == (1, 33554431)
-    assert (slot_ids(1).start, slot_ids(1).stop) == (33554432, 67108862)
-    assert (slot_ids(127).start, slot_ids(127).stop) == (4261412738, 4294967168)
-
-
-@pytest.mark.parametrize("slot", [0, 1, 63, 127])
-def test_an_id_belongs_to_the_slot_of_its_range(slot: int) -> None:
-    ids = slot_ids(slot)
-    assert slot_of(ids[0]) == slot_of(ids[-1]) == slot
-
-
-@pytest.mark.parametrize("slot", [0, 1, 63, 127])
-def test_the_gaps_between_ranges_belong_to_nobody(slot: int) -> None:
-    assert slot_of(slot * STEP) is None
-
-
-@pytest.mark.parametrize("id_", [0, MAX_CLIENTS * STEP, MAX_CLIENTS * STEP + 1, 0xFFFFFFFF])
-def test_ids_outside_all_ranges_belong_to_nobody(id_: int) -> None:
-    assert slot_of(id_) is None
 
 
 @pytest.mark.parametrize("offset", [-1, STEP - 1, STEP])

@@ -13,7 +13,7 @@ from tests.tools.peer import frame, said
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Router
-from trio_console._relay.router.slots import slot_ids
+from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from trio_console._relay.router import Client, Orders

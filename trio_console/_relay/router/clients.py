@@ -9,7 +9,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._relay.router.session import FRAME_COST
-from trio_console._relay.router.slots import slot_ids
+from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from trio_console._relay.router.session import Flow, Outgoing, RelaySession

@@ -23,7 +23,8 @@ from trio_console._relay.router.clients import Client
 from trio_console._relay.router.gate import answer_to, check_allowed, may_end, refusal
 from trio_console._relay.router.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
 from trio_console._relay.router.session import Flow, Outgoing, RelaySession
-from trio_console._relay.router.slots import Slots, slot_of
+from trio_console._relay.router.slots import Slots
+from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

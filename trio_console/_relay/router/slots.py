@@ -1,7 +1,4 @@
-"""The id ranges that clients get, and when a range may be given to somebody else.
-
-There are 128 slots. Slot k has the ids from ``k * STEP + 1`` to ``(k + 1) * STEP - 1``; the multiples of STEP
-between them, and what follows the last range, belong to nobody.
+"""When a slot, which is a range of ids, may be given to somebody else.
 
 A slot is not free because its client has gone: the guest may still send frames with its ids, and the next
 client would get them. It is free again when the guest has spoken its last word about it, or it is *retired*,
@@ -12,24 +9,11 @@ Pure bookkeeping: no I/O, no clock of its own.
 
 from __future__ import annotations
 
-from typing import Final, final
+from typing import final
 
-__all__ = ["MAX_CLIENTS", "STEP", "Slots", "slot_ids", "slot_of"]
+from trio_console._wire.ids import MAX_CLIENTS
 
-MAX_CLIENTS: Final = 128
-
-STEP: Final = (2**32 - 1) // MAX_CLIENTS
-
-
-def slot_ids(slot: int) -> range:
-    """The ids of a slot."""
-    return range(slot * STEP + 1, (slot + 1) * STEP)
-
-
-def slot_of(id_: int) -> int | None:
-    """The slot an id belongs to, or `None` if it belongs to nobody."""
-    slot, offset = divmod(id_, STEP)
-    return slot if offset and slot < MAX_CLIENTS else None
+__all__ = ["Slots"]
 
 
 @final

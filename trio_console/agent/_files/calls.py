@@ -50,7 +50,7 @@ def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> b
 class FsSession(PromptSession):
     """What all operations have in common. ``_stop`` asks a call that takes long to end early."""
 
-    __slots__ = ("_counted", "_files", "_stop")
+    __slots__ = ("_counted", "_files", "_slot", "_stop")
 
     kind = ""
     accepts = wire.accepted_in("fs", data=False)
@@ -60,7 +60,10 @@ class FsSession(PromptSession):
         self._files = files
         self._stop = Stop()
         self._counted = True
-        files.sessions[slot_of(session_id)] += 1
+        slot = slot_of(session_id)
+        assert slot is not None, "a session has the id of a client"
+        self._slot = slot
+        files.sessions[slot] += 1
 
     async def run(self) -> None:
         """See `Session.run`."""
@@ -78,7 +81,7 @@ class FsSession(PromptSession):
         """Not waiting any more. (Those that are inside a call are few, and their client may be another.)"""
         if self._counted:
             self._counted = False
-            self._files.sessions[slot_of(self.id)] -= 1
+            self._files.sessions[self._slot] -= 1
 
     async def _work(self) -> None:
         """Do it and answer, unless that is an `FsError`."""
@@ -171,7 +174,7 @@ class FsOpen(FsSession):
         self._verb = what
 
     async def _work(self) -> None:
-        files, slot = self._files, slot_of(self.id)
+        files, slot = self._files, self._slot
         files.handles.claim(slot, self._verb)
         handle: Handle | None = None
         told = False

@@ -55,6 +55,7 @@ class FsOpener:
         """Make a session of a request, or refuse it."""
         assert isinstance(message, wire.FsRequest)
         slot = slot_of(session_id)
+        assert slot is not None, "a session has the id of a client"
         try:
             if self._files.sessions[slot] >= _SESSIONS_PER_CLIENT:
                 raise FsError(f"{verb(message.op)}: {os_error_text(errno.EAGAIN)}")
