@@ -1,19 +1,19 @@
 """The one writer of a frame stream.
 
-A cancelled ``send_all`` may leave half a frame on the wire, and the stream is out of step for good.
-So nobody writes frames to a stream but the task that runs `Outbox.run`: everybody else hands it whole
-frames, all or nothing, and a frame once begun is finished.
+A cancelled ``send_all`` may leave half a frame on the wire, and then the stream is out of step for good. So only
+the task that runs `Outbox.run` writes frames to a stream. All other tasks hand it whole frames, and a frame once
+begun is finished.
 
-Two lanes. *Control* frames (signals, answers, credit) overtake *bulk* frames (data) at frame
-boundaries; inside a lane order is kept. What must not overtake a session's data, such as its terminal
-frame, goes through the bulk lane after it.
+There are two queues. *Control* frames (signals, answers, credit) overtake *bulk* frames (data) at frame
+boundaries; inside a queue the order is kept. A frame that must not overtake its session's data, such as the
+terminal frame, goes through the bulk queue behind the data.
 
-The bulk lane has a budget in bytes. A task takes its share with `Outbox.reserve` *before* it reads the
-bytes from where they come, so a thousand sessions cannot hold a thousand chunks in hand. Shares are
-given in the order they were asked for: no session starves another.
+The bulk queue has a budget in bytes. A task takes a reservation with `Outbox.reserve` *before* it reads the bytes
+from their source, so a thousand sessions cannot hold a thousand chunks in memory. Reservations are given in the
+order of the requests, so no session starves another.
 
-A frame is bytes, or several pieces of them one after another. To a `GatheringStream` the pieces of large frames
-go as they are, to any other stream joined.
+A frame is bytes, or several pieces of bytes one after another. A `GatheringStream` gets the pieces of large frames
+as they are; any other stream gets them joined.
 
 This module knows frames only as bytes. Everything in it belongs to one trio thread.
 """
@@ -32,22 +32,22 @@ if TYPE_CHECKING:
 
 __all__ = ["GatheringStream", "Outbox", "Pieces"]
 
-#: A frame in one piece, or in several. They are kept until they are written, so nobody may change them.
+#: A frame in one piece or in several. The pieces are kept until they are written, so they must not change.
 Pieces: TypeAlias = "bytes | tuple[bytes, ...]"
 
-#: Bytes of bulk frames that may be queued or promised. At the 300 to 500 MB/s a console carries, 256 KiB are
-#: less than a millisecond for a control frame to wait behind, and keep the writer busy: two reads of a command's
-#: output, or four slices of a file. The rest is for what frames have in front of their data, or a queued frame
-#: would leave no room for the last of those.
+#: Bytes of bulk frames that may be queued or reserved. A console carries 300 to 500 MB/s, so a control frame waits
+#: less than a millisecond behind 256 KiB. They also keep the writer busy: they are two reads of a command's
+#: output, or four slices of a file. The further 1024 bytes are for the headers of these frames: without them the
+#: last of the slices would not fit.
 BULK_BUDGET: Final = 256 * 1024 + 1024
 
-#: Bytes of control frames above which `Outbox.wait_control_room` holds back whoever causes them.
+#: Bytes of control frames in the queue from which on `Outbox.wait_control_room` waits.
 CONTROL_BUDGET: Final = 1024 * 1024
 
 #: Small frames are joined up to this size before they are sent: one wake-up carries them all.
 _BATCH: Final = 64 * 1024
 
-#: Bytes in a batch from which on copying them costs more than having a system call gather them.
+#: Bytes of a batch from which on joining the pieces costs more than a system call that gathers them.
 _GATHERED: Final = 16 * 1024
 
 
@@ -56,9 +56,9 @@ class GatheringStream(trio.abc.SendStream):
 
     @abc.abstractmethod
     async def send_pieces(self, pieces: list[bytes]) -> None:
-        """As `send_all` of all of them joined, but a checkpoint only if they could not be written at once.
+        """Send all pieces, as `send_all` does with the joined bytes. A checkpoint only if they do not fit at once.
 
-        The outbox has one of its own for each batch. The list is the callee's.
+        (The outbox makes a checkpoint for each batch.) The callee may change the list.
         """
 
 
@@ -67,14 +67,14 @@ class Outbox:
     """Frames on their way to ``stream``.
 
     Args:
-        stream: where the frames go. The outbox never closes it.
-        bulk_budget: bytes of bulk frames queued or reserved at once. A single larger frame is admitted
-            when the lane is empty.
-        control_budget: see `wait_control_room`.
+        stream: the stream that the frames are written to. The outbox never closes it.
+        bulk_budget: the most bytes of bulk frames that are queued or reserved. A single larger frame is accepted
+            when the queue is empty.
+        control_budget: bytes, see `wait_control_room`.
 
     Attributes:
-        control_queued: bytes of control frames handed over since the beginning.
-        control_written: of those, bytes that the stream has taken. They leave in order.
+        control_queued: bytes of control frames that were ever queued.
+        control_written: of those, bytes that the stream has taken. They are written in order.
         written: bytes that the stream has taken.
     """
 
@@ -106,10 +106,10 @@ class Outbox:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Write until `close` was called and everything handed over is on the stream.
+        """Write frames until `close` was called and all queued frames are written.
 
-        Returns quietly when the stream breaks or is closed: whoever waits for room is told, and so is
-        every later call. Cancelling this abandons the stream, perhaps in the middle of a frame; nothing
+        Returns, without an error, when the stream breaks or is closed: then the tasks that wait for room, and all
+        later calls, get the error. If cancelled, the stream is left, perhaps in the middle of a frame, and nothing
         may be written to it afterwards.
         """
         try:
@@ -128,7 +128,7 @@ class Outbox:
                 self._bulk_used -= bulk_bytes
                 self._admit()
                 if self._gathers is not None and (self._bulk or self._control):
-                    await trio.lowlevel.checkpoint()  # who is faster than we are must not keep us to himself
+                    await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._fail(exc)
         except BaseException as exc:
@@ -144,11 +144,11 @@ class Outbox:
             await self._gathers.send_pieces(batch)
 
     def _take_batch(self) -> tuple[list[bytes], int, int]:
-        """All control frames there are, then bulk frames while the batch stays small.
+        """Take all control frames, and then bulk frames as long as the batch is small.
 
-        One bulk frame at least: somebody who floods the control lane must not starve everybody's data.
+        It takes at least one bulk frame, so that a flood of control frames does not stop all data.
 
-        Returns the pieces, the bytes they are, and those of them that are bulk.
+        Returns the pieces, their size in bytes, and how many of these bytes are bulk.
         """
         batch = list(self._control)
         self._control.clear()
@@ -182,26 +182,26 @@ class Outbox:
 
     @property
     def closed(self) -> bool:
-        """Whether frames are refused: after `close`, or because the stream broke."""
+        """Whether frames are refused: after `close`, and after the stream broke."""
         return self._closed or self._broken is not None
 
     def close(self) -> None:
-        """Refuse further frames; `run` returns once what is queued has been written. Idempotent."""
+        """Refuse further frames; `run` returns when the queued frames were written. A second call does nothing."""
         self._closed = True
         self._turn_away()
         self._work.set()
 
     def _check_open(self) -> None:
         if self._broken is not None:
-            raise trio.BrokenResourceError("the frame stream is gone") from self._broken
+            raise trio.BrokenResourceError("the frame stream broke") from self._broken
         if self._closed:
             raise trio.ClosedResourceError("the outbox was closed")
 
     def send_control(self, frame: bytes) -> None:
-        """Queue a control frame. Never blocks, whole or not at all.
+        """Queue a control frame, whole or not at all. Never blocks.
 
-        Who answers a peer frame by frame calls `wait_control_room` between them, or a peer that asks
-        and does not read grows this queue.
+        A task that answers a peer frame by frame must call `wait_control_room` between the answers. Otherwise a
+        peer that sends requests, and does not read the answers, makes this queue grow without bound.
 
         Raises:
             trio.BrokenResourceError: the stream broke.
@@ -216,17 +216,17 @@ class Outbox:
     async def wait_control_room(self) -> None:
         """Wait until fewer than ``control_budget`` bytes of control frames are queued.
 
-        Not a checkpoint when there is room. Returns when the stream breaks.
+        Not a checkpoint when there is room. Also returns when the stream breaks. If cancelled, nothing changes.
         """
         while self._control_bytes >= self._control_budget and self._broken is None:
-            if self._control_room.is_set():  # one event for all who wait: a new one would strand the others
+            if self._control_room.is_set():  # all waiting tasks use one event: a second one would strand the first
                 self._control_room = trio.Event()
             await self._control_room.wait()
 
     async def reserve(self, nbytes: int) -> None:
-        """Take ``nbytes`` of the bulk budget, waiting for one's turn.
+        """Reserve ``nbytes`` of the bulk budget, after the tasks that asked before.
 
-        The share must be given back with `commit` or `release`. If cancelled, nothing was taken.
+        The reservation must be used with `commit` or given back with `release`. If cancelled, nothing is reserved.
 
         Raises:
             trio.BrokenResourceError: the stream broke, also while waiting.
@@ -234,7 +234,7 @@ class Outbox:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        if self._take_share(nbytes):
+        if self._try_reserve(nbytes):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
         task = trio.lowlevel.current_task()
@@ -242,36 +242,37 @@ class Outbox:
 
         def abort(_raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
             del self._waiting[task]
-            self._admit()  # the next in line may be smaller than the one that left
+            self._admit()  # the next request may be smaller than the one that left, and fit
             return trio.lowlevel.Abort.SUCCEEDED
 
         if not await trio.lowlevel.wait_task_rescheduled(abort):
             self._check_open()
 
     def reserve_nowait(self, nbytes: int) -> bool:
-        """Take a share as `reserve` does if that takes no waiting; whether it was taken.
+        """Reserve bytes as `reserve` does, if that needs no waiting; returns whether they were reserved.
 
-        For those who have passed a checkpoint since they last did this: nothing else lets others have their turn.
+        A caller must make a checkpoint between two calls of this: otherwise the other tasks do not run.
 
-        Raises: as `reserve`.
+        Raises:
+            trio.BrokenResourceError, trio.ClosedResourceError: as in `reserve`.
         """
         self._check_open()
-        return self._take_share(nbytes)
+        return self._try_reserve(nbytes)
 
-    def _take_share(self, nbytes: int) -> bool:
+    def _try_reserve(self, nbytes: int) -> bool:
         if self._waiting or not self._fits(nbytes):
             return False
         self._bulk_used += nbytes
         return True
 
     def commit(self, frame: Pieces, reserved: int) -> None:
-        """Queue a bulk frame against a share of ``reserved`` bytes taken before.
+        """Queue a bulk frame, and use up a reservation of ``reserved`` bytes.
 
-        A frame may be a little larger than its share (headers); the difference counts until it is sent.
-        The share is gone afterwards, whether or not this raises.
+        The frame may be a little larger than the reservation (by its header); all its bytes count until it is
+        written. The reservation is used up also if this raises.
 
         Raises:
-            trio.BrokenResourceError, trio.ClosedResourceError: the frame was not taken.
+            trio.BrokenResourceError, trio.ClosedResourceError: the frame was not queued.
         """
         self._bulk_used -= reserved
         self._check_open()
@@ -282,12 +283,12 @@ class Outbox:
         self._admit()
 
     def release(self, nbytes: int) -> None:
-        """Give back a share that is not needed."""
+        """Give back a reservation that is not needed."""
         self._bulk_used -= nbytes
         self._admit()
 
     async def send_bulk(self, frame: bytes) -> None:
-        """Queue a bulk frame, waiting for room. Whole, or (if cancelled or failed) not at all.
+        """Queue a bulk frame, and wait for room where there is none. If cancelled, the frame was not queued.
 
         Raises:
             trio.BrokenResourceError: the stream broke.
@@ -300,7 +301,7 @@ class Outbox:
         return self._bulk_used <= 0 or self._bulk_used + nbytes <= self._bulk_budget
 
     def _admit(self) -> None:
-        """Give shares to those who wait, in order, while they fit."""
+        """Make the reservations of the waiting tasks, in order, as long as they fit."""
         while self._waiting:
             task, nbytes = next(iter(self._waiting.items()))
             if not self._fits(nbytes):
