@@ -113,12 +113,12 @@ def parse(path: pathlib.Path) -> ast.Module:
 
 
 @functools.cache
-def imports(module: str, path: pathlib.Path) -> tuple[Import, ...]:
-    """Every import in a module, wherever it stands."""
-    return tuple(_imports(module, path))
+def imports(module: str, path: pathlib.Path, root: pathlib.Path = PACKAGE) -> tuple[Import, ...]:
+    """Every import in a module of the package at ``root``, wherever it stands."""
+    return tuple(_imports(module, path, root))
 
 
-def _imports(module: str, path: pathlib.Path) -> Iterator[Import]:
+def _imports(module: str, path: pathlib.Path, root: pathlib.Path) -> Iterator[Import]:
     tree = parse(path)
     typing_only = {
         id(inner)
@@ -142,14 +142,14 @@ def _imports(module: str, path: pathlib.Path) -> Iterator[Import]:
             if top == "trio":
                 yield Import(module, "trio", id(node) in typing_only)
             elif top == "trio_console":
-                yield Import(module, _module_in(rest), id(node) in typing_only)
+                yield Import(module, _module_in(rest, root), id(node) in typing_only)
 
 
-def _module_in(dotted: str) -> str:
+def _module_in(dotted: str, root: pathlib.Path) -> str:
     """The module part of a dotted name, whose end may be something inside a module."""
     parts = dotted.split(".")
     while parts and parts != [""]:
-        path = PACKAGE.joinpath(*parts)
+        path = root.joinpath(*parts)
         if path.with_suffix(".py").exists() or path.joinpath("__init__.py").exists():
             return ".".join(parts)
         parts.pop()
@@ -230,17 +230,17 @@ def test_a_folder_has_no_more_files_than_can_be_taken_in(folder: pathlib.Path) -
     assert len(list(folder.glob("*.py"))) <= MOST_FILES
 
 
-def floors(folder: pathlib.Path) -> dict[str, int]:
+def floors(folder: pathlib.Path, root: pathlib.Path = PACKAGE) -> dict[str, int]:
     """How many floors of the same folder each thing in it stands on, itself among them."""
-    prefix = ".".join(folder.relative_to(PACKAGE).parts)
+    prefix = ".".join(folder.relative_to(root).parts)
     start = prefix + "." if prefix else ""
     stands_on: dict[str, set[str]] = {}
-    for module, path in ALL:
+    for module, path in modules(root):
         if module != prefix and module.startswith(start):
             own = module.removeprefix(start).partition(".")[0]
             below = {
                 each.imported.removeprefix(start).partition(".")[0]
-                for each in imports(module, path)
+                for each in imports(module, path, root)
                 if each.imported.startswith(start) and each.imported != prefix and not each.named_only
             }
             stands_on.setdefault(own, set()).update(below - {own, "trio", ""})
