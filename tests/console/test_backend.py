@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Self
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import pytest
 
 from tests.tools.conserved import check_conserved
+from tests.tools.descriptors import is_readable
 from tests.tools.limits import HANG
 from trio_console._console import backend as _console
 from trio_console._console import ring as _ring
@@ -18,12 +18,6 @@ from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedStat
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-
-def is_readable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
 
 
 def make(capacity: int = 8, max_bytes: int = 100) -> tuple[ConsoleSharedState, AgentConsoleBackend]:

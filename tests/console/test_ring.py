@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import sys
 import threading
 import zlib
 from typing import TYPE_CHECKING, Any, Self
@@ -16,7 +15,7 @@ from trio_console._console.backend import Lane, wait_for_room
 from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 class CountingWake:
@@ -453,16 +452,7 @@ def test_a_producer_is_rung_once_per_arming() -> None:
 # Two threads
 
 
-@pytest.fixture
-def _hasty_interpreter() -> Iterator[None]:
-    """Threads take turns every few instructions, not every 5 ms."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
-
-
-@pytest.mark.usefixtures("_hasty_interpreter")
+@pytest.mark.usefixtures("hasty_interpreter")
 @pytest.mark.parametrize("way", ["pop", "take", "fill", "readinto", "mixed"])
 @pytest.mark.parametrize(("capacity", "max_bytes", "chunks"), [(2, 50, 2_000), (2048, 65_536, 20_000)])
 def test_two_threads_pass_every_byte_in_order(way: str, capacity: int, max_bytes: int, chunks: int) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.descriptors import is_open
 from tests.tools.limits import HANG
 from trio_console._console import devices as _devices
 from trio_console._console.channel import open_console
@@ -24,13 +25,6 @@ from trio_console._console.descriptor import Descriptors
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-
-
-def is_open(fd: int) -> bool:
-    with contextlib.suppress(OSError):
-        os.fstat(fd)
-        return True
-    return False
 
 
 @contextlib.contextmanager

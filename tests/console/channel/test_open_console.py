@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-import resource
 import socket
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from trio_console._console.channel import open_console
 from trio_console._guests.spec import attached_host
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -262,20 +261,6 @@ async def test_a_closed_socket_or_descriptor_is_refused() -> None:
         with pytest.raises(OSError, match="Bad file descriptor"):
             async with open_console(gone):
                 pass
-
-
-@pytest.fixture
-def no_more_descriptors() -> Iterator[Callable[..., None]]:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def leave(count: int = 0) -> None:
-        held = [os.dup(0) for _ in range(count + 1)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1], hard))
-        for fd in held:
-            os.close(fd)
-
-    yield leave
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 @pytest.mark.parametrize("left", [0, 1, 4])

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import random
 import select
-import sys
 import threading
 import time
 import zlib
@@ -25,7 +24,7 @@ from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedStat
 from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
 #: The stream repeats after a prime number of bytes, which no sum of whole chunks or slices is likely to be.
 PATTERN: Final = random.Random("pattern").randbytes(131_071)
@@ -33,15 +32,6 @@ DOUBLE: Final = PATTERN * 2
 
 #: How a round ends; most often when everything was passed on.
 ENDINGS: Final = ("all", "all", "close", "drop", "guest goes", "guest fails")
-
-
-@pytest.fixture(autouse=True)
-def _hasty_interpreter() -> Iterator[None]:
-    """Threads take turns every few instructions, not every 5 ms."""
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-6)
-    yield
-    sys.setswitchinterval(interval)
 
 
 class Way:
@@ -264,3 +254,6 @@ def test_no_byte_is_lost_in_some_schedules() -> None:
 def test_no_byte_is_lost_in_many_schedules() -> None:
     run_rounds(250_000, 1_000, per_round=300)
     run_rounds(750_000, 100_000, per_round=20_000)
+
+
+pytestmark = pytest.mark.usefixtures("hasty_interpreter")

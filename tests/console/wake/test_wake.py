@@ -8,7 +8,6 @@ import fcntl
 import gc
 import importlib.util
 import os
-import resource
 import select
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.descriptors import is_open, is_readable
 from tests.tools.limits import HANG
 from trio_console._console import wake as _wake
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
@@ -53,20 +53,6 @@ def wake(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> typ
 def pipe() -> Iterator[_wake.WakePipe]:
     with _wake.WakePipe() as made:
         yield made
-
-
-def is_readable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 class Window:
@@ -533,26 +519,11 @@ def test_whoever_is_collected_together_with_one_uses_nobody_elses_descriptor(wak
     assert seen == [False, False, True]
 
 
-@pytest.fixture
-def no_descriptor_left() -> Iterator[Callable[[int], None]]:
-    """Lower the limit so that only so many more descriptors can be made."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-
-    def leave(count: int) -> None:
-        held = [os.dup(0) for _ in range(count + 1)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (held[-1], hard))
-        for fd in held:
-            os.close(fd)
-
-    yield leave
-    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
 @pytest.mark.parametrize("left", [0, 1])
 def test_where_no_descriptor_can_be_had_nothing_is_left_behind(
-    wake: Any, left: int, no_descriptor_left: Callable[[int], None]
+    wake: Any, left: int, no_more_descriptors: Callable[[int], None]
 ) -> None:
-    no_descriptor_left(left)
+    no_more_descriptors(left)
     needs_one = wake.Bell.__slots__ == ("_owner", "read_fd")  # an eventfd, and no pair of descriptors
     if needs_one and getattr(os, "eventfd", None) is EVENTFD and left:
         wake.WakePipe().close()

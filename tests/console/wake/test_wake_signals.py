@@ -7,7 +7,6 @@ makes the pipe readable, and closing it gives its descriptor back, once.
 from __future__ import annotations
 
 import os
-import select
 import signal
 import threading
 from typing import TYPE_CHECKING, Final
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from tests.console.wake.interrupter import Interrupt, at_every_opcode, interrupted
+from tests.tools.descriptors import is_open, is_readable
 from tests.tools.limits import HANG
 from trio_console._console import descriptor as _descriptor
 from trio_console._console import wake as _wake
@@ -24,20 +24,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 FILES: Final = [_wake.__file__, _descriptor.__file__]
-
-
-def is_readable(fd: int) -> bool:
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return bool(poller.poll(0))
-
-
-def is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
 
 
 def wait_if_open(pipe: WakePipe) -> None:

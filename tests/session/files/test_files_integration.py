@@ -16,21 +16,11 @@ from tests.session.files.test_path import CALLS, describe, make_tree, tree
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio_console import Guest
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Guest]:
-    with trio.fail_after(HANG):
-        async with trio_console.open_guest() as guest:
-            yield guest
-            while guest.statistics().active_sessions:  # handles are closed without waiting for it
-                await guest.ping()
 
 
 async def test_every_path_call_does_what_trio_path_does(guest: Guest, tmp_path: Path) -> None:

@@ -16,19 +16,11 @@ import trio_console
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio_console import Guest
 
 MIB = 1024 * 1024
-
-
-@pytest.fixture
-async def guest() -> AsyncIterator[Guest]:
-    with trio.fail_after(HANG):
-        async with trio_console.open_guest() as guest:
-            yield guest
 
 
 async def test_it_is_a_half_closeable_stream(guest: Guest) -> None:
