@@ -1,7 +1,7 @@
 """Run the benchmarks: ``python -m benchmarks``, from the project's folder.
 
-Each row is measured in a process of its own, its contenders by turns. Results go to the terminal as a table, and
-into a folder as ``results.json``, ``results.md`` and plots.
+Each row is measured in a process of its own, and its contenders take turns. Results are printed as a table, and
+written to a folder as ``results.json``, ``results.md`` and plots.
 
 With ``--against FOLDER`` this version is measured side by side with another one, such as a worktree of an older
 commit: see `benchmarks._versions`. Status 1 if a row has become worse, 2 if the machine was too busy to tell.
@@ -31,7 +31,7 @@ COUNTED = ("system-calls", "teardown", "idle-guests", "idle-sessions")
 
 
 def machine() -> dict[str, Any]:
-    """What the figures depend on, and nothing else."""
+    """The machine and the versions on which the figures depend."""
     cpu = platform.processor()
     with open("/proc/cpuinfo") as file:
         for line in file:
@@ -42,7 +42,7 @@ def machine() -> dict[str, Any]:
 
 
 def child(names: list[str], turns: int | None) -> None:
-    """Measure rows in this process, and print what came of it."""
+    """Measure rows in this process, and print the results."""
     print(json.dumps([result for name in names for result in measure(ROWS[name], turns)]))
 
 

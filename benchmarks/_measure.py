@@ -1,7 +1,7 @@
 """How a row is measured: contenders side by side, one turn each, as often as the row says.
 
-The machine is noisy and its speed drifts, so contenders take turns, and what is compared are the values of one
-turn with each other. A ratio is the median of those of all turns; its spread is told with it.
+The machine is noisy and its speed drifts, so contenders take turns, and only values of the same turn are compared.
+A ratio is the median of the ratios of all turns, and is reported with its spread.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Row", "Statistic", "measure", "quantile"]
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is made of a turn's samples, and what it must reach.
+    """A number that is computed from the samples of a turn, and the bar that it must reach.
 
     Attributes:
         name: as in the table.

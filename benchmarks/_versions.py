@@ -1,13 +1,13 @@
 """Two versions of the project, measured side by side: this folder's and another's.
 
 For every row each version has a process of its own, started in its own folder with its own rows, of which only the
-first contender (ours) is measured. The two take turns, and who is first changes with each pair, so that a machine
-whose speed drifts favours neither. Processes are started anew for every fifth pair: what a process gets by chance
-(addresses, the state of its allocator) is then not taken for a difference between the versions.
+first contender (ours) is measured. The two take turns, and the first one changes with each pair, so that a machine
+whose speed drifts favours neither. New processes are started for every fifth pair, so that chance properties of a
+process (addresses, the state of its allocator) are not taken for a difference between the versions.
 
-A pair gives a ratio, above 1 where this folder's version is the better one. The interval told with the median
-holds the true median in 95 of 100 cases, whatever the distribution of the ratios (only their order counts). A row
-has become worse when the whole interval lies below `WORSE`.
+A pair gives a ratio, above 1 if this folder's version is better. The interval reported with the median contains
+the true median in 95 of 100 cases, for any distribution of the ratios (only their order counts). A row has become
+worse when the whole interval lies below `WORSE`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["MOST_LOAD", "WORSE", "Comparison", "OthersLoad", "compare", "interva
 #: A row fails when the interval of its ratio lies wholly below this.
 WORSE: Final = 0.97
 
-#: Processors that others may keep busy for a result to be kept.
+#: The most processors that other programs may keep busy if the result is to be kept.
 MOST_LOAD: Final = 0.2
 
 #: Pairs that are measured by the same two processes.
@@ -48,8 +48,8 @@ _TURN_TIMEOUT: Final = 120
 #: Seconds that a process may take to end by itself.
 _END_TIMEOUT: Final = 10
 
-#: The other side of `_Version`: measures a turn for each line it reads. Given as text, because the other version's
-#: folder need not have this module.
+#: The other side of `_Version`: it measures a turn for each line that it reads. It is text, because the other
+#: version's folder may not have this module.
 _CHILD: Final = """
 import json, os, sys
 from benchmarks.rows import ROWS
@@ -114,14 +114,14 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 class OthersLoad:
-    """Processors that everybody but this process and its children keeps busy, on the average of a time."""
+    """The processors that other programs than this process and its children keep busy, on average."""
 
     def __init__(self) -> None:
         self._start = self._read()
 
     @staticmethod
     def _read() -> tuple[float, float, float]:
-        """The clock, the seconds all processors were busy, and the part of them that was this program's."""
+        """The clock, the seconds that all processors were busy, and the part of them that this program used."""
         with open("/proc/stat") as file:
             user, nice, system, _idle, _wait, irq, soft, steal = (
                 int(word) for word in file.readline().split()[1:9]
@@ -131,14 +131,14 @@ class OthersLoad:
         return time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system
 
     def so_far(self) -> float:
-        """What it was since this was made. Children count as others until they have been waited for."""
+        """The average since this object was made. Children count as other programs until they were waited for."""
         then, busy, own = self._start
         now, more_busy, more_own = self._read()
         return max(0.0, (more_busy - busy - (more_own - own)) / (now - then))
 
 
 class _Version:
-    """A process that measures one row of the version in a folder, a turn whenever it is asked."""
+    """A process that measures one row of the version in a folder, one turn for each request."""
 
     def __init__(self, folder: pathlib.Path, row: str) -> None:
         env = {**os.environ, "PYTHONPATH": str(folder)}
@@ -171,10 +171,10 @@ class _Version:
         return line
 
     def close(self) -> None:
-        """End the process: it is waited for, so that its time counts as ours."""
+        """End the process, and wait for it, so that its time counts as this program's."""
         with self._process:
             assert self._process.stdin is not None
-            self._process.stdin.close()  # its loop ends
+            self._process.stdin.close()  # ends its loop
             try:
                 self._process.wait(_END_TIMEOUT)
             except subprocess.TimeoutExpired:
@@ -184,7 +184,7 @@ class _Version:
 def _pairs(
     row: Row, here: pathlib.Path, there: pathlib.Path, pairs: int
 ) -> Iterator[tuple[list[float], list[float]]]:
-    """Turns of both versions, ours first in the tuple whoever was measured first."""
+    """Turns of both versions. In each tuple ours is first, also if it was measured second."""
     done = 0
     while done < pairs:
         first, second = (here, there) if done // _PAIRS_A_PROCESS % 2 else (there, here)

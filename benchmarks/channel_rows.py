@@ -1,12 +1,12 @@
-"""Contenders of the channel: a thread and a trio task that move chunks, by each way there is.
+"""Contenders of the channel: each moves chunks between a thread and a trio task in another way.
 
 Every function measures one contender once, in an event loop of its own. ``to_trio_*`` and ``to_thread_*`` move
 ``count`` chunks of ``size`` bytes and return chunks per second; ``echo_*`` return the seconds of each round trip.
 
-*Copies are equal.* A chunk is copied twice on each way: out of the sender's memory, and into what the receiver
-gets. With pipes and sockets the kernel does both. Our backend and queues of objects copy once into a `bytes`
-object; the second copy is our stream's when it joins chunks or a thread's when it reads into its buffer, and where
-a chunk was handed on by reference, the receiver here copies it to a buffer of its own.
+*Copies are equal.* Each contender copies a chunk twice: out of the sender's memory, and into the receiver's. With
+pipes and sockets the kernel makes both copies. Our backend and queues of objects copy once into a `bytes` object.
+The second copy is made by our stream when it joins chunks, or by a thread that reads into its buffer; if a chunk
+was passed by reference, the receiver here copies it into a buffer of its own.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import trio_console
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-#: What threads read into at once: as much as a pipe or a socket holds.
+#: Bytes of the buffer of a thread's read: as many as a pipe or a socket holds.
 BUFFER = 64 * 1024
 
 #: Chunks in a queue of objects: as many as in our ring.
@@ -39,7 +39,7 @@ ECHO_SIZE = 64
 
 
 def small_traffic() -> None:
-    """What a long-lived program has behind it: many small chunks made, moved and freed."""
+    """Bring the allocator into the state of a long-lived program: make, move and free many small chunks."""
     to_trio_console(16, 200_000)
 
 
@@ -56,7 +56,7 @@ async def _beside(thread: Callable[[], object], task: Callable[[], Awaitable[obj
 
 
 async def _receive(receive: Callable[[], Awaitable[bytes]], nbytes: int, copied: int = 0) -> None:
-    """Take so many bytes; a piece of exactly ``copied`` bytes is a chunk that came by reference."""
+    """Receive so many bytes; a piece of exactly ``copied`` bytes is a chunk that came by reference."""
     buffer = memoryview(bytearray(2 * 1024 * 1024))
     left = nbytes
     while left:
@@ -100,7 +100,7 @@ def to_trio_console(size: int, count: int, *, copy: bool = True) -> float:
 
 
 def wakes_to_trio_console(size: int, count: int) -> float:
-    """Wake-ups that a chunk takes, in both directions together: writes to an eventfd."""
+    """Wake-ups for each chunk, in both directions together: writes to an eventfd."""
 
     async def main() -> int:
         shared = trio_console.ConsoleSharedState()
@@ -200,7 +200,7 @@ def to_trio_aiologic(size: int, count: int) -> float:
 
 
 def to_asyncio_janus(size: int, count: int) -> float:
-    """A janus queue, which knows asyncio only: not trio, and here to compare."""
+    """A janus queue, which is for asyncio only and not for trio; it is here for comparison."""
 
     async def main() -> float:
         queue = janus.Queue[bytes](QUEUE)
@@ -313,7 +313,7 @@ def to_thread_culsans(size: int, count: int) -> float:
 
 
 def checkpoints(_size: int, count: int) -> float:
-    """No chunk at all, but a checkpoint for each, as every `send_all` of trio's must be one: nobody is faster."""
+    """No chunks, but a checkpoint for each. Every `send_all` is a checkpoint, so no stream can be faster."""
 
     async def main() -> float:
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What idle guests and sessions hold, what a chunk costs in system calls, and how fast a busy guest is left."""
+"""Resources of idle guests and sessions, system calls for each chunk, and the time to leave a busy guest."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ GUESTS = (1, 50, 200)
 SESSIONS = (1, 100, 1000)
 TEARDOWNS = 200
 
-#: Seconds after which trio has let go of threads that nobody has used, and they are not counted as somebody's.
+#: Seconds after which trio has ended its idle threads, so that they are not counted.
 THREAD_CACHE_TIME = 11.0
 
 
 class Holding(NamedTuple):
-    """What a process holds."""
+    """The resources that a process holds."""
 
     kib: float
     threads: float
@@ -76,11 +76,11 @@ async def _guests(n: int) -> AsyncIterator[list[trio_console.Guest]]:
 
 @functools.cache
 def idle_guests(n: int) -> tuple[Holding, Holding]:
-    """What each of ``n`` idle guests costs: here, and as its agent."""
+    """The resources of each of ``n`` idle guests: in this process, and in its agent."""
 
     async def main() -> tuple[Holding, Holding]:
         async with _guests(1):
-            pass  # what the first costs anyway
+            pass  # so that the costs of the first guest alone are not counted
         await trio.sleep(THREAD_CACHE_TIME)
         before = holding(os.getpid())
         async with _guests(n):
@@ -93,7 +93,7 @@ def idle_guests(n: int) -> tuple[Holding, Holding]:
 
 @functools.cache
 def idle_sessions(n: int) -> tuple[Holding, Holding]:
-    """What each of ``n`` idle processes in one guest costs: here, and in the agent."""
+    """The resources of each of ``n`` idle processes in one guest: in this process, and in the agent."""
 
     async def main() -> tuple[Holding, Holding]:
         async with trio_console.open_guest() as guest:
@@ -134,7 +134,7 @@ def _holding_rows() -> Iterator[Row]:
 
 
 def _hold_all(function: Callable[[int], tuple[Holding, Holding]], numbers: Sequence[int]) -> None:
-    """Measure the few first: what is freed after the many would be there for them already."""
+    """Measure the few first: after the many, they would use the memory that the many have freed."""
     for n in numbers:
         function(n)
 
@@ -167,7 +167,7 @@ def _system_calls(size: int, count: int) -> int:
 
 
 class Leaving(NamedTuple):
-    """Seconds that leaving a guest took: in all, and of that after its agent had exited."""
+    """Seconds that leaving a guest took: in total, and after its agent had exited."""
 
     total: float
     after_exit: float
@@ -196,7 +196,7 @@ async def _teardown(*, busy: bool) -> Leaving:
 
 
 async def _fill_rings(guest: trio_console.Guest, nursery: trio.Nursery) -> None:
-    """Until nothing moves: output nobody reads, and input that its process does not read."""
+    """Fill all queues until no frame moves: with output and with input that are not read."""
 
     async def lose(command: list[str], stdin: int | None, stdout: int | None, started: trio.Event) -> None:
         with contextlib.suppress(trio_console.GuestLostError, trio.BrokenResourceError):
@@ -214,12 +214,12 @@ async def _fill_rings(guest: trio_console.Guest, nursery: trio.Nursery) -> None:
         nursery.start_soon(lose, command, stdin, stdout, started)
         await started.wait()
     moved = -1
-    while moved != (moved := guest.statistics().frames_received):  # noqa: ASYNC110  (nobody tells of nothing)
+    while moved != (moved := guest.statistics().frames_received):  # noqa: ASYNC110  (there is no event for a standstill)
         await trio.sleep(0.02)
 
 
 class _ExitWatch:
-    """Notes when a process exits, in a thread: our event loop may be busy then."""
+    """Notes when a process exits, in a thread, because this event loop may be busy then."""
 
     def __init__(self, pid: int) -> None:
         self._pidfd = os.pidfd_open(pid)

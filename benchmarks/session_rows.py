@@ -1,10 +1,10 @@
 """Contenders of the session layer: each coroutine measures one, and returns numbers.
 
-Nothing here prints or compares. A contender that moves bytes returns bytes per second, one that is repeated
-returns the seconds of each turn. All of them start and end what they need (guests, relays, servers) outside of
-what is timed, so any of them may be called alone and in any order, inside one `trio.run`.
+Nothing here prints or compares. A contender that moves bytes returns bytes per second; a contender that repeats
+something returns the seconds of each turn. Each starts and ends its guests, relays and servers outside of the time
+that is measured, so each can be called alone and in any order, inside one `trio.run`.
 
-What ``direct`` and ``trio`` mean is always the same work done by trio on this machine without a guest.
+``direct`` and ``trio`` always name the same work done by trio on this machine, without a guest.
 """
 
 from __future__ import annotations
@@ -58,13 +58,13 @@ __all__ = [
 KIB = 1024
 MIB = 1024 * 1024
 
-#: Seconds between two pings. Often enough to meet every state the console can be in, and no load by itself.
+#: Seconds between two pings: often enough to meet every state of the console, and no load by itself.
 PING_INTERVAL = 0.002
 
 #: Bytes in one call of a user who writes or reads a file or a connection.
 PIECE = 64 * KIB
 
-#: Where files are made: in memory, where that is possible.
+#: The folder for files: in memory, if that is possible.
 MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
 
 
@@ -96,7 +96,7 @@ async def relaying_guest() -> AsyncIterator[trio_console.Guest]:
 
 @contextlib.asynccontextmanager
 async def _helper(argv: list[str]) -> AsyncIterator[None]:
-    """A process that says a line when it is ready, and ends at SIGTERM."""
+    """A process that prints a line when it is ready, and ends at SIGTERM."""
     process = await trio.lowlevel.open_process(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
     try:
@@ -113,7 +113,7 @@ async def _helper(argv: list[str]) -> AsyncIterator[None]:
 
 
 async def _consume(stream: trio.abc.ReceiveStream, nbytes: int) -> float:
-    """Read to the end as users do; returns bytes per second, from the first read on."""
+    """Read to the end as a user would; returns bytes per second, from the first read on."""
     start = time.perf_counter()
     total = 0
     async for chunk in stream:
@@ -193,8 +193,8 @@ async def _guest_stdout(guest: trio_console.Guest, nbytes: int) -> float:
     return speed
 
 
-#: What a relay costs that does nothing but forward bytes: asyncio's streams on uvloop, one process's stdout to one
-#: client of a Unix socket.
+#: A relay that only forwards bytes: with asyncio's streams on uvloop, from one process's stdout to one client of a
+#: Unix socket.
 _PLAIN_RELAY = """
 import asyncio, sys, uvloop
 
@@ -249,7 +249,8 @@ async def stdin_relay(nbytes: int) -> float:
 
 
 async def _guest_stdin(guest: trio_console.Guest, nbytes: int, piece: int) -> float:
-    # It is the guest's own /dev/null: a stream that is discarded on this side would have to come here first.
+    # The output goes to the guest's own /dev/null. Output that is discarded on this side would still have to come
+    # here.
     command = ["sh", "-c", "exec cat > /dev/null"]
     async with guest.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL) as process:
         assert process.stdin is not None
@@ -370,7 +371,7 @@ async def full_stack_pings(at_once: int, npings: int = 10_000) -> float:
 
 @contextlib.asynccontextmanager
 async def _file(nbytes: int) -> AsyncIterator[str]:
-    """A file of so many bytes. Not on a disk, whose speed is not ours to measure."""
+    """A file of so many bytes. It is not on a disk, because the speed of the disk is not to be measured."""
     with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
         await trio.to_thread.run_sync(_fill, file.name, nbytes)
         yield file.name

@@ -1,12 +1,12 @@
-"""Long runs that show what must not grow: ``python benchmarks/soak.py [sessions|guests|stdin|kill] ...``.
+"""Long runs that show whether something grows: ``python benchmarks/soak.py [sessions|guests|stdin|kill] ...``.
 
-Without arguments all of them. Each prints what it measured, and fails if it breaks its promise:
+Without arguments all of them run. Each prints its measurements, and fails if a promise is broken:
 
 sessions  20 000 short commands in one guest, half one after the other and half 200 at a time: descriptors, threads
           and memory of both sides after the first thousand and at the end.
 guests    50 guests at once in one process, each running commands.
 stdin     64 MiB through ``cat`` and back, compared by hash, with the peak memory of both sides.
-kill      ``kill -9`` of the agent in the middle of output, 20 times: how long until the error, and what is left.
+kill      ``kill -9`` of the agent in the middle of output, 20 times: the time until the error, and the leftovers.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class Usage:
-    """Of one process."""
+    """The resources of one process."""
 
     fds: int
     threads: int
@@ -61,7 +61,7 @@ def usage(pid: int) -> Usage:
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and not only its remains waiting for a parent to ask."""
+    """Whether the process runs; a zombie does not count."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -108,7 +108,7 @@ async def soak_sessions() -> None:
         for one, two, three in zip(first, middle, last, strict=True):
             assert three.fds <= one.fds + 2, "descriptors grow"
             assert three.threads <= one.threads + 2, "threads grow"
-            # The heap of the first thousand is not yet in its final shape; after that it must not grow.
+            # During the first thousand the heap still grows to its final size; after that it must not grow.
             assert three.rss_mib < two.rss_mib + 2, "memory grows"
 
 

@@ -1,13 +1,13 @@
-"""What sharing a guest must not cost: ``python benchmarks/soak_relay.py [stall|kill|full|fuzz|bulk][=N] ...``.
+"""Long runs of a shared guest: ``python benchmarks/soak_relay.py [stall|kill|full|fuzz|bulk][=N] ...``.
 
-Without arguments all of them. Each prints what it measured, and fails if it breaks its promise:
+Without arguments all of them run. Each prints its measurements, and fails if a promise is broken:
 
 stall     one client stops reading in the middle of a flood while eight others run ``echo``: their latency with and
           without it, the relay's memory, and whether the reader then gets every byte. N: commands of each.
 kill      a client is killed by SIGKILL while ten of its commands run: how long until their processes are
           gone, and whether a frame of theirs reaches the next client in that slot. N times.
 full      128 clients at once, and one more.
-fuzz      mutated frames from clients and from a guest, for N seconds each, while somebody works.
+fuzz      mutated frames from clients and from a guest, for N seconds each, while another client works.
 bulk      ping while another client reads N MiB of output, and then of a file, against an idle relay.
 """
 
@@ -39,7 +39,7 @@ MIB = 1024 * 1024
 COMMANDS = [sys.executable, "-m", "trio_console"]
 
 
-# What the soaks are made of
+# Parts that the runs share
 
 
 class Relay:
@@ -80,7 +80,7 @@ async def relay_process(*, quiet: bool = False) -> AsyncIterator[Relay]:
 
 
 class RawClient:
-    """A client that speaks frames, knows no credit, and reads when it likes."""
+    """A client that speaks frames, counts no credit, and reads only when it is told to."""
 
     def __init__(self, stream: trio.SocketStream) -> None:
         self.stream = stream
@@ -202,7 +202,7 @@ while data := sock.recv(65536):
 
 
 def is_running(pid: int) -> bool:
-    """Whether there is such a process, and not only its remains waiting for a parent to ask."""
+    """Whether the process runs; a zombie does not count."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             return file.read().rpartition(")")[2].split()[0] != "Z"
@@ -245,7 +245,7 @@ async def soak_kill(count: int = 1000) -> None:
                 start, pids, process = await run_victim(relay.path)
                 os.kill(process.pid, signal.SIGKILL)
                 killed = time.perf_counter()
-                while any(is_running(pid) for pid in pids):  # noqa: ASYNC110  (the kernel tells nobody)
+                while any(is_running(pid) for pid in pids):  # noqa: ASYNC110  (the kernel has no event for it)
                     await trio.sleep(0.001)
                 delays.append(time.perf_counter() - killed)
                 await process.wait()
@@ -255,7 +255,7 @@ async def soak_kill(count: int = 1000) -> None:
                     async with raw_client(relay.path) as probe:
                         if probe.start == start:
                             reuses.append(time.perf_counter() - killed)
-                            # (Not a ping, whose answer would overtake what is left of output.)
+                            # (Not a ping: its answer would overtake the rest of the output.)
                             await probe.send(wire.FsRequest(wire.OpStat("/", follow_symlink=True)), start + 99)
                             frame = await probe.receive()
                             strays += frame is None or not isinstance(wire.decode(frame), wire.FsResponse)
@@ -313,11 +313,11 @@ async def soak_full(_count: int = 0) -> None:
         print(f"  the 129th was told: {refused}")
 
 
-# Nonsense
+# Mutated frames
 
 
 def mutated(rng: random.Random, frames: list[bytes]) -> bytes:
-    """A few frames with something wrong in them; mostly not in their length, or the end would come soon."""
+    """A few frames with faults in them; mostly not in their length, because that would end the connection soon."""
     raw = bytearray(b"".join(rng.choices(frames, k=rng.randint(1, 5))))
     for _ in range(rng.randint(1, 4)):
         at = rng.randrange(len(raw))
@@ -425,7 +425,7 @@ def guest_frames() -> list[bytes]:
 
 
 async def hostile_guest(sock: socket.socket, rng: random.Random, frames: list[bytes]) -> int:
-    """Boots in order, and then says anything; returns how often."""
+    """Boot in order, and then send mutated frames; returns their number."""
     stream = trio.SocketStream(trio.socket.from_stdlib_socket(sock))
     said = 0
     async with stream, trio.open_nursery() as nursery:

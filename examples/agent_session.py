@@ -21,7 +21,7 @@ try:
     from rich.console import Console
 
     _rich: Console | None = Console(highlight=False)
-except ImportError:  # it is only for looks
+except ImportError:  # it only makes the output prettier
     _rich = None
 
 
@@ -70,7 +70,7 @@ async def stream_output(guest: trio_console.Guest) -> None:
             arrivals.append(trio.current_time() - start)
             say(f"after {arrivals[-1]:.1f} s: {bytes(chunk).decode().strip()}")
         assert await process.wait() == 0
-    # The first line came while the job was still running, not with the last.
+    # The first line arrived while the job was still running, and not together with the last.
     assert arrivals[-1] - arrivals[0] > 0.2
 
 
@@ -123,7 +123,7 @@ async def cancel_one(guest: trio_console.Guest) -> None:
         await endless()
     assert scope.cancelled_caught
     say(f"'sleep 1000' (guest pid {pids[0]}) was cancelled after 0.3 s")
-    # run_process has returned, so the guest has confirmed it. Ask the guest all the same.
+    # run_process has returned, so the guest has confirmed the end of the process. This asks the guest once more.
     check = await guest.run_process(["kill", "-0", str(pids[0])], check=False, capture_stderr=True)
     say(f"the guest says: {check.stderr.decode().strip()}")
     assert check.returncode != 0

@@ -1,4 +1,4 @@
-"""Embed the channel in a virtual machine monitor: the least there is to do.
+"""Embed the channel in a virtual machine monitor: the smallest complete program.
 
 The two threads here play a VMM's console device. They call `AgentConsoleBackend` directly, as libkrun's device
 threads would, and know nothing of trio. On the other side a trio task talks to the "guest", which answers each
