@@ -1,7 +1,7 @@
-"""What holds for every test: no descriptor and no thread is left behind.
+"""Checks for every test: no descriptor and no thread is left behind.
 
-Idle worker threads of trio's cache are not counted: they end by themselves after ten seconds. A descriptor
-that only waits for the garbage collector is not a leak, so one collection is made before judging.
+Idle worker threads of trio's cache are not counted: they end by themselves after ten seconds. A descriptor that
+only waits for the garbage collector is not a leak, so the collector runs before the check.
 """
 
 from __future__ import annotations

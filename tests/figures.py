@@ -1,8 +1,8 @@
-"""The project's figures of itself, for its maintainers: how full, how deep, how long, how often said twice.
+"""Figures of the project's own code, for its maintainers: sizes, depths, lengths and repeated blocks.
 
     python -m tests.figures [ROOT] [--blocks]
 
-ROOT is another checkout, to compare with; `--blocks` names the places of every repeated block.
+ROOT is another checkout, for comparison; `--blocks` prints the places of every repeated block.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How results are made of measurements: what is compared with what, and when a bar is met."""
+"""How results are computed from measurements: which values are compared, and when a bar is met."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes-like is what `memoryview` takes, wherever bytes are taken."""
+"""Every place that takes bytes takes all objects that `memoryview` accepts."""
 
 from __future__ import annotations
 

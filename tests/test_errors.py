@@ -1,4 +1,4 @@
-"""What the errors are, for those who catch them."""
+"""The errors' classes and attributes, for code that catches them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The package's public face: its names, where they live, and what using them imports."""
+"""The public interface: its names, their modules, and the modules that are imported at their use."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Who may import whom, as data, held against the source.
+"""The imports that are allowed between modules, as data, compared with the source.
 
-A module belongs to a room. Rooms are listed from the ground up, and imports point down only: each may import
+A module belongs to a room. Rooms are listed from the ground up, and imports only point down: a room may import
 itself and the rooms named for it. A new module fails the first test until it has been given a room.
 """
 

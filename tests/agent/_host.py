@@ -1,4 +1,4 @@
-"""The host's end of an agent, as raw as it gets: it sends frames and looks at what comes back."""
+"""The host's end of an agent, for tests: it sends frames, and checks the frames that come back."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A live agent in this process, with real children, and proof that it leaves nothing behind."""
+"""A running agent in this process, with real child processes, and a check that it leaves nothing behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The end of an agent, and what must not be left of it."""
+"""The end of an agent, and that nothing is left of it."""
 
 from __future__ import annotations
 

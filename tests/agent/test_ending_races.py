@@ -1,6 +1,6 @@
-"""Endings that come at the worst moment: when a session has just got its share of the console.
+"""Endings at the worst moment: when a session has just got its reservation of the outbox.
 
-Nothing may be sent in its name any more then: the next owner of the id may be there already.
+No frame of the session may be sent after that, because the next session may already use its id.
 """
 
 from __future__ import annotations

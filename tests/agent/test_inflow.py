@@ -1,4 +1,4 @@
-"""The queue of one session's input: what it takes, how long it lets the router wait, and what it grants anew."""
+"""The inflow of a session: the bytes it accepts, how long the router waits for it, and the credit it grants."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What is in use around a piece of work: threads, descriptors, processes, tasks. Nothing may be more after it.
+"""The threads, descriptors, processes and tasks in use before and after a piece of work, which must be the same.
 
-This is stricter than what holds for every test: a descriptor that waits for the garbage collector is left behind,
-too. Cancellation makes cycles of tracebacks and frames, and a program that is out of descriptors has no time.
+This check is stricter than the one for every test: a descriptor that waits for the garbage collector also counts
+as left behind. Cancellation makes reference cycles of tracebacks and frames, and a program that has no descriptors
+left cannot wait for the collector.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What sessions find where they run."""
+"""The files, directories and servers that the sessions of a sweep use."""
 
 from __future__ import annotations
 

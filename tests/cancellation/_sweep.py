@@ -1,21 +1,20 @@
-"""Cancels a session at every moment of its life, one run for each, and looks at what is left.
+"""Cancels a session at every moment of its life, one moment in each run, and checks what is left.
 
-**What a moment is.** Between two steps of tasks a trio program stands still: this is when it can be cancelled
-from outside, and nothing else is. So the moments of a session are those before and after each step of each
-task beneath it, its own and those that the package starts for it. Both sides matter. Cancelled *before* a step, a
-task that sleeps has already been woken with a result, goes on with it, and meets the cancellation at its next
-checkpoint, before that begins. Cancelled *after* the step, it is in the middle of what it has begun, and is
-thrown out of that.
+**Moments.** A trio program can be cancelled from outside only between two steps of its tasks. So the moments of a
+session are those before and after each step of each of its tasks: its own task, and those that the package starts
+for it. Both sides of a step matter. If a sleeping task is cancelled *before* its step, it has already been woken
+with a result: it goes on with the result, and gets the cancellation at its next checkpoint. If it is cancelled
+*after* the step, it waits in the middle of a call, and the cancellation is raised there.
 
-**How it is delivered.** An instrument counts the steps, and cancels the session's scope inside the hook. trio
-calls the hooks in its loop, while no task runs: this is what a deadline or another task would do at that moment.
+**Delivery.** An instrument counts the steps, and cancels the session's scope inside the hook. trio calls the hooks
+in its loop, while no task runs, so the cancellation comes as if from a deadline or another task at that moment.
 
-**Runs differ.** There are threads and processes in a session, so the number of steps is another in each run. A
-moment is therefore not the n-th step of all, which would be somewhere else each time, but the n-th step of one
-task, and tasks are told apart by their functions and the order they are started in. A sweep begins with the
-moments of one undisturbed run, takes those on that later runs show, and is done when all have been tried.
-A moment that does not come in its run (a reader was woken three times, not four) makes that an undisturbed run,
-which must succeed; it is tried once more, and then counted as missed.
+**Runs differ.** A session has threads and processes, so each run has another number of steps. The n-th step of a
+whole run would be at another place each time. Therefore a moment is the n-th step of one task, and a task is
+identified by its function and its place in the order of starts. A sweep begins with the moments of one undisturbed
+run, adds the moments that later runs show, and ends when all were tried. If a moment does not come in its run (a
+reader was woken three times, not four), the run is an undisturbed one, which must succeed; the moment is tried
+once more, and then counted as missed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes sweeps for tests, and knows how each is run again."""
+"""Fixtures that make sweeps, and say how a failing one is repeated."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guest's side of a session, cancelled at every moment, leaves nothing behind, and its host is told."""
+"""The agent's side of a session, cancelled at every moment, leaves nothing behind, and the host is told."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The parts of a session, each cancelled at every moment of its own, so that a failure points at something.
+"""The parts of a session, each cancelled at every moment of its own, so that a failure names the part.
 
-The agent is the real one, but in this process; its commands are real processes. A guest that outlives what was
-cancelled has a moment to hear of it.
+The agent is the real one, but in this process; its commands are real processes. If the guest outlives the
+cancelled part, it has a moment to end the part's sessions.
 """
 
 from __future__ import annotations

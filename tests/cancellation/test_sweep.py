@@ -1,4 +1,4 @@
-"""The sweep itself: it is at every moment, and finds what it is there to find."""
+"""The sweep itself: it reaches every moment, and finds each kind of leftover."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Shortages and haste, for all tests of what moves a console's bytes."""
+"""Shortages of descriptors and threads, and time limits, for all tests of the console."""
 
 from __future__ import annotations
 

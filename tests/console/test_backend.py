@@ -1,4 +1,4 @@
-"""The backend's contract with a device: each row of it, because a device that meets another answer hangs."""
+"""The backend's contract with a device, result by result, because a device hangs at any other result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endings of one direction: what is published when those who sleep are woken."""
+"""The endings of a lane: which flags are set when the sleeping threads are woken."""
 
 from __future__ import annotations
 

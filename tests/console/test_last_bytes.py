@@ -1,4 +1,4 @@
-"""Bytes that come, with the end behind them, between a consumer's look at the ring and its next step."""
+"""Bytes that arrive, followed by the end, between a consumer's read of the ring and its next step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The ring: bounded in chunks and in bytes, by reference, and sparing with wake-ups."""
+"""The ring: it is bounded in chunks and in bytes, passes chunks by reference, and wakes only when needed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A ring when there is no memory: nothing that is in it is lost, and a device's thread gets no exception of ours.
+"""A ring when there is not enough memory: no byte in it is lost, and a device's thread gets no `MemoryError`.
 
-The allocation that fails is chosen by what makes the object: a slice, a join, a copy, an append.
+Each test chooses the allocation that fails: a slice, a join, a copy or an append.
 """
 
 from __future__ import annotations

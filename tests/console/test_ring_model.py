@@ -1,4 +1,4 @@
-"""The ring against a model: whatever is called in whatever order, it is a queue of bytes with two bounds."""
+"""The ring against a model: for any sequence of calls it is a queue of bytes with two bounds."""
 
 from __future__ import annotations
 

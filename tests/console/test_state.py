@@ -1,4 +1,4 @@
-"""What the two ends share: its bounds, its causes, its sums, its descriptors."""
+"""The state that the two ends share: its bounds, causes, sums and descriptors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The workers' loops at the moments at which the host leaves."""
+"""The workers' loops at the moments at which the host goes."""
 
 from __future__ import annotations
 

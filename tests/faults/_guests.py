@@ -1,4 +1,4 @@
-"""Guests for rounds: one without a process of its own, and a tap that remembers what the host was told."""
+"""Guests for rounds: one without a process, and one that records the frames sent to the host."""
 
 from __future__ import annotations
 

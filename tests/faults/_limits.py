@@ -1,4 +1,4 @@
-"""Resources of this process that run short for a while: descriptors, and room on a disk."""
+"""Resources of this process that are short for a while: descriptors, and room on a disk."""
 
 from __future__ import annotations
 

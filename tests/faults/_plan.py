@@ -1,4 +1,4 @@
-"""What a round is going to do, all of it drawn from its seed before it begins."""
+"""The plan of a round: all of it is drawn from the seed before the round begins."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""Rounds: a plan is carried out, and everything that must hold afterwards is looked at.
+"""Rounds: a plan is carried out, and then the invariants are checked.
 
-What must hold, whatever went wrong: every operation has ended, in one of the ways it may end in, and says why;
-an exit status is one that the guest has told; every byte is accounted for; nothing is left behind; the next guest
-works.
+After any fault these must hold: every operation has ended in one of its allowed ways, and says why; an exit status
+is one that the guest has sent; every byte is accounted for; nothing is left behind; the next guest works.
 """
 
 from __future__ import annotations

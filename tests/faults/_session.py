@@ -1,6 +1,6 @@
-"""A small mixed session with a guest, and what became of each thing in it.
+"""A small session with a guest, of mixed operations, and the outcome of each.
 
-Every operation ends in one of a few ways, and says which: it must not end in any other.
+Every operation must end in one of a few allowed ways, and reports which.
 """
 
 from __future__ import annotations

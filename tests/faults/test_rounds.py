@@ -1,7 +1,7 @@
-"""Many small sessions, each with something going wrong at a moment that its seed has chosen.
+"""Many small sessions, each with a fault at a moment that its seed has chosen.
 
-``TRIO_CONSOLE_SEED=1234`` plays that round alone, ``TRIO_CONSOLE_SEED=1000-1999`` a thousand that are not played
-usually, and ``TRIO_CONSOLE_ROUNDS=5000`` as many from the first.
+``TRIO_CONSOLE_SEED=1234`` plays only that round, ``TRIO_CONSOLE_SEED=1000-1999`` plays a thousand other rounds,
+and ``TRIO_CONSOLE_ROUNDS=5000`` plays the first 5000.
 """
 
 from __future__ import annotations

@@ -1,16 +1,16 @@
-"""Fuzz every target: with the same inputs every time, or for a while with what is found by the way.
+"""Fuzz every target: with the same inputs every time, or for some time with new inputs.
 
     python -m tests.fuzz --fixed [--jobs 2] [TARGET...]
     python -m tests.fuzz [--seconds 60] [--jobs 2] [--seed N] [--keep] [TARGET...]
 
-Fixed, which is what the gate does: the corpus in the repository, and a fixed number of inputs made of it and of
-seeded random numbers; see `fixed`. It needs nothing but Python, and says the same every time.
+With ``--fixed`` (as in `.ci/run`) the inputs are the corpus in the repository, and a fixed number made of it and
+of seeded random numbers; see `fixed`. It needs only Python, and prints the same every time.
 
-Else atheris, which is needed then, explores from the corpus, guided by coverage. With ``--keep``, inputs that
-reach something new are added to the corpus. With a seed the same inputs are tried in the same order, as many as
+Without it atheris, which must be installed, explores from the corpus, guided by coverage. With ``--keep``, inputs
+that reach new code are added to the corpus. With a seed the same inputs are tried in the same order, as many as
 there is time for.
 
-Where a target has failed, the input that did it and how to run it again are printed, and the exit status is 1.
+If a target fails, the input and the command to repeat it are printed, and the exit status is 1.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The same inputs every time: the corpus, and a fixed number of others, made of it and of seeded random numbers.
 
-Nothing here depends on time, on what was covered or on the order of a set, so what has passed once passes again
-until trio_console or a target is changed; and it needs nothing but Python.
+Nothing here depends on time, on coverage or on the order of a set. So a run that has passed once passes again
+until trio_console or a target is changed. It needs only Python.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Write the inputs that fuzzing starts from: recorded frames, bad ones, and stories that went wrong once.
+"""Write the first inputs of the corpus: recorded frames, bad frames, and sequences that failed once.
 
     python -m tests.fuzz.seeds
 
-What fuzzing has found stays; a seed's name begins with ``seed-``.
+The names of these files begin with ``seed-``. Inputs that fuzzing has found stay in the corpus.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What fuzzing has found does no harm any more, and would be found again."""
+"""The inputs that fuzzing has found: each passes now, and would fail again if its fault came back."""
 
 from __future__ import annotations
 

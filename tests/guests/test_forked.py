@@ -1,4 +1,4 @@
-"""A forked child holds none of our connections open, and breaks none."""
+"""A forked child keeps none of our connections open, and breaks none."""
 
 from __future__ import annotations
 

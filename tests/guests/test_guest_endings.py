@@ -1,4 +1,4 @@
-"""The forced part of a guest's end: bounded, and loud about what it leaves."""
+"""The forced part of a guest's end: it is bounded, and warns of everything that it leaves."""
 
 from __future__ import annotations
 

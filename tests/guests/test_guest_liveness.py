@@ -1,4 +1,4 @@
-"""Real guests that fall silent, or seem to."""
+"""Real guests that are silent, or seem to be."""
 
 from __future__ import annotations
 

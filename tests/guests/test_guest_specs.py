@@ -1,4 +1,4 @@
-"""Guests that cannot be opened, consoles that are none, and specifications that make no sense."""
+"""Guests that cannot be opened, objects that are not a console, and arguments that are not valid."""
 
 from __future__ import annotations
 

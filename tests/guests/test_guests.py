@@ -1,4 +1,4 @@
-"""Every way to come to a guest, with the real agent at the other end."""
+"""Every way to start a guest or to attach to one, with the real agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Killing what a dead agent has left: exactly that, until it is gone, within bounds."""
+"""Killing the processes that a dead agent has left: all of them and no other, within a bounded time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A host whose interpreter lacks what those built against an old C library lack; its agent's does, too."""
+"""A host and an agent whose interpreter was built against an old C library, and so lacks newer calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Leaving ends a connection for every copy of it, and takes back nothing that was sent."""
+"""Leaving ends a connection for every copy of its descriptor, and the bytes already sent still arrive."""
 
 from __future__ import annotations
 

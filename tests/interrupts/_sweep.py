@@ -1,21 +1,21 @@
-"""Presses Ctrl-C at every moment at which a context of the package is entered and left, one process for each.
+"""Presses Ctrl-C at every moment at which a context of the package is entered and left, each in its own process.
 
-**What a moment is.** A signal is handled between two opcodes. A tracer counts those of this package's frames in
-the main thread, and at the n-th of them raises SIGINT, with `signal.raise_signal`. What happens then is decided by
-trio's own handler, as it would be for a user's Ctrl-C at that place: `KeyboardInterrupt` there and then, or later,
-where the main task waits. (A tracer that raised by itself would pass by trio's protection and prove nothing.)
+**Moments.** A signal is handled between two opcodes. A trace function counts the opcodes of this package's frames
+in the main thread, and at the n-th raises SIGINT with `signal.raise_signal`. trio's own handler then decides, as
+for a user's Ctrl-C at that place: it raises `KeyboardInterrupt` at once, or later, where the main task waits. (A
+trace function that raised `KeyboardInterrupt` itself would bypass trio's protection and prove nothing.)
 
-**What must hold.** `trio.run` ends with one `KeyboardInterrupt`, alone, within the time that an ending has.
-Nothing is left: no thread, descriptor, child process, guest's process, socket file; and nothing is warned of. In
-frames of the package it is not raised there and then, but for those that run before anything was entered.
+**Invariants.** `trio.run` ends with one `KeyboardInterrupt`, alone, within the time of an ending. No thread,
+descriptor, child process, process of a guest or socket file is left, and there is no warning. In frames of the
+package it is never raised at once, except in those that run before anything was entered.
 
-**How.** This file is a program: it imports what the contexts need, stays without threads and outside of trio, and
-forks a child for each moment. Runs differ, because there are other threads and processes in them; so a moment is
-a number only, and a sweep ends where three numbers in a row are beyond the end of their run.
+**Method.** This file is a program: it imports the modules that the contexts need, has no threads and no trio run,
+and forks a child for each moment. Runs differ, because they have other threads and processes; so a moment is only
+a number, and a sweep ends when three numbers in a row are beyond the end of their run.
 
     python -m tests.interrupts._sweep CONTEXT [--first N] [--stride N] [--second OPCODES] [--jobs N] [--seconds S]
 
-prints a line for each moment at which something was wrong, and then a summary, in JSON.
+prints a line for each moment at which an invariant failed, and then a summary, in JSON.
 """
 
 from __future__ import annotations

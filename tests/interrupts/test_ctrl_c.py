@@ -1,4 +1,4 @@
-"""Ctrl-C at moments that are known: what it may not strike, and what it may not cut short."""
+"""Ctrl-C at known moments: where it must not be raised, and which endings it must not cut short."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at every moment of entering and leaving: it comes out once and alone, and nothing hangs or is left."""
+"""Ctrl-C at every moment of entering and leaving: it is raised once and alone, and nothing hangs or is left."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Run the mutants of the table, two at a time, and say what found them.
+"""Run the mutants of the table, two at a time, and print which tests found them.
 
     python -m tests.mutants [--check | --sample | --record | --discover MODULE ...] [PATTERN...]
 
-Exit status 1 where one survives, is stale or invalid, is found although the table says that it is no fault, or has
-a finder that fails without it.
+The exit status is 1 if a mutant survives, is stale or invalid, is found although the table says that it is not a
+fault, or has a finder that fails without it.
 """
 
 from __future__ import annotations

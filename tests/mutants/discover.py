@@ -1,9 +1,9 @@
-"""What finds a mutant that is not in the table yet: the tests of its module, one after the other, until one fails.
+"""Finds the test for a mutant that is not in the table yet: it runs the tests of the module until one fails.
 
     python -m tests.mutants --discover agent._router --operator guard --where Router --every 3 --add
 
-tries each third place of these; with ``--add`` the mutants that were found go into the table. A survivor is a test
-that is missing, a test that the list below does not name, or no fault.
+tries each third place of these; with ``--add`` the mutants that were found go into the table. If a mutant
+survives, a test is missing, or the list below does not name it, or the change is not a fault.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What can be turned in a module's source, and where.
+"""The changes that can be made to a module's source, and their places.
 
-A `Site` is one place and what to write there instead. It is named by the function it is in, the operator and its
-text, and not by its line, so that it stays the same site while other lines come and go.
+A `Site` is one place and its replacement. It is identified by its function, its operator and its text, and not by
+its line, so that it stays the same site when other lines change.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""One mutant after another in a copy of the tree, its finder, and what came of it.
+"""Makes one mutant after another in a copy of the tree, runs its finder, and reports the outcome.
 
-A finder that fails, is killed by a signal, or does not end has found the mutant. Before any of that, all finders
-have to pass on the copy as it is: one that fails anyhow finds nothing.
+A finder that fails, is killed by a signal, or does not end has found the mutant. Before that, all finders must
+pass on the unchanged copy, because a finder that fails anyway proves nothing.
 
-Only processes that were started here are ended: everything a finder starts has a token of ours in its environment,
-and processes that are left when the finder has ended are known by it.
+Only processes that were started here are ended: each process that a finder starts has a token in its environment,
+and processes that are left when the finder has ended are identified by it.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The mutants that are kept.
 
-A mutant is an operator at a place, or a change by hand. Both are known by the text they change, so a mutant stays
-the same while lines move. Where its text is gone (or, by hand, is there more than once) it is *stale*, and an
-error until somebody has looked at it.
+A mutant is an operator at a place, or a change by hand. Both are identified by the text that they change, so a
+mutant stays the same when lines move. If its text is gone (or, for a change by hand, is there more than once) the
+mutant is *stale*, which is an error until its entry is put right.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What each operator makes of a piece of source."""
+"""The mutants that each operator makes of a piece of source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The runner says of each mutant what is so: that it was found, that it survives, or that it is none."""
+"""The runner reports each mutant correctly: as found, as a survivor, or as not a fault."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The table of mutants fits the source, and says so where it does not."""
+"""The table of mutants fits the source, and reports each entry that does not."""
 
 from __future__ import annotations
 

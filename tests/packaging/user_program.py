@@ -1,6 +1,6 @@
-"""A program of somebody who uses the package, for type checkers: checked against the installed wheel, and not run.
+"""A user's program for type checkers: it is checked against the installed wheel, and not run.
 
-Each annotation is a claim. A name that checkers see as unknown fails their strict modes.
+Each annotation is a claim. A name whose type is unknown to a checker fails in its strict mode.
 """
 
 from __future__ import annotations

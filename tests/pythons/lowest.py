@@ -1,4 +1,4 @@
-"""Print constraints for pip: everything that pyproject.toml bounds from below, at its lowest version."""
+"""Print constraints for pip: each requirement with a lower bound in pyproject.toml, at its lowest version."""
 
 from __future__ import annotations
 

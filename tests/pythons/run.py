@@ -1,15 +1,17 @@
-"""Run the tests on Pythons that no machine of ours has installed: ``python tests/pythons/run.py [NAME ...]``.
+"""Run the tests on Pythons that are not installed on this machine: ``python tests/pythons/run.py [NAME ...]``.
 
-3.14, 3.15   Debian's unstable distribution has them. They run in a tree of their own (a chroot), made by
-             mmdebstrap from the Debian mirror that this machine's apt is configured with. That takes root.
-3.14t        has no interpreter lock, and no distribution has it. The package `freeze-core` has a program that
-             contains it; with its `main` replaced (see main.c) and the standard library of the same version from
-             that tree it is a whole interpreter. There the stress with millions of chunks is run, too.
+3.14, 3.15   come from Debian's unstable distribution. They run in a tree of their own (a chroot), made by
+mmdebstrap
+             from the Debian mirror that this machine's apt is configured with. That needs root.
+3.14t        has no interpreter lock, and is in no distribution. The package `freeze-core` has a program that
+contains
+             it; with its `main` replaced (see main.c), and with the standard library of the same version from that
+             tree, it is a whole interpreter. On it the stress test with millions of chunks is run, too.
 
-What was set up is kept in ``$XDG_CACHE_HOME/trio_console/pythons`` (by default below ``~/.cache``); delete that to
-have it made anew. Nothing is compiled but main.c: a requirement that has no wheel is left out and named.
+The trees are kept in ``$XDG_CACHE_HOME/trio_console/pythons`` (by default below ``~/.cache``); delete that folder
+to make them anew. Only main.c is compiled: a requirement that has no wheel is left out, and named.
 
-Prints for each Python what was run and what came of it, or why it could not be had. Fails if a test failed.
+Prints for each Python what was run and the result, or why it could not be installed. Fails if a test failed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The server and time: what the guest is told of it, and what a guest has not done in time."""
+"""The server and time: the guest is told the time, and a guest that misses a deadline is explained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sessions of which a client wants nothing more, and sessions that end while their client is not read."""
+"""Sessions that a client has given up, and sessions that end while their client does not read."""
 
 from __future__ import annotations
 

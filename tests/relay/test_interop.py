@@ -1,4 +1,4 @@
-"""The protocol's own Python client, as its makers ship it, at our relay and our agent."""
+"""The protocol's own Python client, as its makers ship it, with our relay and our agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The session log: what is recorded, how it stays whole, and what happens when it cannot keep up."""
+"""The session log: what it records, that its lines stay whole, and what it does when it is too slow."""
 
 from __future__ import annotations
 

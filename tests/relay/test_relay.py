@@ -1,4 +1,4 @@
-"""The relay with the real agent: one guest used by several programs."""
+"""The relay with the real agent: several programs use one guest."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A relay's life: what is begun is ended, also when it is cancelled at once."""
+"""A relay's life: each part that was started is ended, also if it is cancelled at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The server: greeting, refusing, forwarding, and clients that come and go."""
+"""The server: it greets, refuses and forwards; clients come and go."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Clients that do not read, of an agent that cannot be told so: the policies.
+"""Clients that do not read, with an agent that counts no credit: the policies.
 
-The agent is like that of another make: generation 7, chunks of 4096 bytes, exits of -1, no credit.
+The agent is like one of another make: generation 7, chunks of 4096 bytes, exit status -1 for signals, no credit.
 """
 
 from __future__ import annotations

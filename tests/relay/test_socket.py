@@ -1,4 +1,4 @@
-"""The relay's socket: who may use it, what it replaces, and what it leaves."""
+"""The relay's socket: who may connect, which files it replaces, and what it leaves."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """A scripted agent at the other end of a memory stream, and guests that talk to one.
 
-The script says what the agent does, frame by frame; nothing here needs a process or real time.
+The script says what the agent does, frame by frame. No process and no real time is needed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the tests of the client share."""
+"""Fixtures that the tests of the session share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The exchange before a guest is used, with a scripted agent."""
+"""The frames before a guest can be used, with a scripted agent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One deadline for whatever a guest does not confirm."""
+"""One deadline for everything that a guest does not confirm."""
 
 from __future__ import annotations
 

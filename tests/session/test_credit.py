@@ -1,4 +1,4 @@
-"""Flow control of a process's streams, with agents that know credit and agents that do not."""
+"""Credit of a process's streams, with agents that count credit and agents that do not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes wrong in one place costs that place alone, and whoever waits is told."""
+"""A failure in one place ends only that place, and every task that waits there gets the error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which guests a heartbeat gives up, and which it does not. Both clocks are virtual, unless it says otherwise."""
+"""Which guests a heartbeat gives up, and which not. Both clocks are virtual, unless a test says otherwise."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A guest belongs to the trio run that opened it: what other threads and other runs may do with it."""
+"""A guest belongs to the trio run that opened it: which calls other threads and other runs may make."""
 
 from __future__ import annotations
 

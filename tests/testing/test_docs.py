@@ -1,4 +1,4 @@
-"""The examples of the documentation are run: each page is a project with a conftest and a module of tests."""
+"""The documentation's examples are run: each page is a project with a conftest and a module of tests."""
 
 from __future__ import annotations
 

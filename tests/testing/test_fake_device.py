@@ -1,4 +1,4 @@
-"""The fake device: as faithful as its users rely on, and loud about a backend that would hang a real one."""
+"""The fake device: it behaves like a real one, and reports a backend that would hang a real one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is left behind is found and named, and what is not is not."""
+"""Everything that is left behind is found and named, and nothing else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes in = bytes out + queued + dropped: for each direction of a console, at any time."""
+"""Bytes in = bytes out + bytes queued + bytes dropped: for each lane of a console, at any time."""
 
 from __future__ import annotations
 

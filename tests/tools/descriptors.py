@@ -1,4 +1,4 @@
-"""What a descriptor is in, asked without changing it."""
+"""The kind of file behind a descriptor, found without changing it."""
 
 from __future__ import annotations
 

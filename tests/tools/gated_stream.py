@@ -1,4 +1,4 @@
-"""A stream that takes what it is given when the test says so, and an outbox that writes to it."""
+"""A stream that takes bytes only when the test allows it, and an outbox that writes to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this program has in use: threads, descriptors, processes. Every check for leftovers asks here.
+"""The threads, descriptors and processes that this program has in use, for every check for leftovers.
 
 The package has such a check of its own, `trio_console.testing.nothing_left_behind`. That one is tested, so the
 tests of everything else do not rely on it.

@@ -1,4 +1,4 @@
-"""Time limits of the tests: when a wait has hung, and how long something that is ending may still be there.
+"""Time limits of the tests: when a wait counts as hung, and how long an ending thing may still be there.
 
 A test waits for an event and never for a time to pass, so these only turn a hang into a failure.
 """

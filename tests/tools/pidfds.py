@@ -1,4 +1,4 @@
-"""What `os.pidfd_open` does, on every interpreter: one built against an old C library lacks it on any kernel."""
+"""`os.pidfd_open` on every interpreter: one built against an old C library lacks it on any kernel."""
 
 from __future__ import annotations
 

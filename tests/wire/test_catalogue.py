@@ -1,4 +1,4 @@
-"""The catalogue: what its columns say of the protocol, and that nothing beside it says it again."""
+"""The catalogue: its columns match the protocol, and no other module repeats them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which CBOR is taken, item by item, and that both readers take the same."""
+"""Which CBOR is accepted, item by item, and that both readers accept the same."""
 
 from __future__ import annotations
 

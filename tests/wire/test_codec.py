@@ -1,4 +1,4 @@
-"""Messages to frames and back: what is written, what is accepted, what is refused and how."""
+"""Messages to frames and back: what is written, what is accepted, and how the rest is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames: cut anywhere, bounded, linear, and loud for good when out of step."""
+"""Frames: they may be cut anywhere, are bounded and parsed in linear time; a stream out of step stays an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame decoder against a model: a buffer that is looked at from its beginning each time."""
+"""The frame decoder against a model: a buffer that is parsed from its beginning each time."""
 
 from __future__ import annotations
 

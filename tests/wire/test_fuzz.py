@@ -1,4 +1,4 @@
-"""Whatever comes in, what comes out is a message or a `ProtocolError`."""
+"""For any bytes that come in, the result is a message or a `ProtocolError`."""
 
 from __future__ import annotations
 

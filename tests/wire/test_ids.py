@@ -1,4 +1,4 @@
-"""Which ids belong to whom, and in which order they are used."""
+"""To which client each id belongs, and in which order ids are used."""
 
 from __future__ import annotations
 

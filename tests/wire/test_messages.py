@@ -1,4 +1,4 @@
-"""The table of message types, and what the structs make of absent values."""
+"""The table of message types, and how absent fields appear in messages."""
 
 from __future__ import annotations
 

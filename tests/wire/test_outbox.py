@@ -1,4 +1,4 @@
-"""The outbox: whole frames or nothing, control before bulk, fair shares, and everybody told of the end."""
+"""The outbox: whole frames or none, control before bulk, fair reservations, and an error for all at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frames in several pieces: to a stream that gathers they go as they are."""
+"""Frames in several pieces: a stream that gathers gets the pieces as they are."""
 
 from __future__ import annotations
 

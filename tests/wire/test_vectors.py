@@ -1,4 +1,4 @@
-"""Recorded frames, both ways, and recorded bad inputs."""
+"""Recorded frames, decoded and encoded, and recorded bad inputs."""
 
 from __future__ import annotations
 

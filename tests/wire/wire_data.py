@@ -1,4 +1,4 @@
-"""Frames recorded from the protocol's own implementations, and inputs known to be bad."""
+"""Frames recorded from the protocol's own implementations, and inputs that are known to be bad."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Open files and directories: what they are good for, whose they are, and when they are closed."""
+"""Open files and directories: their operations, the sessions that own them, and when they are closed."""
 
 from __future__ import annotations
 

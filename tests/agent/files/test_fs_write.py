@@ -1,4 +1,4 @@
-"""Writing files: order, ends, errors, credit, and files that take nothing."""
+"""Writing files: order, ends, errors, credit, and files that take no bytes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections: how they come about, what they carry, and all the ways they end."""
+"""Connections: their start, their data, and all their endings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Output: order, credit, the drain after the exit, and who waits for whom."""
+"""Output: its order, its credit, the rest after the exit, and which waits it causes."""
 
 from __future__ import annotations
 

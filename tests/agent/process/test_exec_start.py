@@ -1,4 +1,4 @@
-"""Starting a command: what it gets, and how it is told that it could not."""
+"""Starting a command: its environment, and the errors of a command that cannot be started."""
 
 from __future__ import annotations
 

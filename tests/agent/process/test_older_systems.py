@@ -1,7 +1,8 @@
-"""The agent where the interpreter or the kernel lacks what others have.
+"""The agent with an interpreter or a kernel that lacks newer calls.
 
 An interpreter that was built against an old C library has no `os.pidfd_open` and no `os.RWF_NOWAIT`; a sandbox may
-refuse system calls it does not know. What only helps is done without; what is needed is named.
+refuse system calls that it does not know. The agent works without the optional calls, and names a missing required
+one.
 """
 
 from __future__ import annotations

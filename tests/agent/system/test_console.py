@@ -1,4 +1,4 @@
-"""The agent's end of the console: pieces written whole, whatever the system takes at a time."""
+"""The agent's end of the console: pieces are written whole, however many bytes the system takes at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Users, limits, clock, heartbeat and the book-keeping of children, each by itself."""
+"""Users, limits, clock, activity file and the list of children, each by itself."""
 
 from __future__ import annotations
 

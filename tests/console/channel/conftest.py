@@ -1,4 +1,4 @@
-"""Every asynchronous test here is bounded, so that a hang is a failure and not a stopped run."""
+"""A time limit for every asynchronous test in this folder, so that a hang is a failure and does not stop all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Devices for tests of `open_console`, the guests behind them, and how to clog both."""
+"""Devices for tests of `open_console`, guests behind them, and functions that fill both."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Teardown against a device that retries for ever and is joined: a stream over the fake, rings full or not.
+"""Endings against a device that retries for ever and is then joined, with full rings and without.
 
-The fake has the habits of a real one, so a backend that answers wrongly somewhere hangs its threads; each test
-ends with their join, and with no violation recorded.
+The fake device behaves like a real one, so a wrong result of the backend hangs its threads. Each test ends with
+their join, and with no violation recorded.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What can be a console device, what is done to it, and that it is given back as it was."""
+"""Which objects can be a console device, how they are changed, and that they are set back."""
 
 from __future__ import annotations
 

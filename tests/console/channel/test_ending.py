@@ -1,4 +1,4 @@
-"""Endings that are seen through: for how long, and what a cancellation that comes late changes."""
+"""Endings run to their last step: how long they may take, and the effect of a late cancellation."""
 
 from __future__ import annotations
 

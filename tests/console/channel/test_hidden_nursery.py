@@ -1,4 +1,4 @@
-"""A nursery that its user does not see: what the body raises is what comes out."""
+"""A hidden nursery: the body's own exception is raised unchanged."""
 
 from __future__ import annotations
 

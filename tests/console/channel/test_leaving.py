@@ -1,4 +1,4 @@
-"""Leaving `open_console`: an ending that is orderly, bounded and leaves nothing."""
+"""Leaving `open_console`: the ending is orderly and bounded, and leaves nothing behind."""
 
 from __future__ import annotations
 

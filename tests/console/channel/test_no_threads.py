@@ -1,4 +1,4 @@
-"""Without a thread to be had: one plain error, and nothing is left."""
+"""When no thread can be started, one plain error is raised, and nothing is left."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A console that cannot be opened: whose device it is then."""
+"""A console that cannot be opened: whether the device is closed or stays the caller's."""
 
 from __future__ import annotations
 

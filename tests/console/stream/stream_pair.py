@@ -1,4 +1,4 @@
-"""A pair of console streams for tests, whose bytes are all accounted for at its end."""
+"""A pair of console streams for tests, which checks at its end that every byte is accounted for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Both ends of a console as trio streams: the contract of trio's own, and no byte lost or made up."""
+"""Both ends of a console as trio streams: they keep trio's contract, and no byte is lost or made up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The endings of a console as a trio stream: what is delivered, what is told, and what cancellation leaves."""
+"""Endings of a console as a trio stream: the last bytes, the errors, and the effect of a cancellation."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""A channel against a model: whatever its two ends do in whatever order, it is two queues of bytes that end.
+"""A channel against a model: for any actions of its two ends, in any order, it is two queues of bytes that end.
 
-Each step lets one task begin or be cancelled, or an end be closed, and then waits until nothing moves any more.
-What has come to an end by then, and what has not, must be what the model says. Where the channel is free to choose
-(how many bytes a receive joins, how empty the ring must be before a blocked sender goes on), the model takes any
-choice that keeps the promise: a sender sleeps only while something is queued, a receiver only while nothing is.
+Each step starts or cancels one task, or closes one end, and then waits until no task moves. The model says which
+calls must have ended by then, and which not. Where the channel may choose (how many bytes a receive joins, how
+empty the ring must be before a blocked sender goes on), the model accepts any choice that keeps the promise: a
+sender sleeps only while bytes are queued, and a receiver only while none are.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Has something happen inside a call, at each of its opcodes in turn: what a signal handler can do to it.
+"""Runs a signal handler inside a call, at each of the call's opcodes in turn.
 
-The interpreter runs the handler of a signal between two opcodes of the main thread, whichever those are. A trace
-function stops before every opcode of the modules concerned, and raises a real signal at the chosen one. What
-the handler raises comes out of that opcode, as it would without the tracing.
+The interpreter can run a signal handler between any two opcodes of the main thread. A trace function stops before
+every opcode of the given modules, and raises a real signal at the chosen one. An exception of the handler is
+raised at that opcode, as it would be without the trace function.
 """
 
 from __future__ import annotations

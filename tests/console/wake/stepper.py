@@ -1,11 +1,11 @@
 """Runs two threads one line at a time, through every order of their lines up to a number of switches.
 
-The threads run the real code. A trace function stops each before every line of the modules concerned, and only
-one of them ever moves. A schedule says before which lines the other thread gets its turn; all
-schedules with at most so many such switches are tried. Races need few: nearly all known ones show with two.
+The threads run the real code. A trace function stops each thread before every line of the given modules, and only
+one thread moves at a time. A schedule says before which lines the other thread gets its turn; all schedules with
+at most so many switches are tried. Races need few switches: nearly all known ones show with two.
 
-Sleeping is `StepWake.wait`: a thread that sleeps hands over, and moves on once it is rung. When nobody can move, a
-wake-up was lost, and `LostWakeUp` tells the schedule.
+A thread sleeps in `StepWake.wait`: it hands over to the other thread, and moves on after it was rung. When neither
+thread can move, a wake-up was lost, and `LostWakeUp` names the schedule.
 """
 
 from __future__ import annotations

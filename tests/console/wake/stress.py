@@ -2,11 +2,11 @@
 
     python -m tests.console.wake.stress [--chunks N] [--bare]
 
-A device's two threads against two tasks, as fast as they can, each chunk the next number. So a chunk that is lost,
-doubled or overtaken is seen, and so is a side that sleeps beside work. ``--bare`` leaves out the mutex between
-store and look, to see whether this machine's processor shows what it is for (see `_ring.FencedRing`). One of AMD's
-has not, in a million chunks each way with CPython 3.14; `tests/model/wake.pml` and `test_weak_memory` show
-what may be.
+A device's two threads and two tasks pass chunks as fast as they can, and each chunk carries the next number. So a
+chunk that is lost, doubled or overtaken is found, and so is a side that sleeps although it has work. ``--bare``
+leaves out the mutex between store and read (see `trio_console._console.ring.FencedRing`), to see whether this
+machine's processor needs it. An AMD processor has not shown it, in a million chunks in each direction with CPython
+3.14; `tests/model/wake.pml` and `test_weak_memory` show that a machine may need it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """A console under load: a device's threads at one end, tasks at the other, in as many schedules as time allows.
 
-What the stepper tries out completely for a few steps is tried here by chance for many. Bounds, sizes, stalls, ways
-to read and write, and the moment and manner of the end are drawn from a seed; the schedule is the machine's own,
-with an interpreter that changes threads as often as it can. Each direction carries a fixed stream of bytes, so
-that every piece can be compared with what belongs at its place, also when the end comes early.
+The stepper tries all schedules of a few steps; this tries random schedules of many steps. Bounds, sizes, stalls,
+ways to read and write, and the moment and kind of the end are drawn from a seed. The schedule is the machine's
+own, with an interpreter that changes threads as often as it can. Each direction carries a fixed sequence of bytes,
+so every piece can be compared with the bytes that belong at its place, also when the end comes early.
 """
 
 from __future__ import annotations

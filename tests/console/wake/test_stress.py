@@ -1,4 +1,4 @@
-"""Two threads and two tasks move numbered chunks as fast as they can; see `stress`, which does it for long."""
+"""Two threads and two tasks move numbered chunks as fast as they can; `stress` does the same for longer."""
 
 from __future__ import annotations
 

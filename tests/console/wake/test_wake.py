@@ -1,4 +1,4 @@
-"""The doorbell: readable while rung, from any thread, and its number never ends up in other hands."""
+"""The wake: it is readable after a ring, from any thread, and its descriptor's number is never misused."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""No wake-up is lost, in any order of the two threads' steps; and wrong orders are found out.
+"""No wake-up is lost, in any order of the two threads' steps; and code with a wrong order fails.
 
-Each scenario runs the real code under every schedule of up to two switches between its lines. The mutants
-at the end do the same steps in a wrong order, and must fail: the proof that the stepping finds such mistakes.
+Each scenario runs the real code under every schedule of up to two switches between its lines. The mutants at the
+end do the same steps in a wrong order, and must fail: that proves that the stepper finds such mistakes.
 """
 
 from __future__ import annotations

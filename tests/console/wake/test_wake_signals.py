@@ -1,7 +1,7 @@
-"""A doorbell whose calls are interrupted by signal handlers, at every opcode.
+"""A wake whose calls are interrupted by signal handlers, at every opcode.
 
-Whatever a handler does there, waking the same pipe included, and also if it raises: nothing is stuck, a later wake
-makes the pipe readable, and closing it gives its descriptor back, once.
+A handler may do anything there, such as wake the same pipe, and it may raise. In each case no call is stuck, a
+later `wake` makes the pipe readable, and `close` closes its descriptor, once.
 """
 
 from __future__ import annotations

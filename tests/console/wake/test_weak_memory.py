@@ -1,7 +1,7 @@
-"""Without the interpreter lock no wake-up is lost either; and without the mutex one would be.
+"""Without the interpreter lock no wake-up is lost either; but without the mutex one would be.
 
-The real code, under every schedule of up to two switches between its lines, in a memory where the threads
-see each other's stores as late as may be. See `weak_memory`.
+The real code runs under every schedule of up to two switches between its lines, in a memory in which each thread
+sees the other's stores as late as possible. See `weak_memory`.
 """
 
 from __future__ import annotations

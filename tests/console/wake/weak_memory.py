@@ -1,8 +1,9 @@
-"""A ring whose two threads see each other's stores as late as a machine without the interpreter lock may let them.
+"""A ring whose threads see each other's stores as late as possible on a machine without the interpreter lock.
 
-What a thread stores stays in its own buffer, which it reads itself. Others see it when the thread passes the
-ring's mutex, rings or sleeps on a wake, or ends: never earlier. Run by the stepper, under every schedule, this is
-the worst that such a machine may do to threads that store something and then look at what the other stores.
+A thread's store stays in the thread's own buffer, from which the thread itself reads. The other thread sees the
+store when the first one passes the ring's mutex, rings or sleeps on a wake, or ends, and never earlier. Run by the
+stepper, under every schedule, this is the worst case for two threads of which each stores one thing and then reads
+the other's.
 """
 
 from __future__ import annotations

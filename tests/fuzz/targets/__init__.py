@@ -1,7 +1,7 @@
-"""What is fuzzed. A target takes any bytes, and raises only if trio_console has done something wrong.
+"""The fuzz targets. A target takes any bytes, and raises only if trio_console has a fault.
 
-It does the same for the same bytes, whatever ran before and in which process, and returns a number that is made of
-all that came out, so that two runs can be compared.
+For the same bytes it always does the same, whatever ran before, and in any process. It returns a number computed
+from all results, so that two runs can be compared.
 """
 
 from __future__ import annotations

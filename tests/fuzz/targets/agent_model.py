@@ -1,7 +1,7 @@
-"""What the agent's router owes the host, said a second time and in the plainest way: the reference.
+"""The reference of the agent's router: its duties to the host, written a second time and in the plainest way.
 
-It is told of each frame, and when all tasks have done what they can ("settled"), and says which sessions live then
-and which frames the host has got. The sessions are those of the target: they do what their request says.
+It is given each frame, and told when all tasks wait again ("settled"). It says which sessions are open then, and
+which frames the host has received. The sessions are those of the target: they do what their request says.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The agent's router: what the host's end of a console can make of it, with sessions that touch nothing."""
+"""The agent's router, given any frames by the host, with sessions that do not touch the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CBOR as this protocol takes it, read and written a second time in the plainest way: the reference."""
+"""The reference of CBOR: a second, plain reader and writer of the CBOR that this protocol accepts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The frame decoder: however a stream is cut, it is the frames that a plain reading finds, once they are there."""
+"""The frame decoder: however a stream is cut, it returns the frames that a plain reader finds, when complete."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The message decoder: a message or a `ProtocolError`, by every way in the same, and as a plain reading says."""
+"""The message decoder: a message or a `ProtocolError`, the same by every way, and the same as a plain reader's."""
 
 from __future__ import annotations
 

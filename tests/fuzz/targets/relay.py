@@ -1,4 +1,4 @@
-"""The relay, between clients and a guest of whom either may do anything."""
+"""The relay, between clients and a guest, all of which may do anything."""
 
 from __future__ import annotations
 

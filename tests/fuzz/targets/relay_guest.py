@@ -1,4 +1,4 @@
-"""A guest that keeps to the protocol, as quick or as slow as the fuzzer wants it."""
+"""A guest that keeps to the protocol, and is as fast or as slow as the fuzzer chooses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Bytes as a list of decisions; and what comes of a call."""
+"""A list of decisions read from bytes; and the outcome of a call."""
 
 from __future__ import annotations
 

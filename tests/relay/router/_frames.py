@@ -1,4 +1,4 @@
-"""A router with a client or two, which is told and asked in messages."""
+"""A router with one or two clients, driven and checked with messages."""
 
 from __future__ import annotations
 

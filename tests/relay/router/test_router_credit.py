@@ -1,4 +1,4 @@
-"""Credit: what the relay lets the agent send, what it holds, and what it sends itself."""
+"""Credit in the relay: what the agent may send, what the relay holds, and what the relay grants."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients that go, and the slots they leave."""
+"""Clients that leave, and the slots that they leave."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a client may send, and what becomes of the rest."""
+"""The frames that a client may send, and the answers to all others."""
 
 from __future__ import annotations
 

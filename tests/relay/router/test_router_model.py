@@ -1,4 +1,4 @@
-"""Any clients and any agent, in any order: what must hold of the router whatever they send."""
+"""Any clients and any agent, in any order: invariants of the router whatever they send."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What waits for the agent: counted once for the client, once for the session, and the same."""
+"""Frames that wait for the agent's credit: their sum for the client is the sum of its sessions."""
 
 from __future__ import annotations
 

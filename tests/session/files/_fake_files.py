@@ -1,4 +1,4 @@
-"""An agent that serves the files of this machine, with every step in the test's hands."""
+"""An agent that serves the files of this machine; the test controls each step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the guest on the wire: what is asked for, in what portions, and what is said when things go wrong."""
+"""Files of the guest on the wire: the requests, their sizes, and the errors."""
 
 from __future__ import annotations
 

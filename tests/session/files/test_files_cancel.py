@@ -1,4 +1,4 @@
-"""Files of the guest when a call is cancelled: what was done, what is closed, and that the file goes on."""
+"""Files of the guest when a call is cancelled: what was done, what is closed, and that the file stays usable."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of a guest that is gone: the reason is told, and what was not written is missed."""
+"""Files of a guest that is gone: the error says the reason, and unwritten bytes are an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files of the guest behave as `trio.open_file`'s: the same script run on both."""
+"""Files of the guest behave like those of `trio.open_file`: the same script runs on both."""
 
 from __future__ import annotations
 

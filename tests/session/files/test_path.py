@@ -1,4 +1,4 @@
-"""Paths of the guest behave as `trio.Path`: the same calls made on both, in two directories alike."""
+"""Paths of the guest behave like `trio.Path`: the same calls are made on both, in two equal directories."""
 
 from __future__ import annotations
 

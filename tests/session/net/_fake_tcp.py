@@ -1,4 +1,4 @@
-"""An agent that makes connections to what the test has put at its ports."""
+"""An agent whose connections go to functions of the test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections the guest makes."""
+"""Connections that the guest makes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Connections a real guest makes: the agent in a child process, on this machine's network."""
+"""Connections that a real guest makes: the agent in a child process, on this machine's network."""
 
 from __future__ import annotations
 

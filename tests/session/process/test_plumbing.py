@@ -1,4 +1,4 @@
-"""Output that is passed on to this program's own descriptors."""
+"""Output that is copied to this program's own descriptors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process's session, with a scripted agent: its start, streams, end, and what goes wrong."""
+"""A process's session, with a scripted agent: its start, streams and end, and its errors."""
 
 from __future__ import annotations
 

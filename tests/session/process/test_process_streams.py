@@ -1,4 +1,4 @@
-"""A process's streams, with a scripted agent: where they lead, and what misuse of them is."""
+"""A process's streams, with a scripted agent: where their bytes go, and how misuse is refused."""
 
 from __future__ import annotations
 
