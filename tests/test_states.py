@@ -72,3 +72,10 @@ def test_every_state_can_be_reached_and_left_for_the_end(table: Steps[Any]) -> N
     last = {state for state, following in table.after.items() if following <= {state}}
     assert last
     assert all(reached(table, state) & last for state in table.after)
+
+
+@pytest.mark.parametrize("table", list(tables()))
+def test_no_state_that_was_left_comes_back(table: Steps[Any]) -> None:
+    # What lives through states here begins, and ends. (A door that opens again is none of these.)
+    for state, following in table.after.items():
+        assert all(state not in reached(table, after) for after in following - {state})

@@ -328,7 +328,7 @@ async def test_a_cancelled_run_process_whose_process_never_stops_talking_ends_at
 
         process.append(await nursery.start(run))
         await receive_line(process[0].stdout)
-        await until(lambda: process[0].output.bytes_received >= 256 * 1024)
+        await until(lambda: process[0]._session.output.bytes_received >= 256 * 1024)
         nursery.cancel_scope.cancel()
     # SIGPIPE would be -13, and SIGKILL -9.
     assert process[0].returncode == -15

@@ -16,7 +16,7 @@ from tests.session.process.test_process import PIPE, opened, run
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._session.process.input import StdinStream
-from trio_console._session.receiving import CreditAccount, IncomingStream, MergedAccounts
+from trio_console._session.receiving import CreditAccount, Incoming, IncomingStream, MergedAccounts
 from trio_console._session.sending import DataSender
 from trio_console._wire.outbox import BULK_BUDGET, Outbox
 
@@ -126,19 +126,19 @@ async def test_closing_a_stream_gives_back_what_was_unread_and_what_still_comes(
 
 async def test_what_was_unread_when_a_stream_was_let_go_is_credited_once() -> None:
     granted: list[int] = []
-    stream = IncomingStream(CreditAccount(granted.append), lambda _size: None)
-    stream.put(bytes(HALF))
-    stream.let_go()
-    assert len(await receive_exactly(stream, HALF)) == HALF
+    incoming = Incoming(CreditAccount(granted.append), lambda _size: None)
+    incoming.put(bytes(HALF))
+    incoming.let_go()
+    assert len(await receive_exactly(IncomingStream(incoming), HALF)) == HALF
     assert granted == [HALF]
 
 
 async def test_what_was_unread_when_a_stream_was_let_go_is_not_credited_again_when_it_is_closed() -> None:
     granted: list[int] = []
-    stream = IncomingStream(CreditAccount(granted.append), lambda _size: None)
-    stream.put(bytes(HALF))
-    stream.let_go()
-    stream.close()
+    incoming = Incoming(CreditAccount(granted.append), lambda _size: None)
+    incoming.put(bytes(HALF))
+    incoming.let_go()
+    incoming.close()
     assert granted == [HALF]
 
 
@@ -354,13 +354,14 @@ async def test_end_of_file_needs_no_credit() -> None:
 async def test_a_process_that_exits_as_its_input_has_got_room_leaves_the_room_to_others() -> None:
     sending_end, _ = trio.testing.memory_stream_one_way_pair()
     outbox = Outbox(sending_end)  # nobody writes: what is queued stays
-    stdin = StdinStream(outbox, 1, window=None, tty=False)
+    sender = DataSender(outbox, wire.ExecStdin, 1, None)
+    stdin = StdinStream(sender, tty=False)
     assert outbox.reserve_nowait(BULK_BUDGET)
     async with trio.open_nursery() as nursery:
         sending = begin(nursery, lambda: stdin.send_all(bytes(10)))
         await trio.testing.wait_all_tasks_blocked()
         outbox.release(BULK_BUDGET)  # the sender has its share now, and its next turn comes later
-        stdin.end(BrokenPipeError("the process has exited"))
+        sender.stop(BrokenPipeError("the process has exited"))
         with pytest.raises(trio.BrokenResourceError):
             await sending.wait()
     assert outbox.reserve_nowait(BULK_BUDGET)
@@ -412,3 +413,19 @@ async def test_data_that_waits_for_room_when_its_session_ends_is_not_sent() -> N
     outbox.close()
     await outbox.run()
     assert outbox.written == 0
+
+
+async def test_data_that_has_got_room_when_the_console_breaks_does_not_count_as_sent() -> None:
+    outbox = Outbox(trio.testing.MemorySendStream())
+    sender = DataSender(outbox, wire.TcpData, 7, None)
+    assert outbox.reserve_nowait(BULK_BUDGET)
+    async with trio.open_nursery() as nursery:
+        sending = begin(nursery, lambda: sender.send(memoryview(b"late")))
+        await trio.testing.wait_all_tasks_blocked()
+        outbox.release(BULK_BUDGET)  # the sender has its share now, and its next turn comes later
+        outbox.close()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not sending.done.is_set()  # its session will be told why
+        sender.stop(trio.BrokenResourceError("the guest is gone"))
+        assert await sending.wait() is False
+    assert sender.last_byte is None

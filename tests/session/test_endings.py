@@ -17,7 +17,8 @@ from trio_console import _wire as wire
 from trio_console._session.connection import Session
 from trio_console._session.files import operations as _fs
 from trio_console._session.net import tcp as _tcp
-from trio_console._session.process import process as _process
+from trio_console._session.process import session as _process
+from trio_console._session.receiving import Incoming
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,7 +106,7 @@ async def test_whatever_a_stream_raises_is_a_lost_guest(direction: str, autojump
 
 
 STARTS: dict[str, tuple[Any, str, Callable[[Guest], Any]]] = {
-    "process": (_process, "StdinStream", lambda guest: guest.run_process(["cmd"])),
+    "process": (_process, "DataSender", lambda guest: guest.run_process(["cmd"])),
     "tcp": (_tcp, "DataSender", lambda guest: guest.open_tcp_stream("host", 1)),
     "file": (_fs.trio, "Event", lambda guest: guest.path("/x").stat()),
 }
@@ -196,14 +197,14 @@ async def test_a_session_that_raises_when_the_guest_is_lost_costs_itself_alone(
 
 
 async def test_output_that_there_is_no_memory_for_ends_its_process_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_memory(_data: bytes) -> None:
+    def no_memory(_self: Incoming, _data: bytes) -> None:
         raise MemoryError
 
     async with talking() as talk:
 
         async def body() -> None:
             async with talk.guest.open_process(["cmd"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-                monkeypatch.setattr(process.stdout, "put", no_memory)
+                monkeypatch.setattr(Incoming, "put", no_memory)
                 await process.wait()
 
         result = begin(talk.nursery, body)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from trio_console._session.files.path import GuestPath, path_text
 from trio_console._session.net.tcp import open_guest_tcp_stream
 from trio_console._session.owner import Owner, owned
 from trio_console._session.process.command import Command
-from trio_console._session.process.plumbing import attach_input, attach_output, feed
-from trio_console._session.process.process import GuestProcess, completed
+from trio_console._session.process.plumbing import attach_input, attach_output
+from trio_console._session.process.process import GuestProcess
+from trio_console._session.process.session import ProcessSession
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.nursery import grouping_nursery, hidden_nursery
 
@@ -217,16 +219,18 @@ class Guest:
         if task_status is trio.TASK_STATUS_IGNORED:
             checked.check_no_pipes()
         async with hidden_nursery() as nursery:
-            process = await self._start(checked, nursery)
+            session = await self._start(checked, nursery)
+            process = GuestProcess(session)
             try:
                 task_status.started(process)
                 await process.wait()
             except BaseException:
-                if not process.ended:
-                    process.discard_unclaimed_output()
-                    await self._deliver_cancel(process, deliver_cancel)  # noqa: ASYNC102  (shields itself)
+                if not session.ended:
+                    session.discard_unclaimed_output()
+                    # (It shields itself.)
+                    await self._deliver_cancel(session, process, deliver_cancel)  # noqa: ASYNC102
                 raise
-        return completed(process, check)
+        return session.completed(check)
 
     @interrupt_safe
     @asynccontextmanager
@@ -277,55 +281,45 @@ class Guest:
             rows=rows,
             cols=cols,
         )
-        process: GuestProcess | None = None
+        session: ProcessSession | None = None
         try:
             async with hidden_nursery() as nursery:
-                process = await self._start(checked, nursery)
+                session = await self._start(checked, nursery)
                 try:
-                    yield process
+                    yield GuestProcess(session)
                 finally:
                     with trio.CancelScope(shield=True):
-                        await self._end_process(process)
-                    process.input.close()
+                        await self._end_process(session)
+                    session.close_input()
                     # What it had written before it ended is still passed on, if our own output takes it. (A block
                     # that raised cancels that.)
                     nursery.cancel_scope.deadline = trio.current_time() + self._confirmations.grace
         finally:
-            if process is not None:
-                process.close()
+            if session is not None:
+                session.close()
 
-    async def _start(self, command: Command, nursery: trio.Nursery) -> GuestProcess:
+    async def _start(self, command: Command, nursery: trio.Nursery) -> ProcessSession:
         """Start a process, with its streams connected to what the user asked for."""
         await self._connection.wait_may_open()
-        process = GuestProcess(self._connection, command)
-        process.open()
+        session = ProcessSession(self._connection, command)
+        session.open()
         try:
             # While the guest starts it, so that a short command does not wait for us.
-            data = attach_input(process, command.stdin)
-            for job in attach_output(process, command):
+            feeding = attach_input(session)
+            for job in attach_output(session):
                 nursery.start_soon(job)
-            await process.wait_started()
+            await session.wait_started()
         except BaseException:
             with trio.CancelScope(shield=True):
-                await self._end_process(process)
+                await self._end_process(session)
             raise
-        if data is not None:
-            nursery.start_soon(feed, process.input, data)
-        return process
-
-    async def _terminate(self, process: GuestProcess) -> None:
-        process.discard_output()  # whoever had a pipe for it was most likely cancelled with us
-        process.terminate()
-        await trio.sleep(_TERMINATE_TIME)
-        warnings.warn(
-            f"{process!r} ignored SIGTERM for {_TERMINATE_TIME:g} seconds. (Maybe you should pass a different "
-            "deliver_cancel?) Trying SIGKILL.",
-            RuntimeWarning,
-            stacklevel=1,
-        )
+        if feeding is not None:
+            nursery.start_soon(feeding)
+        return session
 
     async def _deliver_cancel(
         self,
+        session: ProcessSession,
         process: GuestProcess,
         deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None,
     ) -> None:
@@ -338,30 +332,30 @@ class Guest:
                 async def deliver() -> None:
                     try:
                         if deliver_cancel is None:
-                            await self._terminate(process)
+                            await _terminate(session)
                         else:
                             await deliver_cancel(process)
                             # To end by itself. (Nothing is confirmed by not doing so.)
                             with trio.move_on_at(self._confirmations.peek()):
-                                await process.wait_ended()
+                                await session.wait_ended()
                     finally:
                         # Also when the user's function failed. (Nothing is left to do if the process has ended.)
                         with trio.CancelScope(shield=True):
-                            await self._end_process(process)
+                            await self._end_process(session)
 
                 delivery.start_soon(deliver)
-                await process.wait_ended()
+                await session.wait_ended()
                 delivery.cancel_scope.cancel()
 
-    async def _end_process(self, process: GuestProcess) -> None:
+    async def _end_process(self, session: ProcessSession) -> None:
         """Kill what still runs, and wait until the guest has confirmed it; bounded by the grace."""
-        if not process.ended:
-            process.kill()
-            process.discard_output()
-            if not await self._confirmations.wait(process.wait_ended) and not process.ended:
-                process.give_up(self._confirmations.confirmed)
+        if not session.ended:
+            session.send(wire.ExecSignal(signal.SIGKILL))
+            session.discard_output()
+            if not await self._confirmations.wait(session.wait_ended) and not session.ended:
+                session.give_up(self._confirmations.confirmed)
                 warnings.warn(
-                    f"the guest did not confirm within {self._confirmations.grace:g} seconds that {process!r} is "
+                    f"the guest did not confirm within {self._confirmations.grace:g} seconds that {session!r} is "
                     f"gone; it may still run{self._confirmations.note()}",
                     RuntimeWarning,
                     stacklevel=1,
@@ -547,3 +541,16 @@ class Guest:
             bytes_discarded=connection.bytes_discarded,
             console=None if self._console is None else self._console(),
         )
+
+
+async def _terminate(session: ProcessSession) -> None:
+    """End a process as `trio.run_process` does, up to where force is needed."""
+    session.discard_output()  # whoever had a pipe for it was most likely cancelled with us
+    session.send(wire.ExecSignal(signal.SIGTERM))
+    await trio.sleep(_TERMINATE_TIME)
+    warnings.warn(
+        f"{session!r} ignored SIGTERM for {_TERMINATE_TIME:g} seconds. (Maybe you should pass a different "
+        "deliver_cancel?) Trying SIGKILL.",
+        RuntimeWarning,
+        stacklevel=1,
+    )

@@ -205,7 +205,7 @@ async def test_close_goes_out_behind_the_data() -> None:
         await talk.agent.expect(wire.TcpClose)
 
 
-async def test_a_connect_that_is_cancelled_is_called_off() -> None:
+async def test_a_connect_that_is_cancelled_is_called_off(caplog: pytest.LogCaptureFixture) -> None:
     async with talking() as talk:
         connecting = begin(talk.nursery, lambda: talk.guest.open_tcp_stream("h", 1))
         id_, _ = await talk.agent.expect(wire.TcpConnect)
@@ -214,6 +214,7 @@ async def test_a_connect_that_is_cancelled_is_called_off() -> None:
         await talk.agent.send(wire.TcpClosed(), id_)
         await wait_all_tasks_blocked()
         assert talk.connection.active_sessions == 0
+    assert not caplog.records  # the answer was expected
 
 
 async def test_an_agent_without_credit_is_told_of_a_cancelled_connect_by_a_close() -> None:
@@ -257,6 +258,17 @@ async def test_a_frame_that_has_no_place_ends_the_connection(message: wire.Messa
             await stream.send_all(b"x")
         await stream.aclose()
         assert talk.connection.active_sessions == 0
+
+
+async def test_bytes_behind_the_end_are_a_mistake_of_the_agent_and_not_read() -> None:
+    async with talking() as talk:
+        id_, stream = await connected(talk)
+        await talk.agent.send(wire.TcpEof(), id_)
+        await talk.agent.send(wire.TcpData(b"late"), id_)
+        await talk.agent.expect(wire.TcpClose)
+        assert await stream.receive_some() == b""
+        with pytest.raises(trio.BrokenResourceError, match=r"core\.tcp\.data .* has no place"):
+            await stream.send_all(b"x")
 
 
 async def test_the_last_frame_of_another_kind_of_session_ends_the_connection_only() -> None:

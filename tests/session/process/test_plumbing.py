@@ -12,7 +12,7 @@ import trio.testing
 
 from tests.tools.limits import HANG
 from trio_console._session.process.plumbing import _pass_on
-from trio_console._session.receiving import IncomingStream
+from trio_console._session.receiving import Incoming, IncomingStream
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ def pipe(*, blocking: bool) -> Iterator[tuple[int, int]]:
 
 
 def full_stream() -> IncomingStream:
-    stream = IncomingStream(None, lambda _: None)
-    stream.put(DATA)
-    stream.end()
-    return stream
+    incoming = Incoming(None, lambda _: None)
+    incoming.put(DATA)
+    incoming.end()
+    return IncomingStream(incoming)
 
 
 async def read_exactly(fd: int, size: int) -> bytes:
@@ -77,23 +77,23 @@ async def test_without_a_thread_to_be_had_the_error_says_what_for(monkeypatch: p
 
 async def test_output_that_nobody_reads_any_more_is_counted_and_holds_up_nobody() -> None:
     discarded: list[int] = []
-    stream = IncomingStream(None, discarded.append)
-    stream.put(DATA)
+    incoming = Incoming(None, discarded.append)
+    incoming.put(DATA)
     with trio.fail_after(HANG):
-        await _pass_on(stream, -1)
-    stream.put(DATA)
-    assert stream.bytes_received == 2 * len(DATA)
+        await _pass_on(IncomingStream(incoming), -1)
+    incoming.put(DATA)
+    assert incoming.bytes_received == 2 * len(DATA)
     assert sum(discarded) >= len(DATA)
-    assert not stream.congested
+    assert not incoming.congested
 
 
 async def test_what_was_discarded_and_what_was_read_add_up() -> None:
     discarded: list[int] = []
-    stream = IncomingStream(None, discarded.append)
-    stream.put(b"abc")
-    stream.let_go()
-    stream.put(b"defg")
-    assert stream._take(2) == b"ab"
-    stream.close()
-    stream.put(b"h")
-    assert (stream.bytes_received, sum(discarded)) == (8, 6)
+    incoming = Incoming(None, discarded.append)
+    incoming.put(b"abc")
+    incoming.let_go()
+    incoming.put(b"defg")
+    assert incoming.take(2) == b"ab"
+    incoming.close()
+    incoming.put(b"h")
+    assert (incoming.bytes_received, sum(discarded)) == (8, 6)

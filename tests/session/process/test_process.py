@@ -12,8 +12,10 @@ import trio.testing
 
 from tests.session._fake import begin, talking
 from tests.session.process._processes import opened, run
+from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProtocolError
 from trio_console import _wire as wire
+from trio_console._states import IllegalStepError
 
 PIPE = subprocess.PIPE
 DEVNULL = subprocess.DEVNULL
@@ -397,12 +399,38 @@ async def test_all_that_came_is_delivered_before_the_loss_is_told() -> None:
 async def test_a_process_that_was_given_up_is_not_lost_for_another_reason_later() -> None:
     async with talking() as talk:
         process, _, block = await opened(talk)
-        process.give_up(lambda: None)
+        process._session.give_up(lambda: None)
         talk.connection.lose("power cut")
         with pytest.raises(GuestLostError, match="did not confirm the end"):
             await process.wait()
         block.leave.set()
         await block.result.done.wait()
+
+
+async def test_how_a_process_ended_that_was_given_up_is_told_nevertheless() -> None:
+    heard = trio.Event()
+    async with talking() as talk:
+        process, id_, block = await opened(talk)
+        process._session.give_up(heard.set)
+        assert process.returncode is None
+        await talk.agent.send(wire.ExecExited(3), id_)
+        with trio.fail_after(HANG):
+            await heard.wait()
+        assert process.returncode == 3
+        with pytest.raises(GuestLostError, match="did not confirm the end"):
+            await process.wait()
+        block.leave.set()
+        await block.result.wait()
+
+
+async def test_a_process_ends_once() -> None:
+    async with talking() as talk:
+        process, id_, _ = await opened(talk)
+        await talk.agent.send(wire.ExecExited(0), id_)
+        assert await process.wait() == 0
+        with pytest.raises(IllegalStepError, match="FAILED may not follow EXITED"):
+            process._session.on_error(GuestLostError("power cut"))
+        assert await process.wait() == 0
 
 
 async def test_a_lost_guest_ends_run_process() -> None:

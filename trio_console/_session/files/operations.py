@@ -21,8 +21,8 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
-from trio_console._session.receiving import WINDOW, CreditAccount, IncomingStream
-from trio_console._session.sending import DataSender
+from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, IncomingStream
+from trio_console._session.sending import DataSender, Sending
 
 if TYPE_CHECKING:
     from trio_console._session.confirmations import Confirmations
@@ -199,16 +199,17 @@ class FsRead(FsCall):
 
     def __init__(self, connection: Connection, op: wire.OpRead, *filenames: str) -> None:
         self._credited = connection.ready.flow is not wire.UNSET
-        self.stream: Final = IncomingStream(
+        self._incoming: Final = Incoming(
             CreditAccount(self._grant) if self._credited else None, connection.note_discarded
         )
+        self.stream: Final = IncomingStream(self._incoming)
         super().__init__(connection, op, *filenames, window=WINDOW if self._credited else None)
 
     def _grant(self, size: int) -> None:
         self._connection.send(wire.Credit(stream="data", bytes=size), self.id)
 
     def _on_data(self, data: bytes) -> None:
-        self.stream.put(data)
+        self._incoming.put(data)
 
     def on_error(self, error: Exception) -> None:
         # Ours is the only side that knows: the guest would wait for credit, and others for the handle.
@@ -221,21 +222,21 @@ class FsRead(FsCall):
 
     def _finish(self) -> None:
         super()._finish()
-        self.stream.end(self.failure())
+        self._incoming.end(self.failure())
 
     @property
     def congested(self) -> bool:
-        return self.stream.congested
+        return self._incoming.congested
 
     async def wait_relieved(self) -> None:
-        await self.stream.wait_relieved()
+        await self._incoming.wait_relieved()
 
     def abort(self) -> None:
         """Nobody reads on: what still comes is dropped. Told to an agent that can be told."""
         if not self.done.is_set():
-            self.stream.end()  # first, so that no credit is given for what close() drops
+            self._incoming.end()  # first, so that no credit is given for what close() drops
         self._call_off()
-        self.stream.close()
+        self._incoming.close()
 
 
 @final
@@ -248,7 +249,6 @@ class FsWrite(FsCall):
         super().__init__(connection, op, *filenames, window=WINDOW if self._credited else None)
         window = flow.window if flow is not wire.UNSET else None
         self.sender: Final = DataSender(connection.outbox, wire.FsData, self.id, window)
-        self._ended = False
 
     def _on_credit(self, credit: wire.Credit) -> None:
         self.sender.grant(credit.bytes)
@@ -263,15 +263,12 @@ class FsWrite(FsCall):
 
     def end(self) -> None:
         """Everything was sent."""
-        if not self._ended and not self.done.is_set():
-            self._ended = True
-            self.sender.follow(wire.FsData(b""))
+        self.sender.finish(wire.FsData(b""))
 
     def abort(self) -> None:
         """Send no more. The answer still comes, and what it says does not matter."""
-        self.sender.stop()
-        if self._credited and not self._ended and not self.done.is_set():
-            self._ended = True
+        if self._credited and self.sender.state is Sending.OPEN:
+            self.sender.stop()
             self._connection.send(wire.Cancel(), self.id)
         else:
             self.end()

@@ -6,6 +6,7 @@ it, and whatever the guest still says of it finds nobody.
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import re
@@ -18,8 +19,9 @@ from trio_console._buffers import flat_view
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
 from trio_console._session.owner import Owner, checks_owner, owned
-from trio_console._session.receiving import WINDOW, CreditAccount, IncomingStream, broken
-from trio_console._session.sending import DataSender
+from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, IncomingStream, Receiving, broken
+from trio_console._session.sending import DataSender, Sending
+from trio_console._states import Steps
 from trio_console._trio.conflict import Conflict
 from trio_console._trio.lost import GuestLostError
 
@@ -39,6 +41,27 @@ def _tcp_error(text: str) -> OSError:
     return OSError(text)
 
 
+class TcpState(enum.Enum):
+    """How far a connection is, as this side knows."""
+
+    CONNECTING = enum.auto()
+    CONNECTED = enum.auto()
+    CALLED_OFF = enum.auto()  # nobody waits for it any more; the guest was told, and will still answer
+    FAILED = enum.auto()  # by what the error says; nothing more will be heard of it
+    CLOSED = enum.auto()  # by this side; nothing more will be heard of it, or said
+
+
+TCP: Final = Steps(
+    {
+        TcpState.CONNECTING: {TcpState.CONNECTED, TcpState.CALLED_OFF, TcpState.FAILED, TcpState.CLOSED},
+        TcpState.CONNECTED: {TcpState.FAILED, TcpState.CLOSED},
+        TcpState.CALLED_OFF: {TcpState.FAILED},
+        TcpState.FAILED: {TcpState.CLOSED},
+        TcpState.CLOSED: set(),
+    }
+)
+
+
 @final
 class _TcpSession(Session):
     """What the connection's reader and the stream share."""
@@ -49,10 +72,10 @@ class _TcpSession(Session):
         self._address: Final = (host, port)
         flow = connection.ready.flow
         self.credited: Final = flow is not wire.UNSET
+        self.state = TCP.first
         self.connected: Final = trio.Event()  # or failed
-        self.ended = False  # nothing more will be heard of it
         self.error: Exception | None = None
-        self.incoming: Final = IncomingStream(
+        self.incoming: Final = Incoming(
             CreditAccount(self._grant) if self.credited else None, connection.note_discarded
         )
         window = flow.window if flow is not wire.UNSET else None
@@ -68,11 +91,13 @@ class _TcpSession(Session):
 
     def on_message(self, message: wire.Message) -> None:
         match message:
-            case wire.TcpData(data):
+            case wire.TcpData(data) if self.incoming.state is not Receiving.ENDED:
                 self.incoming.put(data)
             case wire.Credit():
                 self.sender.grant(message.bytes)
             case wire.TcpConnected():
+                if self.state is TcpState.CONNECTING:
+                    self.state = TCP.take(self.state, TcpState.CONNECTED)
                 self.connected.set()
             case wire.TcpEof():
                 self.incoming.end()
@@ -110,12 +135,18 @@ class _TcpSession(Session):
         self._end(error)
 
     def _end(self, error: Exception) -> None:
-        self.ended = True
-        self.error = error
+        if not self.ended:  # the first reason stays
+            self.state = TCP.take(self.state, TcpState.FAILED)
+            self.error = error
         self.sender.stop()
         # After the bytes that came, and not at all if their end came already.
         self.incoming.end(broken(error))
         self.connected.set()
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be heard of it."""
+        return self.state in (TcpState.FAILED, TcpState.CLOSED)
 
     @property
     def congested(self) -> bool:
@@ -131,18 +162,21 @@ class _TcpSession(Session):
         self.incoming.end()
         self.incoming.close()
         if self.credited:
+            self.state = TCP.take(self.state, TcpState.CALLED_OFF)
             self.connection.send(wire.Cancel(), self.id)
         else:
             self.close()
 
     def close(self) -> None:
-        """Say that we are done, behind everything that was sent."""
-        self.incoming.close()
-        self.sender.stop()
-        if not self.ended:
-            self.ended = True
-            self.sender.follow(wire.TcpClose())
-            self.connection.forget(self.id)
+        """Say that we are done, behind everything that was sent. Idempotent."""
+        if self.state is not TcpState.CLOSED:
+            heard = not self.ended
+            self.state = TCP.take(self.state, TcpState.CLOSED)
+            self.incoming.close()
+            self.sender.stop()
+            if heard:
+                self.sender.follow(wire.TcpClose())
+                self.connection.forget(self.id)
 
 
 @final
@@ -157,13 +191,12 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
     def __init__(self, session: _TcpSession) -> None:
         self._owner: Final = Owner()
         self._session = session
-        self._closed = False
-        self._eof = False
+        self._receiving = IncomingStream(session.incoming)
         self._conflict = Conflict("another task is currently sending data on this connection")
 
     def _check(self) -> None:
         """Raise why nothing can be sent, if so."""
-        if self._closed:
+        if self._session.state is TcpState.CLOSED:
             raise trio.ClosedResourceError("this connection was closed")
         error = self._session.error
         if error is not None:
@@ -185,7 +218,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
         """
         self._owner.check()
         with self._conflict:
-            if self._eof:
+            if self._session.sender.state is Sending.FINISHED:
                 raise trio.ClosedResourceError("can't send data after sending EOF")
             self._check()
             await trio.lowlevel.checkpoint()
@@ -211,9 +244,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             self._check()
             await trio.lowlevel.checkpoint()
             self._check()
-            if not self._eof:
-                self._eof = True
-                self._session.sender.follow(wire.TcpEof())
+            self._session.sender.finish(wire.TcpEof())
 
     @checks_owner
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -229,13 +260,11 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             ValueError: ``max_bytes`` is below 1.
         """
         self._owner.check()
-        return await self._session.incoming.receive_some(max_bytes)
+        return await self._receiving.receive_some(max_bytes)
 
     async def aclose(self) -> None:
         """Close both directions. What was sent before still goes out. Never blocks. Idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._session.close()
+        self._session.close()
         await trio.lowlevel.checkpoint()
 
 

@@ -1,4 +1,4 @@
-"""The client's end of a process's stdin.
+"""A process's stdin, as its user holds it.
 
 With an agent that counts credit, at most one window of bytes is on its way that the process has not taken:
 a process that never reads its stdin pauses its own writer, and nobody else.
@@ -14,73 +14,55 @@ from trio_console import _wire as wire
 from trio_console._buffers import flat_view
 from trio_console._errors import again
 from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._session.sending import Sending
 from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
-    from trio_console._wire.outbox import Outbox
+    from trio_console._session.sending import DataSender
 
-__all__ = ["StdinStream"]
-
-#: Bytes of stdin in a frame. Control frames overtake at frame boundaries, so small; and a pipe takes 64 KiB.
-_SLICE: Final = 64 * 1024
+__all__ = ["StdinStream", "close_stdin", "stdin_window"]
 
 #: End of transmission, what a terminal in canonical mode takes for end of file.
 _EOT: Final = b"\x04"
 
 
+def stdin_window(window: int | None, *, tty: bool) -> int | None:
+    """Of the window that an agent gives for a stdin, what may be used for data."""
+    # The end-of-file characters of a terminal are bytes like others, and count. They are paid in advance, or
+    # closing a full stdin would be an offence.
+    return window if window is None or not tty else max(1, window - len(_EOT + _EOT))
+
+
+def close_stdin(sender: DataSender, *, tty: bool) -> None:
+    """Say end of file behind what was sent, if a process is there to hear it. Idempotent."""
+    line_begins = sender.last_byte in (None, *b"\n", *_EOT)  # a terminal takes EOT for end of file only there
+    sender.finish(wire.ExecStdin(b"" if not tty else _EOT if line_begins else _EOT + _EOT))
+
+
 @final
 @owned()
 class StdinStream(trio.abc.SendStream):
-    """Bytes to a process in the guest.
+    """Bytes to a process in the guest. One task sends at a time.
 
-    Args:
-        outbox: where frames go.
-        window: bytes that may be outstanding, `None` if the agent counts no credit.
-        tty: the process has a terminal, on which end of file is a character.
+    Closing it is the process's end of file. A process with a terminal gets the end-of-transmission character,
+    which its terminal takes for end of file in canonical mode; in raw mode it is a character like others.
     """
 
-    def __init__(self, outbox: Outbox, id_: int, *, window: int | None, tty: bool) -> None:
+    def __init__(self, sender: DataSender, *, tty: bool) -> None:
         self._owner: Final = Owner()
-        self._outbox = outbox
-        self._id = id_
-        # The end-of-file characters of a terminal are bytes like others, and count. They are paid in advance, or
-        # closing a full stdin would be an offence.
-        self._credit = window if window is None or not tty else max(1, window - len(_EOT + _EOT))
+        self._sender = sender
         self._tty = tty
-        self._line_begins = True  # a terminal takes EOT for end of file only there
-        self._error: Exception | None = None
-        self._closed = False
-        self._ended = False
-        self._changed = trio.Event()
         self._conflict = Conflict("another task is already sending to this stdin")
 
-    # The session's side
-
-    def grant(self, size: int) -> None:
-        if self._credit is not None:
-            self._credit += size
-        self._changed.set()
-
-    def fail(self, error: Exception) -> None:
-        """Sending has become pointless: the process did not take what was sent. It may still await the end."""
-        if self._error is None:
-            self._error = error
-        self._changed.set()
-
-    def end(self, error: Exception) -> None:
-        """Sending has become impossible: there is no process any more."""
-        self._ended = True
-        self.fail(error)
-
-    # The user's side
-
     def _check(self) -> None:
-        if self._closed:
+        """Raise why nothing can be sent, if so."""
+        if self._sender.state is Sending.FINISHED:
             raise trio.ClosedResourceError("this stdin was closed")
-        if self._error is not None:
-            if isinstance(self._error, trio.BrokenResourceError):
-                raise again(self._error)
-            raise trio.BrokenResourceError(f"the process takes no input: {self._error}") from self._error
+        error = self._sender.reason
+        if error is not None:
+            if isinstance(error, trio.BrokenResourceError):
+                raise again(error)
+            raise trio.BrokenResourceError(f"the process takes no input: {error}") from error
 
     @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -99,72 +81,24 @@ class StdinStream(trio.abc.SendStream):
             self._check()
             await trio.lowlevel.checkpoint()
             with flat_view(data) as view:
-                start = 0
-                while start < len(view):
-                    size = await self._wait_credit(min(_SLICE, len(view) - start))
-                    await self._send_slice(view[start : start + size])
-                    start += size
+                await self._sender.send(view)
             self._check()
-
-    async def _wait_credit(self, wanted: int) -> int:
-        """Bytes that may be sent now, between 1 and ``wanted``."""
-        while True:
-            self._check()
-            if self._credit is None:
-                return wanted
-            if self._credit > 0:
-                return min(wanted, self._credit)
-            await self._wait_change()
-
-    async def _wait_change(self) -> None:
-        self._changed = trio.Event()
-        await self._changed.wait()
-
-    async def _send_slice(self, piece: memoryview) -> None:
-        gone = False
-        try:
-            await self._outbox.reserve(len(piece))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            gone = True
-        else:
-            # The writer may have broken, or the process exited, between the share and our turn.
-            gone = self._outbox.closed
-            if gone or self._closed or self._error is not None:
-                self._outbox.release(len(piece))
-        if gone:
-            # The connection finds out why within seconds, and tells every session.
-            while not (self._closed or self._error is not None):
-                await self._wait_change()
-        self._check()
-        # No checkpoint from here: the slice is sent and paid for, or neither.
-        self._outbox.commit(wire.encode_data(wire.ExecStdin, self._id, piece), len(piece))
-        if self._credit is not None:
-            self._credit -= len(piece)
-        self._line_begins = piece[-1] in b"\n\x04"
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until some bytes may be sent, or sending would fail at once. Errors as in `send_all`."""
+        """Wait until some bytes may be sent, or sending would fail at once. Errors as in `send_all`.
+
+        If cancelled, nothing has happened.
+        """
         with self._conflict:
             self._check()
             await trio.lowlevel.checkpoint()
-            await self._wait_credit(1)
-
-    def close(self) -> None:
-        """As `aclose`, without a checkpoint."""
-        if self._closed:
-            return
-        self._closed = True
-        self._changed.set()
-        if not (self._ended or self._outbox.closed):
-            data = b"" if not self._tty else _EOT if self._line_begins else _EOT + _EOT
-            # Behind the data that was sent before, and without waiting: closing must not block.
-            self._outbox.commit(wire.encode_data(wire.ExecStdin, self._id, data), 0)
+            await self._sender.wait_credit(1)
+            self._check()
 
     async def aclose(self) -> None:
         """Send end of file, behind what was sent before. Never blocks. Idempotent.
 
-        A process with a terminal gets the end-of-transmission character, which its terminal takes for end
-        of file in canonical mode; in raw mode it is a character like others.
+        If cancelled, it is closed nevertheless.
         """
-        self.close()
+        close_stdin(self._sender, tty=self._tty)
         await trio.lowlevel.checkpoint()

@@ -7,71 +7,69 @@ import os
 import select
 import subprocess
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import trio
 
 from trio_console._errors import ProtocolError
+from trio_console._session.process.input import StdinStream
+from trio_console._session.receiving import IncomingStream
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
-    from trio_console._session.process.command import Command, Input
-    from trio_console._session.process.input import StdinStream
-    from trio_console._session.process.process import GuestProcess
-    from trio_console._session.receiving import IncomingStream
+    from trio_console._session.process.session import ProcessSession
+    from trio_console._session.receiving import Incoming
 
-__all__ = ["attach_input", "attach_output", "feed"]
+    #: To be run by a task, for as long as the stream is there.
+    Job: TypeAlias = Callable[[], Awaitable[None]]
+
+__all__ = ["attach_input", "attach_output"]
 
 
-def attach_input(process: GuestProcess, stdin: Input) -> bytes | None:
-    """Give the process its stdin; returns bytes that are to be fed by a task."""
-    if stdin is None and process.has_tty:
+def attach_input(session: ProcessSession) -> Job | None:
+    """Give the process its stdin; returns the job of feeding it, for when it runs."""
+    stdin, tty = session.command.stdin, session.command.tty
+    if stdin is None and tty:
         return None  # nobody types
+    stream = StdinStream(session.input, tty=tty)
     if isinstance(stdin, int) and stdin == subprocess.PIPE:
-        process.stdin = process.input
+        session.stdin = stream
         return None
     data = bytes(stdin) if isinstance(stdin, (bytes, bytearray, memoryview)) else b""
-    if data or process.has_tty:  # whose end of file is a character, which a program that starts may drop
-        return data
-    process.input.close()
+    if data or tty:  # whose end of file is a character, which a program that starts may drop
+        return partial(_feed, stream, data)
+    session.close_input()
     return None
 
 
-def attach_output(process: GuestProcess, command: Command) -> Iterator[Callable[[], Awaitable[None]]]:
+def attach_output(session: ProcessSession) -> Iterator[Job]:
     """Give the process its stdout and stderr; yields the background jobs this needs."""
+    command = session.command
     if command.stderr == subprocess.STDOUT:
-        process.merge_output()
+        session.merge_output()
+    elif command.stderr == subprocess.PIPE:
+        session.stderr = IncomingStream(session.error_output)
     else:
-        job = _attach(process.error_output, command.stderr, process.captured_errors, 2)
-        if job is None and command.stderr == subprocess.PIPE:
-            process.stderr = process.error_output
-        if job is not None:
-            yield job
-    job = _attach(process.output, command.stdout, process.captured, 1)
-    if job is None and command.stdout == subprocess.PIPE:
-        process.stdout = process.output
-    if job is not None:
-        yield job
-    if process.stdin is not None and process.stdout is not None:
-        process.stdio = trio.StapledStream(process.stdin, process.stdout)
+        yield from _jobs(session.error_output, command.stderr, session.captured_errors, 2)
+    if command.stdout == subprocess.PIPE:
+        session.stdout = IncomingStream(session.output)
+    else:
+        yield from _jobs(session.output, command.stdout, session.captured, 1)
 
 
-def _attach(
-    stream: IncomingStream, target: int | None, captured: list[bytes] | None, own_fd: int
-) -> Callable[[], Awaitable[None]] | None:
+def _jobs(incoming: Incoming, target: int | None, captured: list[bytes] | None, own_fd: int) -> Iterator[Job]:
     if captured is not None:
-        return partial(_collect, stream, captured)
-    if target is None:
-        return partial(_pass_on, stream, own_fd)
-    if target == subprocess.DEVNULL:
-        stream.close()
-    return None
+        yield partial(_collect, IncomingStream(incoming), captured)
+    elif target is None:
+        yield partial(_pass_on, IncomingStream(incoming), own_fd)
+    else:
+        incoming.close()  # DEVNULL
 
 
 @trio.lowlevel.enable_ki_protection
-async def feed(stdin: StdinStream, data: bytes) -> None:
+async def _feed(stdin: StdinStream, data: bytes) -> None:
     """Send all the input, then end of file.
 
     A process that does not want it all is none of our business, as on this machine. But an agent that could not
@@ -110,7 +108,7 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
     except OSError:
         # Nobody reads our output (EPIPE), or there is none (EBADF). A child would be told by a signal; ours
         # writes on into nowhere, counted.
-        stream.close()
+        await stream.aclose()
 
 
 def _write_all(fd: int, data: bytes) -> None:
