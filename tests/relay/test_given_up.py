@@ -39,7 +39,7 @@ def with_data_held(request: wire.Message, data: wire.Message) -> tuple[Table, Cl
     table.agent_says(data, id_)
     table.agent_says(data, id_)
     table.client_reads(client)
-    assert client.held_size > 0
+    assert client.account.held > 0
     return table, client, id_
 
 
@@ -52,7 +52,7 @@ def test_the_end_of_what_was_given_up_needs_no_credit(what: str) -> None:
     table.agent_says(last, id_)
     assert (id_, data) not in table.client_reads(client)[0]
     assert not client.sessions
-    assert client.held_size == client.committed == table.router.committed == 0
+    assert client.account.held == client.account.reserved == table.router.books.relay.reserved == 0
 
 
 @pytest.mark.parametrize("what", GIVEN_UP)
@@ -62,21 +62,21 @@ def test_nor_does_an_end_that_has_come_before(what: str) -> None:
     table.agent_says(last, id_)
     orders = table.client_says(client, give_up, id_)
     if isinstance(give_up, wire.Cancel):
-        assert orders.wake == {client}
+        assert orders.wake is client
         assert table.client_reads(client)[0] == [(id_, last)]
     assert not client.sessions
-    assert client.held_size == client.committed == table.router.committed == 0
+    assert client.account.held == client.account.reserved == table.router.books.relay.reserved == 0
 
 
 @pytest.mark.parametrize("what", GIVEN_UP)
 def test_data_of_what_was_given_up_are_dropped_and_counted(what: str) -> None:
     request, data, _, give_up = GIVEN_UP[what]
     table, client, id_ = with_data_held(request, data)
-    before = table.router.dropped_bytes
+    before = table.router.books.dropped_bytes
     table.client_says(client, give_up, id_)
     table.agent_says(data, id_)
-    assert table.router.dropped_bytes == before + 2 * CREDIT
-    assert client.held_size == 0
+    assert table.router.books.dropped_bytes == before + 2 * CREDIT
+    assert client.account.held == 0
 
 
 def test_an_end_that_overtakes_a_close_on_its_way_needs_no_credit() -> None:
@@ -87,7 +87,7 @@ def test_an_end_that_overtakes_a_close_on_its_way_needs_no_credit() -> None:
     table.client_reads(client)
     assert table.to_agent(client) == []
     assert not client.sessions
-    assert client.pending_bytes == client.committed == 0
+    assert client.account.pending == client.account.reserved == 0
 
 
 def test_a_command_cannot_be_given_up_so_its_output_stays() -> None:

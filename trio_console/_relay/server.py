@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import socket
 import struct
 import time
@@ -116,7 +117,7 @@ class RelayServer:
         # Short, because everybody's control frames wait behind those that one client sends in a row.
         self._outbox = Outbox(channel, control_budget=_CONTROL_BUDGET)
         # Whoever comes before the guest is ready waits for a slot; the client of this program is not to be last.
-        self._own_client = self._router.connect() if options.attached else None
+        self._own_client = self._router.connect(os.geteuid()) if options.attached else None
         self._relief = trio.Event()
         self._ended = trio.Event()
         self._lost = False
@@ -239,12 +240,12 @@ class RelayServer:
                     allowed = sorted(self._options.allowed_uids)
                     log.warning("refused a client of user %d: only %s may connect", uid, allowed)
                 continue
-            self._nursery.start_soon(self._serve, stream)
+            self._nursery.start_soon(self._serve, stream, uid)
 
     @trio.lowlevel.enable_ki_protection
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: trio.SocketStream, uid: int) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
-            client = self._router.connect() or await self._wait_slot()
+            client = self._router.connect(uid) or await self._wait_slot(uid)
             if client is None:
                 self._refused += 1
                 log.warning("refused a client: all %d slots are taken", MAX_CLIENTS)
@@ -252,7 +253,7 @@ class RelayServer:
             # (No checkpoint until the client is listed: it would keep its slot for ever if this were cancelled.)
             await self._serve_client(stream, client)
 
-    async def _wait_slot(self) -> Client | None:
+    async def _wait_slot(self, uid: int) -> Client | None:
         """Wait a little for a slot whose client has gone, and with which the guest has not finished yet.
 
         Clients that come and go quickly, one for each command, would be refused while the guest is busy.
@@ -263,7 +264,7 @@ class RelayServer:
                 with trio.move_on_after(_SLOT_PATIENCE):
                     while self._router.slots.quarantined:
                         await self._slot_freed.wait()
-                        client = self._router.connect()
+                        client = self._router.connect(uid)
                         if client is not None:
                             return client
             finally:
@@ -332,7 +333,7 @@ class RelayServer:
     async def _write_client(self, link: _Link, stream: trio.SocketStream) -> None:
         client = link.client
         while True:
-            batch = self._router.next_for_client(client, _BATCH)
+            batch = client.take(_BATCH)
             if not batch:
                 if self._lost:
                     link.scope.cancel()  # it has got everything there was
@@ -368,11 +369,13 @@ class RelayServer:
                 self._outbox.commit(frame, 0)
         if orders.shutdown:
             self.shutdown_requested.set()
-        for client in orders.wake:
-            link = self._links.get(client)
+        if orders.wake is not None:
+            link = self._links.get(orders.wake)
             if link is not None:
-                link.output.set()
-                link.input.set()
+                if orders.wake.outgoing or orders.wake.hurried:
+                    link.output.set()
+                if orders.wake.round:
+                    link.input.set()
                 link.room.set()  # what waited for the agent may have been dropped, with nothing to send instead
 
     # The agent
@@ -399,8 +402,8 @@ class RelayServer:
                     if orders.slot_freed and self._slot_waiters:
                         self._slot_freed.set()
                         self._slot_freed = trio.Event()
-                    for client in orders.wake:
-                        await self._mind_queue(client)
+                    if orders.wake is not None:
+                        await self._mind_queue(orders.wake)
                 data = await self._channel.receive_some()
                 if not data:
                     self._decoder.feed_eof()
@@ -418,13 +421,13 @@ class RelayServer:
         link = self._links.get(client)
         if link is None:
             return
-        if not self._credited and client.outgoing_bytes > self._limits.client_budget:
+        if not self._credited and client.account.queued > self._limits.client_budget:
             await self._be_patient(link)
         elif self._router.overflows(client):
             self._cut_overflowing(link)
 
     def _cut_overflowing(self, link: _Link) -> None:
-        self.cut(link, f"it does not read, and {link.client.outgoing_bytes} bytes are queued for it")
+        self.cut(link, f"it does not read, and {link.client.account.queued} bytes are queued for it")
 
     async def _be_patient(self, link: _Link) -> None:
         """A client's queue is over its budget, and the agent cannot be told."""
@@ -432,15 +435,15 @@ class RelayServer:
         if self._options.slow_client is SlowClient.DROP:
             dropped = self._router.drop_data(client)
             log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
-            if client.outgoing_bytes > limits.client_budget:
+            if client.account.queued > limits.client_budget:
                 self._cut_overflowing(link)  # by answers alone, which are not dropped
         elif self._options.slow_client is SlowClient.PAUSE:
-            while client in self._links and client.outgoing_bytes > limits.client_budget:
+            while client in self._links and client.account.queued > limits.client_budget:
                 await self._wait_relief()
         else:
             if not link.is_slow:
                 link.set_slow(self._options.slow_client_timeout)
-            while self._router.queued_bytes > limits.total_budget:
+            while self._router.books.relay.queued > limits.total_budget:
                 await self._wait_relief()
 
     async def _wait_relief(self) -> None:
@@ -460,8 +463,8 @@ class RelayServer:
             frames_from_agent=self._frames_from_agent,
             frames_dropped=router.dropped_frames,
             frames_refused=router.refused_frames,
-            bytes_queued=router.queued_bytes,
-            bytes_dropped=router.dropped_bytes + sum(client.dropped_bytes for client in router.clients),
+            bytes_queued=router.books.relay.queued,
+            bytes_dropped=router.books.dropped_bytes,
             session_log=None if log is None else log.statistics(),
         )
 

@@ -17,7 +17,8 @@ from tests.fuzz.targets.relay_parts import Party, parse
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Orders, Router, RouterLimits
-from trio_console._relay.router.session import FRAME_COST
+from trio_console._relay.router.books import FRAME_COST
+from trio_console._relay.router.states import SessionState
 
 if TYPE_CHECKING:
     from tests.fuzz.targets.relay_parts import Session
@@ -100,7 +101,7 @@ class World:
     def connect(self) -> Peer | None:
         if len(self.peers) >= MOST_CLIENTS:
             return None
-        client, party = self.router.connect(), self.model.connect()
+        client, party = self.router.connect(0), self.model.connect()
         assert client is not None, "no slot, with so few clients"
         assert client.slot == party.slot, "another slot than the first that is free"
         assert client.ids == party.ids
@@ -153,7 +154,7 @@ class World:
     def client_takes(self, peer: Peer, limit: int) -> None:
         """The server begins to write to a client's socket, about so much."""
         if not peer.batch:
-            peer.batch = self.router.next_for_client(peer.client, limit)
+            peer.batch = peer.client.take(limit)
             self.model.take(peer.party, [item.frame for item in peer.batch])
             assert peer.batch or not _busy(peer.party)[0], "there is something to send"
 
@@ -205,8 +206,8 @@ class World:
         assert not orders.behind
         if peer is not None and busy is not None:
             self._check_woken(peer, busy, orders)
-            assert not blocked or not self.router.may_read(peer.client) or peer.client in orders.wake, "sleeps on"
-        assert orders.wake <= {peer.client for peer in self.peers if frame.id in peer.party.ids}
+            assert not blocked or not self.router.may_read(peer.client) or orders.wake is peer.client, "sleeps on"
+        assert orders.wake is None or frame.id in orders.wake.ids, "somebody else is woken"
         self._carry_out(orders)
         if peer is not None:
             self._mind_queue(peer)
@@ -214,9 +215,9 @@ class World:
     def _mind_queue(self, peer: Peer) -> None:
         """As the server does."""
         client = peer.client
-        if not self.credit and client.outgoing_bytes > self.limits.client_budget:
+        if not self.credit and client.account.queued > self.limits.client_budget:
             assert self.router.drop_data(client) == self.model.drop_data(peer.party)
-            if client.outgoing_bytes > self.limits.client_budget:
+            if client.account.queued > self.limits.client_budget:
                 self.disconnect(peer)
         elif self.router.overflows(client):
             self.disconnect(peer)
@@ -227,7 +228,7 @@ class World:
         self.model.guest_lost()
         for peer in self.peers:
             self.drain(peer)
-            assert not peer.client.held_size
+            assert not peer.client.account.held
 
     def drain(self, peer: Peer) -> None:
         """A client reads everything that there is for it."""
@@ -252,7 +253,7 @@ class World:
     def _check_woken(self, peer: Peer, busy: tuple[bool, bool], orders: Orders) -> None:
         """Whoever has got something to send is told, or it would wait for ever."""
         more = any(now > before for now, before in zip(_busy(peer.party), busy, strict=True))
-        assert not more or peer.client in orders.wake, "has something to send, and sleeps on"
+        assert not more or orders.wake is peer.client, "has something to send, and sleeps on"
 
     def _carry_out(self, orders: Orders) -> None:
         for raw in (*orders.to_agent, *orders.behind):
@@ -260,26 +261,27 @@ class World:
             wire.decode(parse(raw))  # raises at what an agent could not take
         self.control.extend(orders.to_agent)
         self.bulk.extend(orders.behind)
-        assert orders.wake <= set(self.router.clients)
+        assert orders.wake is None or orders.wake in self.router.clients
 
     def check(self) -> None:
         """After every step: who is there, what is given out, what was dropped."""
         router, model = self.router, self.model
         assert {peer.client.slot for peer in self.peers} == {client.slot for client in router.clients}
-        assert router.committed == model.committed, "windows are given out that are nobody's, or not counted"
+        router.books.check()
+        assert router.books.relay.reserved == model.committed, "windows are nobody's, or not counted"
         assert router.slots.quarantined == len(model.awaited)
         assert router.slots.retired == len(model.retired)
         assert router.refused_frames == model.refused_frames
         assert router.dropped_frames == model.dropped_frames
-        dropped = router.dropped_bytes + sum(client.dropped_bytes for client in router.clients)
+        dropped = router.books.dropped_bytes
         assert model.lost <= dropped <= model.lost_with_frames, "lost and not counted, or counted and not lost"
         for peer in self.peers:
             self._check_client(peer.client, peer.party)
 
     def check_end(self) -> None:
         """When all clients have gone."""
-        assert not self.router.committed
-        assert not self.router.queued_bytes
+        assert not self.router.books.relay.reserved
+        assert not self.router.books.relay.queued
         assert not list(self.router.clients)
         self.check()
 
@@ -291,41 +293,58 @@ class World:
         assert len(client.sessions) <= limits.sessions
         queued = [*client.hurried, *client.outgoing]
         unsent = [item for peer in self.peers if peer.client is client for item in peer.batch]
-        assert client.outgoing_bytes == sum(len(item.frame) for item in (*queued, *unsent))
-        assert sum(item.size for item in queued) == sum(len(item.data) for item in (*party.quick, *party.slow))
-        assert client.pending_bytes == sum(s.pending_bytes for s in client.sessions.values())
-        assert client.committed == party.committed
+        assert client.account.queued == sum(len(item.frame) for item in (*queued, *unsent))
+        said = [item for item in (*party.quick, *party.slow) if item.stream is not None]
+        assert sum(item.size for item in queued if item.stream is not None) == sum(len(item.data) for item in said)
+        assert client.account.reserved == party.committed
         # What is really kept, and not what is counted, is within the bounds.
-        held = [item for s in client.sessions.values() for flow in s.flows.values() for item in flow.held]
+        held = [item for s in client.sessions.values() for stream in s.streams.values() for item in stream.held]
         kept = sum(len(item.frame) for item in (*queued, *held))
         cost = FRAME_COST * (len(queued) + len(held))
         assert client.kept_size == kept + sum(len(item.frame) for item in unsent) + cost
-        budget = max(limits.client_budget, client.committed) + limits.answers_budget
+        budget = max(limits.client_budget, client.account.reserved) + limits.answers_budget
         assert kept <= budget + self.largest, "more than a client's budgets"
         for id_, session in client.sessions.items():
-            self._check_session(session, party.sessions[id_])
+            self._check_session(client, session, party.sessions[id_])
 
-    def _check_session(self, session: RelaySession, other: Session) -> None:
-        assert session.queued or not session.can_send(), "has something to send and no turn"
-        assert session.last is None or session.held
-        assert (session.over, session.last is not None) == (other.over, other.last is not None)
+    def _check_session(self, client: Client, session: RelaySession, other: Session) -> None:
+        assert session in client.round or not session.can_send(), "has something to send and no turn"
+        assert session.state is _state_of(other)
+        assert session.last is None or session.held is not None
         assert session.credit == other.room, "another idea of what the guest takes"
         waiting = sum(len(data) for _, data in session.pending)
         assert waiting == sum(len(data) for _, data in other.pending)
-        assert waiting <= session.pending_bytes
-        assert bool(session.pending_bytes) == bool(session.pending)
-        for cls, flow in session.flows.items():
-            stream = other.streams[cls]
-            assert flow.held_bytes == sum(len(item.data) for item in stream.held) <= flow.outstanding
-            assert flow.window == stream.window
-            assert len(flow.held) == len(stream.held), "pieces are joined that are not to be, or not joined"
-            assert session.over or flow.credit == stream.credit, "another idea of what the client takes"
-            assert flow.outstanding == stream.said - stream.granted
-            assert not flow.held or (flow.credit is not None and flow.credit <= 0 and flow.held[0].size)
+        assert waiting <= session.account.pending
+        assert bool(session.account.pending) == bool(session.pending)
+        in_queue = [item for item in (*client.hurried, *client.outgoing) if item.stream is not None]
+        for peer in self.peers:
+            in_queue += [item for item in peer.batch if item.stream is not None]
+        for cls, own in session.streams.items():
+            stream, window = other.streams[cls], own.window
+            assert window.size == stream.window
+            assert window.granted == stream.window - stream.said + stream.granted
+            assert (
+                window.held == sum(item.size for item in own.held) == sum(len(item.data) for item in stream.held)
+            )
+            assert window.queued == sum(item.size for item in in_queue if item.stream is own)
+            assert len(own.held) == len(stream.held), "pieces are joined that are not to be, or not joined"
+            if session.state is not SessionState.ABANDONED:
+                assert own.credit == stream.credit, "another idea of what the client takes"
+            assert not own.held or (own.credit is not None and own.credit <= 0 and own.held[0].size)
         kept = sum(
             memoryview(view.obj).nbytes for _, view in session.pending
         )  # a view keeps all of what it is a view of
-        assert kept <= 2 * session.pending_bytes + 64, "far more is kept than is counted"
+        assert kept <= 2 * session.account.pending + 64, "far more is kept than is counted"
+
+
+def _state_of(session: Session) -> SessionState:
+    if session.over:
+        return SessionState.ABANDONED
+    if session.last is not None:
+        return SessionState.ENDED
+    if session.closing:
+        return SessionState.CLOSING
+    return SessionState.GIVEN_UP if session.unwanted else SessionState.OPEN
 
 
 def _busy(party: Party) -> tuple[bool, bool]:

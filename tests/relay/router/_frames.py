@@ -37,7 +37,7 @@ class Table:
         self.router = Router(flow, replace(SMALL, **limits))
 
     def connect(self) -> Client:
-        client = self.router.connect()
+        client = self.router.connect(0)
         assert client is not None
         return client
 
@@ -56,14 +56,14 @@ class Table:
 
     def to_client(self, client: Client) -> list[tuple[int, wire.Message]]:
         """What the client's socket would get now; it is not taken yet, as far as credit goes."""
-        return said(item.frame for item in self.router.next_for_client(client, 1 << 40))
+        return said(item.frame for item in client.take(1 << 40))
 
     def client_reads(
         self, client: Client
     ) -> tuple[list[tuple[int, wire.Message]], list[tuple[int, wire.Message]]]:
         """Let the client's socket take everything; returns that, and what the agent gets for it."""
         got, orders = [], Orders()
-        while batch := self.router.next_for_client(client, 1 << 40):
+        while batch := client.take(1 << 40):
             got += [item.frame for item in batch]
             orders.to_agent += self.router.sent_to_client(client, batch).to_agent
         return said(got), said(orders.to_agent)

@@ -7,7 +7,8 @@ import pytest
 from tests.relay.router._frames import KIB, Table
 from tests.tools.peer import parse, said
 from trio_console import _wire as wire
-from trio_console._relay.router.session import RelaySession
+from trio_console._relay.router.books import PIECE_COST
+from trio_console._relay.router.states import SessionState
 
 EXEC = wire.ExecRequest(cmd="true")
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0))
@@ -98,9 +99,9 @@ def test_a_window_is_free_again_once_the_client_has_the_last_frame() -> None:
     client = table.connect()
     id_ = table.open(client, EXEC)
     table.agent_says(wire.ExecExited(0), id_)
-    assert table.router.committed == 32 * KIB
+    assert table.router.books.relay.reserved == 32 * KIB
     table.client_reads(client)
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 # Output
@@ -131,7 +132,7 @@ def test_nothing_is_granted_while_the_client_does_not_read() -> None:
     id_ = table.open(client, EXEC)
     orders = table.agent_says(wire.ExecStdout(bytes(16 * KIB)), id_)
     assert orders.to_agent == []
-    assert client in orders.wake
+    assert orders.wake is client
 
 
 def test_a_session_that_took_over_an_id_is_granted_nothing_for_the_old_one() -> None:
@@ -214,7 +215,7 @@ def test_a_second_last_frame_is_dropped_while_the_first_is_held() -> None:
         table.agent_says(message, id_)
     table.client_says(client, wire.Credit("stdout", 100), id_)
     assert [m for _, m in table.client_reads(client)[0]][-1] == wire.ExecExited(1)
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 def test_data_behind_the_last_frame_is_dropped_and_counted() -> None:
@@ -225,7 +226,7 @@ def test_data_behind_the_last_frame_is_dropped_and_counted() -> None:
         table.agent_says(message, id_)
     table.client_says(client, wire.Credit("stdout", 100), id_)
     assert [m for _, m in table.client_reads(client)[0]][1:] == [wire.ExecStdout(b"b"), wire.ExecExited(1)]
-    assert table.router.dropped_bytes == len(b"late")
+    assert table.router.books.dropped_bytes == len(b"late")
 
 
 def test_an_agent_that_sends_far_beyond_its_window_loses_the_session() -> None:
@@ -237,7 +238,7 @@ def test_an_agent_that_sends_far_beyond_its_window_loses_the_session() -> None:
         last += said(table.agent_says(wire.ExecStdout(bytes(KIB)), id_).to_agent)
     assert last == [(id_, wire.ExecSignal(9))]
     assert isinstance(table.to_client(client)[0][1], wire.Error)
-    assert client.held_size == 0
+    assert client.account.held == 0
 
 
 def test_what_such_an_agent_sent_is_dropped_and_counted() -> None:
@@ -245,11 +246,11 @@ def test_what_such_an_agent_sent_is_dropped_and_counted() -> None:
     client = table.connect()
     id_ = table.open(client, wire.ExecRequest(cmd="x", window=10))
     sent = 0
-    while id_ in client.sessions and not client.sessions[id_].over:
+    while id_ in client.sessions and client.sessions[id_].state is not SessionState.ABANDONED:
         table.agent_says(wire.ExecStdout(bytes(KIB)), id_)
         sent += KIB
     got = sum(len(m.data) for _, m in table.to_client(client) if isinstance(m, wire.ExecStdout))
-    assert sent - got == table.router.dropped_bytes
+    assert sent - got == table.router.books.dropped_bytes
 
 
 def test_single_bytes_that_wait_are_joined() -> None:
@@ -260,11 +261,11 @@ def test_single_bytes_that_wait_are_joined() -> None:
     for _ in range(20 * KIB):
         table.agent_says(wire.ExecStdout(b"x"), id_)
         table.agent_says(wire.ExecStdout(b"y"), other)
-    assert client.outgoing_bytes < 200 * KIB
-    assert sum(len(flow.held) for flow in client.sessions[other].flows.values()) < 10
+    assert client.account.queued < 200 * KIB
+    assert sum(len(stream.held) for stream in client.sessions[other].streams.values()) < 10
     got, _credit = table.client_reads(client)
     assert b"".join(m.data for n, m in got if n == id_ and isinstance(m, wire.ExecStdout)) == b"x" * 20 * KIB
-    assert client.outgoing_bytes == 0
+    assert client.account.queued == 0
 
 
 def test_frames_pass_unjoined_while_the_client_keeps_up() -> None:
@@ -347,7 +348,7 @@ def test_tcp_close_frees_the_id_once_the_agent_has_it() -> None:
     assert id_ in client.sessions
     table.to_agent(client)
     assert id_ not in client.sessions
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 @pytest.mark.parametrize("behind", [wire.TcpEof(), wire.TcpData(b"x")])
@@ -370,10 +371,10 @@ def test_closing_from_both_sides_gives_the_window_back_once() -> None:
     table.agent_says(wire.TcpClosed(), id_)
     table.to_agent(client)
     table.client_reads(client)
-    assert table.router.committed == client.committed == 32 * KIB
+    assert table.router.books.relay.reserved == client.account.reserved == 32 * KIB
     table.agent_says(wire.ExecExited(0), other)
     table.client_reads(client)
-    assert table.router.committed == client.committed == 0
+    assert table.router.books.relay.reserved == client.account.reserved == 0
 
 
 def test_input_of_a_session_that_has_ended_is_dropped() -> None:
@@ -383,8 +384,8 @@ def test_input_of_a_session_that_has_ended_is_dropped() -> None:
     table.client_says(client, wire.ExecStdin(b"a" * 50), id_)
     table.agent_says(wire.ExecExited(0), id_)
     assert table.to_agent(client) == []
-    assert client.pending_bytes == 0
-    assert table.router.dropped_bytes == 50
+    assert client.account.pending == 0
+    assert table.router.books.dropped_bytes == 50
 
 
 def test_a_cancel_drops_what_waits_in_front_of_it() -> None:
@@ -441,7 +442,7 @@ def test_a_client_is_not_read_while_too_much_is_queued_for_it() -> None:
     client = table.connect()
     for offset in range(700):
         table.client_says(client, wire.Pong(), client.ids[offset])
-    assert client.outgoing_bytes > 64 * KIB
+    assert client.account.queued > 64 * KIB
     assert not table.router.may_read(client)
     table.client_reads(client)
     assert table.router.may_read(client)
@@ -465,12 +466,12 @@ def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) 
     table.agent_says(wire.TcpData(b"ab"), id_)
     table.agent_says(wire.TcpData(b"c"), id_)
     while not table.router.overflows(client):
-        before = client.held_size
+        before = client.account.held
         table.agent_says(said, id_)
-        assert client.held_size > before
-    assert client.held_size < 130 * KIB
+        assert client.account.held > before
+    assert client.account.held < 130 * KIB
     table.client_says(client, wire.Credit("data", 5), id_)
-    assert client.held_size == 0
+    assert client.account.held == 0
 
 
 @pytest.mark.parametrize("held", [False, True])
@@ -497,19 +498,22 @@ def test_windows_that_were_given_never_overflow() -> None:
     for id_ in ids:
         for data in (wire.ExecStdout(bytes(KIB)), wire.ExecStderr(bytes(KIB))):
             table.agent_says(data, id_)
-    assert client.outgoing_bytes > 64 * KIB + 48 * KIB
+    assert client.account.queued > 64 * KIB + 48 * KIB
     assert not table.router.overflows(client)
 
 
 def test_a_piece_that_waits_keeps_no_more_than_what_is_left_of_it() -> None:
-    session = RelaySession(1, "exec", {}, None, counts=False)
-    session.add_pending(wire.ExecStdin, bytes(1_000_000))
-    while session.pending_bytes > 10_000:
-        session.next_frame(1000)
+    table = Table(window=None, slice=1000)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(1_000_000)), id_)
+    session = client.sessions[id_]
+    while session.account.pending > 10_000:
+        table.router.next_for_agent(client)
     [(_, view)] = session.pending
     assert len(view.obj) < 25_000
     while session.pending:
-        assert len(session.next_frame(1000)) > 1000
+        assert len(table.router.next_for_agent(client) or b"") > 1000
 
 
 def frame_data() -> wire.Message:
@@ -517,13 +521,17 @@ def frame_data() -> wire.Message:
 
 
 def test_costs_of_pending_pieces_add_up_to_nothing_in_the_end() -> None:
-    session = RelaySession(1, "exec", {}, None, counts=False)
+    table = Table(window=None, slice=7)
+    client = table.connect()
+    id_ = table.open(client, CONNECT)
     for data in (b"", b"abc", bytes(100)):
-        session.add_pending(wire.ExecStdin, data)
-    session.add_pending(None, b"frame")
+        table.client_says(client, wire.TcpData(data), id_)
+    table.client_says(client, wire.TcpEof(), id_)
+    assert client.account.pending == 103 + len(wire.encode(wire.TcpEof(), id_)) + 4 * PIECE_COST
+    session = client.sessions[id_]
     while session.pending:
-        session.next_frame(7)
-    assert session.pending_bytes == 0
+        table.router.next_for_agent(client)
+    assert session.account.pending == client.account.pending == 0
 
 
 # Agents that count no credit
@@ -534,7 +542,7 @@ def test_nothing_is_rewritten_for_an_agent_without_credit(window: int) -> None:
     table = Table(window=None)
     raw = wire.encode(wire.ExecRequest(cmd="x", window=window), 1, version=10)
     assert table.router.from_client(table.connect(), parse(raw)[0]).to_agent == [raw]
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 def test_no_credit_is_given_to_an_agent_without_credit() -> None:
@@ -583,5 +591,5 @@ def test_dropping_spares_everything_that_is_no_data() -> None:
         wire.ExecStdinError,
         wire.ExecExited,
     ]
-    assert dropped == client.dropped_bytes > 100
-    assert client.outgoing_bytes == 0
+    assert dropped == table.router.books.dropped_bytes > 100
+    assert client.account.queued == 0

@@ -72,7 +72,7 @@ def quarantined() -> tuple[Table, int, int, int]:
 def test_a_slot_is_free_once_every_command_and_the_question_are_answered(order: tuple[int, ...]) -> None:
     table, *ids = quarantined()
     for index in order:
-        assert table.router.connect().slot != 0  # type: ignore[union-attr]
+        assert table.router.connect(0).slot != 0  # type: ignore[union-attr]
         table.agent_says(DONE if index == 2 else wire.ExecExited(-1), ids[index])
     assert table.connect().slot == 0
     assert table.router.dropped_frames == 0
@@ -130,11 +130,11 @@ def test_all_slots_can_be_used_again_and_again() -> None:
     table = Table()
     for _ in range(3):
         clients = [table.connect() for _ in range(MAX_CLIENTS)]
-        assert table.router.connect() is None
+        assert table.router.connect(0) is None
         for client in clients:
             orders = table.router.disconnect(client, 0)
             table.agent_says(DONE, said(orders.behind)[0][0])
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 def test_whatever_was_kept_for_a_client_is_given_back_and_counted() -> None:
@@ -146,10 +146,10 @@ def test_whatever_was_kept_for_a_client_is_given_back_and_counted() -> None:
     table.agent_says(wire.ExecStdout(b"h" * 100), held)
     table.agent_says(wire.ExecStdout(b"h" * 11), held)
     table.agent_says(wire.ExecStdout(b"q" * 13), queued)
-    in_queue = client.outgoing_bytes
+    in_queue = client.account.queued
     table.router.disconnect(client, 0)
-    assert table.router.committed == 0
-    assert table.router.dropped_bytes == in_queue + 11 + 7
+    assert table.router.books.relay.reserved == 0
+    assert table.router.books.dropped_bytes == in_queue + 11 + 7
 
 
 def test_the_last_of_a_session_in_the_queue_does_not_keep_its_window_after_the_client() -> None:
@@ -157,9 +157,9 @@ def test_the_last_of_a_session_in_the_queue_does_not_keep_its_window_after_the_c
     client = table.connect()
     id_ = table.open(client, EXEC)
     table.agent_says(wire.ExecExited(0), id_)
-    assert table.router.committed > 0
+    assert table.router.books.relay.reserved > 0
     table.router.disconnect(client, 0)
-    assert table.router.committed == 0
+    assert table.router.books.relay.reserved == 0
 
 
 def test_when_the_guest_is_lost_held_output_goes_out_before_the_last_frame() -> None:
@@ -179,7 +179,7 @@ def test_frames_of_a_client_never_reach_another() -> None:
     id_ = table.open(one, EXEC)
     table.agent_says(wire.ExecStdout(b"mine"), id_)
     assert table.to_client(other) == []
-    assert parse(item.frame for item in table.router.next_for_client(one, 1))
+    assert parse(item.frame for item in one.take(1))
 
 
 # An agent answers data for an id that it does not know any more with a terminal frame. One of those may be on its

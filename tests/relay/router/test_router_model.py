@@ -13,6 +13,7 @@ from tests.tools.peer import frame, said
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Router
+from trio_console._relay.router.states import SessionState
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ class RouterModel(RuleBasedStateMachine):
             if isinstance(message, wire.ExecRequest):
                 assert id_ not in self.commanded, "two commands under one id"
                 self.commanded.add(id_)
-        assert orders.wake <= set(self.router.clients)
+        assert orders.wake is None or orders.wake in self.clients
 
     def pick(self, number: int) -> Client:
         return self.clients[number % len(self.clients)]
@@ -95,7 +96,7 @@ class RouterModel(RuleBasedStateMachine):
     @rule()
     def connect(self) -> None:
         if len(self.clients) < 4:
-            client = self.router.connect()
+            client = self.router.connect(0)
             assert client is not None
             # Whoever had this slot has nothing left in the guest.
             assert not [id_ for id_ in self.commanded if id_ in client.ids]
@@ -162,7 +163,7 @@ class RouterModel(RuleBasedStateMachine):
     @rule(who=st.integers(0, 3), limit=st.sampled_from([1, 300, 10000]))
     def socket_takes(self, who: int, limit: int) -> None:
         client = self.pick(who)
-        batch = self.router.next_for_client(client, limit)
+        batch = client.take(limit)
         for item in batch:
             one = wire.Frame(int.from_bytes(item.frame[4:8], "big"), item.frame[8], item.frame[9:])
             assert one.id in client.ids, "a frame of somebody else"
@@ -190,17 +191,16 @@ class RouterModel(RuleBasedStateMachine):
     def accounts_agree(self) -> None:
         if not hasattr(self, "router"):
             return
-        assert self.router.committed == sum(client.committed for client in self.clients)
+        self.router.books.check()
+        assert self.router.books.clients == {client.account for client in self.clients}
         for client in self.clients:
             queued = [*client.hurried, *client.outgoing]
-            assert client.outgoing_bytes == sum(len(item.frame) for item in queued)
-            assert client.pending_bytes == sum(s.pending_bytes for s in client.sessions.values())
-            open_ = [session for session in client.sessions.values() if not session.released]
-            windows = {id(f): f.window for session in open_ for f in session.flows.values()}
-            for item in queued:
-                if item.ends is not None and not item.ends.released:
-                    windows |= {id(f): f.window for f in item.ends.flows.values()}
-            assert client.committed == sum(windows.values())
+            assert client.account.queued == sum(len(item.frame) for item in queued)
+            leaving = [item.ends for item in queued if item.ends is not None]
+            assert all(session.state is SessionState.LEAVING for session in leaving)
+            open_ = [s for s in client.sessions.values() if s.state is not SessionState.ABANDONED]
+            streams = [stream for session in (*open_, *leaving) for stream in session.streams.values()]
+            assert client.account.reserved == sum(stream.window.size for stream in streams)
 
     @invariant()
     def budgets_hold(self) -> None:
@@ -208,12 +208,11 @@ class RouterModel(RuleBasedStateMachine):
             return
         for client in self.clients:
             # Beyond the budget, each stream has the least window at most.
-            assert client.committed <= SMALL.client_budget + 2 * SMALL.least_window * 8
+            assert client.account.reserved <= SMALL.client_budget + 2 * SMALL.least_window * 8
             for session in client.sessions.values():
-                for flow in session.flows.values():
-                    assert flow.held_bytes == sum(item.size for item in flow.held)
-                    assert flow.held_bytes <= flow.outstanding
-                    assert not (flow.held and flow.credit is None)
+                for stream in session.streams.values():
+                    assert stream.window.held == sum(item.size for item in stream.held)
+                    assert not (stream.held and stream.credit is None)
 
     @invariant()
     def nobody_waits_for_nothing(self) -> None:
@@ -221,10 +220,12 @@ class RouterModel(RuleBasedStateMachine):
             return
         for client in self.clients:
             for session in client.sessions.values():
-                assert session.queued or not session.can_send(), "has something to send and no turn"
-                for flow in session.flows.values():
-                    assert not flow.held or (flow.credit is not None and flow.credit <= 0 and flow.held[0].size)
-                assert session.last is None or session.held
+                assert session in client.round or not session.can_send(), "has something to send and no turn"
+                for stream in session.streams.values():
+                    short = stream.credit is not None and stream.credit <= 0
+                    assert not stream.held or (short and stream.held[0].size)
+                assert (session.state is SessionState.ENDED) == (session.last is not None)
+                assert session.last is None or session.held is not None
 
 
 RouterModel.TestCase.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)

@@ -45,11 +45,11 @@ ENDED = {
 def test_data_for_a_session_that_the_guest_has_ended_is_dropped_and_counted(kind: str) -> None:
     request, data, last, late = ENDED[kind]
     table, client, id_ = ended_with_data_held(request, data, last)
-    dropped = table.router.dropped_bytes
+    dropped = table.router.books.dropped_bytes
     orders = table.client_says(client, late, id_)
-    assert client.pending_bytes == 0
+    assert client.account.pending == 0
     assert table.to_agent(client, orders) == []
-    assert table.router.dropped_bytes >= dropped + 9
+    assert table.router.books.dropped_bytes >= dropped + 9
 
 
 @pytest.mark.parametrize("kind", ENDED)
@@ -60,7 +60,7 @@ def test_nothing_of_an_ended_session_is_left_pending_when_its_id_is_free(kind: s
     name: wire.StreamName = "stdout" if kind == "exec" else "data"
     table.client_says(client, wire.Credit(name, 100), id_)
     assert not client.sessions
-    assert client.pending_bytes == 0
+    assert client.account.pending == 0
 
 
 def test_a_connection_closed_behind_its_end_in_the_guest_is_over_at_once() -> None:
@@ -68,7 +68,7 @@ def test_a_connection_closed_behind_its_end_in_the_guest_is_over_at_once() -> No
     orders = table.client_says(client, wire.TcpClose(), id_)
     assert table.to_agent(client, orders) == []
     assert not client.sessions
-    assert client.committed == client.held_size == 0
+    assert client.account.reserved == client.account.held == 0
 
 
 @pytest.mark.parametrize("size", [16, 17, 23, 24, 247, 248, 255, 256])
@@ -144,7 +144,7 @@ class PendingModel(RuleBasedStateMachine):
 
     @invariant()
     def the_client_has_pending_what_its_sessions_have(self) -> None:
-        assert self.client.pending_bytes == sum(s.pending_bytes for s in self.client.sessions.values())
+        assert self.client.account.pending == sum(s.account.pending for s in self.client.sessions.values())
 
 
 PendingModel.TestCase.settings = settings(max_examples=300, stateful_step_count=25)

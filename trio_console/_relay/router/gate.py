@@ -7,10 +7,19 @@ terminal frame, by which the relay would forget a command that still runs. So no
 
 from __future__ import annotations
 
+from typing import Final
+
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 __all__ = ["answer_to", "check_allowed", "may_end", "refusal"]
+
+#: What is a client's to send.
+_CLIENTS: Final = frozenset(
+    row.cls
+    for row in wire.MESSAGE_TYPES.values()
+    if wire.Direction.HOST_TO_AGENT in row.direction and not row.host_only
+)
 
 
 def may_end(cls: type[wire.Message] | None, kind: wire.SessionKind) -> bool:
@@ -29,8 +38,7 @@ def check_allowed(message: wire.Message, *, credit: bool) -> None:
     Raises:
         ProtocolError: with what it is to be told.
     """
-    row = wire.type_of(message)
-    if row.host_only or wire.Direction.HOST_TO_AGENT not in row.direction:
+    if type(message) not in _CLIENTS:
         raise refusal(message, "unsupported_message_type", "is not a client's to send")
     if isinstance(message, wire.Cancel) and not credit:
         raise refusal(message, "unsupported_message_type", "is not known to this guest's agent")

@@ -7,7 +7,8 @@ what comes back: frames for the agent (`Orders.to_agent`), and clients whose que
 Nothing in here assumes an agent of our own: no credit unless it was announced, no frame after the terminal one
 is surprising, no id it speaks of needs to exist.
 
-What a client sends is looked at before it is forwarded; see `_gate`.
+What a client sends is looked at before it is forwarded; see `gate`. What waits here, and for whom, is in the
+`books`; no byte is put anywhere or taken away without telling them.
 """
 
 from __future__ import annotations
@@ -19,21 +20,42 @@ import msgspec
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._relay.router.books import FRAME_COST, PIECE_COST, Books
 from trio_console._relay.router.clients import Client
 from trio_console._relay.router.gate import answer_to, check_allowed, may_end, refusal
-from trio_console._relay.router.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
-from trio_console._relay.router.session import Flow, Outgoing, RelaySession
+from trio_console._relay.router.session import Outgoing, RelaySession, RelayStream
 from trio_console._relay.router.slots import Slots
+from trio_console._relay.router.states import ClientState, SessionState
 from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trio_console._relay.log import SessionLog
+    from trio_console._relay.router.limits import RouterLimits
+    from trio_console._relay.router.session import Piece
 
-__all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
+__all__ = ["Orders", "Router"]
 
 _SIGKILL: Final = 9
+
+#: What may overtake data of its session on the way to a client.
+_HURRIED: Final = frozenset(
+    row.cls
+    for row in wire.MESSAGE_TYPES.values()
+    if row.overtakes and row.place is wire.Place.WITHIN and wire.Direction.AGENT_TO_HOST in row.direction
+)
+
+# (By short names, because Python 3.11 makes a call of each look into an enum, and this is done for every frame.)
+_OPEN: Final = SessionState.OPEN
+_CLOSING: Final = SessionState.CLOSING
+_ABANDONED: Final = SessionState.ABANDONED
+_ENDED: Final = SessionState.ENDED
+_LEAVING: Final = SessionState.LEAVING
+
+#: In these states both client and agent know a session. In others, data or credit for it would be taken for the
+#: next session's under its id.
+_KNOWN: Final = (_OPEN, _CLOSING, SessionState.GIVEN_UP)
 
 
 @dataclass(slots=True)
@@ -43,27 +65,16 @@ class Orders:
     Attributes:
         to_agent: control frames to send, in order.
         behind: frames to send behind all data that was handed over for the agent before.
-        wake: clients that have got something to send, to the socket or to the agent.
+        wake: a client that has got something to send, to its socket or to the agent.
         shutdown: a client has asked the guest to shut down, which it will.
         slot_freed: a client that found no slot may try again.
     """
 
     to_agent: list[bytes] = field(default_factory=list)
-    behind: list[bytes] = field(default_factory=list)
-    wake: set[Client] = field(default_factory=set)
+    behind: tuple[bytes, ...] = ()
+    wake: Client | None = None
     shutdown: bool = False
     slot_freed: bool = False
-
-
-@final
-class _Quarantine:
-    """A slot whose client has gone: what the guest has yet to say of it."""
-
-    __slots__ = ("execs", "fence")
-
-    def __init__(self, execs: set[int], fence: int) -> None:
-        self.execs = execs
-        self.fence: int | None = fence
 
 
 @final
@@ -73,6 +84,12 @@ class Router:
     Args:
         flow: what the agent announced of its credit, or `None`.
         limits: bounds.
+
+    Attributes:
+        books: all sums of bytes.
+        observer: is told of commands and what they say.
+        refused_frames: from clients, answered here.
+        dropped_frames: from the agent, passed on to nobody.
     """
 
     def __init__(self, flow: wire.Flow | None, limits: RouterLimits) -> None:
@@ -81,12 +98,11 @@ class Router:
         self._tail = 2 * limits.sessions + 1  # more ids than can be in use
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
-        self._quarantines: dict[int, _Quarantine] = {}
-        self._committed = 0
-        self.observer: SessionLog | None = None  # is told of commands and what they say
+        self._quarantined: dict[int, Client] = {}
+        self.books: Final = Books()
+        self.observer: SessionLog | None = None
         self.refused_frames = 0
         self.dropped_frames = 0
-        self.dropped_bytes = 0
 
     # Clients come and go
 
@@ -98,22 +114,12 @@ class Router:
     def slots(self) -> Slots:
         return self._slots
 
-    @property
-    def committed(self) -> int:
-        """Windows of all streams together."""
-        return self._committed
-
-    @property
-    def queued_bytes(self) -> int:
-        """Everything queued for clients' sockets."""
-        return sum(client.outgoing_bytes for client in self._clients.values())
-
-    def connect(self) -> Client | None:
-        """A client came. `None`: there is no slot for it."""
+    def connect(self, uid: int) -> Client | None:
+        """A client of a user came. `None`: there is no slot for it."""
         slot = self._slots.take()
         if slot is None:
             return None
-        client = self._clients[slot] = Client(slot)
+        client = self._clients[slot] = Client(slot, self.books.open_client(uid))
         return client
 
     def disconnect(self, client: Client, now: float) -> Orders:
@@ -121,7 +127,7 @@ class Router:
         del self._clients[client.slot]
         orders = Orders()
         # (Those that wait here with their terminal frame have ended in the guest.)
-        execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.last is None}
+        execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.state is not _ENDED}
         orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
         if self.observer is not None:
             for id_ in execs:
@@ -133,21 +139,23 @@ class Router:
         # would reach the sessions of the next one otherwise.
         fence = client.quiet_id(self._tail)
         stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
-        orders.behind.append(wire.encode(stat, fence))
-        self._quarantines[client.slot] = _Quarantine(execs, fence)
+        orders.behind = (wire.encode(stat, fence),)
+        client.become(ClientState.QUARANTINED)
+        client.last_words = {**dict.fromkeys(execs, "exec"), fence: "fs"}
+        self._quarantined[client.slot] = client
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
-        for session in client.sessions.values():
-            self._release(client, session)
-        self._committed -= client.committed  # of sessions that are over, with the last of it still queued
-        client.committed = 0
-        self.dropped_bytes += client.dropped_bytes + client.outgoing_bytes
+        for session in tuple(client.sessions.values()):
+            self._end(client, session)
+        client.hurried.clear()
+        client.outgoing.clear()
+        self.books.close_client(client.account)
         return orders
 
     def tick(self, now: float) -> list[int]:
         """Time has passed: returns the slots that were retired because the guest has not finished with them."""
         late = self._slots.retire_late(now)
         for slot in late:
-            del self._quarantines[slot]
+            self._quarantined.pop(slot).become(ClientState.RETIRED)
         return late
 
     # From a client
@@ -159,8 +167,6 @@ class Router:
             ProtocolError: one for which the connection must be cut: an id that is not the client's, or a
                 mistake of a peer that cannot be told of it.
         """
-        client.frames_in += 1
-        client.bytes_in += wire.HEADER_SIZE + len(frame.body)
         orders = Orders()
         if frame.id not in client.ids and not (frame.id == 0 and frame.flags & wire.FLAG_SHUTDOWN):
             raise ProtocolError(
@@ -171,7 +177,16 @@ class Router:
         try:
             message = wire.decode(frame)
             check_allowed(message, credit=self._flow is not None)
-            self._accept(client, frame, message, orders)
+            session = client.sessions.get(frame.id)
+            if (
+                isinstance(message, wire.DataMessage)
+                and session is not None
+                and session.input is type(message)
+                and session.state in _KNOWN
+            ):
+                self._pend(client, session, (session.input, memoryview(message.data)), orders)
+            else:
+                self._accept(client, session, frame, message, orders)
         except ProtocolError as exc:
             exc.frame_id = frame.id
             self._refuse(client, frame, exc, orders)
@@ -182,75 +197,86 @@ class Router:
         self.refused_frames += 1
         error = answer_to(frame, exc)
         session = client.sessions.get(frame.id)
-        if session is not None:
+        if session is not None and session.state is not _ABANDONED:
             # The frame that says so is terminal: the client forgets the id, so what runs there must end.
             self._abandon(client, session, orders)
         self._answer(client, error, frame.id, orders)
 
     def _answer(self, client: Client, message: wire.Message, id_: int, orders: Orders) -> None:
-        client.queue(Outgoing(wire.encode(message, id_)), hurried=True)
-        orders.wake.add(client)
+        self._queue(client, Outgoing(wire.encode(message, id_)), orders, hurried=True)
+
+    def _queue(self, client: Client, item: Outgoing, orders: Orders, *, hurried: bool = False) -> None:
+        """Queue a frame that no window is for."""
+        self.books.queue(client.account, client.put(item, hurried=hurried))
+        orders.wake = client
 
     def _abandon(self, client: Client, session: RelaySession, orders: Orders) -> None:
         """End a session in the guest whose client does not know of it any more."""
-        self._release(client, session)
-        if session.over:
-            return
-        session.over = True
-        if session.last is not None:  # it has ended in the guest
-            self._forget(client, session)
-        elif session.kind == "exec":
-            orders.to_agent.append(wire.encode(wire.ExecSignal(_SIGKILL), session.id))
+        if session.state is _ENDED:  # it has ended there
+            self._end(client, session)
         elif session.kind == "tcp":
             orders.to_agent.append(wire.encode(wire.TcpClose(), session.id))
-            self._forget(client, session)  # that is not answered
-        elif session.kind == "fs" and self._flow is not None:
-            orders.to_agent.append(wire.encode(wire.Cancel(), session.id))
-        # Else it is kept, under its id, until the guest's terminal frame comes: the id is taken until then.
+            self._end(client, session)  # that is not answered
+        else:
+            # It is kept, under its id, until the guest's terminal frame comes: the id is taken until then.
+            session.become(_ABANDONED)
+            self._release(session)
+            if session.kind == "exec":
+                orders.to_agent.append(wire.encode(wire.ExecSignal(_SIGKILL), session.id))
+            elif session.kind == "fs" and self._flow is not None:
+                orders.to_agent.append(wire.encode(wire.Cancel(), session.id))
 
-    def _accept(self, client: Client, frame: wire.Frame, message: wire.Message, orders: Orders) -> None:
+    def _accept(
+        self,
+        client: Client,
+        session: RelaySession | None,
+        frame: wire.Frame,
+        message: wire.Message,
+        orders: Orders,
+    ) -> None:
+        """Everything but data that a session takes."""
         row = wire.type_of(message)
         if row.place is wire.Place.OPENS:
             orders.to_agent.append(self._open(client, frame, message))
         elif isinstance(message, wire.Shutdown):
             orders.to_agent.append(wire.encode(message))
             orders.shutdown = True
+        elif session is None:
+            if row.orphan is not None:
+                self._answer(client, row.orphan(frame.id), frame.id, orders)
+            # Everything else that comes for a session that has ended is ignored.
+        elif session.state is _ABANDONED:
+            self.books.drop(len(frame.body))
+        elif not row.fits(session.kind):
+            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {row.kind} session")
         else:
-            session = client.sessions.get(frame.id)
-            if session is None:
-                if row.orphan is not None:
-                    self._answer(client, row.orphan(frame.id), frame.id, orders)
-                # Everything else that comes for a session that has ended is ignored.
-            elif session.over:
-                self.dropped_bytes += len(frame.body)
-            else:
-                self._accept_within(client, session, frame, message, orders)
+            self._accept_within(client, session, frame, message, orders)
+
+    def _pend(self, client: Client, session: RelaySession, piece: Piece, orders: Orders) -> None:
+        """Keep what a client has sent until the agent takes it."""
+        session.pending.append(piece)
+        self.books.pend(session.account, len(piece[1]) + PIECE_COST)
+        if session not in client.round and session.can_send():
+            client.round[session] = None
+            orders.wake = client
 
     def _accept_within(
         self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
     ) -> None:
-        row = wire.type_of(message)
-        if not row.fits(session.kind):
-            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {row.kind} session")
+        """A message for a session that its client may still say something about."""
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
-        elif session.last is not None:
+        elif session.state is _ENDED:
             self._accept_late(client, session, frame, message, orders)
-        elif isinstance(message, wire.DataMessage):
-            client.pending_bytes += session.add_pending(type(message), message.data)
-            self._enter_round(client, session, orders)
-        elif not row.overtakes:
-            raw = wire.encode_again(frame)
-            client.pending_bytes += session.add_pending(None, raw)
+        elif not wire.type_of(message).overtakes:
             if isinstance(message, wire.TcpClose):
-                session.closing = True
-                self._give_up(client, session)
-            self._enter_round(client, session, orders)
+                self._give_up(session, _CLOSING)
+            # It stays behind the data of its session.
+            self._pend(client, session, (None, memoryview(wire.encode_again(frame))), orders)
         else:
-            # Signals and the like overtake it.
             if isinstance(message, wire.Cancel):
-                self._drop_pending(client, session)
-                self._give_up(client, session)
+                self._drop_pending(session)
+                self._give_up(session, SessionState.GIVEN_UP)
             orders.to_agent.append(wire.encode_again(frame))
 
     def _accept_late(
@@ -261,23 +287,24 @@ class Router:
         The guest must not get it: it answers data for an id that it does not know with a terminal frame, which
         would end the next session under this id.
         """
-        self.dropped_bytes += len(frame.body)
+        self.books.drop(len(frame.body))
         if isinstance(message, wire.TcpClose):  # the client forgets the id, and grants nothing any more
-            self._release(client, session)
-            self._forget(client, session)
+            self._end(client, session)
         elif isinstance(message, wire.Cancel):
-            self._give_up(client, session)
-            self._say_last(client, session)
-            orders.wake.add(client)
+            self._give_up(session, _ENDED)
+            self._say_held_last(client, session)
+            orders.wake = client
 
-    def _give_up(self, client: Client, session: RelaySession) -> None:
+    def _give_up(self, session: RelaySession, state: SessionState) -> None:
         """The client wants nothing more of a session but its terminal frame.
 
         It grants nothing any more, so what is held, and the terminal frame behind it, would be held for ever.
         """
-        if session.kind != "exec":  # a command cannot be given up; a client that says so has its output
-            session.unwanted = True
-            self._drop_held(client, session)
+        if session.kind == "exec":  # a command cannot be given up; a client that says so has its output
+            return
+        if session.state is not state and session.state is not _CLOSING:
+            session.become(state)
+        self._drop_held(session)
 
     def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
         """Register a session; returns the request as the agent gets it."""
@@ -289,10 +316,10 @@ class Router:
                 "invalid_session",
                 f"would be more than the {self._limits.sessions} sessions a client may have",
             )
-        kind = wire.opened_by(message)
+        kind, books = wire.opened_by(message), self.books
         if self._flow is None or not isinstance(message, wire.StreamRequest):
             raw = wire.encode_again(frame)
-            session = RelaySession(frame.id, kind, {}, None, counts=False)
+            session = RelaySession(frame.id, kind, books.open_session(client.account), None, counts=False)
         else:
             wanted = None if message.window is wire.UNSET else message.window
             streams = wire.streams_of(kind, wire.Direction.AGENT_TO_HOST)
@@ -300,10 +327,11 @@ class Router:
             version = wire.decode_envelope(frame.body).version
             # First of all: with the window in it the request may have become too large.
             raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
-            flows = {cls: Flow(frame.id, cls, name, window, wanted) for cls, name in streams.items()}
-            session = RelaySession(frame.id, kind, flows, self._flow.window, counts=wanted is not None)
-            client.committed += window * len(flows)
-            self._committed += window * len(flows)
+            account = books.open_session(client.account)
+            session = RelaySession(frame.id, kind, account, self._flow.window, counts=wanted is not None)
+            for cls, name in streams.items():
+                reserved = books.reserve(account, window)
+                session.streams[cls] = RelayStream(session, cls, name, reserved, wanted)
         client.sessions[frame.id] = session
         client.note_opened(frame.id, self._tail)
         if self.observer is not None and isinstance(message, wire.ExecRequest):
@@ -312,70 +340,74 @@ class Router:
 
     def _window(self, client: Client, count: int, wanted: int | None) -> int:
         """Bytes of window for each of ``count`` new streams, out of what is left of the budgets."""
-        limits = self._limits
-        left = min(limits.client_budget - client.committed, limits.total_budget - self._committed)
+        limits, books = self._limits, self.books
+        left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
         window = max(limits.least_window, min(limits.window, left // (limits.share * count)))
         return window if wanted is None else max(1, min(window, wanted))
 
-    def _release(self, client: Client, session: RelaySession) -> None:
-        """A session is over: its windows are free, and what was not passed on is dropped. Idempotent."""
-        self._drop_pending(client, session)
-        if session.released:
-            return
-        session.released = True
-        self._drop_held(client, session)
-        for flow in session.flows.values():
-            flow.closed = True
-            client.committed -= flow.window
-            self._committed -= flow.window
+    # Sessions end
 
-    def _drop_held(self, client: Client, session: RelaySession) -> None:
-        for flow in session.flows.values():
-            self.dropped_bytes += flow.held_bytes
-            client.let_go(flow)
+    def _end(self, client: Client, session: RelaySession) -> None:
+        """Nobody will say anything of a session any more: its id is free."""
+        if session.state is not _ABANDONED:
+            self._release(session)
+        session.become(SessionState.OVER)
+        del client.sessions[session.id]
 
-    def _drop_pending(self, client: Client, session: RelaySession) -> None:
-        dropped, cost = session.drop_pending()
-        client.pending_bytes -= cost
-        self.dropped_bytes += dropped
+    def _release(self, session: RelaySession) -> None:
+        """What waits of a session is dropped, and its windows are free."""
+        self._drop_pending(session)
+        self._drop_held(session)
+        self.books.release(session.account)
+
+    def _drop_held(self, session: RelaySession) -> None:
+        for stream in session.streams.values():
+            if kept := stream.forget_held():
+                self.books.drop_held(stream.window, kept)
+
+    def _drop_pending(self, session: RelaySession) -> None:
+        if session.pending:
+            self.books.drop_pending(session.account, session.forget_pending())
 
     def _client_grants(self, client: Client, session: RelaySession, message: wire.Credit, orders: Orders) -> None:
-        flow = session.flow_named(message.stream)
-        if flow is None:
+        stream = session.stream_named(message.stream)
+        if stream is None:
             return
-        client.grant(flow, message.bytes)
-        self._say_last(client, session)
-        orders.wake.add(client)
+        if stream.credit is not None:
+            stream.credit += message.bytes
+        self._let_go(client, stream)
+        self._say_held_last(client, session)
+        orders.wake = client
 
-    def _enter_round(self, client: Client, session: RelaySession, orders: Orders) -> None:
-        if not session.queued and session.can_send():
-            session.queued = True
-            client.round.append(session)
-            orders.wake.add(client)
+    def _let_go(self, client: Client, stream: RelayStream) -> None:
+        """Queue what is held back of a stream, as far as its client's credit goes."""
+        while (item := stream.next_ready()) is not None:
+            self.books.let_go(stream.window, len(item.frame) + FRAME_COST, client.put(item), item.size)
+
+    # To the agent
 
     def next_for_agent(self, client: Client) -> bytes | None:
         """The next bulk frame of a client for the agent: its sessions take turns."""
         while client.round:
-            session = client.round.popleft()
-            session.queued = False
-            if session.can_send():
-                before = session.pending_bytes
-                frame = session.next_frame(self._limits.slice)
-                client.pending_bytes -= before - session.pending_bytes
+            session, _ = client.round.popitem(last=False)
+            taken = session.take(self._limits.slice)
+            if taken is None:
+                continue
+            frame, size = taken
+            self.books.take(session.account, size)
+            if session.pending:
                 if session.can_send():
-                    session.queued = True
-                    client.round.append(session)
-                elif session.closing and not session.pending:
-                    # A closed connection is not answered: nothing more will be said of this id.
-                    self._forget(client, session)
-                    self._release(client, session)
-                return frame
+                    client.round[session] = None
+            elif session.state is _CLOSING:
+                # A closed connection is not answered: nothing more will be said of this id.
+                self._end(client, session)
+            return frame
         return None
 
     def may_read(self, client: Client) -> bool:
         """Whether more should be read from a client's socket: not while too much of it waits for the agent."""
-        limits = self._limits
-        return client.pending_bytes < limits.pending_budget and client.outgoing_bytes < limits.client_budget
+        limits, account = self._limits, client.account
+        return account.pending < limits.pending_budget and account.queued < limits.client_budget
 
     def overflows(self, client: Client) -> bool:
         """Whether more is kept for a client than for any client that reads its socket and gives credit.
@@ -385,12 +417,12 @@ class Router:
         """
         limits = self._limits
         kept = client.kept_size
-        budget = max(limits.client_budget, client.committed)
+        budget = max(limits.client_budget, client.account.reserved)
         if kept <= budget:
             return False
         return kept > budget + limits.answers_budget or (
             sum(client.kept_size for client in self._clients.values())
-            > max(limits.total_budget, self._committed) + limits.answers_budget
+            > max(limits.total_budget, self.books.relay.reserved) + limits.answers_budget
         )
 
     # From the agent
@@ -401,100 +433,114 @@ class Router:
         slot = slot_of(frame.id)
         client = None if slot is None else self._clients.get(slot)
         if client is None:
-            if slot is None or not self._quarantined_frame(slot, frame, orders):
-                self.dropped_frames += 1
+            self._hear_last_word(None if slot is None else self._quarantined.get(slot), frame, orders)
             return orders
         session = client.sessions.get(frame.id)
         data = wire.measure_data(frame)
-        cls = None if data is not None else _class_of(frame)
-        if cls is wire.Credit and session is not None and self._is_credit_for_us(client, session, frame, orders):
-            return orders
-        if session is not None and frame.flags & wire.FLAG_TERMINAL and not may_end(cls, session.kind):
-            self.dropped_frames += 1
-            self.dropped_bytes += len(frame.body)
-            return orders
-        if self.observer is not None:
-            self.observer.said(frame, data)
-        if session is not None and session.over:
-            self._let_end(client, session, frame)
-            return orders
-        raw = wire.encode_again(frame)
-        if session is None:
-            client.queue(Outgoing(raw))  # for nobody we know; the client's to ignore
-        elif frame.flags & wire.FLAG_TERMINAL:
-            self._finish(client, session, raw)
-        elif data is not None:
-            self._deliver_data(client, session, raw, data, orders)
+        if data is None:
+            self._deliver(client, session, frame, orders)
         else:
-            self._deliver(client, session, cls, raw)
-        orders.wake.add(client)
+            if self.observer is not None:
+                self.observer.said(frame, data)
+            self._deliver_data(client, session, frame, data, orders)
         return orders
 
-    def _let_end(self, client: Client, session: RelaySession, frame: wire.Frame) -> None:
-        """A frame of a session of which the client was told that it is over."""
-        if frame.flags & wire.FLAG_TERMINAL:
-            self._forget(client, session)
-        else:
-            self.dropped_frames += 1
-            self.dropped_bytes += len(frame.body)
+    def _drop_frame(self, size: int) -> None:
+        self.dropped_frames += 1
+        self.books.drop(size)
 
     def _deliver_data(
         self,
         client: Client,
-        session: RelaySession,
-        raw: bytes,
+        session: RelaySession | None,
+        frame: wire.Frame,
         data: tuple[type[wire.DataMessage], int],
         orders: Orders,
     ) -> None:
         cls, size = data
-        flow = session.flows.get(cls)
-        item = Outgoing(raw, flow, size)
-        if flow is None:
-            client.queue(item)
-        elif session.unwanted:
+        if session is not None and session.state is _ABANDONED:
+            self._drop_frame(len(frame.body))
+            return
+        stream = None if session is None else session.streams.get(cls)
+        item = Outgoing(wire.encode_again(frame), stream, size, None, True)
+        if session is None or stream is None:
+            # Of a session that nobody knows, it is the client's to ignore.
+            self.books.queue(client.account, client.put(item))
+        elif session.state is not _OPEN:
+            self._drop_frame(size)
+        elif stream.is_overrun_by(size):
             self.dropped_frames += 1
-            self.dropped_bytes += size
-        elif flow.overrun(size):
-            self.dropped_frames += 1
-            self.dropped_bytes += size
+            self.books.refuse(stream.window, size)
             self._abandon(client, session, orders)
-            why = f"the guest sent far more of {flow.name} than its window of {flow.window} bytes"
+            why = f"the guest sent far more of {stream.name} than its window of {stream.window.size} bytes"
             self._answer(client, wire.Error("invalid_session", why), session.id, orders)
+        elif stream.lets_pass(size):
+            self.books.queue(client.account, client.put(item), stream.window, size)
         else:
-            client.admit(flow, item)
+            self.books.hold(stream.window, stream.hold(item), size)
+        orders.wake = client
 
-    def _deliver(self, client: Client, session: RelaySession, cls: type[wire.Message] | None, raw: bytes) -> None:
-        """What carries no data: some of it overtakes, the rest stays behind what is held of its session."""
-        item = Outgoing(raw)
-        if cls is not None and _overtakes(cls):
-            client.queue(item, hurried=True)
-            return
-        for flow in session.flows.values():
-            if flow.held:
-                client.admit(flow, item)
+    def _deliver(self, client: Client, session: RelaySession | None, frame: wire.Frame, orders: Orders) -> None:
+        """A frame without data, or with data in a form that only its client can judge."""
+        cls, is_last = _class_of(frame), bool(frame.flags & wire.FLAG_TERMINAL)
+        if session is not None:
+            if cls is wire.Credit and self._is_credit_for_us(client, session, frame, orders):
                 return
-        client.queue(item)
+            if is_last and not may_end(cls, session.kind):
+                self._drop_frame(len(frame.body))
+                return
+        if self.observer is not None:
+            self.observer.said(frame, None)
+        if session is None:
+            self._queue(client, Outgoing(wire.encode_again(frame)), orders)
+        elif session.state is not _ABANDONED:
+            self._deliver_within(client, session, cls, frame, orders)
+        elif is_last:
+            self._end(client, session)
+        else:
+            self._drop_frame(len(frame.body))
 
-    def _finish(self, client: Client, session: RelaySession, raw: bytes) -> None:
-        self._drop_pending(client, session)
-        if session.last is not None:
-            self.dropped_frames += 1  # it has had its last word, and data in front of that is held
-            return
-        for flow in session.flows.values():
-            flow.closed = True  # credit that came later would be for the next session under this id
-        session.unwanted = True  # what comes behind the terminal frame
-        session.last = Outgoing(raw, ends=session)
-        self._say_last(client, session)
+    def _deliver_within(
+        self,
+        client: Client,
+        session: RelaySession,
+        cls: type[wire.Message] | None,
+        frame: wire.Frame,
+        orders: Orders,
+    ) -> None:
+        """Some of what carries no data overtakes, the rest stays behind what is held of its session."""
+        raw = wire.encode_again(frame)
+        if frame.flags & wire.FLAG_TERMINAL:
+            self._finish(client, session, Outgoing(raw, None, 0, session))
+        elif cls in _HURRIED:
+            self._queue(client, Outgoing(raw), orders, hurried=True)
+        elif (stream := session.held) is not None:
+            self.books.hold(stream.window, stream.hold(Outgoing(raw)), 0)
+        else:
+            self._queue(client, Outgoing(raw), orders)
+        orders.wake = client
 
-    def _say_last(self, client: Client, session: RelaySession) -> None:
-        """Pass the terminal frame on, once no data is held in front of it. The id is free then."""
-        if session.last is not None and not session.held:
-            client.queue(session.last, hurried=session.kind == "call")
-            self._forget(client, session)
+    def _finish(self, client: Client, session: RelaySession, last: Outgoing) -> None:
+        """The agent has said its last word about a session."""
+        self._drop_pending(session)
+        if session.state is _ENDED:
+            self.dropped_frames += 1  # it had said it before, and data in front of that is held
+        elif session.held is None:
+            self._say_last(client, session, last)
+        else:
+            session.become(_ENDED)
+            session.last = last
 
-    def _forget(self, client: Client, session: RelaySession) -> None:
-        if client.sessions.get(session.id) is session:
-            del client.sessions[session.id]
+    def _say_last(self, client: Client, session: RelaySession, last: Outgoing) -> None:
+        """Pass the terminal frame on. The id is free then."""
+        session.become(_LEAVING)
+        self.books.queue(client.account, client.put(last, hurried=session.kind == "call"))
+        del client.sessions[session.id]
+
+    def _say_held_last(self, client: Client, session: RelaySession) -> None:
+        """Pass the terminal frame on, if there is one and no data is held in front of it any more."""
+        if session.last is not None and session.held is None:
+            self._say_last(client, session, session.last)
 
     def _is_credit_for_us(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
         """Take credit that the agent gives. Whether its client is not to see it, because it does not count."""
@@ -507,76 +553,67 @@ class Router:
         if not isinstance(message, wire.Credit):
             return False
         session.credit += message.bytes
-        self._enter_round(client, session, orders)
+        if session not in client.round and session.can_send():
+            client.round[session] = None
+            orders.wake = client
         return not session.counts
 
-    def _quarantined_frame(self, slot: int, frame: wire.Frame, orders: Orders) -> bool:
-        """A frame for a slot whose client has gone. Whether it was expected."""
-        quarantine = self._quarantines.get(slot)
-        if quarantine is None or not frame.flags & wire.FLAG_TERMINAL:
-            return False
-        cls = _class_of(frame)
-        if frame.id == quarantine.fence and may_end(cls, "fs"):
-            quarantine.fence = None
-        elif frame.id in quarantine.execs and may_end(cls, "exec"):
-            quarantine.execs.remove(frame.id)
-        else:
-            return False
-        if quarantine.fence is None and not quarantine.execs:
-            del self._quarantines[slot]
-            self._slots.release(slot)
+    def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:
+        """A frame for a slot whose client has gone, or that is nobody's."""
+        kind = None if client is None else client.last_words.get(frame.id)
+        if (
+            client is None
+            or kind is None
+            or not frame.flags & wire.FLAG_TERMINAL
+            or not may_end(_class_of(frame), kind)
+        ):
+            self.dropped_frames += 1
+            return
+        del client.last_words[frame.id]
+        if not client.last_words:
+            client.become(ClientState.GONE)
+            del self._quarantined[client.slot]
+            self._slots.release(client.slot)
             orders.slot_freed = True
-        return True
 
     def lose_agent(self) -> None:
         """The guest is gone: nobody will be asked for credit any more, so everything held goes out."""
         for client in self._clients.values():
-            client.release_held()
-            for session in list(client.sessions.values()):
-                self._say_last(client, session)
+            for session in tuple(client.sessions.values()):
+                for stream in session.streams.values():
+                    stream.credit = None
+                    self._let_go(client, stream)
+            for session in tuple(client.sessions.values()):
+                self._say_held_last(client, session)
 
     # To a client
 
-    def next_for_client(self, client: Client, limit: int) -> list[Outgoing]:
-        """Take frames for a client's socket, at least one if there is any, together about ``limit`` bytes."""
-        return client.take(limit)
-
     def sent_to_client(self, client: Client, batch: list[Outgoing]) -> Orders:
         """The client's socket took these: give credit back to the agent."""
-        orders = Orders()
+        orders, books = Orders(), self.books
         for item in batch:
-            client.outgoing_bytes -= len(item.frame)
-            client.frames_out += 1
-            client.bytes_out += len(item.frame)
-            flow = item.flow
-            if flow is not None:
-                grant = flow.taken(item.size)
-                if grant:
-                    orders.to_agent.append(wire.encode(wire.Credit(flow.name, grant), flow.session_id))
+            stream = item.stream
+            if stream is None:
+                books.sent(client.account, len(item.frame))
+            elif (
+                due := books.sent(client.account, len(item.frame), stream.window, item.size)
+            ) and stream.session.state in _KNOWN:
+                books.grant(stream.window, due)
+                orders.to_agent.append(wire.encode(wire.Credit(stream.name, due), stream.session.id))
             if item.ends is not None:
                 # Not before: what is queued for a client that does not read must stay within its budget.
-                self._release(client, item.ends)
+                item.ends.become(SessionState.OVER)
+                books.release(item.ends.account)
         return orders
 
     def drop_data(self, client: Client) -> int:
         """Drop what is queued of data for a client, and count it; the policy of an agent without credit."""
-        kept = [item for item in client.outgoing if wire.measure_data(_parse(item.frame)) is None]
-        dropped = sum(len(item.frame) for item in client.outgoing) - sum(len(item.frame) for item in kept)
+        dropped = sum(len(item.frame) for item in client.outgoing if item.is_data)
+        kept = [item for item in client.outgoing if not item.is_data]
         client.outgoing.clear()
         client.outgoing.extend(kept)
-        client.outgoing_bytes -= dropped
-        client.dropped_bytes += dropped
+        self.books.drop_queued(client.account, dropped)
         return dropped
-
-
-def _overtakes(cls: type[wire.Message]) -> bool:
-    """Whether a message within a session may overtake data on its way to a client."""
-    row = wire.type_of(cls)
-    return row.overtakes and row.place is wire.Place.WITHIN and wire.Direction.AGENT_TO_HOST in row.direction
-
-
-def _parse(raw: bytes) -> wire.Frame:
-    return wire.Frame(int.from_bytes(raw[4:8], "big"), raw[8], raw[9:])
 
 
 def _class_of(frame: wire.Frame) -> type[wire.Message] | None:
