@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -23,7 +23,7 @@ from trio_console import GuestLostError, SocketGuest, connect_guest, open_consol
 from trio_console.agent import BootError, serve_agent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Iterator
     from pathlib import Path
 
     from tests.cancellation._sweep import Sweep
@@ -89,6 +89,40 @@ async def check_guest(place: Place) -> None:
     with trio.fail_after(HANG):
         while place.guest.statistics().active_sessions > 1:  # files are closed without waiting for it
             await place.guest.ping()
+
+
+@contextmanager
+def until_stuck(place: Place, *, heard: int = 1, sent: int = 0) -> Iterator[None]:
+    """Leave the block once it waits for what never comes, however long the machine takes to get there.
+
+    So many frames have come from the guest, so many bytes have gone to it, and then its console has been still for
+    20 looks. They are those of a system task, since the tasks of the session are followed.
+    """
+    left = False
+    scope = trio.CancelScope()
+
+    def moved() -> tuple[int, int]:
+        now = place.guest.statistics()
+        assert now.console is not None
+        return now.frames_received, now.console.rx.bytes_out
+
+    frames, bytes_ = moved()
+
+    async def look() -> None:
+        last, still = moved(), 0
+        while not left and still < 20:
+            await trio.sleep(0.001)
+            now = moved()
+            still = still + 1 if now == last and now[0] >= frames + heard and now[1] >= bytes_ + sent else 0
+            last = now
+        scope.cancel()
+
+    trio.lowlevel.spawn_system_task(look)
+    try:
+        with scope:
+            yield
+    finally:
+        left = True
 
 
 # Without a guest
@@ -240,7 +274,7 @@ async def run_a_process(place: Place) -> None:
 
 
 async def run_a_process_that_does_not_end(place: Place) -> None:
-    with trio.move_on_after(0.01):
+    with until_stuck(place):
         await place.guest.run_process(["sh", "-c", "sleep 1000 & sleep 1000"], capture_stdout=True)
 
 
@@ -272,7 +306,7 @@ async def leave_a_process_that_talks(place: Place) -> None:
 
 
 async def feed_a_process_that_does_not_read(place: Place) -> None:
-    with trio.move_on_after(0.02):
+    with until_stuck(place, sent=1_000_000):
         await place.guest.run_process(["sleep", "1000"], stdin=b"x" * 1_000_000)
 
 
@@ -328,7 +362,7 @@ async def send_to_a_connection_that_is_not_read(place: Place) -> None:
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, _never_read, 0, host="127.0.0.1"))
         async with await place.guest.open_tcp_stream(*listeners[0].socket.getsockname()) as stream:
-            with trio.move_on_after(0.02):
+            with until_stuck(place, heard=0, sent=100_000):
                 await stream.send_all(b"x" * 20_000_000)
         nursery.cancel_scope.cancel()
 

@@ -242,10 +242,11 @@ async def test_another_user_is_served_only_if_allowed(
     if os.geteuid() != 0:
         return  # only root can be somebody else
     async with serving(tmp_path, options=RelayOptions(allowed_uids=frozenset(allowed))) as world:
-        # The file's mode would stop him first.
+        # The modes of the file, and of pytest's folders around it, would stop him first.
         os.chmod(world.path, 0o666)
-        for place in (tmp_path, *tmp_path.parents[:2]):
-            place.chmod(place.stat().st_mode | 0o011)
+        for place in (tmp_path, *tmp_path.parents[:3]):
+            if not place.stat().st_mode & stat.S_IXOTH:
+                place.chmod(place.stat().st_mode | 0o011)
         with trio.fail_after(HANG):
             done = await trio.run_process(
                 [sys.executable, "-S", "-c", _DIAL, world.path, str(NOBODY)],
