@@ -18,6 +18,7 @@ from trio_console._errors import ProtocolError, again
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._states import Steps
 from trio_console._trio.conflict import Conflict
+from trio_console._wire.credit import Refill
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,17 +61,16 @@ def broken(error: Exception) -> Exception:
 
 @final
 class CreditAccount:
-    """What was consumed of one stream and not granted again yet; grants half a window at a time."""
+    """Grants what was consumed of one stream, half a window at a time."""
 
     def __init__(self, grant: Callable[[int], None]) -> None:
         self._grant = grant
-        self._owed = 0
+        self._refill: Final = Refill(WINDOW)
 
     def consume(self, size: int) -> None:
-        self._owed += size
-        if self._owed >= WINDOW // 2:
-            owed, self._owed = self._owed, 0
-            self._grant(owed)
+        granted = self._refill.consumed(size)
+        if granted:
+            self._grant(granted)
 
 
 @final

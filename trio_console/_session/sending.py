@@ -14,6 +14,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._states import Steps
+from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
     from trio_console._wire.outbox import Outbox
@@ -58,7 +59,7 @@ class DataSender:
         self._outbox = outbox
         self._kind = kind
         self._id = id_
-        self._credit = window
+        self._credit: Final = SendWindow(window)
         self._changed = trio.Event()
         self.state = SENDING.first
         #: Why bytes are refused, or why it is over; the first reason stays.
@@ -70,8 +71,7 @@ class DataSender:
 
     def grant(self, size: int) -> None:
         """The agent takes ``size`` more bytes."""
-        if self._credit is not None:
-            self._credit += size
+        self._credit.granted(size)
         self._changed.set()
 
     def refuse(self, reason: Exception) -> None:
@@ -103,10 +103,9 @@ class DataSender:
     async def wait_credit(self, wanted: int) -> int:
         """Bytes that may be sent now: between 1 and ``wanted``, or 0 when none may be any more."""
         while self.state is Sending.OPEN:
-            if self._credit is None:
-                return wanted
-            if self._credit > 0:
-                return min(wanted, self._credit)
+            size = self._credit.may_send(wanted)
+            if size:
+                return size
             self._changed = trio.Event()
             await self._changed.wait()
         return 0
@@ -154,8 +153,7 @@ class DataSender:
         if self._outbox.closed:
             self._outbox.release(len(piece))
             return
-        if self._credit is not None:
-            self._credit -= len(piece)
+        self._credit.sent(len(piece))
         self._outbox.commit(wire.encode_data(self._kind, self._id, piece), len(piece))
         if piece:
             self.last_byte = piece[-1]

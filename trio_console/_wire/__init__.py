@@ -1,7 +1,8 @@
 """The agent protocol, generation 7, without I/O: bytes to frames, frames to messages, and back.
 
 The door to frames and messages: what is not exported here is private to the folder. It imports neither trio nor
-anything above it. Beside it stand `ids`, with whose an id is, and `outbox`, which needs trio.
+anything above it. Beside it stand `ids`, with whose an id is, `credit`, with how much of a stream may be sent, and
+`outbox`, which needs trio.
 """
 
 from __future__ import annotations

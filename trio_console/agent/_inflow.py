@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._wire.credit import ReceiveWindow
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -60,8 +62,6 @@ class Inflow:
         "_first_taken",
         "_grant",
         "_last_progress",
-        "_outstanding",
-        "_owed",
         "_patience",
         "_progress",
         "_window",
@@ -78,14 +78,12 @@ class Inflow:
         since: float,
     ) -> None:
         self._grant = grant
-        self._window = window
+        self._window: Final = None if window is None else ReceiveWindow(window)
         self._budget = budget
         self._patience = patience
         self._chunks: deque[bytes] = deque()
         self._cost = 0
         self._first_taken = 0  # bytes of the first chunk that are off our hands
-        self._outstanding = 0
-        self._owed = 0
         self._closed = False  # the end was queued, or the session is over: all further input is void
         self._work = trio.Event()
         self._progress = trio.Event()
@@ -105,9 +103,8 @@ class Inflow:
             self.put_end()
             return Put.TAKEN
         if self._window is not None:
-            if self._outstanding + len(data) > self._window:
+            if not self._window.received(len(data)):
                 return Put.OVER_WINDOW
-            self._outstanding += len(data)
         elif not await self._wait_for_room(len(data)):
             return Put.FULL
         if not self._closed:  # the session may have ended while we waited
@@ -200,12 +197,7 @@ class Inflow:
         self._progress.set()
 
     def _account(self, nbytes: int) -> None:
-        """Grant anew what was taken, once half a window has come together."""
+        """Bytes were taken."""
         self._last_progress = trio.current_time()
-        if self._window is None:
-            return
-        self._owed += nbytes
-        if 2 * self._owed >= self._window and self._owed:
-            granted, self._owed = self._owed, 0
-            self._outstanding -= granted
+        if self._window is not None and (granted := self._window.consumed(nbytes)):
             self._grant(granted)

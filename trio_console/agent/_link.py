@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 import trio
 
 from trio_console import _wire as wire
+from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -151,11 +152,10 @@ class SendCredit:
         window: bytes that may be sent and not granted anew, or ``None`` if the client does not count.
     """
 
-    __slots__ = ("_given_up", "_outstanding", "_room", "_window")
+    __slots__ = ("_given_up", "_room", "_window")
 
     def __init__(self, window: int | None) -> None:
-        self._window = window
-        self._outstanding = 0
+        self._window: Final = SendWindow(window)
         self._given_up = False
         self._room = trio.Event()
 
@@ -164,21 +164,16 @@ class SendCredit:
 
         Not a checkpoint when something may be. 0 is after `give_up`.
         """
-        if self._window is None:
-            return wanted
-        while self._outstanding >= self._window:
-            if self._given_up:
-                return 0
+        while not (size := self._window.may_send(wanted)) and not self._given_up:
             self._room = trio.Event()
             await self._room.wait()
-        return min(wanted, self._window - self._outstanding)
+        return size
 
     def note_sent(self, nbytes: int) -> None:
-        self._outstanding += nbytes
+        self._window.sent(nbytes)
 
     def grant(self, nbytes: int) -> None:
-        # A client that grants more than it got only cheats itself: the window never grows.
-        self._outstanding = max(0, self._outstanding - nbytes)
+        self._window.granted(nbytes)
         self._room.set()
 
     def give_up(self) -> None:

@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 MIB = 1024 * 1024
 
 
+async def cancel_when_blocked(scope: trio.CancelScope) -> None:
+    await wait_all_tasks_blocked()
+    scope.cancel()
+
+
 # What is asked for
 
 
@@ -195,6 +200,18 @@ async def test_a_small_window_makes_a_small_buffer(file: Path) -> None:
             await guest_file.seek(0)
             assert await guest_file.read() == data + data
         assert max(op.len for op in files.ops if isinstance(op, wire.OpWrite) and op.len < 5000) <= 1000
+
+
+async def test_a_window_of_nothing_is_kept(file: Path) -> None:
+    async with serving_files(window=0) as (talk, files):
+        files.grant_writes = False
+        guest_file = await talk.guest.open_file(file, "wb", buffering=0)
+        with trio.CancelScope() as scope:
+            talk.nursery.start_soon(cancel_when_blocked, scope)
+            await guest_file.write(b"x")
+        assert scope.cancelled_caught
+        assert file.read_bytes() == b""
+        await guest_file.aclose()
 
 
 # Errors

@@ -47,7 +47,8 @@ class FileHandle:
         self._closing: FsCall | None = None
         flow = fs.connection.ready.flow
         #: Bytes that can be written as a whole: a window holds them, and they fit one frame.
-        self.unit: Final = SLICE if flow is wire.UNSET else max(1, min(SLICE, flow.window))
+        self._at_once: Final = SLICE if flow is wire.UNSET else min(SLICE, flow.window)
+        self.unit: Final = max(1, self._at_once)
 
     async def read(self, offset: int, size: int | None = None) -> bytes:
         """Read ``size`` bytes, fewer only at the end of the file; `None` is all there is."""
@@ -66,7 +67,7 @@ class FileHandle:
     async def write(self, offset: int, data: memoryview) -> None:
         """Write all of ``data``. If cancelled: nothing or all of a `unit`, an unknown part of more."""
         await self.settle()
-        if len(data) <= self.unit:
+        if len(data) <= self._at_once:
             await self._write_unit(offset, data)
         else:
             await self._write_long(offset, data)
