@@ -250,6 +250,7 @@ class Connection:
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
             self._tell(session, self.lost)
+        assert not self._sessions, "every session ends once: those told here are not told again"
         self._ended.set()
         self._running.cancel()
 

@@ -230,6 +230,7 @@ class Incoming:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
         before = self._size
         self._size -= len(data)
+        assert self._size >= 0, "bytes in = bytes read + queued + dropped"
         if self._size <= self._limit < before:
             self._changed.set()
         if self.state is _OPEN:

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._states import Steps
 from trio_console._wire.credit import ReceiveWindow
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Inflow", "Put"]
+__all__ = ["FLOW", "Flow", "Inflow", "Put"]
 
 #: A queued chunk costs more than its bytes; without this a flood of tiny chunks would escape the budget.
 _CHUNK_OVERHEAD: Final = 64
@@ -39,6 +40,17 @@ class Put(enum.Enum):
     TAKEN = enum.auto()  # queued, or swallowed because nobody is left to take it
     FULL = enum.auto()
     OVER_WINDOW = enum.auto()
+
+
+class Flow(enum.Enum):
+    """What a queue still takes."""
+
+    OPEN = enum.auto()
+    ENDED = enum.auto()  # nothing: the end is queued
+    SHUT = enum.auto()  # nothing: nobody is there any more to take it
+
+
+FLOW: Final = Steps({Flow.OPEN: {Flow.ENDED, Flow.SHUT}, Flow.ENDED: {Flow.SHUT}, Flow.SHUT: set()})
 
 
 @final
@@ -57,13 +69,13 @@ class Inflow:
     __slots__ = (
         "_budget",
         "_chunks",
-        "_closed",
         "_cost",
         "_first_taken",
         "_grant",
         "_last_progress",
         "_patience",
         "_progress",
+        "_state",
         "_window",
         "_work",
     )
@@ -84,7 +96,7 @@ class Inflow:
         self._chunks: deque[bytes] = deque()
         self._cost = 0
         self._first_taken = 0  # bytes of the first chunk that are off our hands
-        self._closed = False  # the end was queued, or the session is over: all further input is void
+        self._state = FLOW.first
         self._work = trio.Event()
         self._progress = trio.Event()
         self._last_progress = since
@@ -97,8 +109,8 @@ class Inflow:
         Waits only while chunks are being taken, and never longer than ``patience`` after the last. Not a
         checkpoint otherwise. If cancelled, the chunk was not queued.
         """
-        if self._closed:
-            return Put.TAKEN
+        if self._state is not Flow.OPEN:
+            return Put.TAKEN  # all further input is void
         if not data:
             self.put_end()
             return Put.TAKEN
@@ -107,14 +119,14 @@ class Inflow:
                 return Put.OVER_WINDOW
         elif not await self._wait_for_room(len(data)):
             return Put.FULL
-        if not self._closed:  # the session may have ended while we waited
+        if self._state is Flow.OPEN:  # the session may have ended while we waited
             self._append(data)
         return Put.TAKEN
 
     def put_end(self) -> None:
         """Queue the end, for which there is always room. Idempotent."""
-        if not self._closed:
-            self._closed = True
+        if self._state is Flow.OPEN:
+            self._state = FLOW.take(self._state, Flow.ENDED)
             self._append(b"")
 
     def _append(self, data: bytes) -> None:
@@ -123,7 +135,7 @@ class Inflow:
         self._work.set()
 
     async def _wait_for_room(self, size: int) -> bool:
-        while self._chunks and self._cost + size > self._budget and not self._closed:
+        while self._chunks and self._cost + size > self._budget and self._state is Flow.OPEN:
             self._progress = trio.Event()
             with trio.move_on_at(self._last_progress + self._patience) as scope:
                 await self._progress.wait()
@@ -137,7 +149,8 @@ class Inflow:
 
         What is queued stays where it is, because its taker may be in the middle of it.
         """
-        self._closed = True
+        if self._state is not Flow.SHUT:
+            self._state = FLOW.take(self._state, Flow.SHUT)
         self._progress.set()
 
     # The taker's side
@@ -160,7 +173,7 @@ class Inflow:
         more before the batch is taken; none once there is enough, or the end.
         """
         await self.first()
-        while chances and self._cost < limit and not self._closed:
+        while chances and self._cost < limit and self._state is Flow.OPEN:
             await trio.lowlevel.checkpoint()
             chances -= 1
         batch: list[bytes] = []
@@ -192,6 +205,7 @@ class Inflow:
         """The first chunk is off our hands, whatever became of it."""
         size = len(self._chunks.popleft())
         self._cost -= size + _CHUNK_OVERHEAD
+        assert self._cost >= 0, "what is queued is what was put and not taken"
         self._account(size - self._first_taken)
         self._first_taken = 0
         self._progress.set()

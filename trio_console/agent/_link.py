@@ -6,12 +6,14 @@ Nothing here knows any particular kind of session.
 from __future__ import annotations
 
 import abc
+import enum
 import time
 from typing import TYPE_CHECKING, ClassVar, Final, TypeVar, final
 
 import trio
 
 from trio_console import _wire as wire
+from trio_console._states import Steps
 from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from trio_console._wire.outbox import Outbox
 
-__all__ = ["Activity", "Link", "PromptSession", "SendCredit", "Session"]
+__all__ = ["VOICE", "Activity", "Link", "PromptSession", "SendCredit", "Session", "Voice"]
 
 _B = TypeVar("_B", bytes, memoryview)
 
@@ -182,6 +184,30 @@ class SendCredit:
         self._room.set()
 
 
+class Voice(enum.Enum):
+    """What a session may still say under its id, and whose that is."""
+
+    LIVE = enum.auto()  # everything
+    QUIET = enum.auto()  # data: the agent is to stop, and nobody is to be told how the session ends
+    ENDING = enum.auto()  # the terminal frame
+    DEPARTED = enum.auto()  # the terminal frame, for a relay: the client is gone, and somebody else may get the id
+    OVER = enum.auto()  # nothing: it has said its terminal frame, or the id belongs to somebody else
+
+
+VOICE: Final = Steps(
+    {
+        Voice.LIVE: {Voice.QUIET, Voice.ENDING, Voice.DEPARTED, Voice.OVER},
+        Voice.QUIET: {Voice.OVER},
+        Voice.ENDING: {Voice.DEPARTED, Voice.OVER},
+        Voice.DEPARTED: {Voice.OVER},
+        Voice.OVER: set(),
+    }
+)
+
+# Compared for each chunk.
+_PASSING_ON: Final = (Voice.LIVE, Voice.QUIET)
+
+
 class Session(abc.ABC):
     """Everything that shares one id, from the opening frame to the terminal frame.
 
@@ -189,7 +215,7 @@ class Session(abc.ABC):
     thread, also before `run` has begun and up to the moment it returns.
     """
 
-    __slots__ = ("_departed", "_ending", "_link", "_muted", "_scope", "id")
+    __slots__ = ("_ending", "_link", "_scope", "_voice", "id")
 
     #: A word for the heartbeat's counters: ``exec``, ``fs`` or ``tcp``; empty: not counted.
     kind: ClassVar[str]
@@ -202,8 +228,7 @@ class Session(abc.ABC):
         self._link = link
         self._scope = trio.CancelScope()
         self._ending: wire.Message | None = None
-        self._muted = False
-        self._departed = False
+        self._voice = VOICE.first
 
     @abc.abstractmethod
     async def run(self) -> None:
@@ -225,12 +250,20 @@ class Session(abc.ABC):
             ending: the terminal message; ``None`` leaves it to the session.
         """
         self._ending = self._ending or ending
+        if self._voice is Voice.LIVE:
+            self._become(Voice.ENDING)
+        elif self._voice is Voice.QUIET:
+            self._become(Voice.OVER)
         self._scope.cancel()
 
     def depart(self) -> None:
         """The client is gone: end. The terminal frame tells a relay that the id may be used again."""
-        self._departed = True
+        if self._voice in (Voice.LIVE, Voice.ENDING):
+            self._become(Voice.DEPARTED)
         self.end()
+
+    def _become(self, voice: Voice) -> None:
+        self._voice = VOICE.take(self._voice, voice)
 
     @property
     def departed(self) -> bool:
@@ -238,25 +271,26 @@ class Session(abc.ABC):
 
         The session may still have to let go of what it holds.
         """
-        return self._departed
+        return self._voice in (Voice.DEPARTED, Voice.OVER)
 
     @property
     def muted(self) -> bool:
-        """Whether nothing may be sent any more: see `mute`, or the terminal frame was."""
-        return self._muted
+        """Whether there is no terminal frame to be sent: see `mute`, or it was sent."""
+        return self._voice in (Voice.QUIET, Voice.OVER)
 
     @property
     def ended(self) -> bool:
-        """Whether `end` was called: nothing but the terminal frame may be sent any more.
+        """Whether nothing but the terminal frame may be sent any more, if that.
 
         Tasks of the session find out at their next checkpoint, which may be too late: one that had been
         woken before runs on to it first, and by then the id may be somebody else's.
         """
-        return self._scope.cancel_called
+        return self._voice not in _PASSING_ON
 
     def mute(self) -> None:
-        """Send no terminal frame any more: the id belongs to somebody else, or nobody is to be told."""
-        self._muted = True
+        """Send no terminal frame any more: the id is somebody else's, or nobody is to be told. Idempotent."""
+        if not self.muted:
+            self._become(Voice.QUIET if self._voice is Voice.LIVE else Voice.OVER)
 
     def shut_down(self) -> None:
         """The guest is about to stop: end in order, silently. What is left after a while is cancelled."""
@@ -265,7 +299,7 @@ class Session(abc.ABC):
 
     def _send_now(self, message: wire.Message) -> None:
         """Send at once, unless the session was ended."""
-        if not (self.ended or self._muted):
+        if self._voice is Voice.LIVE:
             self._link.send(message, self.id)
 
     async def _pass_on(
@@ -294,9 +328,10 @@ class Session(abc.ABC):
     async def _say_last(self, message: wire.Message) -> None:
         """Send the terminal frame behind the session's data, unless somebody has forbidden it meanwhile."""
         await self._link.reserve_small()
-        if self._muted:
+        if self.muted:
             self._link.release_small()
         else:
+            self._become(Voice.OVER)  # an id is free when its terminal frame is on its way
             self._link.commit_small(self._ending or message, self.id)
 
 
@@ -315,9 +350,10 @@ class PromptSession(Session):
 
     def end(self, ending: wire.Message | None = None) -> None:
         """See `Session.end`."""
+        untold = not self.muted
+        self._let_go_of_id()
         self._scope.cancel()
-        if not self._muted:
-            self._let_go_of_id()
+        if untold:
             self._link.commit_unreserved(ending or self._cut_short(), self.id)
 
     def depart(self) -> None:
@@ -326,7 +362,8 @@ class PromptSession(Session):
         super().depart()
 
     def _let_go_of_id(self) -> None:
-        self._muted = self._departed = True
+        if self._voice is not Voice.OVER:
+            self._become(Voice.OVER)
 
     async def _answer(self, frame: bytes) -> bool:
         """Send the terminal frame, an encoded one, behind the session's data; whether it was sent.
@@ -334,7 +371,7 @@ class PromptSession(Session):
         It is not if the session was ended meanwhile.
         """
         await self._link.outbox.reserve(len(frame))
-        if self._muted:
+        if self.muted:
             self._link.outbox.release(len(frame))
             return False
         self._let_go_of_id()

@@ -183,6 +183,7 @@ class Router:
     async def _run_session(self, session: Session) -> None:
         try:
             await session.run()
+            assert session.muted, "every session ends once: its terminal frame was said, or forbidden"
         except* _GONE:
             pass  # the router hears of it, too
         except* Exception as group:  # noqa: BLE001

@@ -201,11 +201,6 @@ class TcpSession(PromptSession):
 
     # The router's side
 
-    @property
-    def ended(self) -> bool:
-        """See `Session.ended`. Once the client closed, nothing may be said either."""
-        return self._closed.is_set() or super().ended
-
     async def receive(self, message: wire.Message) -> None:
         """See `Session.receive`."""
         match message:

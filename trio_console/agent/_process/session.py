@@ -219,7 +219,7 @@ class ExecSession(Session):
         for output in self._outputs.values():
             output.left = _TTY_HOLDS if child.tty else _readable_bytes(output.fd)
             output.grace.deadline = deadline
-        if self._muted:
+        if self.muted:
             self._hurry()
 
     def _hurry(self) -> None:
