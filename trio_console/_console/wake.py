@@ -59,6 +59,7 @@ if sys.platform != "win32":
             os.set_blocking(self._write_fd, False)
 
         def ring(self) -> None:
+            """Make the descriptor readable. Never blocks."""
             if not self._owner.numbers:
                 return  # closed by the garbage collector, see `Bell.ring`
             try:  # noqa: SIM105  (see `Bell.silence`)
@@ -67,6 +68,7 @@ if sys.platform != "win32":
                 pass
 
         def silence(self) -> None:
+            """Make the descriptor unreadable until the next ring. Never blocks."""
             if not self._owner.numbers:
                 return
             try:
@@ -136,6 +138,7 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
             return bell
 
         def ring(self) -> None:
+            """Make the descriptor readable. Never blocks."""
             if not self._owner.numbers:
                 # A finalizer rings, and the garbage collector has closed this bell together with the finalizer's
                 # object. No thread can be asleep on it.
@@ -148,6 +151,7 @@ if sys.platform == "linux" and hasattr(os, "eventfd"):  # a Python for an old C 
                 pass
 
         def silence(self) -> None:
+            """Make the descriptor unreadable until the next ring. Never blocks."""
             if not self._owner.numbers:
                 return
             try:  # noqa: SIM105  (runs once for each wake-up, and `suppress` takes longer than the call)

@@ -1,4 +1,4 @@
-"""A guest, as its user sees it: trio's own calls, carried out elsewhere."""
+"""A guest, as its user sees it: trio's own calls, carried out in the guest."""
 
 from __future__ import annotations
 
@@ -49,14 +49,14 @@ _M = TypeVar("_M", bound=wire.Message)
 @final
 @dataclass(frozen=True, slots=True)
 class GuestReady:
-    """What the agent said when it was ready.
+    """The contents of the agent's ready message.
 
     Attributes:
         boot_time_ns: the guest's boot clock when the agent began, in ns.
-        init_time_ns: ns the guest's initialisation took.
+        init_time_ns: the time of the guest's initialisation, in ns.
         ready_time_ns: the guest's boot clock when the agent was ready, in ns.
-        agent_version: for diagnostics; may be empty.
-        generation: of the protocol, as the agent speaks it.
+        agent_version: the agent's version, for diagnostics; may be empty.
+        generation: the generation of the protocol that the agent speaks.
     """
 
     boot_time_ns: int
@@ -72,9 +72,9 @@ class GuestStatistics:
     """A guest's session layer at one moment.
 
     Attributes:
-        active_sessions: processes and requests that the guest has not finished.
+        active_sessions: processes and requests that have not ended.
         frames_received: frames that came from the guest.
-        frames_dropped: of those, frames of sessions that nobody waits for any more.
+        frames_dropped: of those, frames that were dropped because their session had ended here.
         bytes_discarded: bytes that came for streams that were closed here.
         console: the channel below, or `None` if the guest is reached through a relay.
     """
@@ -88,7 +88,7 @@ class GuestStatistics:
 
 @final
 class _Request(Session):
-    """One message there, one back."""
+    """A session of one request and one answer."""
 
     def __init__(self, id_: int) -> None:
         self.id = id_
@@ -108,12 +108,15 @@ class _Request(Session):
 @final
 @owned("open_process")
 class Guest:
-    """A running guest: something that runs processes, reached over a console.
+    """A running guest, reached over a console. `open_guest` and `connect_guest` make them.
 
-    `open_guest` makes them. All methods may be called by any number of tasks of the same trio run. From another
-    thread or another run all but `path` and `statistics` are a `RuntimeError`, before anything was done; signals
-    are the exception, see `GuestProcess.send_signal`. Once the guest is lost each call, also one that is waiting,
-    ends with `GuestLostError`.
+    Any number of tasks of the same trio run may call all methods. From another thread or another run, all methods
+    but `path` and `statistics` raise `RuntimeError` before they have done anything; signals are the exception, see
+    `GuestProcess.send_signal`. Once the guest is lost, each call ends with `GuestLostError`, also a call that
+    waits.
+
+    Attributes:
+        ready: what the agent said when it was ready, a `GuestReady`.
     """
 
     def __init__(
@@ -167,38 +170,42 @@ class Guest:
     ) -> subprocess.CompletedProcess[bytes]:
         """Run a command in the guest, and wait for it, as `trio.run_process` does on this machine.
 
-        Output that is not captured is written to this program's own stdout and stderr, as if inherited.
+        Output that is not captured is written to this program's own stdout and stderr.
 
-        If cancelled, the command's process group is ended by ``deliver_cancel`` (by default SIGTERM, and SIGKILL
-        if it is still there 5 seconds later); this returns once the guest has confirmed that it is gone, or,
-        with a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt: one grace for
-        all that a guest does not confirm.
+        If cancelled, the command's process group is ended by ``deliver_cancel`` (by default with SIGTERM, and with
+        SIGKILL if it still runs 5 seconds later). The call returns once the guest has confirmed the end; or, with
+        a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt (one grace for
+        everything that a guest does not confirm).
 
         Args:
-            command: a sequence of strings; with ``shell=True`` one string for ``/bin/sh -c``. A name without a
-                slash is looked up on the PATH of the command's own environment, in the guest.
-            stdin: bytes to feed; ``subprocess.DEVNULL`` or `None` for no input; ``subprocess.PIPE`` under
-                ``nursery.start`` only.
-            capture_stdout, capture_stderr: return the output in the result.
-            check: raise if the command exits with another status than 0.
+            command: a sequence of strings; with ``shell``, one string. A name without a slash is looked up on the
+                PATH of the command's own environment, in the guest.
+            stdin: bytes for its input, by default none; ``subprocess.DEVNULL`` or `None` for no input;
+                ``subprocess.PIPE`` only under ``nursery.start``.
+            capture_stdout, capture_stderr: return the output in the result; by default not.
+            check: raise if the command exits with another status than 0; by default true.
             deliver_cancel: async function that ends the process given to it; see `trio.run_process`. It is
-                cancelled when the process has ended. When it returns before that, the process has the grace of
+                cancelled when the process has ended. If it returns before that, the process has the grace of
                 `open_guest` to end by itself, and is then killed.
-            stdout, stderr: instead of capturing: ``subprocess.DEVNULL``, or ``subprocess.PIPE`` under
-                ``nursery.start``; for stderr also ``subprocess.STDOUT``.
-            env: variables set on top of the guest's own environment.
-            cwd: working directory in the guest.
-            user: ``USER``, ``UID``, ``USER:GROUP`` or ``UID:GID`` to run as.
-            rlimits: resource name (such as ``"nofile"``) to limit, or to a (soft, hard) pair; -1 is unlimited.
-            tty: give it a terminal of ``rows`` and ``cols``. All output is then stdout.
-            task_status: under ``nursery.start``, gives the running `GuestProcess`.
+            stdout, stderr: in place of capturing: ``subprocess.DEVNULL``, or ``subprocess.PIPE`` under
+                ``nursery.start``; for stderr also ``subprocess.STDOUT``. `None`, the default, copies it to this
+                program's own.
+            shell: run the command with ``/bin/sh -c``; by default not.
+            env: variables that are set on top of the guest's own environment; by default none.
+            cwd: working directory in the guest; by default the guest's.
+            user: ``USER``, ``UID``, ``USER:GROUP`` or ``UID:GID`` to run as; by default the guest's.
+            rlimits: a mapping from a resource's name (such as ``"nofile"``) to a limit or to a (soft, hard) pair;
+                -1 is unlimited. By default the guest's.
+            tty: give it a terminal, on which all output is stdout; by default not.
+            rows, cols: size of the terminal in characters; by default 24 and 80.
+            task_status: under ``nursery.start``, returns the running `GuestProcess`.
 
         Raises:
             subprocess.CalledProcessError: ``check`` is true and the command exited with another status than 0.
             OSError: the command could not be started: the subclass for its errno, with ``.filename``.
             GuestLostError: the guest is gone. How the command ended is not known.
-            ProtocolError: a side broke the protocol, which ended this command.
-            TypeError, ValueError: the arguments make no sense; nothing was sent.
+            ProtocolError: one side violated the protocol, which ended this command.
+            TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         checked = Command(
             command,
@@ -250,18 +257,19 @@ class Guest:
         rows: int = 24,
         cols: int = 80,
     ) -> AsyncIterator[GuestProcess]:
-        """Start a command in the guest for the time of a block.
+        """Start a command in the guest, and yield the process.
 
-        Leaving the block kills the process group if the process still runs, and returns once the guest has
-        confirmed it, or with a `RuntimeWarning` after the grace of `open_guest`: one grace for all that a guest
-        does not confirm.
+        Leaving the block, also if cancelled, kills the process group if the process still runs. It returns once
+        the guest has confirmed the end; or, with a `RuntimeWarning`, after the grace of `open_guest` (one grace
+        for everything that a guest does not confirm).
 
         Args:
-            command: as in `run_process`, like all arguments not named here.
-            stdin: ``subprocess.PIPE`` for a stream to write to; bytes to feed; ``subprocess.DEVNULL`` or `None`
-                for no input (the guest cannot inherit this program's).
-            stdout, stderr: ``subprocess.PIPE`` for a stream to read; ``subprocess.DEVNULL``; `None` to pass it
-                on to this program's own stdout and stderr. For stderr also ``subprocess.STDOUT``.
+            command: as in `run_process`.
+            stdin: ``subprocess.PIPE`` for a stream to write to; bytes for its input; ``subprocess.DEVNULL`` or
+                `None`, the default, for no input (the guest cannot inherit this program's).
+            stdout, stderr: ``subprocess.PIPE`` for a stream to read; ``subprocess.DEVNULL``; `None`, the default,
+                to copy it to this program's own stdout and stderr. For stderr also ``subprocess.STDOUT``.
+            shell, env, cwd, user, rlimits, tty, rows, cols: as in `run_process`.
 
         Raises:
             OSError: the command could not be started.
@@ -291,8 +299,8 @@ class Guest:
                     with trio.CancelScope(shield=True):
                         await self._end_process(session)
                     session.close_input()
-                    # What it had written before it ended is still passed on, if our own output takes it. (A block
-                    # that raised cancels that.)
+                    # Output that the process wrote before its end is still copied, if our own output takes it. (If
+                    # the block raised, that is cancelled.)
                     nursery.cancel_scope.deadline = trio.current_time() + self._confirmations.grace
         finally:
             if session is not None:
@@ -304,7 +312,7 @@ class Guest:
         session = ProcessSession(self._connection, command)
         session.open()
         try:
-            # While the guest starts it, so that a short command does not wait for us.
+            # Done while the guest starts the command, so that a short command need not wait for it.
             feeding = attach_input(session)
             for job in attach_output(session):
                 nursery.start_soon(job)
@@ -323,9 +331,9 @@ class Guest:
         process: GuestProcess,
         deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None,
     ) -> None:
-        """End a process whose `run_process` was cancelled, however long its user wants that to take."""
+        """End a process whose `run_process` was cancelled; the user's function may take any time."""
         with trio.CancelScope(shield=True):
-            # (What the user's function raises comes out in one group, as from `trio.run_process`.)
+            # (An exception of the user's function is raised in one group, as by `trio.run_process`.)
             async with grouping_nursery() as delivery:
 
                 @trio.lowlevel.enable_ki_protection
@@ -335,11 +343,12 @@ class Guest:
                             await _terminate(session)
                         else:
                             await deliver_cancel(process)
-                            # To end by itself. (Nothing is confirmed by not doing so.)
+                            # The process may end by itself now. (`peek`: a process that does not end says nothing
+                            # about the guest, so this does not count as a missing confirmation.)
                             with trio.move_on_at(self._confirmations.peek()):
                                 await session.wait_ended()
                     finally:
-                        # Also when the user's function failed. (Nothing is left to do if the process has ended.)
+                        # Also if the user's function failed. (Does nothing if the process has ended.)
                         with trio.CancelScope(shield=True):
                             await self._end_process(session)
 
@@ -348,7 +357,7 @@ class Guest:
                 delivery.cancel_scope.cancel()
 
     async def _end_process(self, session: ProcessSession) -> None:
-        """Kill what still runs, and wait until the guest has confirmed it; bounded by the grace."""
+        """Kill the process if it still runs, and wait for the guest's confirmation, at most for the grace."""
         if not session.ended:
             session.send(wire.ExecSignal(signal.SIGKILL))
             session.discard_output()
@@ -410,18 +419,18 @@ class Guest:
         If cancelled, no file stays open, but one may have been created or truncated.
 
         Args:
-            path: in the guest; a relative one is relative to the agent's working directory, mostly ``/``.
-            mode: as in `open`.
-            buffering: bytes of the buffer, at most 64 KiB, which is also the default; 0 for none (binary mode
+            path: a path in the guest; a relative path is relative to the agent's working directory, mostly ``/``.
+            mode: as in `open`; by default ``"r"``.
+            buffering: bytes of the buffer, at most 64 KiB, which is also the default; 0 for no buffer (binary mode
                 only); 1 to write out each line (text mode only).
-            encoding: of a text file; by default UTF-8, whatever either side's locale is.
-            errors, newline: as in `open`; by default, lines are written with the guest's line end, ``\\n``.
+            encoding: encoding of a text file; by default UTF-8, whatever the locale of either side is.
+            errors, newline: as in `open`; by default lines are written with the guest's line end, ``\\n``.
 
         Raises:
             OSError: the guest could not open it: the subclass for its errno, with ``.filename``.
             GuestLostError: the guest is gone.
-            UnsupportedByPeer: the agent is older than file operations.
-            TypeError, ValueError, LookupError: the arguments make no sense; nothing was sent.
+            UnsupportedByPeer: the agent is too old for file operations.
+            TypeError, ValueError, LookupError: an argument is not valid. Nothing was sent.
         """
         fs = FileSystem(self._connection, self._confirmations)
         return await open_guest_file(fs, path_text(path), mode, buffering, encoding, errors, newline)
@@ -430,8 +439,8 @@ class Guest:
         """Make a `GuestPath`, which is to the guest's files what `trio.Path` is to this machine's.
 
         Raises:
-            TypeError: it is no path.
-            ValueError: it has a null character, or is not UTF-8.
+            TypeError: ``path`` is not a path.
+            ValueError: ``path`` has a null character, or is not UTF-8.
         """
         return GuestPath(FileSystem(self._connection, self._confirmations), PurePosixPath(path_text(path)))
 
@@ -443,29 +452,31 @@ class Guest:
         If cancelled, the guest gives up connecting, or closes the connection.
 
         Args:
-            host: a name, resolved in the guest, or an address.
+            host: a name, which the guest resolves, or an address.
             port: between 0 and 65535.
 
         Returns:
-            A stream of bytes both ways; its `aclose` never blocks.
+            A stream of bytes in both directions; its `aclose` never blocks.
 
         Raises:
             OSError: the guest could not connect: the subclass for its errno, such as `ConnectionRefusedError`
                 or `TimeoutError`.
             GuestLostError: the guest is gone.
-            UnsupportedByPeer: the agent is older than connections.
-            TypeError, ValueError: the arguments make no sense; nothing was sent.
+            UnsupportedByPeer: the agent is too old for connections.
+            TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         return await open_guest_tcp_stream(self._connection, host, port)
 
     # Maintenance
 
     async def ping(self) -> float:
-        """Ask the agent for an answer; return the seconds it took.
+        """Send the agent a ping, and return the seconds until its answer.
+
+        If cancelled, the ping has been sent all the same, and its answer is dropped.
 
         Raises:
             GuestLostError: the guest is gone.
-            UnsupportedByPeer: the agent is older than this message.
+            UnsupportedByPeer: the agent is too old for this message.
         """
         start = trio.current_time()
         await self._ask(wire.Ping(), wire.Pong)
@@ -474,7 +485,10 @@ class Guest:
     async def touch(self) -> int:
         """Count as activity, so that an idle guest is kept; return the agent's activity counter.
 
-        Raises: as `ping`.
+        If cancelled, it may have been counted or not.
+
+        Raises:
+            GuestLostError, UnsupportedByPeer: as in `ping`.
         """
         return (await self._ask(wire.Touch(), wire.Touched)).activity_seq
 
@@ -482,7 +496,7 @@ class Guest:
         await self._connection.wait_may_open()
         call = _Request(self._connection.new_id())
         self._connection.open(call, request)
-        # If cancelled the id stays taken until its answer comes, which then finds nobody.
+        # If cancelled, the id stays in use until the answer comes, which is then dropped.
         await call.done.wait()
         if call.error is not None:
             raise again(call.error)
@@ -494,10 +508,10 @@ class Guest:
         raise ProtocolError(f"the agent answered {name} with {call.reply!r}", kind="invalid_session")
 
     async def shutdown(self) -> None:
-        """Shut the guest down, and wait until it is gone; its processes are ended.
+        """Shut the guest down, which ends its processes, and wait until it is gone.
 
-        A guest that has not gone after the grace of `open_guest` is ended by force, where that is possible.
-        Does nothing if the guest is gone already. If cancelled, the guest has been told all the same.
+        A guest that is not gone after the grace of `open_guest` is ended by force, where that is possible. Does
+        nothing if the guest is gone already. If cancelled, the guest has been told to shut down all the same.
         """
         await trio.lowlevel.checkpoint()
         connection = self._connection
@@ -515,16 +529,17 @@ class Guest:
                 connection.lose(f"the guest did not shut down in time and was ended by force{note}")
 
     def _tell_to_end(self) -> None:
-        """Tell the guest to shut down, and wait for nothing."""
+        """Tell the guest to shut down; does not wait."""
         if self._connection.lost is None:
             self._connection.expect_end("the guest was shut down")
             self._connection.send(wire.Shutdown(), 0)
 
     async def wait_lost(self) -> GuestLostError:
-        """Wait until the guest is gone, for whatever reason; return the error that its calls end with since then.
+        """Wait until the guest is gone, for whatever reason. If cancelled, nothing changes.
 
         Returns:
-            A new instance each time, to be raised or looked at.
+            The error with which calls of this guest end from then on: a new instance each time, which may be
+            raised.
         """
         await trio.lowlevel.checkpoint()
         await self._connection.wait_ended()
@@ -532,7 +547,7 @@ class Guest:
         return again(self._connection.lost)
 
     def statistics(self) -> GuestStatistics:
-        """What goes on in the session layer, and in the channel below it."""
+        """The state of the sessions, and of the channel below them."""
         connection = self._connection
         return GuestStatistics(
             active_sessions=connection.active_sessions,
@@ -544,8 +559,8 @@ class Guest:
 
 
 async def _terminate(session: ProcessSession) -> None:
-    """End a process as `trio.run_process` does, up to where force is needed."""
-    session.discard_output()  # whoever had a pipe for it was most likely cancelled with us
+    """Send SIGTERM, and wait as long as `trio.run_process` does; then warn, because SIGKILL comes next."""
+    session.discard_output()  # the task that reads a pipe was most likely cancelled, too
     session.send(wire.ExecSignal(signal.SIGTERM))
     await trio.sleep(_TERMINATE_TIME)
     warnings.warn(

@@ -91,21 +91,21 @@ async def serve_agent(
     options: AgentOptions | None = None,
     boot_time_ns: int | None = None,
 ) -> Ending:
-    """Be the agent at this end of ``stream``: boot, then serve until the console or the guest ends.
+    """Run the agent at this end of ``stream``: boot, and then serve until the console or the guest ends.
 
-    The stream is closed at the end. No child of a session is left then, and with ``owns_process`` no
-    descendant at all.
+    At the end, also if cancelled, the stream is closed and every child process of a session was killed and waited
+    for; with the option ``owns_process`` every other descendant of this process, too.
 
     Args:
         stream: the console.
-        options: see `AgentOptions`.
-        boot_time_ns: when the agent began, in nanoseconds of the boot clock; default: now.
+        options: see `AgentOptions`; `None` for the defaults.
+        boot_time_ns: when the agent began, in ns of the boot clock; `None`, the default, for now.
 
     Returns:
         Why it ended.
 
     Raises:
-        BootError: the host sent no usable bootstrap, or one that cannot be honoured.
+        BootError: the host sent no valid bootstrap, or a bootstrap with settings that cannot be made.
     """
     agent = _Agent(stream, options or AgentOptions(), boot_time_ns or BootTimes.now())
     try:

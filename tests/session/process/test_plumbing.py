@@ -71,7 +71,7 @@ async def test_without_a_thread_to_be_had_the_error_says_what_for(monkeypatch: p
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(trio.to_thread, "run_sync", no_thread)
-    with pytest.raises(NoThreadError, match="to pass on a guest's output to descriptor 1"):
+    with pytest.raises(NoThreadError, match="to copy a guest's output to descriptor 1"):
         await _pass_on(full_stream(), 1)
 
 

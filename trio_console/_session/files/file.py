@@ -1,4 +1,4 @@
-"""What a file of the guest looks like to its user: the interface of `trio.open_file`'s result."""
+"""The interface of a file of the guest: that of the files that `trio.open_file` returns."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ __all__ = ["GuestFile"]
 
 
 class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
-    """An open file in the guest, used as what `trio.open_file` returns. `Guest.open_file` makes them.
+    """An open file in the guest, used like the files of `trio.open_file`. `Guest.open_file` makes them.
 
-    It is an async context manager, and an async iterator over its lines. It carries `bytes` in binary mode and
-    `str` in text mode. Reading ahead and writing behind are bounded by one buffer of 64 KiB each (or
-    ``buffering``); only `read` without a size, and a single line, are held whole. Offsets are in bytes; those of
-    a text file come from `tell` and mean something to `seek` only.
+    It is an async context manager, and an async iterator over its lines. It has `bytes` in binary mode and `str`
+    in text mode. One buffer of 64 KiB (or ``buffering``) bounds the bytes that are read ahead, and another one
+    those that are written later. Only the result of `read` without a size, and a single line, may be larger.
+    Offsets are in bytes; the positions of a text file come from `tell` and can only be used for `seek`.
 
-    One task at a time: a second one gets `trio.BusyResourceError`. A closed file raises `ValueError`, and a
-    file that was not opened for an operation `io.UnsupportedOperation`, as in `io`. Further, every operation may
-    raise:
+    Only one task at a time may use it: a second one gets `trio.BusyResourceError`. A closed file raises
+    `ValueError`. An operation for which the file was not opened raises `io.UnsupportedOperation`, as in `io`.
+    Further, every operation may raise:
 
-    * `OSError`, the subclass for the errno the guest had, with ``.filename``. Errors of buffered writes come
-      with the call that writes the buffer out, at the latest with `aclose`;
-    * `GuestLostError` when the guest is gone, `ProtocolError` when a side broke the protocol.
+    * `OSError`, the subclass for the guest's errno, with ``.filename``. An error of a buffered write is raised by
+      the call that writes the buffer out, at the latest by `aclose`;
+    * `GuestLostError` if the guest is gone, `ProtocolError` if one side violated the protocol.
 
-    **Cancellation.** A cancelled read has read nothing: the position is where it was. A cancelled write of
-    more than the buffer holds may have written any part of it; one that fits the buffer was taken as a whole
-    or not at all. A cancelled seek or truncate may have happened or not.
+    **Cancellation.** A cancelled read has read nothing: the position is unchanged. A cancelled write of more bytes
+    than the buffer holds may have written any part of them; a smaller write has been taken as a whole or not at
+    all. A cancelled seek or truncate may have happened or not.
     """
 
-    # State. Nothing here waits.
+    # State. None of these waits.
 
     @property
     @abstractmethod
@@ -60,12 +60,12 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     @property
     def errors(self) -> str | None:
-        """How encoding errors are dealt with, `None` in binary mode."""
+        """How encoding errors are handled, `None` in binary mode."""
         return None
 
     @property
     def newlines(self) -> str | tuple[str, ...] | None:
-        """The line endings met so far, in text mode with universal newlines."""
+        """The kinds of line ends found so far, in text mode with universal newlines."""
         return None
 
     @property
@@ -94,21 +94,21 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
         return False
 
     def fileno(self) -> NoReturn:
-        """Raise `io.UnsupportedOperation`: it is no descriptor of this machine."""
+        """Raise `io.UnsupportedOperation`: the file has no descriptor on this machine."""
         raise io.UnsupportedOperation("fileno")
 
     # Reading
 
     @abstractmethod
     async def read(self, size: int | None = -1, /) -> AnyStr:
-        """Read up to ``size`` bytes or characters, fewer only at the end; all the rest if negative or `None`."""
+        """Read ``size`` bytes or characters, fewer only at the end; the whole rest if negative or `None`."""
 
     @abstractmethod
     async def readline(self, size: int = -1, /) -> AnyStr:
-        """Read a line with its end, or up to ``size`` of it if that is not negative; empty at the end."""
+        """Read a line with its line end, or ``size`` of it if that is not negative; empty at end of file."""
 
     async def readlines(self, hint: int | None = -1, /) -> list[AnyStr]:
-        """Read lines up to the end, or until they make up ``hint`` if that is positive."""
+        """Read lines up to the end, or until their sizes sum up to ``hint`` if that is positive."""
         lines: list[AnyStr] = []
         size = 0
         while line := await self.readline():
@@ -123,11 +123,11 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
         raise io.UnsupportedOperation("read1")
 
     async def readinto(self, buffer: bytearray | memoryview, /) -> int:
-        """Read into ``buffer`` until it is full or the file at its end; how many bytes. Binary mode only."""
+        """Fill ``buffer`` as far as the file has bytes; returns how many were read. Binary mode only."""
         raise io.UnsupportedOperation("readinto")
 
     async def peek(self, size: int = 0, /) -> AnyStr:
-        """What comes next, at least one byte unless at the end, without advancing. Binary mode only."""
+        """The next bytes, at least one unless at the end; the position stays. Binary mode only."""
         raise io.UnsupportedOperation("peek")
 
     def __aiter__(self) -> Self:
@@ -143,10 +143,10 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     @abstractmethod
     async def write(self, data: AnyStr, /) -> int:
-        """Write all of ``data``, perhaps into the buffer; how many bytes or characters that were."""
+        """Write all of ``data``, perhaps into the buffer; returns the number of bytes or characters."""
 
     async def writelines(self, lines: Iterable[AnyStr], /) -> None:
-        """Write each of ``lines``, adding nothing."""
+        """Write each of ``lines``; no line ends are added."""
         if self.closed:
             raise_closed()
         await trio.lowlevel.checkpoint()
@@ -155,19 +155,19 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     @abstractmethod
     async def flush(self) -> None:
-        """Write the buffer out; the guest has it when this returns."""
+        """Write the buffer out; the guest has the bytes when this returns."""
 
     @abstractmethod
     async def truncate(self, size: int | None = None, /) -> int:
-        """Make the file ``size`` bytes long (by default up to the position, which stays); returns the size."""
+        """Set the size in bytes, by default to the position, which does not change; returns the size."""
 
     # Positions
 
     @abstractmethod
     async def seek(self, target: int, whence: int = 0, /) -> int:
-        """Go to an offset from the beginning (0), the position (1) or the end (2); the new position.
+        """Go to an offset from the beginning (0), the position (1) or the end (2); returns the new position.
 
-        In text mode: to what `tell` returned, or by 0 from the position or the end.
+        In text mode: go to a position that `tell` has returned, or 0 from the position or the end.
         """
 
     @abstractmethod
@@ -176,11 +176,11 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Write the buffer out and close. Idempotent.
+        """Write the buffer out and close the file. A second call does nothing.
 
-        The handle in the guest is released in any case, also if the buffer cannot be written out or this is
-        cancelled; then it takes no longer than the grace of `open_guest`. While another task uses the
-        file, the buffer is dropped and `trio.BusyResourceError` raised.
+        The handle in the guest is closed in any case, also if the buffer cannot be written out. If cancelled, this
+        still writes and closes, for no longer than the grace of `open_guest`. While another task uses the file,
+        the buffer is dropped and `trio.BusyResourceError` is raised.
         """
 
 

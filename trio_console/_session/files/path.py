@@ -1,4 +1,4 @@
-"""Paths of the guest: `trio.Path`, carried out elsewhere. What needs no guest is in ``_path_pure``."""
+"""Paths of the guest: `trio.Path`, carried out in the guest. The parts that need no guest are in ``pure_path``."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 
 __all__ = ["GuestPath", "path_text"]
 
-#: Errors that mean "no such file" to the methods that ask whether there is one; as in pathlib.
+#: Errors that mean "no such file" for `GuestPath.exists` and similar methods: the same as in pathlib.
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP})
 
-#: Symbolic links followed in one path before it is called a loop; as in Linux.
+#: The most symbolic links that are followed in one path; more are an error. The same number as in Linux.
 _MAX_LINKS: Final = 40
 
 
 def path_text(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | GuestPath) -> str:
-    """The path as it is sent: UTF-8 is all the protocol carries.
+    """The path as text for the wire, which carries only UTF-8.
 
     Raises:
-        TypeError: it is no path.
-        ValueError: it has a null character, or is not UTF-8.
+        TypeError: ``path`` is not a path.
+        ValueError: ``path`` has a null character, or is not UTF-8.
     """
     text = str(path) if isinstance(path, GuestPath) else os.fsdecode(path)
     if "\0" in text:
@@ -51,16 +51,16 @@ def path_text(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | GuestP
 
 @final
 class GuestPath(PureGuestPath):
-    """A path in the guest, used as `trio.Path`. `Guest.path` makes them.
+    """A path in the guest, used like `trio.Path`. `Guest.path` makes them.
 
-    What needs no guest is as in `pathlib.PurePosixPath`; what asks the guest is ``async``. Paths of one guest
-    can be compared and hashed; a path of another guest, or of this machine, is never equal. ``str(path)`` gives
-    the text; there is no ``os.fspath``. Relative paths are relative to the agent's working directory, which
-    is mostly ``/``. All operations run as the agent's user, which is mostly root.
+    Methods that need no guest are those of `pathlib.PurePosixPath`; methods that ask the guest are ``async``.
+    Paths of one guest can be compared and hashed; a path of another guest, or of this machine, is never equal.
+    ``str(path)`` is the text; there is no ``os.fspath``. Relative paths are relative to the agent's working
+    directory, which is mostly ``/``. All operations run as the agent's user, which is mostly root.
 
-    Every coroutine may raise `OSError`, the subclass for the errno the guest had with ``.filename`` (and
-    ``.filename2`` where two paths are concerned), `GuestLostError`, `ProtocolError`, or `UnsupportedByPeer` if the
-    agent is older than file operations. If one is cancelled, what it asked for may have been done or not;
+    Every coroutine may raise `OSError`, as the subclass for the guest's errno with ``.filename`` (and
+    ``.filename2`` for operations on two paths), `GuestLostError`, `ProtocolError`, or `UnsupportedByPeer` if the
+    agent is too old for file operations. If a coroutine is cancelled, its operation may have been done or not;
     nothing stays open in the guest.
     """
 
@@ -106,46 +106,56 @@ class GuestPath(PureGuestPath):
         errors: str | None = None,
         newline: str | None = None,
     ) -> GuestFile[Any]:
-        """Open the file; see `Guest.open_file`."""
+        """Open the file. If cancelled, no file stays open, but one may have been created or truncated.
+
+        Args:
+            mode, buffering, encoding, errors, newline: as in `Guest.open_file`.
+        """
         return await open_guest_file(self._fs, path_text(self), mode, buffering, encoding, errors, newline)
 
     async def read_bytes(self) -> bytes:
-        """The whole file."""
+        """Read the whole file."""
         async with await self.open("rb") as file:
             return await file.read()
 
     async def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
-        """The whole file as text, by default UTF-8; every kind of line end comes as a newline."""
+        """Read the whole file as text, by default UTF-8; every kind of line end becomes a newline."""
         async with await self.open("r", encoding=encoding, errors=errors) as file:
             return await file.read()
 
     async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
-        """Make ``data`` the contents of the file; returns their size. If cancelled, any part may be there."""
-        memoryview(data)  # complain before the old contents are gone
+        """Replace the file's contents by ``data``; returns their size. If cancelled, any part may be written."""
+        memoryview(data)  # raises TypeError before the old contents are gone
         async with await self.open("wb") as file:
             return await file.write(data)  # type: ignore[arg-type]
 
     async def write_text(
         self, data: str, encoding: str | None = None, errors: str | None = None, newline: str | None = None
     ) -> int:
-        """Make ``data``, by default as UTF-8, the contents of the file; returns how many characters."""
+        """Replace the file's contents by text; returns the number of characters. If cancelled, as `write_bytes`.
+
+        Args:
+            data: the text.
+            encoding: by default UTF-8.
+            errors, newline: as in `Guest.open_file`.
+        """
         if not isinstance(data, str):
             raise TypeError(f"data must be str, not {type(data).__name__}")
         async with await self.open("w", encoding=encoding, errors=errors, newline=newline) as file:
             return await file.write(data)
 
-    # What is there
+    # Information
 
     async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """Mode, owner, size and times, in whole seconds; everything else is 0."""
+        """The mode, the owner, the size, and the times in whole seconds; all other fields are 0."""
         return await self._fs.stat(path_text(self), follow=follow_symlinks)
 
     async def lstat(self) -> os.stat_result:
-        """As `stat`, of a symbolic link itself."""
+        """Like `stat`, but for a symbolic link itself."""
         return await self.stat(follow_symlinks=False)
 
     async def _mode(self, *, follow: bool = True) -> int:
-        """The mode, 0 if there is nothing."""
+        """The mode, or 0 if there is no file."""
         try:
             return (await self.stat(follow_symlinks=follow)).st_mode
         except OSError as exc:
@@ -154,7 +164,7 @@ class GuestPath(PureGuestPath):
             raise
 
     async def exists(self) -> bool:
-        """Whether there is such a file, links followed."""
+        """Whether the file exists; symbolic links are followed."""
         try:
             await self.stat()
         except OSError as exc:
@@ -178,14 +188,14 @@ class GuestPath(PureGuestPath):
     async def iterdir(self) -> Iterator[GuestPath]:
         """The paths in this directory, in no order: ``for path in await directory.iterdir()``.
 
-        A name that is not UTF-8 comes with replacement characters, because the protocol carries no other; it
+        A name that is not UTF-8 has replacement characters, because the protocol carries only UTF-8. Such a path
         cannot be opened.
         """
         names = await self._fs.list_names(path_text(self))
         return iter([self / name for name in names])
 
     async def readlink(self) -> GuestPath:
-        """Where the symbolic link points."""
+        """The path to which the symbolic link points."""
         path = path_text(self)
         return self._make((await self._fs.ask(wire.OpReadLink(path), wire.ResultPath, path)).value)
 
@@ -193,15 +203,15 @@ class GuestPath(PureGuestPath):
         """The absolute path without symbolic links.
 
         Args:
-            strict: raise `FileNotFoundError` if there is no such file; otherwise go as far as there are files,
-                and keep the rest.
+            strict: raise `FileNotFoundError` if there is no such file; otherwise, which is the default, resolve
+                the part of the path that exists, and keep the rest.
 
         Raises:
-            OSError: also if the links go in circles.
+            OSError: also if the links form a loop.
         """
         path = path_text(self)
         try:
-            # What the agent calls real may still end in a link to nowhere.
+            # The agent's result may still end in a link whose target does not exist.
             real = (await self._fs.ask(wire.OpRealPath(path), wire.ResultPath, path)).value
             await self._fs.stat(real)
         except OSError as exc:
@@ -215,7 +225,7 @@ class GuestPath(PureGuestPath):
         return self._make(await self._follow(start, path) or "/")
 
     async def _follow(self, real: str, path: str) -> str:
-        """Resolve ``path`` from the directory ``real`` on, link by link; what is not there is no link."""
+        """Resolve ``path`` from the directory ``real`` on, link by link; a missing file counts as not a link."""
         rest = path.split("/")[::-1]
         links = 0
         while rest:
@@ -244,14 +254,15 @@ class GuestPath(PureGuestPath):
     async def mkdir(self, mode: int = 0o777, parents: bool = False, exist_ok: bool = False) -> None:
         """Make a directory.
 
-        The protocol has one operation for this, which makes parents and is content with a directory that is
-        there. The rest is asked for beforehand: of two callers who make the same directory at the
-        same moment, both may succeed.
+        The protocol has one operation for this. It makes parents, and accepts a directory that exists. So the
+        other checks are made before it: if two callers make the same directory at the same moment, both may
+        succeed.
 
         Args:
-            mode: if it is not the default, the directory gets exactly this one, whatever the agent's umask.
-            parents: make missing parents as well.
-            exist_ok: be content if it is there, and a directory.
+            mode: permissions of the directory; another value than the default 0o777 is set exactly, whatever the
+                agent's umask is.
+            parents: make missing parents, too; by default not.
+            exist_ok: do not raise if the directory exists; by default raise.
         """
         path = path_text(self)
         try:
@@ -287,7 +298,7 @@ class GuestPath(PureGuestPath):
                 raise
 
     async def rename(self, target: Segment) -> GuestPath:
-        """Move this file to ``target``, replacing what is there; returns the new path."""
+        """Move this file to ``target``, and replace a file that is there; returns the new path."""
         path, new = path_text(self), path_text(self._make(self._segment(target)))
         await self._fs.do(wire.OpRename(path, new), path, new)
         return self._make(new)
@@ -308,11 +319,11 @@ class GuestPath(PureGuestPath):
         await self._fs.do(wire.OpSetStat(path, follow_symlinks, attrs), path)
 
     async def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
-        """Create the file, or set its times to now, by this machine's clock and in whole seconds.
+        """Create the file; or set its times to the time of this machine's clock, in whole seconds.
 
         Args:
-            mode: of a new file, less the agent's umask.
-            exist_ok: if false, raise `FileExistsError` if it is there.
+            mode: permissions of a new file, less the agent's umask; by default 0o666.
+            exist_ok: if false, raise `FileExistsError` if the file exists; by default true.
         """
         path = path_text(self)
         if exist_ok:
@@ -320,7 +331,7 @@ class GuestPath(PureGuestPath):
             try:
                 await self._fs.do(wire.OpSetStat(path, True, wire.SetAttrs(atime=now, mtime=now)), path)
             except OSError:
-                pass  # creating it will tell what is wrong
+                pass  # the attempt to create it will raise the right error
             else:
                 return
         options = wire.OpenOptions(

@@ -80,7 +80,7 @@ class PureGuestPath:
         return self._make(os.fspath(key) / self._pure)
 
     def joinpath(self, *segments: Segment) -> Self:
-        """This path with ``segments`` behind it."""
+        """This path, with ``segments`` appended."""
         return self._make(self._pure.joinpath(*map(self._segment, segments)))
 
     @property
@@ -125,7 +125,7 @@ class PureGuestPath:
 
     @property
     def parent(self) -> Self:
-        """Without the last component."""
+        """The path without its last component."""
         return self._make(self._pure.parent)
 
     @property
@@ -146,21 +146,21 @@ class PureGuestPath:
         return self._pure.match(pattern)
 
     def is_relative_to(self, other: Segment) -> bool:
-        """Whether ``other`` is a beginning of this path."""
+        """Whether this path begins with ``other``."""
         return self._pure.is_relative_to(self._segment(other))
 
     def relative_to(self, other: Segment) -> Self:
-        """The rest of this path behind ``other``; `ValueError` if it does not begin with that."""
+        """The rest of this path after ``other``; `ValueError` if it does not begin with ``other``."""
         return self._make(self._pure.relative_to(self._segment(other)))
 
     def with_name(self, name: str) -> Self:
-        """With another last component."""
+        """The path with another last component."""
         return self._make(self._pure.with_name(name))
 
     def with_stem(self, stem: str) -> Self:
-        """With another stem."""
+        """The path with another stem."""
         return self._make(self._pure.with_stem(stem))
 
     def with_suffix(self, suffix: str) -> Self:
-        """With another suffix, or without one if that is empty."""
+        """The path with another suffix, or without a suffix if ``suffix`` is empty."""
         return self._make(self._pure.with_suffix(suffix))

@@ -1,7 +1,7 @@
-"""Connections the guest makes, as streams.
+"""Connections that the guest makes, as streams.
 
-The guest answers the opening message, and nothing after the client's close; so the session is forgotten with
-it, and whatever the guest still says of it finds nobody.
+The guest answers the request to connect, and answers nothing after this side's close. So the session is forgotten
+at the close, and later frames of the guest for it are dropped.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from trio_console._trio.lost import GuestLostError
 
 __all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
 
-#: Nine digits are always an int of C's, which is all that `os.strerror` takes; a longer number is no errno.
+#: `os.strerror` takes a C int, and nine digits always fit one. A longer number is not an errno.
 _OS_ERROR: Final = re.compile(r"\s*\(os error (\d{1,9})\)")
 
 
 def _tcp_error(text: str) -> OSError:
-    """The `OSError` for what the agent says of a connection, such as ``connect H:P: ... (os error 111)``."""
+    """The `OSError` for the agent's text, such as ``connect H:P: ... (os error 111)``."""
     found = _OS_ERROR.search(text)
     if found is not None:
         return OSError(int(found[1]), _OS_ERROR.sub("", text) or os.strerror(int(found[1])))
@@ -42,13 +42,13 @@ def _tcp_error(text: str) -> OSError:
 
 
 class TcpState(enum.Enum):
-    """How far a connection is, as this side knows."""
+    """The state of a connection, as this side knows it."""
 
     CONNECTING = enum.auto()
     CONNECTED = enum.auto()
-    CALLED_OFF = enum.auto()  # nobody waits for it any more; the guest was told, and will still answer
-    FAILED = enum.auto()  # by what the error says; nothing more will be heard of it
-    CLOSED = enum.auto()  # by this side; nothing more will be heard of it, or said
+    CALLED_OFF = enum.auto()  # its task has given it up; the guest was told, and will still answer
+    FAILED = enum.auto()  # there is an error, and no more frames come
+    CLOSED = enum.auto()  # closed by this side; no more frames come or are sent
 
 
 TCP: Final = Steps(
@@ -64,7 +64,7 @@ TCP: Final = Steps(
 
 @final
 class _TcpSession(Session):
-    """What the connection's reader and the stream share."""
+    """The frames of one TCP connection."""
 
     def __init__(self, connection: Connection, host: str, port: int) -> None:
         self.connection: Final = connection
@@ -82,7 +82,7 @@ class _TcpSession(Session):
         self.sender: Final = DataSender(connection.outbox, wire.TcpData, self.id, window)
 
     def open(self) -> None:
-        """Ask the guest to connect. Apart from the constructor: the guest hears of whole sessions only."""
+        """Request the connection. Not in the constructor: the object is complete when the first frame comes."""
         request = wire.TcpConnect(*self._address, window=WINDOW if self.credited else wire.UNSET)
         self.connection.open(self, request)
 
@@ -130,7 +130,7 @@ class _TcpSession(Session):
 
     def on_error(self, error: Exception) -> None:
         if not isinstance(error, GuestLostError):
-            # Ours is the only side that knows: the guest would keep the connection for ever.
+            # The guest does not know of the error, and would keep the connection for ever.
             self.connection.send(wire.TcpClose(), self.id)
         self._end(error)
 
@@ -139,13 +139,13 @@ class _TcpSession(Session):
             self.state = TCP.take(self.state, TcpState.FAILED)
             self.error = error
         self.sender.stop()
-        # After the bytes that came, and not at all if their end came already.
+        # The reader gets the error after the bytes that came; if their end came before, it gets no error.
         self.incoming.end(broken(error))
         self.connected.set()
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be heard of it."""
+        """Whether the connection has failed or was closed."""
         return self.state in (TcpState.FAILED, TcpState.CLOSED)
 
     @property
@@ -168,7 +168,7 @@ class _TcpSession(Session):
             self.close()
 
     def close(self) -> None:
-        """Say that we are done, behind everything that was sent. Idempotent."""
+        """Close the connection behind the bytes that were sent. A second call does nothing."""
         if self.state is not TcpState.CLOSED:
             heard = not self.ended
             self.state = TCP.take(self.state, TcpState.CLOSED)
@@ -184,8 +184,8 @@ class _TcpSession(Session):
 class GuestTcpStream(trio.abc.HalfCloseableStream):
     """A TCP connection that the guest made. `Guest.open_tcp_stream` makes them.
 
-    As a `trio.SocketStream`, without the socket. Both directions are bounded: with an agent that counts credit
-    a connection nobody reads holds up its own peer, and nobody else.
+    It is used like a `trio.SocketStream`, but has no socket. Both directions are bounded: with an agent that
+    counts credit, a connection that is not read pauses its own peer, and no other session.
     """
 
     def __init__(self, session: _TcpSession) -> None:
@@ -206,14 +206,14 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
 
     @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``, waiting while the other end takes no more.
+        """Send all of ``data``, and wait while the other end takes no more.
 
         If cancelled, an unknown part may have been sent.
 
         Raises:
-            trio.BrokenResourceError: the connection broke, or the other end is closed.
+            trio.BrokenResourceError: the connection broke, or the other end was closed.
             trio_console.GuestLostError: the guest is gone.
-            trio.ClosedResourceError: this stream was closed, or `send_eof` called.
+            trio.ClosedResourceError: this stream was closed, or `send_eof` was called.
             trio.BusyResourceError: another task is sending.
         """
         self._owner.check()
@@ -228,7 +228,11 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             assert sent, "a sender is stopped by closing, or by an error"
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until some bytes may be sent, or sending would fail at once. Errors as in `send_all`."""
+        """Wait until some bytes may be sent, or until sending would fail at once. If cancelled, nothing changes.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as in `send_all`.
+        """
         with self._conflict:
             self._check()
             await trio.lowlevel.checkpoint()
@@ -236,9 +240,12 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
             self._check()
 
     async def send_eof(self) -> None:
-        """Tell the other end that nothing more comes, behind what was sent. Never blocks. Idempotent.
+        """Tell the other end that no more bytes come, behind those that were sent. Never blocks.
 
-        Raises: as `send_all`.
+        A second call does nothing. If cancelled, the other end was not told.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as in `send_all`.
         """
         with self._conflict:
             self._check()
@@ -248,9 +255,12 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
 
     @checks_owner
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at least one byte, waiting for it; ``b""`` once the other end has sent its last.
+        """Receive at least one byte, and wait for it; ``b""`` once the other end has sent end of file.
 
-        If cancelled, nothing was taken. What had arrived is delivered before an error.
+        If cancelled, nothing was taken. Bytes that have arrived are returned before an error is raised.
+
+        Args:
+            max_bytes: the most bytes to return; `None`, the default, for 128 KiB.
 
         Raises:
             trio.BrokenResourceError: the connection broke, such as by a reset.
@@ -263,7 +273,10 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
         return await self._receiving.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        """Close both directions. What was sent before still goes out. Never blocks. Idempotent."""
+        """Close both directions. The bytes sent before still go out. Never blocks. A second call does nothing.
+
+        If cancelled, it is closed all the same.
+        """
         self._session.close()
         await trio.lowlevel.checkpoint()
 
@@ -273,9 +286,9 @@ async def open_guest_tcp_stream(connection: Connection, host: str, port: int) ->
     if not isinstance(host, str):
         raise TypeError(f"host must be str, not {type(host).__name__}")
     if not host or "\0" in host:
-        raise ValueError(f"not a host name or address: {host!r}")
+        raise ValueError(f"host must be a name or an address, not {host!r:.80}")
     if isinstance(port, bool) or not isinstance(port, int):
-        raise TypeError(f"port must be int, not {port!r}")
+        raise TypeError(f"port must be int, not {type(port).__name__}")
     if not 0 <= port <= 65535:
         raise ValueError(f"port must be between 0 and 65535, not {port}")
     await connection.wait_may_open()

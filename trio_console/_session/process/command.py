@@ -1,4 +1,4 @@
-"""What a user says of a command: checked once, and turned into the request that says it to the agent."""
+"""A user's description of a command: it is checked once, and turned into the request for the agent."""
 
 from __future__ import annotations
 
@@ -34,14 +34,14 @@ _UNLIMITED = 2**64 - 1
 @final
 @dataclass(frozen=True, eq=False)
 class Command:
-    """A command as its user gave it. Making one checks all of it; nothing is sent.
+    """A command with all its options. The constructor checks them; nothing is sent.
 
     Attributes:
-        given: the command itself. This and the others: see `Guest.run_process`.
-        request: what is said to the agent, but for the credit.
+        given: the command itself. For this and the other attributes see `Guest.run_process`.
+        request: the request for the agent, without credit.
 
     Raises:
-        TypeError, ValueError: says which argument makes no sense, and what would.
+        TypeError, ValueError: an argument is not valid; the message names it, and says what is.
     """
 
     given: CommandLine
@@ -78,10 +78,10 @@ class Command:
             cols=self.cols,
             rlimits=list(_limits(self.rlimits or {})),
         )
-        object.__setattr__(self, "request", request)  # the one moment before it is frozen
+        object.__setattr__(self, "request", request)  # the class is frozen, so an assignment would raise
 
     def check_no_pipes(self) -> None:
-        """Refuse a pipe that nobody would be given.
+        """Refuse pipes, for a call that does not return the process to its caller.
 
         Raises:
             ValueError: a stream is ``subprocess.PIPE``.
@@ -94,16 +94,16 @@ class Command:
 
     @property
     def name(self) -> str:
-        """Of the program."""
+        """The name of the program."""
         return self.request.cmd
 
     def request_with(self, window: int | None) -> wire.ExecRequest:
-        """The request; with a window, one that asks for credit."""
+        """The request; with a window (in bytes) it asks for credit."""
         return self.request if window is None else msgspec.structs.replace(self.request, window=window)
 
 
 def _check_targets(stdin: object, stdout: object, stderr: object) -> None:
-    """Refuse what cannot be a process's streams."""
+    """Raise TypeError for an argument that cannot be a process's stdin, stdout or stderr."""
     allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
     if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
         raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
@@ -119,7 +119,7 @@ def _is_one_of(value: object, allowed: set[int | None]) -> bool:
 
 def _bad_target(name: str, value: object, allowed: str) -> Exception:
     return TypeError(
-        f"{name}={value!r}: a guest shares no descriptors with this program; {name} must be {allowed}"
+        f"{name} must be {allowed}, not {value!r:.80}: a guest shares no descriptors with this program"
     )
 
 
@@ -146,11 +146,6 @@ def _arguments(command: CommandLine, shell: bool) -> list[str]:
     return args
 
 
-def _environment(env: Mapping[str, str]) -> Iterable[str]:
-    for key, value in env.items():
-        yield f"{_env_key(key)}={_text(value, 'an environment value')}"
-
-
 def _env_key(key: str) -> str:
     key = _text(key, "an environment name")
     if not key or "=" in key:
@@ -165,7 +160,7 @@ def _user(user: object) -> str:
 
 
 def _text(value: object, what: str) -> str:
-    """The text to send; the wire carries UTF-8 only."""
+    """The value as text for the wire, which carries only UTF-8."""
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise TypeError(f"{what} must be a string or a path, not {type(value).__name__}")
     text = os.fspath(value)
@@ -182,7 +177,7 @@ def _text(value: object, what: str) -> str:
 
 def _limits(rlimits: Rlimits) -> Iterable[wire.Rlimit]:
     for name, value in rlimits.items():
-        # The agent skips names it does not know, silently; here is where a typing error is still an error.
+        # An unknown name is refused here, because the agent ignores names that it does not know.
         if name.lower() not in _RESOURCES:
             raise ValueError(f"unknown resource {name!r} in rlimits; known: {', '.join(sorted(_RESOURCES))}")
         soft, hard = (value, value) if isinstance(value, int) else value

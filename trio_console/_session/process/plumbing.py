@@ -1,4 +1,4 @@
-"""Where a process's streams lead: to the user, into a list, to this program's own output, or nowhere."""
+"""Connects a process's streams: to the user, to a list, to this program's own output, or to nothing."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from trio_console._session.process.session import ProcessSession
     from trio_console._session.receiving import Incoming
 
-    #: To be run by a task, for as long as the stream is there.
+    #: A function for a background task, which ends with its stream.
     Job: TypeAlias = Callable[[], Awaitable[None]]
 
 __all__ = ["attach_input", "attach_output"]
 
 
 def attach_input(session: ProcessSession) -> Job | None:
-    """Give the process its stdin; returns the job of feeding it, for when it runs."""
+    """Connect the process's stdin; returns the job that feeds it, to be started once the process runs."""
     stdin, tty = session.command.stdin, session.command.tty
     if stdin is None and tty:
-        return None  # nobody types
+        return None  # a terminal on which nothing is typed
     stream = StdinStream(session.input, tty=tty)
     if isinstance(stdin, int) and stdin == subprocess.PIPE:
         session.stdin = stream
         return None
     data = bytes(stdin) if isinstance(stdin, (bytes, bytearray, memoryview)) else b""
-    if data or tty:  # whose end of file is a character, which a program that starts may drop
+    if data or tty:  # a terminal's end of file is a character, which a starting program may discard
         return partial(_feed, stream, data)
     session.close_input()
     return None
 
 
 def attach_output(session: ProcessSession) -> Iterator[Job]:
-    """Give the process its stdout and stderr; yields the background jobs this needs."""
+    """Connect the process's stdout and stderr; yields the background jobs that are needed."""
     command = session.command
     if command.stderr == subprocess.STDOUT:
         session.merge_output()
@@ -72,8 +72,8 @@ def _jobs(incoming: Incoming, target: int | None, captured: list[bytes] | None, 
 async def _feed(stdin: StdinStream, data: bytes) -> None:
     """Send all the input, then end of file.
 
-    A process that does not want it all is none of our business, as on this machine. But an agent that could not
-    queue it (one without credit) has lost some, and then the result is wrong.
+    A process need not read all its input, as on this machine. But if an agent without credit could not queue the
+    input, some of it is lost and the result would be wrong, so that error is raised.
     """
     async with stdin:
         try:
@@ -85,29 +85,29 @@ async def _feed(stdin: StdinStream, data: bytes) -> None:
 
 @trio.lowlevel.enable_ki_protection
 async def _collect(stream: IncomingStream, into: list[bytes]) -> None:
-    # What ended the process abnormally, or kept it from starting, is told to those who wait for it.
+    # An error that ended the process, or kept it from starting, is raised by the wait for the process.
     try:
         async for chunk in stream:
-            into.append(bytes(chunk))  # noqa: PERF401  (what has come must be there if this is cancelled)
+            into.append(bytes(chunk))  # noqa: PERF401  (if this is cancelled, the chunks that have come must be in the list)
     except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError, OSError):
         pass
 
 
 @trio.lowlevel.enable_ki_protection
 async def _pass_on(stream: IncomingStream, fd: int) -> None:
-    """Write to this program's own descriptor, as a child process that had inherited it would."""
-    # A thread may be stuck in the write for as long as nobody reads our output. It must not be one of those
-    # that the rest of the program shares.
+    """Write the stream to a descriptor of this program, as if a child process had inherited it."""
+    # A thread may be blocked in the write for as long as our output is not read, so it must not take a thread of
+    # trio's default limiter.
     limiter = trio.CapacityLimiter(1)
-    purpose = f"to pass on a guest's output to descriptor {fd}"
+    purpose = f"to copy a guest's output to descriptor {fd}"
     try:
         async for chunk in stream:
             await in_thread(purpose, partial(_write_all, fd, bytes(chunk)), limiter=limiter, abandon=True)
     except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
         pass
     except OSError:
-        # Nobody reads our output (EPIPE), or there is none (EBADF). A child would be told by a signal; ours
-        # writes on into nowhere, counted.
+        # The reader of our output has gone (EPIPE), or the descriptor is closed (EBADF). A child of this machine
+        # would get a signal; a process in the guest writes on, and its output is dropped and counted.
         await stream.aclose()
 
 
@@ -116,7 +116,7 @@ def _write_all(fd: int, data: bytes) -> None:
     while view:
         try:
             view = view[os.write(fd, view) :]
-        except BlockingIOError:  # somebody made it non-blocking, which is for the open file, not for one process
+        except BlockingIOError:  # another process that shares the open file has made it non-blocking
             poll = select.poll()
             poll.register(fd, select.POLLOUT)
             poll.poll()

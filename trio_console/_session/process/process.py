@@ -1,4 +1,4 @@
-"""What the user holds of a command in the guest."""
+"""A command in the guest, as its user sees it."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ __all__ = ["GuestProcess"]
 @final
 @owned("resize")
 class GuestProcess:
-    """A process in the guest, used as `trio.Process` is. `Guest.open_process` makes them.
+    """A process in the guest, used like a `trio.Process`. `Guest.open_process` makes them.
 
-    Its `wait` and `resize` are for tasks of the trio run of its guest; what sends a signal may be called from
-    anywhere, and what tells something, too.
+    `wait` and `resize` are for tasks of the guest's trio run. The methods that send a signal, `poll` and the
+    properties may be used in any thread.
     """
 
     def __init__(self, session: ProcessSession) -> None:
@@ -38,7 +38,7 @@ class GuestProcess:
 
     @property
     def args(self) -> CommandLine:
-        """The command as it was given."""
+        """The command, as it was passed to `Guest.open_process`."""
         return self._session.command.given
 
     @property
@@ -50,42 +50,43 @@ class GuestProcess:
     def stdin(self) -> trio.abc.SendStream | None:
         """A stream to its standard input, or `None` if there is no pipe to it.
 
-        Closing it is end of file. To a process with a terminal the end-of-transmission character is sent for it.
+        Closing the stream is end of file; a process with a terminal gets the end-of-transmission character
+        instead.
         """
         return self._session.stdin
 
     @property
     def stdout(self) -> trio.abc.ReceiveStream | None:
-        """A stream of its standard output, or `None` if there is no pipe. With a terminal, all output is here."""
+        """A stream of its standard output, or `None` if there is no pipe. With a terminal it has all output."""
         return self._session.stdout
 
     @property
     def stderr(self) -> trio.abc.ReceiveStream | None:
-        """The same for its error output."""
+        """A stream of its error output, or `None` if there is no pipe."""
         return self._session.stderr
 
     @property
     def stdio(self) -> trio.StapledStream[trio.abc.SendStream, trio.abc.ReceiveStream] | None:
-        """`stdin` and `stdout` as one stream, if both are there."""
+        """`stdin` and `stdout` as one stream, or `None` if one of them is `None`."""
         return self._stdio
 
     @property
     def returncode(self) -> int | None:
         """The exit status; ``-N`` if signal N ended it, `None` while it runs or if the guest was lost.
 
-        An agent that does not tell signals apart reports -1 for all of them.
+        An agent that does not distinguish signals reports -1 for all of them.
         """
         return self._session.returncode
 
     def poll(self) -> int | None:
-        """The same as `returncode`; here because `subprocess.Popen` has it."""
+        """The same as `returncode`, as in `subprocess.Popen`."""
         return self._session.returncode
 
     async def wait(self) -> int:
-        """Wait until the process has exited, and all its output is here; return `returncode`.
+        """Wait until the process has exited and all its output has come; return `returncode`.
 
-        With a pipe for its output somebody must read it, or the wait may be for ever. Cancelling this leaves
-        the process alone.
+        If its output goes to a pipe, a task must read it; otherwise the wait may never end. If cancelled, the
+        process goes on.
 
         Raises:
             trio_console.GuestLostError: the guest is gone, and how the process ended is not known.
@@ -101,14 +102,14 @@ class GuestProcess:
     def send_signal(self, sig: signal.Signals | int) -> None:
         """Send a signal to the process group, soon. Does nothing once the process has exited.
 
-        From any thread and from a signal handler, as `terminate` and `kill`; does nothing once the trio run of the
-        guest is over.
+        It may be called from any thread and from a signal handler, like `terminate` and `kill`. It does nothing
+        once the guest's trio run is over.
 
         Args:
-            sig: its Linux number, whatever the host is; real-time signals cannot be sent.
+            sig: the signal's number in Linux, whatever system the host is; real-time signals cannot be sent.
 
         Raises:
-            ValueError: not a signal between 1 and 31.
+            ValueError: ``sig`` is not between 1 and 31.
         """
         number = int(sig)
         if not 1 <= number <= 31:
@@ -124,7 +125,10 @@ class GuestProcess:
         self.send_signal(9)
 
     def resize(self, rows: int, cols: int) -> None:
-        """Change the size of the terminal, in characters.
+        """Change the size of the terminal.
+
+        Args:
+            rows, cols: the new size in characters.
 
         Raises:
             ValueError: the process has no terminal, or a size is not between 0 and 65535.
@@ -132,5 +136,5 @@ class GuestProcess:
         if not self._session.command.tty:
             raise ValueError("only a process opened with tty=True has a terminal to resize")
         resize = wire.ExecResize(rows, cols)
-        wire.encode(resize)  # what does not fit its field is refused, not lost
+        wire.encode(resize)  # raises ValueError for a size that does not fit its field
         self._session.send(resize)

@@ -1,4 +1,4 @@
-"""One command in the guest: the session that its frames belong to. `GuestProcess` is its user's door."""
+"""The session of one command in the guest. Its user holds a `GuestProcess`."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ __all__ = ["PROCESS", "ProcessSession", "ProcessState"]
 
 _OUTPUTS: Final[tuple[wire.StreamName, wire.StreamName]] = ("stdout", "stderr")
 
-#: Kinds of a failed start for which the agent gave no errno, and the errno that says the same.
+#: The errno for each kind of failed start, if the agent gives no errno.
 _KIND_ERRNO: Final = {
     "not_found": 2,
     "permission_denied": 1,
@@ -40,13 +40,13 @@ _KIND_ERRNO: Final = {
 
 
 class ProcessState(enum.Enum):
-    """How far a process is, as its guest tells."""
+    """The state of a process, as far as its guest has reported it."""
 
     STARTING = enum.auto()
     RUNNING = enum.auto()
     EXITED = enum.auto()
     FAILED = enum.auto()  # it could not be started, or how it ended is not known: there is an error
-    EXITED_LATE = enum.auto()  # how it ended was told after all; whoever waited has got the error
+    EXITED_LATE = enum.auto()  # the exit was reported after that; the tasks that waited have got the error
 
 
 PROCESS: Final = Steps(
@@ -62,17 +62,17 @@ PROCESS: Final = Steps(
 
 @final
 class ProcessSession(Session):
-    """What a guest says of a process, and what is said to it.
+    """The frames from and to one process.
 
     Attributes:
-        command: what it runs.
+        command: the command that it runs.
         pid: its process id in the guest, 0 before it was started.
         returncode: as `GuestProcess.returncode`.
-        error: what its user gets in place of an exit status.
+        error: the error that its user gets in place of an exit status.
         input: sends its stdin.
-        output, error_output: what has come of its stdout and stderr.
-        captured, captured_errors: what `run_process` returns of them; `None` for what is not captured.
-        stdin, stdout, stderr: the streams that its user holds.
+        output, error_output: the bytes that have come from its stdout and stderr.
+        captured, captured_errors: the chunks that `run_process` will return; `None` if they are not captured.
+        stdin, stdout, stderr: the streams that its user holds, or `None`.
     """
 
     def __init__(self, connection: Connection, command: Command) -> None:
@@ -103,11 +103,11 @@ class ProcessSession(Session):
         self.input: Final = DataSender(connection.outbox, wire.ExecStdin, self.id, window)
 
     def open(self) -> None:
-        """Ask the guest to start it. Apart from the constructor: the guest hears of whole sessions only.
+        """Request the start. Not in the constructor: the object is complete when the first frame comes.
 
         Raises:
-            OSError: the command is longer than a frame may be (``E2BIG``); nothing was sent.
-            GuestLostError: nothing was sent.
+            OSError: the command is longer than a frame may be (``E2BIG``). Nothing was sent.
+            GuestLostError: the guest is gone. Nothing was sent.
         """
         credited = self._connection.ready.flow is not wire.UNSET
         try:
@@ -168,7 +168,7 @@ class ProcessSession(Session):
                 )
 
     def _start(self, pid: int) -> None:
-        if self._state is ProcessState.STARTING:  # an agent that says it again says nothing new
+        if self._state is ProcessState.STARTING:  # an agent may report the start twice
             self._state = PROCESS.take(self._state, ProcessState.RUNNING)
         self.pid = pid
         self._started.set()
@@ -176,7 +176,7 @@ class ProcessSession(Session):
     def _exit(self, message: wire.ExecExited) -> None:
         late = self._state is ProcessState.FAILED
         self._state = PROCESS.take(self._state, ProcessState.EXITED_LATE if late else ProcessState.EXITED)
-        # A signal below 1 is none, and must not turn an abnormal end into status 0.
+        # A number below 1 is not a signal; as a signal, 0 would turn an abnormal end into status 0.
         number = message.signal
         self.returncode = message.code if number is wire.UNSET or number < 1 else -number
         self._end(BrokenPipeError("the process has exited"))
@@ -197,10 +197,10 @@ class ProcessSession(Session):
         self._fail(error)
 
     def _kill_unheard(self) -> None:
-        """The session cannot go on, so its process must not: nobody would ever hear of it again."""
+        """Kill the process of a session that cannot go on, because its frames would not be read any more."""
         self._connection.send(wire.ExecSignal(signal.SIGKILL), self.id)
-        # Nobody grants anything from here on, and the end is reported behind the output. What is left of that is
-        # held by a relay, at most a window, or in the pipe.
+        # The agent reports the end behind the output, and this side grants no more credit after this. So enough is
+        # granted now for the rest of the output: at most a window in a relay, and the bytes in the process's pipe.
         for name, account in self._accounts.items():
             if account is not None:
                 self._grant(name, 2 * WINDOW)
@@ -229,13 +229,13 @@ class ProcessSession(Session):
     # The client's side
 
     async def wait_started(self) -> None:
-        """Wait until the process runs; raises what kept it from starting."""
+        """Wait until the process runs; raises the error if it could not be started. If cancelled, it goes on."""
         await self._started.wait()
         if self.error is not None:
             raise again(self.error)
 
     def merge_output(self) -> None:
-        """Read both outputs as one. Before anything can have come: in the turn in which the session was opened."""
+        """Read both outputs as one. Called before the first checkpoint after `open`, so before output comes."""
         self._merged = MergedAccounts()
         if self.output.account is not None:
             self.output.account = self._merged
@@ -243,44 +243,44 @@ class ProcessSession(Session):
 
     @property
     def ended(self) -> bool:
-        """Whether nothing more will be heard of this process."""
+        """Whether the session has ended: by an exit, or by an error."""
         return self._ended.is_set()
 
     async def wait_ended(self) -> None:
-        """Wait until nothing more will be heard of this process, whatever that was."""
+        """Wait until the session has ended, by an exit or by an error. If cancelled, nothing changes."""
         await self._ended.wait()
 
     def send(self, message: wire.Message) -> None:
-        """Say something to the process, unless there is none any more."""
+        """Send a message to the process, unless the session has ended."""
         if not self.ended:
             self._connection.send(message, self.id)
 
     def discard_output(self) -> None:
-        """Nobody may be reading any more: what still comes is counted and dropped, so that it holds nothing up.
+        """Drop and count all output that still comes, because its reader may have gone.
 
-        Otherwise the agent would wait for somebody to read what was written, before it reports the exit.
+        Otherwise the agent would wait for credit for the output, and never report the exit.
         """
         self.output.let_go()
         self.error_output.let_go()
 
     def discard_unclaimed_output(self) -> None:
-        """The same for streams the user does not hold: their readers have been cancelled."""
+        """`discard_output` for the streams that the user does not hold: their readers have been cancelled."""
         if self.stdout is None:
             self.output.let_go()
         if self.stderr is None:
             self.error_output.let_go()
 
     def give_up(self, heard: Callable[[], object]) -> None:
-        """The guest does not say how it ended; nobody waits any longer. Its id stays taken.
+        """Wait no longer for the guest to report the end. The session's id stays in use.
 
         Args:
-            heard: called if the guest does say it after all.
+            heard: called if the guest reports the end later.
         """
         self._heard_late = heard
         self._fail(GuestLostError(f"the guest did not confirm the end of {self.command.given!r}"))
 
     def close_input(self) -> None:
-        """Send nothing more to its stdin; tell it of that, if it is there."""
+        """Close its stdin, which is end of file for the process."""
         close_stdin(self.input, tty=self.command.tty)
 
     def close(self) -> None:
@@ -290,8 +290,8 @@ class ProcessSession(Session):
         self.error_output.close()
 
     def completed(self, check: bool) -> subprocess.CompletedProcess[bytes]:
-        """What `run_process` returns, or the error it raises."""
-        # Every session ends once: exited, or with an error, which whoever has waited for the end has got.
+        """The result of `run_process`; raises its error if ``check`` is true and the status is not 0."""
+        # Every session ends once: by an exit, or with an error. The wait for the end has raised the error.
         assert self._state is ProcessState.EXITED, "only a process that has exited has a result"
         assert self.returncode is not None, "a missing exit is never 0"
         stdout = None if self.captured is None else b"".join(self.captured)
@@ -303,10 +303,10 @@ class ProcessSession(Session):
 
 
 def _start_error(failed: wire.ExecFailed, command: Command) -> OSError:
-    """The exception `subprocess` would have raised for the same failure."""
+    """The exception that `subprocess` raises for the same failure."""
     filename = command.name if failed.filename is wire.UNSET else failed.filename
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
     if number is None:
-        # Three arguments, because a copy would lose a file name that was set as an attribute.
+        # The file name is passed as an argument, because a copy would lose it if it were set as an attribute.
         return OSError(None, failed.message, filename)
     return OSError(number, f"{os.strerror(number)} (guest: {failed.message})", filename)
