@@ -1,4 +1,4 @@
-"""The handshake of a client with a relay: which ids it may use, and the guest's ready message."""
+"""A client's handshake with a relay, which sends the client's ids and the guest's ready message."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PREFIX: Final = struct.Struct(">II")
 
 
 class Attached(NamedTuple):
-    """What a relay said."""
+    """The contents of a relay's greeting, and the decoder, which may hold bytes that came after it."""
 
     ids: range
     ready: wire.Ready
@@ -27,11 +27,11 @@ class Attached(NamedTuple):
 
 
 async def attach(stream: trio.abc.ReceiveStream) -> Attached:
-    """Take a relay's greeting. The client says nothing.
+    """Receive a relay's greeting. The client sends nothing.
 
     Raises:
-        trio_console.GuestLostError: the relay closed the connection instead.
-        trio_console.ProtocolError: it is no relay, or one of before version 0.5.
+        trio_console.GuestLostError: the relay closed the connection before the end of the greeting.
+        trio_console.ProtocolError: the other program is not a relay, or a relay older than version 0.5.
         trio.BrokenResourceError: the connection broke.
     """
     greeting = b""
@@ -45,7 +45,8 @@ async def attach(stream: trio.abc.ReceiveStream) -> Attached:
     start, stop = _PREFIX.unpack_from(greeting)
     if start == 0 or start >= stop:
         raise ProtocolError(
-            f"the relay gave the ids {start} to {stop}, which is no range: it is none, or older than version 0.5"
+            f"the relay sent the ids {start} to {stop}, which are not a range: it is not a relay, or it is older "
+            "than version 0.5"
         )
     decoder = wire.FrameDecoder()
     decoder.feed(greeting[_PREFIX.size :])
@@ -53,7 +54,7 @@ async def attach(stream: trio.abc.ReceiveStream) -> Attached:
         data = await stream.receive_some()
         if not data:
             decoder.feed_eof()
-            raise GuestLostError("the relay closed the connection before it said what the guest is")
+            raise GuestLostError("the relay closed the connection before it sent the guest's ready message")
         decoder.feed(bytes(data))
     # Its id and flags are not checked: relays differ.
     message = wire.decode(wire.Frame(frame.id, wire.type_of(wire.Ready).flags, frame.body))

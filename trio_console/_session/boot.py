@@ -1,6 +1,6 @@
-"""The exchange before a guest is used: bootstrap, resolved, acknowledged, ready.
+"""The frames that boot an agent: bootstrap, resolved, acknowledged, ready.
 
-Spoken once in the life of an agent, by whoever owns its console.
+They are exchanged once in the life of an agent, by the owner of its console.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Booted", "boot", "make_bootstrap"]
 
-#: What an agent says while it boots, as far as it concerns anybody: what belongs to no session.
+#: The messages that are read during the boot: all messages of an agent that belong to no session.
 _AWAITED: Final = frozenset(
     row.name
     for row in wire.MESSAGE_TYPES.values()
@@ -35,10 +35,10 @@ class Booted:
     """A guest that is ready.
 
     Attributes:
-        ready: its ready message.
-        frame: the frame that carried it, to be replayed to clients.
-        generation: the generation stamped on it.
-        decoder: holds what came behind it.
+        ready: the agent's ready message.
+        frame: the frame of that message, to be sent to a relay's clients.
+        generation: the protocol generation in that frame.
+        decoder: the decoder, which may hold bytes that came after it.
     """
 
     ready: wire.Ready
@@ -51,8 +51,8 @@ def make_bootstrap(values: Mapping[str, Any]) -> wire.Bootstrap:
     """Check a user's bootstrap mapping.
 
     Raises:
-        TypeError: it is no mapping.
-        ValueError: it has an unknown key, or a value does not fit; says which.
+        TypeError: ``values`` is not a mapping.
+        ValueError: a key is unknown, or a value does not fit; the message names it.
     """
     if not isinstance(values, Mapping):
         raise TypeError(f"bootstrap must be a mapping, not {type(values).__name__}")
@@ -70,18 +70,18 @@ def make_bootstrap(values: Mapping[str, Any]) -> wire.Bootstrap:
 async def boot(stream: trio.abc.Stream, bootstrap: wire.Bootstrap) -> Booted:
     """Boot the agent at the other end of ``stream``.
 
-    If cancelled the console is in an unknown state, and the guest must be started anew.
+    If cancelled, the console is in an unknown state, and a new guest must be started.
 
     Raises:
-        trio_console.ProtocolError: what came is not the agent protocol.
-        trio_console.GuestLostError: the console ended first.
+        trio_console.ProtocolError: the bytes that came violate the agent protocol.
+        trio_console.GuestLostError: the console ended before the agent was ready.
         trio.BrokenResourceError: the console broke.
     """
     await stream.send_all(wire.encode(bootstrap))
     decoder = wire.FrameDecoder()
     while True:
         for frame in decoder:
-            # Whatever else an agent says before it is ready is for nobody.
+            # All other frames of an agent that is not ready are ignored.
             if frame.id != 0 or wire.peek_type(frame.body) not in _AWAITED:
                 continue
             message = wire.decode(frame)

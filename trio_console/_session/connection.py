@@ -1,12 +1,12 @@
 """One frame stream to an agent, shared by any number of sessions.
 
-Two tasks own the stream: the outbox writes, and the reader here parses and routes. Sessions are told
-synchronously and never make the reader wait, with one exception: an agent that knows no credit can send more
-than a session's user reads, and then the whole stream is paused until that user has caught up.
+Two tasks own the stream: the outbox writes frames, and the reader here parses frames and gives each to its
+session. Sessions are called synchronously and never make the reader wait, with one exception: an agent that counts
+no credit can send more than a session's user reads, and then the whole stream is paused until the user has read.
 
-A bad frame ends the session it belongs to, and so does an exception that a session raises when it is told
-something. Bytes that are no frames end the connection. Either way every session ends with a reason:
-`Session.on_error` is called for each that had not ended by itself, whatever ends `Connection.run`.
+A bad frame ends the session that it belongs to, and so does an exception that a session raises. Bytes that are not
+frames end the connection. In each case every session ends with a reason: when `Connection.run` ends, for whatever
+reason, it calls `Session.on_error` of each session that has not ended by itself.
 
 This module must not know what sessions do, nor how the guest was started.
 """
@@ -35,54 +35,54 @@ __all__ = ["Connection", "Session"]
 
 _log: Final = logging.getLogger("trio_console.client")
 
-#: Seconds of silence allowed to a guest that takes nothing any more. What a dying guest had written before is
-#: here at once; one that merely has closed its input will never answer anything again.
+#: Seconds of silence allowed to a guest that takes no more bytes. The last bytes of a dying guest arrive at once;
+#: a guest that has only closed its input will never answer again.
 _LAST_WORDS_TIME: Final = 1.0
 
 
 class Session(abc.ABC):
-    """Everything that shares one id, as the client sees it. Called by the reader; must not block.
+    """The host's side of a session. The reader calls its methods, which must not block.
 
-    Its constructor takes an id with `Connection.new_id`, and sends nothing: `Connection.open` does, once the
-    object is whole. What a callback raises ends this session alone.
+    The constructor takes an id with `Connection.new_id`, and sends nothing: `Connection.open` sends the request,
+    when the object is complete. An exception of a callback ends only this session.
     """
 
     id: int
 
     @abc.abstractmethod
     def on_message(self, message: wire.Message) -> None:
-        """A message of this session came. If it is a terminal one, it was the last call."""
+        """Act on a message of this session. After a terminal message there are no more calls."""
 
     @abc.abstractmethod
     def on_error(self, error: Exception) -> None:
-        """The session ended abnormally. The last call; repeated once if it raises.
+        """End the session abnormally. There are no more calls, but if this raises it is called once more.
 
         Args:
-            error: `GuestLostError`, `ProtocolError`, or what a callback of this session has raised. Unless the
-                guest is lost, it still has the session, and has to be told.
+            error: `GuestLostError`, `ProtocolError`, or the exception of a callback of this session. Unless the
+                guest is lost, the guest still has the session, and has to be told.
         """
 
     @property
     def congested(self) -> bool:
-        """Whether the reader must wait: more is unread than a connection should hold."""
+        """Whether more bytes are unread than a connection should hold, so that the reader must wait."""
         return False
 
     async def wait_relieved(self) -> None:
-        """Wait until no longer `congested`."""
+        """Wait until not `congested`."""
         await trio.lowlevel.checkpoint()
 
 
 @final
 class Connection:
-    """The client's end of a frame stream.
+    """The host's or client's end of a frame stream.
 
     Args:
-        stream: carries the frames; closed by whoever opened it.
-        decoder: what was used during boot or handshake, with the bytes that came behind.
+        stream: carries the frames. The caller closes it.
+        decoder: the decoder that was used for the boot or the greeting; it may hold bytes that came after those.
         ready: the agent's ready message.
-        generation: the generation the peer stamped on it.
+        generation: the protocol generation that the peer wrote into that message.
         ids: the correlation ids to use.
-        explain: called when the stream has ended; finds out why, in words. See `explained`.
+        explain: called when the stream has ended; it finds out why, in words. See `explained`.
     """
 
     def __init__(
@@ -109,14 +109,14 @@ class Connection:
         self._ids: Final = IdSequence(ids)
         self._sessions: dict[int, Session] = {}
         self._explain = explain
-        self._expected: str | None = None  # why, if the end is our own doing
-        self._awaiting_end = 0  # how many wait for that
+        self._expected: str | None = None  # the reason of the end, if this side has caused it
+        self._awaiting_end = 0  # how many tasks wait for that end
         self._write_error: Exception | None = None
         self._ended = trio.Event()
-        # Shielded: when everything around is cancelled, sessions still have to hear how their processes ended.
-        # `lose` ends it, and whoever started `run` calls that.
+        # Shielded: when the user's block is cancelled, sessions still need the frames that confirm the ends of
+        # their processes. `lose` ends it, and the caller of `run` always calls `lose`.
         self._running = trio.CancelScope(shield=True)
-        # Ends the reading when nothing more is to be expected; a deadline is set only while it waits for bytes.
+        # Ends the reading when no more bytes can be expected. A deadline is set only while the reader waits.
         self._patience = trio.CancelScope()
         self._receiving = False
         self._door = trio.Lock()
@@ -125,10 +125,10 @@ class Connection:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, *beside: Callable[[], Awaitable[None]]) -> None:
-        """Read and write until the stream ends; then tell every session. Never raises for what others do.
+        """Read and write until the stream ends; then end every session. Errors of the peer are not raised.
 
         Args:
-            beside: tasks that live as long as this.
+            beside: further async functions, each run in a task until this ends.
         """
         try:
             with self._running:
@@ -141,7 +141,7 @@ class Connection:
                         reason = await explained(reason, self._explain)
                     self.lose(self._expected or reason, cause)
         except BaseException as exc:
-            # Such as a Ctrl-C that came here. Without a reader every session would wait for ever.
+            # Such as a KeyboardInterrupt. Without the reader every session would wait for ever.
             self.lose("the task that reads the guest's console was ended", exc)
             raise
 
@@ -149,10 +149,10 @@ class Connection:
     async def _write(self) -> None:
         try:
             await self.outbox.run()
-        except Exception as exc:  # noqa: BLE001  (a stream of the user's)
+        except Exception as exc:  # noqa: BLE001  (the stream may be of any class)
             self._write_error = exc
-        # The stream broke, or we were told to stop. Either way nothing we say arrives, so that answers are not
-        # to be waited for; what was said already is.
+        # The stream broke, or the outbox was closed. In both cases no more frames of ours arrive, so no more
+        # answers will come; frames that the guest has sent already are still read.
         if self._receiving:
             self._lose_patience()
 
@@ -160,7 +160,7 @@ class Connection:
         self._patience.deadline = trio.current_time() + _LAST_WORDS_TIME
 
     async def _receive(self) -> bytes:
-        """More bytes, ``b""`` at the end."""
+        """Receive more bytes; ``b""`` at end of file."""
         self._receiving = True
         if self.outbox.closed:
             self._lose_patience()
@@ -168,7 +168,7 @@ class Connection:
         self._receiving = False
         self.bytes_received += len(data)
         if self.outbox.closed:
-            self._patience.deadline = math.inf  # it is for silence, not for a user who takes his time
+            self._patience.deadline = math.inf  # it bounds the guest's silence, and not the user's reading
         return data
 
     async def _read(self) -> tuple[str, BaseException | None]:
@@ -176,7 +176,7 @@ class Connection:
             return await self._read_frames()
         if self._write_error is not None:
             return f"writing to the console failed: {self._write_error!r}", self._write_error
-        return "the guest takes nothing from its console any more", None
+        return "the guest takes no more bytes from its console", None
 
     async def _read_frames(self) -> tuple[str, BaseException | None]:
         try:
@@ -197,7 +197,7 @@ class Connection:
             return "the console broke", exc.__cause__ or exc
         except trio.ClosedResourceError:
             return "the console was closed on this side", None
-        except Exception as exc:  # noqa: BLE001  (a stream of the user's)
+        except Exception as exc:  # noqa: BLE001  (the stream may be of any class)
             return f"reading from the console failed: {exc!r}", exc
 
     def _route(self, frame: wire.Frame) -> Session | None:
@@ -209,9 +209,9 @@ class Connection:
             self.forget(frame.id)
         try:
             session.on_message(wire.decode(frame))
-        except Exception as exc:  # noqa: BLE001  (it is the session's, and must not cost the others anything)
+        except Exception as exc:  # noqa: BLE001  (an error of one session must not end the others)
             if _is_newer(exc, frame):
-                self.frames_dropped += 1  # a newer agent's: skipping is what lets types be added
+                self.frames_dropped += 1  # a type of a newer agent is ignored, so that types can be added
                 return None
             self.forget(frame.id)
             self._tell(session, exc)
@@ -219,30 +219,30 @@ class Connection:
         return session
 
     def _tell(self, session: Session, error: Exception) -> None:
-        """End a session with an error, whatever it makes of that."""
+        """End a session with an error, also if its `on_error` raises."""
         try:
             session.on_error(error)
         except Exception:  # noqa: BLE001  (logged)
-            _log.exception("%r could not be ended in order with %r; trying again", session, error)
-            # What has stopped it (no memory) may be over, and those who wait for the session must be woken.
+            _log.exception("on_error() of %r raised while it was ended with %r; trying again", session, error)
+            # The cause (such as too little memory) may be over, and the tasks that wait for the session must wake.
             try:
                 session.on_error(error)
             except Exception:  # noqa: BLE001  (logged)
-                _log.exception("%r could not be ended: who waits for it may wait for ever", session)
+                _log.exception("%r could not be ended: a task that waits for it may wait for ever", session)
 
     # Endings
 
     def expect_end(self, reason: str) -> None:
-        """The end of the stream will be our own doing. The guest may be silent until then."""
+        """Note that this side causes the end of the stream. The guest may be silent until then."""
         self._expected = reason
         self._awaiting_end += 1
 
     def await_end_no_more(self) -> None:
-        """Whoever has called `expect_end` has given up waiting. The end may still come, and is then expected."""
+        """Note that a caller of `expect_end` no longer waits. The end may still come, and is then expected."""
         self._awaiting_end -= 1
 
     def lose(self, reason: str, cause: BaseException | None = None) -> None:
-        """The guest is gone: tell every session, and end `run`. Idempotent; the first reason stays."""
+        """End every session with `GuestLostError`, and end `run`. In further calls the first reason stays."""
         if self.lost is None:
             self.lost = GuestLostError(reason)
             self.lost.__cause__ = cause
@@ -256,12 +256,12 @@ class Connection:
 
     @property
     def awaits_end(self) -> bool:
-        """Whether somebody who has told the guest to end waits for that."""
+        """Whether a task has told the guest to end, and waits for the end."""
         return self._awaiting_end > 0
 
     @property
     def waits_for_bytes(self) -> bool:
-        """Whether it reads, and nothing has come; false while a session's unread bytes hold it up."""
+        """Whether the reader waits for bytes; false while it waits for a congested session."""
         return self._receiving
 
     async def wait_ended(self) -> None:
@@ -270,7 +270,7 @@ class Connection:
     # For sessions
 
     def heard(self) -> int:
-        """Bytes that have come from the guest."""
+        """The bytes that have come from the guest so far."""
         return self.bytes_received
 
     @property
@@ -278,7 +278,7 @@ class Connection:
         return len(self._sessions)
 
     def note_discarded(self, size: int) -> None:
-        """Bytes came that nobody reads."""
+        """Count bytes that came and will not be read."""
         self.bytes_discarded += size
 
     def check_alive(self) -> None:
@@ -286,7 +286,7 @@ class Connection:
             raise again(self.lost)
 
     def check_supported(self, cls: type[wire.Message]) -> None:
-        """Raise `UnsupportedByPeer` if the peer does not know this type. Nothing was sent then."""
+        """Raise `UnsupportedByPeer` if the peer does not know this message type."""
         if not wire.knows(self.generation, cls):
             row = wire.type_of(cls)
             raise UnsupportedByPeer(
@@ -295,33 +295,33 @@ class Connection:
             )
 
     async def wait_may_open(self) -> None:
-        """Wait while too many requests lie unsent, because the guest does not read. Before every `open`.
+        """Wait while too many requests are queued because the guest does not read. Called before every `open`.
 
-        Otherwise requests that were given up would pile up for as long as the guest is stopped.
+        Otherwise the requests of cancelled calls would pile up while the guest is stopped.
         """
-        self._owner.check()  # also for those, such as paths, that have no owner of their own
+        self._owner.check()  # also for objects, such as paths, that have no owner of their own
         await trio.lowlevel.checkpoint_if_cancelled()
         async with self._door:
             await self.outbox.wait_control_room()
 
     def new_id(self) -> int:
-        """An id for a session that is being made; used by the next `open`, before any checkpoint."""
+        """An id for a new session. `open` must be called with it before the next checkpoint."""
         return self._ids.take(self._sessions)
 
     def open(self, session: Session, request: wire.Message) -> None:
-        """Register a session and send what opens it. Both or, whatever is raised, neither; no checkpoint.
+        """Register a session and queue its request: both, or, if this raises, neither. Not a checkpoint.
 
         Raises:
-            GuestLostError, UnsupportedByPeer: nothing was sent.
-            ValueError: a field does not fit the protocol; nothing was sent.
-            ProtocolError: the request is longer than a frame may be; nothing was sent.
+            GuestLostError, UnsupportedByPeer: the guest is gone, or too old. Nothing was sent.
+            ValueError: a field does not fit the protocol. Nothing was sent.
+            ProtocolError: the request is longer than a frame may be. Nothing was sent.
         """
         self.check_alive()
         self.check_supported(type(request))
         frame = wire.encode(request, session.id)
         assert session.id not in self._sessions, "an id is used in the turn in which it was taken"
         self._sessions[session.id] = session
-        # When the writer has failed and the reader has not found out yet, the session is told by `lose`.
+        # If the writer has failed and the reader has not noticed it yet, `lose` will end the session.
         if not self.outbox.closed:
             try:
                 self.outbox.send_control(frame)
@@ -329,19 +329,19 @@ class Connection:
                 self.forget(session.id)
                 raise
 
-    def send(self, message: wire.Message, id_: int) -> None:
-        """Send a control message of a session; nothing if the guest is lost, which the session is told."""
+    def send(self, message: wire.Message, session_id: int) -> None:
+        """Send a control message of a session; if the guest is lost, do nothing: the session gets the error."""
         if not self.outbox.closed:
-            self.outbox.send_control(wire.encode(message, id_))
+            self.outbox.send_control(wire.encode(message, session_id))
 
-    def forget(self, id_: int) -> None:
-        """Nothing of this session is of interest any more. Idempotent."""
-        # It may be gone already: a session that is told a frame has no place in it does not ask whether that was a
-        # last one.
-        self._sessions.pop(id_, None)
+    def forget(self, session_id: int) -> None:
+        """Drop all later frames of a session, and free its id. A second call does nothing."""
+        # The session may be forgotten already: a session that refuses a misplaced frame calls this also if that
+        # frame was a terminal one.
+        self._sessions.pop(session_id, None)
 
 
 def _is_newer(exc: Exception, frame: wire.Frame) -> bool:
-    """Whether a message could not be read because its type is not known here."""
+    """Whether a message could not be decoded because its type is unknown here."""
     unknown = isinstance(exc, ProtocolError) and exc.kind == "unsupported_message_type"
     return unknown and not frame.flags & wire.FLAG_TERMINAL

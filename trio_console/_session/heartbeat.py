@@ -1,15 +1,16 @@
-"""Whether a guest that says nothing is still there.
+"""The host's check whether a silent guest is still there.
 
-After ``seconds`` of silence a ping goes out; after as many more the guest is lost. Any byte that comes is life.
+After ``seconds`` of silence the guest is pinged; after the same time again it is lost. Any byte that comes ends
+the silence.
 
-What must never kill a guest is this program: so silence is not measured between two moments, but added up from
-short naps. Each counts for no longer than it was meant to be, and only if the connection waited for bytes before
-and after it. A program that sleeps, is stopped, or stands in a debugger makes one late nap of all that;
-`autojump_clock` makes naps that take no time, and they are measured with the machine's clock.
+This program itself must never be the cause of a guest's loss. So silence is not the time between two moments, but
+the sum of short naps. A nap counts for no longer than it was planned, and only if the connection waited for bytes
+before and after it. If the program sleeps, is stopped, or is in a debugger, all that time is one late nap. With
+`autojump_clock` naps take no time, because they are measured by the machine's clock.
 
-A ping can be behind other bytes: in the outbox, behind the frame that is being written; in the ring of a console,
-behind all that was put there before. Until the guest's carrier has taken it, every byte that it takes is life too.
-(Later not: a guest that was stopped would live as long as its buffers have room.)
+A ping may wait behind other bytes: in the outbox behind the frame that is being written, and in a console's ring
+behind all bytes that are queued there. Until the ping has left them, every byte that leaves also ends the silence.
+(Not later: otherwise a stopped guest would count as alive as long as its buffers have room.)
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ __all__ = ["Heartbeat", "check_heartbeat"]
 
 _log: Final = logging.getLogger("trio_console.client")
 
-#: Seconds of a nap, at most. Each is one turn of the loop, and three of them are what a guest may live too long.
+#: The most seconds of a nap. Each nap is one turn of the event loop, and a guest may be lost three naps too late.
 _NAP: Final = 0.25
 
 
 def check_heartbeat(seconds: float | None) -> None:
-    """Refuse what is no heartbeat.
+    """Refuse an argument that cannot be a heartbeat.
 
     Raises:
-        TypeError: it is no number.
-        ValueError: it is not above 0, or not finite.
+        TypeError: ``seconds`` is not a number or `None`.
+        ValueError: ``seconds`` is not above 0, or not finite.
     """
     if seconds is None:
         return
@@ -57,14 +58,14 @@ class Heartbeat:
     """Watches a connection, and ends it when the guest is gone.
 
     Args:
-        seconds: of silence before a ping, and again before the guest is given up.
-        carried: bytes that what carries the connection has accepted, and those that have left it; equal where that
-            is not known.
-        force: called when the guest was given up, to end what is left of it.
-        clock: in seconds.
+        seconds: seconds of silence before a ping, and again before the guest is given up.
+        carried: returns how many bytes the carrier of the connection (a console's ring) has accepted, and how many
+            have left it; two equal numbers if that is not known.
+        force: called when the guest was given up, to end its process.
+        clock: returns the time in seconds.
 
     Raises:
-        trio_console.UnsupportedByPeer: the agent is older than pings.
+        trio_console.UnsupportedByPeer: the agent is too old for pings.
     """
 
     def __init__(
@@ -86,18 +87,18 @@ class Heartbeat:
         self._silence = 0.0
         self._heard = connection.bytes_received
         self._ping: _Ping | None = None
-        self._waits = False  # for the answer, or another byte
+        self._waits = False  # whether a ping was sent, and no byte has come since
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Watch until the guest is gone. For `Connection.run`, which ends it."""
+        """Watch until the guest is gone. A background task of `Connection.run`, which ends it."""
         while self._connection.lost is None:
             await self._listen(min(self._nap, self._seconds - self._silence))
             if self._silence >= self._seconds:
                 self._act()
 
     async def _listen(self, seconds: float) -> None:
-        """Nap, and add to the silence what was heard of it."""
+        """Take a nap, and add it to the silence, or end the silence."""
         waited = self._waits_for_life()
         began = self._clock()
         await trio.sleep(seconds)
@@ -111,7 +112,7 @@ class Heartbeat:
             self._silence += min(self._clock() - began, seconds)
 
     def _waits_for_life(self) -> bool:
-        """Whether bytes are waited for; not from a guest that was told to end, while that is waited for."""
+        """Whether silence counts now: the reader waits for bytes, and no task waits for the guest's end."""
         return self._connection.waits_for_bytes and not self._connection.awaits_end
 
     def _act(self) -> None:
@@ -119,13 +120,13 @@ class Heartbeat:
             if self._ping is None or self._ping.done:
                 self._ping = _Ping(self._connection.new_id(), self._connection.outbox, self._carried)
                 self._connection.open(self._ping, wire.Ping())
-            # (If one is not answered yet, although other bytes came, its answer is what is waited for.)
+            # (If an earlier ping is not answered yet, although other bytes came, its answer is waited for.)
             self._ping.sent()
             self._silence = 0.0
             self._waits = True
             return
         self._connection.lose(
-            f"the guest is silent: nothing came for {2 * self._seconds:g} seconds, and for the last "
+            f"the guest is silent: no byte came for {2 * self._seconds:g} seconds, and for the last "
             f"{self._seconds:g} a ping was not answered (heartbeat={self._seconds:g})"
         )
         try:
@@ -136,25 +137,27 @@ class Heartbeat:
 
 @final
 class _Ping(Session):
-    """A ping on its way."""
+    """A ping that was sent and perhaps not answered yet."""
 
-    def __init__(self, id_: int, outbox: Outbox, carried: Callable[[], tuple[int, int]]) -> None:
-        self.id = id_
+    def __init__(self, session_id: int, outbox: Outbox, carried: Callable[[], tuple[int, int]]) -> None:
+        self.id = session_id
         self.done = False
         self._outbox = outbox
         self._carried = carried
-        self._in_outbox = 0  # control bytes that are written when this is
-        self._in_carrier: int | None = None  # the same of the carrier, once it was written
+        self._in_outbox = 0  # the outbox has written the ping when it has written this many control bytes
+        self._in_carrier: int | None = (
+            None  # the same number for the carrier, once the outbox has written the ping
+        )
         self._position = (0, 0)
 
     def on_message(self, message: wire.Message) -> None:
-        self.done = True  # whatever it says
+        self.done = True  # an answer, or a refusal
 
     def on_error(self, error: Exception) -> None:
         self.done = True
 
     def sent(self) -> None:
-        """It was queued."""
+        """Note that the ping was queued now."""
         self._in_outbox = self._outbox.control_queued
         self._in_carrier = None
         self._position = self._where()
@@ -163,7 +166,7 @@ class _Ping(Session):
         return self._outbox.written, self._carried()[1]
 
     def is_leaving(self) -> bool:
-        """Whether bytes before it, or itself, have left since the last call."""
+        """Whether the ping, or bytes before it, have left since the last call."""
         before, self._position = self._position, self._where()
         if self._in_carrier is None:
             if self._outbox.control_written >= self._in_outbox:

@@ -1,11 +1,11 @@
-"""Whose a guest is: everything of it belongs to the trio run in which it was made.
+"""The owner of a guest: the trio run in which it was opened, to which all its objects belong.
 
-Another thread, or another `trio.run`, may look (attributes, ``poll()``, ``statistics()``), and may ask for a
-signal to be sent. Whatever else it calls would change state that the owner's tasks are in the middle of, and wake
-tasks in a run that does not hear of it: the state is changed, the task sleeps on, and an exception may reach the
-owner's reader. So the check comes first, before a method has done anything, and it is made in one place: `owned`
-puts it around the methods of a class. Those that are called for each chunk make it themselves, as `checks_owner`
-says: a coroutine around another costs a seventh of a small receive.
+Another thread, or another `trio.run`, may read attributes, ``poll()`` and ``statistics()``, and may send signals.
+Any other call from there would change state that a task of the owner is just using, and would wake a task of a run
+that does not notice it: the state would be changed, the task would sleep on, and an exception might reach the
+owner's reader. So each method checks the owner before it does anything. `owned` puts the check around the methods
+of a class. Methods that are called for each chunk make the check themselves (see `checks_owner`), because a
+coroutine around another one costs a seventh of a small receive.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Owner:
         self._token: Final = trio.lowlevel.current_trio_token()
 
     def check(self) -> None:
-        """Refuse a call from elsewhere.
+        """Refuse a call from another thread or another run.
 
         Raises:
             RuntimeError: this is another thread, or another run.
@@ -46,7 +46,7 @@ class Owner:
         try:
             if trio.lowlevel.current_trio_token() is self._token:
                 return
-        except RuntimeError:  # no trio in this thread, or no more
+        except RuntimeError:  # there is no trio run in this thread
             pass
         raise RuntimeError(
             "this guest belongs to the trio run that opened it, and was called from another thread or another "
@@ -54,28 +54,28 @@ class Owner:
         )
 
     def call(self, function: Callable[..., object], *args: object) -> None:
-        """Call a synchronous function in the run, soon, or never if it is over.
+        """Call a synchronous function in the run, soon; or never, if the run is over.
 
-        From any thread, and from a signal handler. The function must not raise: it would end the run.
+        It may be called from any thread and from a signal handler. An exception of the function would end the run.
         """
-        # Not at once, even if this is the run's thread: this may be a signal handler, and what it has interrupted
-        # is then half done, be it ours (an outbox's sums) or trio's (its queue of tasks). The two cannot be told
-        # apart: the handler of a signal that comes in a task's turn sees that task as the current one.
+        # Never called at once, even in the run's own thread. This may be a signal handler, which has interrupted
+        # code of ours (an outbox's sums) or of trio's (its queue of tasks) in the middle. A handler cannot be
+        # detected: a handler that runs during a task's turn sees that task as the current one.
         with suppress(trio.RunFinishedError):
             self._token.run_sync_soon(function, *args)
 
 
 def checks_owner(method: _F) -> _F:
-    """Say that a method's first line checks the owner, ``self._owner``, so that `owned` leaves it as it is."""
+    """Mark a method whose first line checks ``self._owner``, so that `owned` adds no check to it."""
     setattr(method, _MARK, True)
     return method
 
 
 def owned(*changing: str) -> Callable[[type[_T]], type[_T]]:
-    """Check the owner, ``self._owner``, before each public coroutine method of a class, and before ``changing``.
+    """Check ``self._owner`` before each public coroutine method of a class, and before the methods ``changing``.
 
     Args:
-        changing: names of further methods that change something.
+        changing: the names of synchronous methods that change something.
     """
 
     def decorate(cls: type[_T]) -> type[_T]:

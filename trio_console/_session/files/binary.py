@@ -1,13 +1,13 @@
-"""Files of the guest as bytes, buffered as `io.BufferedRandom` buffers local ones.
+"""Files of the guest as bytes, buffered like local files in `io.BufferedRandom`.
 
-Of the two buffers at most one is in use. The position is that of the user: what was read ahead lies behind
-it, what is not written yet before it.
+At most one of the two buffers is in use. The position is the user's: bytes that were read ahead lie after it, and
+bytes that are not written yet lie before it.
 
     read ahead:  file offset _position   = first unread byte of _ahead
     to write:    file offset _position   = end of _behind
 
-In append mode the guest decides where bytes go, so the position after a write is not known here: `None`
-then, meaning the end, and asked for when somebody wants to know.
+In append mode the guest decides where bytes go, so the position after a write is not known here. It is then
+`None`, which means the end of the file; the guest is asked when the number is needed.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ class BinaryFile(GuestFile[bytes]):
     """See `GuestFile`.
 
     Args:
-        buffer_size: of each buffer, in bytes; 0 writes and reads just what is asked for.
-        confirmations: how long closing may take once it was cancelled.
+        buffer_size: bytes of each buffer; with 0 each call reads and writes exactly its own bytes.
+        confirmations: how long a cancelled close may take.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class BinaryFile(GuestFile[bytes]):
         self._ahead = b""
         self._taken = 0  # bytes of _ahead that were read
         self._behind = bytearray()
-        self._failure: OSError | None = None  # of appended bytes that cannot be written again
+        self._failure: OSError | None = None  # the error of appended bytes, which cannot be written again
         self._closed = False
         self._conflict = Conflict("another task is using this file")
 
@@ -135,7 +135,7 @@ class BinaryFile(GuestFile[bytes]):
             if 0 <= size < self._limit:
                 await self._fill()
                 return self._take(size)
-            # Past the buffer: the bytes go straight to the user.
+            # More than the buffer holds: the bytes are not buffered.
             start = await self._where()
             have = self._available
             rest = await self._handle.read(start + have, None if size < 0 else size - have)
@@ -153,7 +153,7 @@ class BinaryFile(GuestFile[bytes]):
         return data
 
     async def _fill(self, size: int = 0) -> bool:
-        """Read ahead one buffer more, or ``size`` bytes if that is more; whether there was anything."""
+        """Read ahead one more buffer, or ``size`` bytes if that is more; returns whether there were bytes."""
         start = await self._where()
         data = await self._handle.read(start + self._available, max(self._limit, size, 1))
         self._ahead = self._ahead[self._taken :] + data
@@ -207,14 +207,14 @@ class BinaryFile(GuestFile[bytes]):
                 if end >= 0:
                     return self._take(found)
                 searched = self._available
-                # A line longer than the buffer is asked for in pieces that double, so that joining them does
-                # not cost more and more.
+                # A line longer than the buffer is read in pieces of doubling size, so that the cost of joining
+                # them stays proportional to the line.
                 if not await self._fill(self._wanted_of_line(searched, limit)):
                     return self._take(searched)
 
     def _wanted_of_line(self, have: int, limit: int) -> int:
         if self._limit == 0 and have == 0:
-            return io.DEFAULT_BUFFER_SIZE  # unbuffered: what is behind the line is kept all the same
+            return io.DEFAULT_BUFFER_SIZE  # unbuffered: bytes after the line are kept all the same
         return have if limit < 0 else min(have, limit)
 
     # Writing
@@ -244,10 +244,10 @@ class BinaryFile(GuestFile[bytes]):
             await self._flush()
 
     async def _flush(self) -> None:
-        """Write out what was written; a checkpoint in any case. May be repeated after any outcome.
+        """Write the buffer out; a checkpoint in any case. It may be repeated after any outcome.
 
-        What was handed over is the handle's to settle, whether or not this was cancelled before it was heard
-        of; so nothing is ever appended twice.
+        Once bytes were handed to the handle, the handle waits for their answer (`settle`), also if this was
+        cancelled before the answer came. So no byte is ever appended twice.
         """
         await self._handle.settle()
         if not self._behind:
@@ -257,8 +257,8 @@ class BinaryFile(GuestFile[bytes]):
         try:
             await self._handle.write(start, memoryview(data))
         except OSError as exc:
-            # As io does, keep it for another try, which may find more room. How much of it was
-            # appended is not known.
+            # As in io, the bytes are kept for another try, which may find more room on the disk. But of appended
+            # bytes an unknown part may have been written, so these are dropped and the error is kept.
             if self._append:
                 self._failure = exc
                 self._behind.clear()
@@ -299,7 +299,7 @@ class BinaryFile(GuestFile[bytes]):
             return target
 
     def _go(self, target: int) -> None:
-        """Move the position; what was read ahead stays if it is still ahead."""
+        """Move the position; the bytes read ahead are kept if the new position is among them."""
         if self._available and self._position is not None:
             moved = self._taken + target - self._position
             if 0 <= moved <= len(self._ahead):
@@ -322,7 +322,7 @@ class BinaryFile(GuestFile[bytes]):
     # The end
 
     def abandon(self) -> None:
-        """Close without a word, and without waiting."""
+        """Close without writing the buffer out, and without waiting."""
         self._closed = True
         self._handle.drop()
 
@@ -343,10 +343,10 @@ class BinaryFile(GuestFile[bytes]):
                 await self._confirmations.wait(self._finish)
             raise
         finally:
-            self._handle.drop()  # nothing, unless there was no time to close it in order
+            self._handle.drop()  # does nothing if the handle was closed in order
 
     async def _finish(self) -> None:
-        """Write out and close. May be repeated if it was cancelled."""
+        """Write the buffer out and close the handle. It may be repeated if it was cancelled."""
         error: Exception | None = None
         try:
             await self._flush()
@@ -357,6 +357,6 @@ class BinaryFile(GuestFile[bytes]):
         if error is None:
             await self._handle.close()
         else:
-            with suppress(OSError, ProtocolError):  # the first error is the one to tell
+            with suppress(OSError, ProtocolError):  # the first error is raised
                 await self._handle.close()
             raise error

@@ -1,4 +1,4 @@
-"""`builtins.open`, for files of the guest: what the arguments mean, and the same complaints about them."""
+"""The arguments of `builtins.open` for files of the guest, with the same meaning and the same errors."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["open_guest_file"]
 
-#: Bytes of each buffer, unless the user says otherwise: one frame.
+#: Bytes of each buffer by default: one frame.
 _BUFFER_SIZE: Final = SLICE
 
 
@@ -105,7 +105,7 @@ async def open_guest_file(
     parsed = _parse_mode(mode)
     _check_arguments(parsed, buffering, encoding, errors, newline)
     handle = FileHandle(fs, await fs.open(path, parsed.options), path)
-    # From here until the file is the user's, a handle is open that nobody else closes.
+    # From here on a handle is open in the guest, which must be closed here if the file does not reach the user.
     if not parsed.writing:
         await _check_no_directory(handle, path)
     binary = BinaryFile(
@@ -130,7 +130,7 @@ async def open_guest_file(
 
 
 async def _check_no_directory(handle: FileHandle, path: str) -> None:
-    """A guest opens directories for reading, and only reading fails; Python fails at once."""
+    """Raise for a directory, as Python's `open` does: a guest can open a directory, and only reads of it fail."""
     try:
         if stat.S_ISDIR((await handle.stat()).st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)

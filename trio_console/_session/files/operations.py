@@ -1,8 +1,8 @@
-"""File operations as requests: one session each, and the errors they end with.
+"""File operations as requests, each a session of its own, and their errors.
 
-A cancelled request leaves nothing behind in the guest. An agent that can be told is told. The session stays
-until the answer comes, which then finds nobody; an answer that carries a handle is answered itself, by whoever
-gets it, with the handle's close.
+A cancelled request leaves nothing behind in the guest. If the agent knows `core.cancel`, it is told. The session
+stays open until the answer comes, which is then dropped. If the answer has a handle, the session closes the
+handle.
 
 This module knows operations and handles; it must not know of buffers, positions, or files as users see them.
 """
@@ -31,20 +31,20 @@ __all__ = ["FileSystem", "FsCall", "FsRead", "FsWrite", "guest_error"]
 
 _R = TypeVar("_R", wire.ResultStat, wire.ResultList, wire.ResultHandle, wire.ResultPath)
 
-#: Directory entries asked for at a time. With the longest paths there are, an answer stays well below the 4 MiB
-#: of a frame: an agent may leave one unanswered that does not fit.
+#: Directory entries in one request. Even with the longest possible paths, the answer stays well below the 4 MiB of
+#: a frame: an agent may send no answer at all if it does not fit.
 _PAGE: Final = 256
 
-#: Nine digits are always an int of C's, which is all that `os.strerror` takes; a longer number is no errno.
+#: `os.strerror` takes a C int, and nine digits always fit one. A longer number is not an errno.
 _OS_ERROR: Final = re.compile(r"\s*\(os error (\d{1,9})\)")
 
 
 def guest_error(text: str | None, *filenames: str) -> OSError:
-    """The error Python would have raised in the guest, from what the agent says of it.
+    """The error that Python would have raised in the guest, made from the agent's text.
 
     Args:
-        text: such as ``open: No such file or directory (os error 2)``. The number is all that is relied on.
-        filenames: the paths concerned: none, one or two.
+        text: such as ``open: No such file or directory (os error 2)``. Only the number is relied on.
+        filenames: the paths of the operation: none, one or two.
     """
     text = text or "the guest's agent gave no reason"
     found = _OS_ERROR.search(text)
@@ -64,9 +64,10 @@ def _os_error(number: int | None, reason: str, filenames: tuple[str, ...]) -> OS
 
 
 class FsCall(Session):
-    """One operation: sent by `begin`, done when answered. ``filenames`` are those its error will have.
+    """One operation: `begin` sends the request, and it is done when the answer has come.
 
-    Who may cause many of them waits with `Connection.wait_may_open` before.
+    ``filenames`` are the paths that its error will have. A caller that may cause many operations must call
+    `Connection.wait_may_open` before each.
     """
 
     def __init__(self, connection: Connection, op: wire.FsOp, *filenames: str, window: int | None = None) -> None:
@@ -79,17 +80,17 @@ class FsCall(Session):
         self._error: Exception | None = None
         self._abandoned = False
         agent_knows_cancel = connection.ready.flow is not wire.UNSET
-        # A close that is called off would leave the handle open.
+        # A cancelled close would leave the handle open.
         self._can_be_called_off = agent_knows_cancel and not isinstance(op, wire.OpCloseHandle)
         self.done: Final = trio.Event()
 
     def begin(self) -> Self:
-        """Send it, and return it. Apart from the constructor: the guest hears of whole sessions only.
+        """Send the request; returns self. Not in the constructor: the object is complete when the answer comes.
 
         Raises:
-            OSError: the request is longer than a frame may be (``ENAMETOOLONG``); nothing was sent.
+            OSError: the request is longer than a frame may be (``ENAMETOOLONG``). Nothing was sent.
             trio_console.GuestLostError: the guest is gone.
-            trio_console.UnsupportedByPeer: the agent is older than file operations.
+            trio_console.UnsupportedByPeer: the agent is too old for file operations.
         """
         try:
             self._connection.open(self, self._request)
@@ -132,13 +133,13 @@ class FsCall(Session):
         self._finish()
 
     def _on_credit(self, credit: wire.Credit) -> None:
-        """Nothing to do for who sends no data."""
+        """Take credit; nothing to do for an operation that sends no data."""
 
     def _on_data(self, _data: bytes) -> None:
         self._misplaced("core.fs.data")
 
     def _misplaced(self, name: str) -> None:
-        # The session still waits for its end: what comes until then is dropped, and a handle closed.
+        # The session stays open for its answer: frames until then are dropped, and a handle is closed.
         self._abandoned = True
         self.on_error(
             ProtocolError(
@@ -155,9 +156,9 @@ class FsCall(Session):
     # The client's side
 
     def abandon(self) -> None:
-        """Nobody waits any more. A handle that was, or will be, opened is closed at once."""
-        # An agent that was not told would do all that was given up, and meanwhile count it: a client that gives
-        # up opens faster than a busy agent answers them would run out of handles, with none open.
+        """Give the operation up. A handle that it has opened, or will open, is closed at once."""
+        # The agent is told, because otherwise it would still do every operation that was given up, and count it
+        # until then: a client that gives up opens faster than a busy agent answers would run out of handles.
         if self._can_be_called_off and not self._abandoned and not self.done.is_set():
             self._connection.send(wire.Cancel(), self.id)
         self._abandoned = True
@@ -172,13 +173,13 @@ class FsCall(Session):
         try:
             await self.done.wait()
         except BaseException:
-            # The answer may have come since this task was woken to be cancelled: abandon() looks.
+            # The answer may have come after this task was woken to be cancelled: abandon() checks that.
             self.abandon()
             raise
         return self.result()
 
     def result(self) -> wire.FsResult | None:
-        """The outcome of a call that is done."""
+        """The result of an operation that is done; raises its error."""
         error = self.failure()
         if error is not None:
             raise error
@@ -186,7 +187,7 @@ class FsCall(Session):
         return self._response.data
 
     def failure(self) -> Exception | None:
-        """A new instance of the error of a call that is done."""
+        """The error of an operation that is done, as a new instance; `None` if it succeeded."""
         if self._error is not None:
             return again(self._error)
         assert self._response is not None
@@ -212,7 +213,7 @@ class FsRead(FsCall):
         self._incoming.put(data)
 
     def on_error(self, error: Exception) -> None:
-        # Ours is the only side that knows: the guest would wait for credit, and others for the handle.
+        # The guest does not know of the error: it would wait for credit, and later operations for the handle.
         self._call_off()
         super().on_error(error)
 
@@ -232,16 +233,16 @@ class FsRead(FsCall):
         await self._incoming.wait_relieved()
 
     def abort(self) -> None:
-        """Nobody reads on: what still comes is dropped. Told to an agent that can be told."""
+        """Drop all bytes that still come; an agent that knows `core.cancel` is told to stop."""
         if not self.done.is_set():
-            self._incoming.end()  # first, so that no credit is given for what close() drops
+            self._incoming.end()  # before close(), so that no credit is granted for the dropped bytes
         self._call_off()
         self._incoming.close()
 
 
 @final
 class FsWrite(FsCall):
-    """A write of ``op.len`` bytes, which go through ``sender``; `end` follows them."""
+    """A write of ``op.len`` bytes, which are sent through ``sender``; after them call `end`."""
 
     def __init__(self, connection: Connection, op: wire.OpWrite, *filenames: str) -> None:
         flow = connection.ready.flow
@@ -254,7 +255,7 @@ class FsWrite(FsCall):
         self.sender.grant(credit.bytes)
 
     def on_error(self, error: Exception) -> None:
-        self.abort()  # ours is the only side that knows: the guest would wait for the rest of the data
+        self.abort()  # the guest does not know of the error, and would wait for the rest of the data
         super().on_error(error)
 
     def _finish(self) -> None:
@@ -262,11 +263,11 @@ class FsWrite(FsCall):
         self.sender.stop()
 
     def end(self) -> None:
-        """Everything was sent."""
+        """Send end of file, after all bytes were sent."""
         self.sender.finish(wire.FsData(b""))
 
     def abort(self) -> None:
-        """Send no more. The answer still comes, and what it says does not matter."""
+        """Send no more bytes. The answer still comes, and is ignored."""
         if self._credited and self.sender.state is Sending.OPEN:
             self.sender.stop()
             self._connection.send(wire.Cancel(), self.id)
@@ -275,7 +276,7 @@ class FsWrite(FsCall):
 
 
 def drop_handle(connection: Connection, handle: int) -> None:
-    """Close a handle without waiting for that. A lost guest has no handles."""
+    """Close a handle, without waiting for the answer. Does nothing if the guest is lost: it has no handles."""
     with suppress(trio.BrokenResourceError):
         FsCall(connection, wire.OpCloseHandle(handle)).begin()
 
@@ -283,26 +284,26 @@ def drop_handle(connection: Connection, handle: int) -> None:
 @final
 @dataclass(frozen=True, eq=False)
 class FileSystem:
-    """The guest's files: operations by path. Every method may raise what `ask` raises.
+    """The guest's files: operations by path. Every method may raise the errors of `ask`.
 
     Attributes:
-        connection: to the agent.
-        confirmations: how long to wait for the guest where a cancelled caller has to be let go.
+        connection: the connection to the agent.
+        confirmations: how long a cancelled close waits for the guest.
     """
 
     connection: Connection
     confirmations: Confirmations
 
     async def ask(self, op: wire.FsOp, expected: type[_R], *filenames: str) -> _R:
-        """Do something, and return what the guest answers.
+        """Do an operation, and return the guest's answer.
 
         If cancelled, it may have been done or not; nothing stays open.
 
         Raises:
             OSError: the guest could not do it; with ``filenames``.
             trio_console.GuestLostError: the guest is gone.
-            trio_console.ProtocolError: a side broke the protocol.
-            trio_console.UnsupportedByPeer: the agent is older than file operations.
+            trio_console.ProtocolError: one side violated the protocol.
+            trio_console.UnsupportedByPeer: the agent is too old for file operations.
         """
         result = await self._call(op, *filenames)
         if not isinstance(result, expected):
@@ -315,7 +316,7 @@ class FileSystem:
         return result
 
     async def do(self, op: wire.FsOp, *filenames: str) -> None:
-        """Do something that has no result. Otherwise as `ask`."""
+        """Do an operation that has no result. Cancellation and errors are as in `ask`."""
         await self._call(op, *filenames)
 
     async def _call(self, op: wire.FsOp, *filenames: str) -> wire.FsResult | None:
@@ -327,7 +328,7 @@ class FileSystem:
         return stat_result(answer.value)
 
     async def open(self, path: str, options: wire.OpenOptions) -> int:
-        """Open a file; returns its handle. The caller closes it, come what may."""
+        """Open a file; returns its handle. The caller must close it in any case."""
         return (await self.ask(wire.OpOpenFile(path, options), wire.ResultHandle, path)).value
 
     async def list_names(self, path: str) -> list[str]:
@@ -345,7 +346,7 @@ class FileSystem:
 
 
 def stat_result(info: wire.EntryInfo) -> os.stat_result:
-    """What the guest tells of a file, where Python keeps such things. What it does not tell is 0."""
+    """The guest's information on a file as Python has it. Fields that the guest does not send are 0."""
     atime, mtime = info.atime or 0, info.mtime or 0
     billion = 1_000_000_000
     return os.stat_result(

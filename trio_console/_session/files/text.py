@@ -29,7 +29,7 @@ _NEWLINES: Final = (None, "", "\n", "\r", "\r\n")
 
 
 class _Decoder(Protocol):
-    """What `codecs.IncrementalDecoder` and `io.IncrementalNewlineDecoder` have in common."""
+    """The methods that `codecs.IncrementalDecoder` and `io.IncrementalNewlineDecoder` both have."""
 
     def decode(self, input: bytes, /, final: bool = False) -> str: ...  # noqa: A002
     def getstate(self) -> tuple[bytes, int]: ...
@@ -47,7 +47,7 @@ class _Cookie(NamedTuple):
     final: int = 0
 
     def pack(self) -> int:
-        """One number, which is the byte offset wherever that says it all."""
+        """The position as one number, which is the byte offset if the decoder has no state there."""
         return sum(value << (64 * i) for i, value in enumerate(self))
 
     @classmethod
@@ -62,7 +62,7 @@ def check_encoding(encoding: str) -> None:
 
 
 def check_newline(newline: str | None) -> None:
-    """Raise what `open` raises for an impossible ``newline``."""
+    """Raise the error of `open` for a ``newline`` that is not valid."""
     if newline is not None and not isinstance(newline, str):
         raise TypeError(f"illegal newline type: {type(newline).__name__}")
     if newline not in _NEWLINES:
@@ -72,7 +72,7 @@ def check_newline(newline: str | None) -> None:
 @final
 @owned()
 class TextFile(GuestFile[str]):
-    """See `GuestFile`. The arguments are checked already."""
+    """See `GuestFile`. The caller has checked the arguments."""
 
     def __init__(
         self,
@@ -156,8 +156,8 @@ class TextFile(GuestFile[str]):
         self._source = None
 
     async def _decode_more(self) -> bool:
-        """Decode one chunk more; false at the end. If cancelled nothing was read."""
-        # What is wanted beyond the buffer is asked for in pieces that double: joining them stays cheap.
+        """Decode one more chunk; returns `False` at end of file. If cancelled, nothing was read."""
+        # Text that is longer than the buffer is read in pieces of doubling size, so that joining them stays cheap.
         chunk = await self._binary.read1(max(_READ_SIZE, len(self._text) - self._used))
         if self._source is None or self._used == len(self._text):
             pending, flags = self._decoder.getstate()
