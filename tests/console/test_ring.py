@@ -518,3 +518,11 @@ def consumer(ring: ChunkRing, way: str) -> Callable[[], bytes]:
     rng = random.Random(0)
     choices = list(ways.values())
     return lambda: rng.choice(choices)()
+
+
+def test_take_keeps_to_its_limit_where_the_first_chunk_was_taken_in_part() -> None:
+    ring = ChunkRing()
+    for chunk in (b"a" * 10, b"b" * 4, b"c" * 5):
+        ring.push(chunk)
+    assert ring.take(5) == b"a" * 5
+    assert ring.take(10) == b"a" * 5 + b"b" * 4

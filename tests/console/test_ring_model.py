@@ -15,7 +15,7 @@ KINDS = st.sampled_from([bytes, bytearray, memoryview])
 
 
 class RingModel(RuleBasedStateMachine):
-    @initialize(capacity=st.integers(1, 5), max_bytes=st.integers(1, 20))
+    @initialize(capacity=st.integers(1, 5) | st.just(40), max_bytes=st.integers(1, 20) | st.just(100))
     def make(self, capacity: int, max_bytes: int) -> None:
         self.ring = ChunkRing(capacity, max_bytes)
         self.chunks: deque[bytes] = deque()
@@ -39,7 +39,7 @@ class RingModel(RuleBasedStateMachine):
         self.bytes_out += len(data)
         return data
 
-    @rule(data=st.binary(max_size=25), kind=KINDS)
+    @rule(data=st.binary(max_size=25) | st.binary(max_size=4), kind=KINDS)
     def push(self, data: bytes, kind: Any) -> None:
         admitted = not data or self.has_room(len(data))
         assert self.ring.offer(kind(data)) == (len(data) if admitted else 0)

@@ -124,6 +124,24 @@ async def test_a_client_that_reads_in_time_is_not_cut(
         assert slow.world.server.statistics().clients_cut == 0
 
 
+async def test_a_client_that_has_read_what_was_queued_is_read_again(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock
+) -> None:
+    async with slow_client(tmp_path, SlowClient.CUT) as slow:
+        first, second = slow.client.ids[1:3]
+        await slow.flood(MIB)
+        await slow.client.send(wire.Ping(), first)  # the relay reads this one, and then no more
+        assert (await slow.world.agent.expect(wire.Ping))[0] == first
+        await settle()
+        await slow.client.send(wire.Ping(), second)
+        await settle()
+        for _ in range(MIB // 4096):
+            await slow.client.expect(wire.ExecStdout)
+        # Nothing else comes for it meanwhile, from either side.
+        with trio.fail_after(HANG):
+            assert (await slow.world.agent.expect(wire.Ping))[0] == second
+
+
 async def test_what_was_queued_for_a_cut_client_is_counted(
     tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -365,6 +365,7 @@ async def test_a_process_that_exits_as_its_input_has_got_room_leaves_the_room_to
         with pytest.raises(trio.BrokenResourceError):
             await sending.wait()
     assert outbox.reserve_nowait(BULK_BUDGET)
+    outbox.release(BULK_BUDGET)
 
 
 async def test_a_cancelled_sender_has_paid_exactly_for_what_was_sent() -> None:
