@@ -6,6 +6,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= benchmarks/results
+JOBS   ?= 2
 FUZZ_STAMP := $(VENV)/.fuzz-installed
 
 # Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.
@@ -23,7 +24,7 @@ FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_re
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
-	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest)"
+	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest, JOBS=0 for one process)"
 	@echo "make test-pythons  the quick part of the tests on Python 3.12 and 3.13 (ARGS=... instead: what to run)"
 	@echo "make package build the wheel and the sdist twice, compare, install and use them, and check types against them"
 	@echo "make check   lint, formatting, async rules and types"
@@ -33,7 +34,7 @@ help:
 	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
-	@echo "make nightly two hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
+	@echo "make nightly three hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -51,7 +52,7 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@echo "==> Running the tests"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 test-pythons:
 	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))
@@ -99,7 +100,7 @@ nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
 	@echo "==> Models with inputs that have not been tried before"
-	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest tests/wire tests/console tests/session tests/relay tests/testing
+	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Mutants"
