@@ -13,6 +13,7 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
+from tests.tools.streams import fill
 from trio_console._console.channel import open_console
 
 if TYPE_CHECKING:
@@ -86,27 +87,17 @@ async def serve(device: Any, task_status: Any, **options: Any) -> None:
         await channel.wait_closed()
 
 
-async def fill(stream: trio.abc.SendStream) -> None:
-    """Send until it would block."""
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-
-            @nursery.start_soon
-            async def _cancel_when_blocked() -> None:
-                await trio.testing.wait_all_tasks_blocked()
-                scope.cancel()
-
-            while True:
-                await stream.send_all(bytes(1024))
+#: Bytes that are sent at once to fill a console.
+BLOCK = bytes(1024)
 
 
 async def clog_out(channel: ConsoleStream) -> None:
     """Send until nothing moves any more: the ring, the worker's hand and the kernel's buffer are full."""
     device = DEVICES[channel._shared]
     while not getattr(device, "blocked_writing", False):
-        await fill(channel)
+        await fill(channel, BLOCK)
     # From here on the worker sleeps until the guest reads.
-    await fill(channel)
+    await fill(channel, BLOCK)
 
 
 async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
@@ -114,9 +105,9 @@ async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
     await clog_out(channel)
     ring = channel._shared.tx.ring
     while ring.fits(ring.max_bytes) or not ring._room_armed:
-        await fill(guest)
+        await fill(guest, BLOCK)
     # From here on the worker sleeps until the host receives.
-    await fill(guest)
+    await fill(guest, BLOCK)
 
 
 class ScriptedDevice:

@@ -36,24 +36,3 @@ async def pair(**limits: int) -> AsyncIterator[tuple[ConsoleStream, LaneStream]]
             await trio.aclose_forcefully(host)
             await trio.aclose_forcefully(guest)
     check_at_rest(host)
-
-
-async def fill(stream: trio.abc.SendStream) -> int:
-    """Send until it would block; how many bytes went."""
-    sent = 0
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(cancel_when_blocked, scope)
-            while True:
-                await stream.send_all(b"x")
-                sent += 1
-    return sent
-
-
-async def cancel_when_blocked(scope: trio.CancelScope) -> None:
-    await trio.testing.wait_all_tasks_blocked()
-    scope.cancel()
-
-
-async def receive_all(stream: trio.abc.ReceiveStream) -> bytes:
-    return b"".join([chunk async for chunk in stream])

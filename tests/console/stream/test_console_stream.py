@@ -9,8 +9,9 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.stream.stream_pair import check_at_rest, fill, pair, receive_all
+from tests.console.stream.stream_pair import check_at_rest, pair
 from tests.tools.limits import HANG
+from tests.tools.streams import fill, receive_all
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.ring import ChunkRing
 from trio_console._console.stream import ConsoleStream, LaneStream

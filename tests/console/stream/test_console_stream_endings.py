@@ -13,8 +13,9 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.console.stream.stream_pair import check_at_rest, pair, receive_all
+from tests.console.stream.stream_pair import check_at_rest, pair
 from tests.tools.limits import HANG
+from tests.tools.streams import receive_all
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
 from trio_console._console.stream import ConsoleStream
 
