@@ -58,6 +58,8 @@ _STREAMS: Final[dict[str, dict[DataClass, str]]] = {
     "tcp": {wire.TcpData: "data"},
     "call": {},
 }
+#: What a client says in a session of a kind, for which the guest gives credit.
+_INPUT: Final = {"exec": "stdin", "fs": "data", "tcp": "data"}
 _OPENS: Final[dict[type[wire.Message], str]] = {
     wire.ExecRequest: "exec",
     wire.FsRequest: "fs",
@@ -369,8 +371,9 @@ class Model:
             return False
         if not isinstance(message, wire.Credit):
             return False
-        session.room += message.bytes
-        self._take_turn(party, session)
+        if message.stream == _INPUT.get(session.kind):
+            session.room += message.bytes
+            self._take_turn(party, session)
         return not session.counts
 
     def _guest_within(

@@ -534,6 +534,25 @@ def test_costs_of_pending_pieces_add_up_to_nothing_in_the_end() -> None:
     assert session.account.pending == client.account.pending == 0
 
 
+@pytest.mark.parametrize(
+    ("request_", "data"), [(EXEC, wire.ExecStdin(b"i" * 9)), (CONNECT, wire.TcpData(b"i" * 9))]
+)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_the_agents_credit_for_another_stream_lets_no_input_pass(
+    request_: wire.Message, data: wire.Message, name: wire.StreamName
+) -> None:
+    table = Table(window=5)
+    client = table.connect()
+    id_ = table.open(client, request_)
+    table.client_says(client, data, id_)
+    assert len(table.to_agent(client)) == 1
+    table.agent_says(wire.Credit(name, 100), id_)
+    assert table.to_agent(client) == []
+    assert table.client_reads(client)[0] == []  # it is the relay's, whose client does not count
+    table.agent_says(wire.Credit("stdin" if request_ is EXEC else "data", 100), id_)
+    assert len(table.to_agent(client)) == 1
+
+
 # Agents that count no credit
 
 

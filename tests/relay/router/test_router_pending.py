@@ -132,7 +132,8 @@ class PendingModel(RuleBasedStateMachine):
 
     @rule()
     def agent_grants(self) -> None:
-        self.table.agent_says(wire.Credit("data", STDIN_WINDOW), self.id)
+        name: wire.StreamName = "stdin" if self.kind == "exec" else "data"
+        self.table.agent_says(wire.Credit(name, STDIN_WINDOW), self.id)
 
     @rule()
     def agent_takes(self) -> None:

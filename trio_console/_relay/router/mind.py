@@ -552,10 +552,11 @@ class Router:
             return False
         if not isinstance(message, wire.Credit):
             return False
-        session.credit += message.bytes
-        if session not in client.round and session.can_send():
-            client.round[session] = None
-            orders.wake = client
+        if message.stream == session.input_name:
+            session.credit += message.bytes
+            if session not in client.round and session.can_send():
+                client.round[session] = None
+                orders.wake = client
         return not session.counts
 
     def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:

@@ -150,13 +150,25 @@ class RelaySession:
         counts: whether the client speaks credit.
 
     Attributes:
-        input: the class of data that its client sends, if there is any.
+        input: the class of data that its client sends, if there is any; and the name of that stream.
         streams: from the agent; none towards an agent without credit.
         pending: to the agent, in order.
         last: the terminal frame, which is held behind data while the session is `SessionState.ENDED`.
     """
 
-    __slots__ = ("account", "counts", "credit", "id", "input", "kind", "last", "pending", "state", "streams")
+    __slots__ = (
+        "account",
+        "counts",
+        "credit",
+        "id",
+        "input",
+        "input_name",
+        "kind",
+        "last",
+        "pending",
+        "state",
+        "streams",
+    )
 
     def __init__(
         self, session_id: int, kind: wire.SessionKind, account: SessionAccount, credit: int | None, *, counts: bool
@@ -165,6 +177,7 @@ class RelaySession:
         self.kind: Final = kind
         inputs = wire.streams_of(kind, wire.Direction.HOST_TO_AGENT)
         self.input: Final = next(iter(inputs), None)
+        self.input_name: Final = next(iter(inputs.values()), None)
         self.account: Final = account
         self.credit = credit
         self.counts: Final = counts
