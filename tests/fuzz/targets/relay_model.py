@@ -372,7 +372,8 @@ class Model:
         if not isinstance(message, wire.Credit):
             return False
         if message.stream == _INPUT.get(session.kind):
-            session.room += message.bytes
+            # More than its whole window a guest cannot have to grant.
+            session.room = min(session.room + message.bytes, self._agent_window)
             self._take_turn(party, session)
         return not session.counts
 

@@ -311,7 +311,8 @@ class World:
         assert session in client.round or not session.can_send(), "has something to send and no turn"
         assert session.state is _state_of(other)
         assert session.last is None or session.held is not None
-        assert session.credit == other.room, "another idea of what the guest takes"
+        room = AGENT_WINDOW + 1 if other.room is None else other.room
+        assert session.room.may_send(AGENT_WINDOW + 1) == room, "another idea of what the guest takes"
         waiting = sum(len(data) for _, data in session.pending)
         assert waiting == sum(len(data) for _, data in other.pending)
         assert waiting <= session.account.pending

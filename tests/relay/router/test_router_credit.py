@@ -422,9 +422,35 @@ def test_a_client_is_not_read_while_too_much_of_it_waits_for_the_agent() -> None
     id_ = table.open(client, EXEC)
     table.client_says(client, wire.ExecStdin(bytes(32 * KIB)), id_)
     assert not table.router.may_read(client)
-    table.agent_says(wire.Credit("stdin", 32 * KIB), id_)
+    for _ in range(PIECE_COST // 10 + 1):  # of which 128 bytes are what it costs to keep it
+        assert not table.router.may_read(client)
+        table.to_agent(client)
+        table.agent_says(wire.Credit("stdin", 10), id_)
     table.to_agent(client)
     assert table.router.may_read(client)
+
+
+def test_a_client_that_keeps_to_the_agents_credit_is_read_on_whatever_the_guest_takes() -> None:
+    table = Table(window=16 * KIB)
+    client = table.connect()
+    for offset in range(10):
+        id_ = table.open(client, wire.ExecRequest(cmd="x", window=KIB), offset)
+        table.client_says(client, wire.ExecStdin(bytes(16 * KIB)), id_)
+    assert client.account.pending > 160 * KIB
+    assert not table.router.may_read(client)
+    table.to_agent(client)  # the console takes it; no process reads any of it
+    assert client.account.pending == 0
+    assert table.router.may_read(client)
+
+
+def test_no_guest_grants_more_than_its_window() -> None:
+    table = Table(window=10)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(100)), id_)
+    table.to_agent(client)
+    table.agent_says(wire.Credit("stdin", 50), id_)
+    assert table.to_agent(client) == [(id_, wire.ExecStdin(bytes(10)))]
 
 
 def test_empty_pieces_of_input_are_not_free_of_charge() -> None:

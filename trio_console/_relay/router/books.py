@@ -24,6 +24,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._wire.credit import is_due
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -120,12 +122,13 @@ class Books:
 
         What is queued for it is dropped now, and the windows of sessions whose last frame is queued are free.
         """
-        assert client.held == client.pending == 0, "who has gone keeps nothing"
         self.dropped_bytes += client.queued
         self._add_queued(client, -client.queued)
         for session in tuple(client.sessions):
             self.release(session)
-        assert client.reserved == client.queued == 0, "who has gone keeps nothing"
+        assert client.reserved == client.held == client.queued == client.pending == 0, (
+            "a client that left keeps nothing"
+        )
         self.clients.remove(client)
         if not any(other.uid == client.uid for other in self.clients):
             user = self.users.pop(client.uid)
@@ -146,7 +149,7 @@ class Books:
 
     def release(self, session: SessionAccount) -> None:
         """A session is over, and what it had held and pending was dropped: its windows are free."""
-        assert session.held == session.pending == 0, "who has gone keeps nothing"
+        assert session.held == session.pending == 0, "a session that is over keeps nothing"
         assert session in session.client.sessions, "a window is given back once"
         session.client.sessions.remove(session)
         self._add_reserved(session, -session.reserved)
@@ -210,7 +213,7 @@ class Books:
         window.owed += data
         places = window.granted + window.held + window.queued + window.owed + window.lost
         assert places == window.size, "every byte of a window is somewhere"
-        return window.owed if 2 * window.owed >= window.size else 0
+        return window.owed if is_due(window.owed, window.size) else 0
 
     def grant(self, window: Window, data: int) -> None:
         """The agent is told that it may send so much more."""

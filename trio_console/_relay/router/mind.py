@@ -133,15 +133,15 @@ class Router:
             for id_ in execs:
                 self.observer.ended(id_, "killed: its client has disconnected")
         orders.to_agent.append(wire.encode(wire.ClientDisconnected(client.ids.start, client.ids.stop)))
-        # Execs end with a frame. The rest ends silently, so a request goes behind: whatever the guest had queued
-        # for this slot before it read the two above comes before this answer, which is data's equal in its order.
-        # And it goes behind the data that this client has sent and that may still wait for the console: that
-        # would reach the sessions of the next one otherwise.
-        fence = client.quiet_id(self._tail)
+        # A command ends with a frame. Other sessions end without one, so a request goes behind the two messages
+        # above. Its answer keeps the order of data: what the guest had queued for this slot before it read those
+        # messages comes before the answer. The request also goes behind the data of this client that still waits
+        # for the console, which would otherwise reach the sessions of the slot's next client.
+        last_id = client.quiet_id(self._tail)
         stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
-        orders.behind = (wire.encode(stat, fence),)
+        orders.behind = (wire.encode(stat, last_id),)
         client.become(ClientState.QUARANTINED)
-        client.last_words = {**dict.fromkeys(execs, "exec"), fence: "fs"}
+        client.last_words = {**dict.fromkeys(execs, "exec"), last_id: "fs"}
         self._quarantined[client.slot] = client
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
         for session in tuple(client.sessions.values()):
@@ -405,7 +405,13 @@ class Router:
         return None
 
     def may_read(self, client: Client) -> bool:
-        """Whether more should be read from a client's socket: not while too much of it waits for the agent."""
+        """Whether more should be read from a client's socket: not while too much of it waits for the agent.
+
+        What a client says comes in one order, so credit that it gives for one session waits behind input for
+        another. A client that counts credit for that input is read on as soon as the console has taken it. One
+        that does not, and sends more than the agent takes, holds up its own sessions, and no other client's: to
+        read on, its input would have to be kept without a bound, or dropped.
+        """
         limits, account = self._limits, client.account
         return account.pending < limits.pending_budget and account.queued < limits.client_budget
 
@@ -544,7 +550,7 @@ class Router:
 
     def _is_credit_for_us(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
         """Take credit that the agent gives. Whether its client is not to see it, because it does not count."""
-        if session.credit is None or frame.flags:
+        if self._flow is None or session.input is None or frame.flags:
             return False
         try:
             message = wire.decode(frame)
@@ -553,7 +559,7 @@ class Router:
         if not isinstance(message, wire.Credit):
             return False
         if message.stream == session.input_name:
-            session.credit += message.bytes
+            session.room.granted(message.bytes)
             if session not in client.round and session.can_send():
                 client.round[session] = None
                 orders.wake = client

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
 from trio_console import _wire as wire
 from trio_console._relay.router.books import FRAME_COST, PIECE_COST
 from trio_console._relay.router.states import SESSION, SessionState
+from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
     from trio_console._relay.router.books import SessionAccount, Window
@@ -145,12 +146,12 @@ class RelaySession:
     Args:
         kind: what it is.
         account: its sums in the books.
-        credit: bytes the relay may send to the agent now for this session, or `None` if the agent does not
-            count.
+        window: bytes of its client's data that the agent may be sent ahead, or `None` if it does not count.
         counts: whether the client speaks credit.
 
     Attributes:
         input: the class of data that its client sends, if there is any; and the name of that stream.
+        room: what is left of that window.
         streams: from the agent; none towards an agent without credit.
         pending: to the agent, in order.
         last: the terminal frame, which is held behind data while the session is `SessionState.ENDED`.
@@ -159,19 +160,19 @@ class RelaySession:
     __slots__ = (
         "account",
         "counts",
-        "credit",
         "id",
         "input",
         "input_name",
         "kind",
         "last",
         "pending",
+        "room",
         "state",
         "streams",
     )
 
     def __init__(
-        self, session_id: int, kind: wire.SessionKind, account: SessionAccount, credit: int | None, *, counts: bool
+        self, session_id: int, kind: wire.SessionKind, account: SessionAccount, window: int | None, *, counts: bool
     ) -> None:
         self.id: Final = session_id
         self.kind: Final = kind
@@ -179,7 +180,7 @@ class RelaySession:
         self.input: Final = next(iter(inputs), None)
         self.input_name: Final = next(iter(inputs.values()), None)
         self.account: Final = account
-        self.credit = credit
+        self.room: Final = SendWindow(window)
         self.counts: Final = counts
         self.state = SESSION.first
         self.streams: dict[type[wire.DataMessage], RelayStream] = {}
@@ -208,7 +209,7 @@ class RelaySession:
         if not self.pending:
             return False
         cls, data = self.pending[0]
-        return cls is None or not data or self.credit is None or self.credit > 0
+        return cls is None or not data or self.room.may_send(1) > 0
 
     def take(self, limit: int) -> tuple[bytes, int] | None:
         """Take the next frame for the agent: a whole one, or a slice of data of at most ``limit`` bytes.
@@ -221,12 +222,10 @@ class RelaySession:
         if cls is None:
             self.pending.popleft()
             return bytes(data), len(data) + PIECE_COST
-        size = min(len(data), limit if self.credit is None else min(limit, self.credit))
+        size = self.room.may_send(min(len(data), limit))
         if data and not size:
             return None
-        if self.credit is not None:
-            self.credit -= size
-            assert self.credit >= 0, "no more goes to the agent than it takes"
+        self.room.sent(size)
         cost = size
         if size == len(data):
             self.pending.popleft()
