@@ -278,6 +278,10 @@ class WakePipe:
 
         This is for threads; a trio task waits for the descriptor of `bell` with ``trio.lowlevel.wait_readable``.
 
+        A `wake` in a signal handler ends the wait of the main thread, but for one case, which every blocking call
+        of Python has: the handler of a signal that arrives just before the thread sleeps runs when the sleep ends
+        for another reason.
+
         Args:
             timeout: seconds on the monotonic clock; `None` waits for ever, 0 only looks.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import pytest
@@ -21,7 +22,7 @@ from trio_console._console import wake as _wake
 from trio_console._console.wake import WakePipe
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 FILES: Final = [_wake.__file__, _descriptor.__file__]
 
@@ -146,25 +147,37 @@ def test_a_pipe_whose_making_was_interrupted_keeps_no_descriptor() -> None:
         at_every_opcode(run)
 
 
+@contextmanager
+def alarms(handler: Callable[[], object]) -> Iterator[None]:
+    """Run the handler for the first of many signals that Python sees.
+
+    A signal that arrives after the interpreter's last look, and before the thread sleeps, interrupts nothing:
+    Python runs its handler when the sleep ends. The next signal ends the sleep.
+    """
+
+    def handle(*_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        handler()
+
+    kept = signal.signal(signal.SIGALRM, handle)
+    signal.setitimer(signal.ITIMER_REAL, 0.01, 0.01)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, kept)
+
+
 def test_a_handler_ends_the_wait_that_it_interrupted() -> None:
     with WakePipe() as pipe:
-        kept = signal.signal(signal.SIGALRM, lambda *_: pipe.wake())
-        signal.setitimer(signal.ITIMER_REAL, 0.01)
-        try:
+        with alarms(pipe.wake):
             assert pipe.wait(HANG)
-        finally:
-            signal.signal(signal.SIGALRM, kept)
 
 
 def test_an_exception_from_a_handler_ends_the_wait_and_the_pipe_is_given_back() -> None:
     pipe = WakePipe()
     fd = pipe.fileno()
-    kept = signal.signal(signal.SIGALRM, lambda *_: raise_interrupt(pipe))
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
-    try:
-        with pytest.raises(Interrupt):
-            pipe.wait(HANG)
-    finally:
-        signal.signal(signal.SIGALRM, kept)
+    with pytest.raises(Interrupt), alarms(lambda: raise_interrupt(pipe)):
+        pipe.wait(HANG)
     check_still_works(pipe)
     check_given_back(pipe, fd)
