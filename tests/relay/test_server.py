@@ -289,8 +289,8 @@ async def test_an_id_of_another_cuts_the_client(tmp_path: Path, caplog: pytest.L
 async def test_each_client_has_a_cancel_scope_of_its_own(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
         clients = [await world.connect() for _ in range(3)]
-        link = next(link for link in world.server._links.values() if link.client.slot == 1)
-        link.scope.cancel()
+        tasks = next(tasks for tasks in world.server._tasks.values() if tasks.client.slot == 1)
+        tasks.scope.cancel()
         await clients[1].expect_eof()
         for client in (clients[0], clients[2]):
             await client.send(wire.Ping(), client.ids[0])
@@ -454,7 +454,7 @@ async def test_a_guest_that_only_stops_listening_is_lost_as_well(
         await client.send(wire.Ping(), client.ids[0])
         with trio.fail_after(HANG):
             await world.server.wait_ended()
-        assert "takes nothing any more" in world.server.reason
+        assert "takes no more bytes" in world.server.reason
         await client.expect_eof()
         await client.leave()
 

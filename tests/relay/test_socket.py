@@ -78,7 +78,7 @@ def test_a_directory_that_others_may_write_is_refused(tmp_path: Path, mode: int)
     place = tmp_path / "open"
     place.mkdir()
     place.chmod(mode)
-    with pytest.raises(PermissionError, match="others may write the directory") as caught:
+    with pytest.raises(PermissionError, match="other users can write to the directory") as caught:
         RelaySocket(place / "s")
     assert caught.value.filename == str(place)
     assert list(place.iterdir()) == []

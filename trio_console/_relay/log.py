@@ -1,17 +1,18 @@
-"""The session log: what every command in the guest has said, as JSON Lines.
+"""The session log: the output of every command in the guest, as JSON Lines.
 
-One object a line:
+Each line is one object:
 
-* ``session``: a number, counted from 1 in the life of the relay; 0 is the log itself;
-* ``source``: ``stdout``, ``stderr``, ``output`` (of a terminal) or ``system`` (what was run, how it ended);
-* ``time``: UTC, RFC 3339 with microseconds: when the relay got it;
-* ``text``, or for bytes that are not UTF-8 ``base64``. A character split over two frames is put together; nothing
-  is replaced, so the texts and bytes of a session's source, joined, are exactly what it wrote.
+* ``session``: the number of the command, counted from 1 in the life of the relay; 0 is the log itself;
+* ``source``: ``stdout``, ``stderr``, ``output`` (of a terminal) or ``system`` (the command line, and the end);
+* ``time``: when the relay got the frame, in UTC, by RFC 3339 with microseconds;
+* ``text``; or ``base64`` for bytes that are not UTF-8. A character that is split over two frames is put together,
+  and no byte is replaced: all texts and bytes of one source of a session, joined, are exactly the bytes that it
+  wrote.
 
-The router hands over references and never waits: the queue has a budget in bytes, and what does not fit, or could
-not be written, is counted and, once there is room, said in the log itself. Formatting and writing happen in a
-thread of their own, and so does the counting of what became of each record: the task that waits may be cancelled.
-Files are rotated by size: ``log``, ``log.1``, ``log.2`` and so on.
+The router passes references to the log and never waits. The queue has a budget in bytes. Records that do not fit,
+or cannot be written, are counted, and reported in the log itself once there is room. A thread formats and writes
+the records, and counts those written and lost, because the task that waits for it may be cancelled. Files are
+rotated by size: ``log``, ``log.1``, ``log.2`` and so on.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ __all__ = ["SessionLog", "SessionLogStatistics"]
 
 log: Final = logging.getLogger("trio_console.relay")
 
-#: Bytes queued for the log at most.
+#: The most bytes queued for the log.
 _QUEUE_BUDGET: Final = 4 * 1024 * 1024
 
-#: What a queued record costs beside its data.
+#: Bytes that a queued record costs beside its data.
 _RECORD_COST: Final = 128
 
-#: Seconds the last records have to be written when the relay ends.
+#: Seconds for the last records to be written when the relay ends.
 _FLUSH_TIME: Final = 1.0
 
-#: Seconds between attempts to write while there is no thread to be had.
+#: Seconds between attempts to write while no thread can be started.
 _THREAD_PAUSE: Final = 0.5
 
 _SYSTEM: Final = "system"
@@ -83,7 +84,7 @@ def _cost(record: _Record) -> int:
 
 
 class _Gap(NamedTuple):
-    """What could not be written, and was not said in the log yet."""
+    """Records that could not be written, and are not reported in the log yet."""
 
     records: int
     bytes: int
@@ -95,10 +96,10 @@ class SessionLogStatistics:
     """A session log at one moment.
 
     Attributes:
-        records_written: lines in its files.
-        records_dropped: that found the queue full, or could not be written.
-        bytes_dropped: of output, in those.
-        bytes_queued: now.
+        records_written: lines written to its files.
+        records_dropped: records that found the queue full, or could not be written.
+        bytes_dropped: bytes of output in the dropped records.
+        bytes_queued: bytes queued now.
     """
 
     records_written: int
@@ -109,12 +110,12 @@ class SessionLogStatistics:
 
 @final
 class SessionLog:
-    """Writes the log; fed by the router, see the module.
+    """Writes the log. The router gives it the records; see the module.
 
     Args:
-        path: of the file; made with mode 0600 if it is not there, and appended to.
-        max_bytes: size at which a file is rotated.
-        backups: rotated files that are kept.
+        path: path of the file. It is made with mode 0600 if it does not exist; an existing file is appended to.
+        max_bytes: size at which a file is rotated; by default 16 MiB.
+        backups: rotated files that are kept; by default 4.
 
     Raises:
         OSError: the file cannot be opened.
@@ -125,7 +126,9 @@ class SessionLog:
         self, path: str | os.PathLike[str], *, max_bytes: int = 16 * 1024 * 1024, backups: int = 4
     ) -> None:
         if max_bytes < 1 or backups < 1:
-            raise ValueError("a session log needs a size of at least 1 byte, and at least 1 backup")
+            raise ValueError(
+                f"a session log needs max_bytes and backups of at least 1, not {max_bytes} and {backups}"
+            )
         self._files = _Files(os.fspath(path), max_bytes, backups)
         self._queue: deque[_Record] = deque()
         self._accepted = 0  # bytes ever queued
@@ -139,20 +142,20 @@ class SessionLog:
 
     @property
     def _queued(self) -> int:
-        # Queued until written, so that a slow disk is felt by the budget.
+        # A record counts as queued until it is written, so that the budget also bounds the records of a slow disk.
         return self._accepted - self._files.settled
 
     # The router's side
 
-    def opened(self, id_: int, request: wire.ExecRequest) -> None:
-        """A client asked for a command."""
+    def opened(self, session_id: int, request: wire.ExecRequest) -> None:
+        """Record that a client has requested a command."""
         number = self._next_session
         self._next_session += 1
-        self._sessions[id_] = number, request.tty
+        self._sessions[session_id] = number, request.tty
         self._put(number, _SYSTEM, "run: " + json.dumps([request.cmd, *request.args], ensure_ascii=False))
 
     def said(self, frame: wire.Frame, data: tuple[type[wire.DataMessage], int] | None) -> None:
-        """The agent sent a frame; with canonical data in it, its class and size."""
+        """Record a frame of the agent; ``data`` is the class and size of its data in the usual form, if any."""
         session = self._sessions.get(frame.id)
         if session is None:
             return
@@ -163,7 +166,7 @@ class SessionLog:
         try:
             message = wire.decode(frame)
         except ProtocolError as exc:
-            how = f"the agent said what nobody understands: {exc}"
+            how = f"the agent sent a frame that cannot be decoded: {exc}"
         else:
             if isinstance(message, wire.DataMessage):
                 self._output(session, type(message), message.data)
@@ -177,15 +180,15 @@ class SessionLog:
         if name is not None and data:
             self._put(number, "output" if tty else name, data)
 
-    def ended(self, id_: int, how: str) -> None:
-        """A command ended, or nobody will hear how."""
-        session = self._sessions.pop(id_, None)
+    def ended(self, session_id: int, how: str) -> None:
+        """Record the end of a command, or why its end will not be known."""
+        session = self._sessions.pop(session_id, None)
         if session is not None:
             self._put(session[0], _SYSTEM, how, last=True)
 
     def _put(self, session: int, source: str, data: bytes | str, *, last: bool = False) -> None:
         raw = data if isinstance(data, bytes) else data.encode(errors="backslashreplace")
-        # The end of a session is always recorded: it is small, and there is one for each.
+        # The end of a session is always recorded: the record is small, and each session has only one.
         if self._queued + len(raw) > _QUEUE_BUDGET and not last:
             self._records_refused += 1
             self._bytes_refused += len(raw)
@@ -207,7 +210,7 @@ class SessionLog:
 
     @trio.lowlevel.enable_ki_protection
     async def run(self) -> None:
-        """Write until cancelled; then what is queued, within a second."""
+        """Write until cancelled; then write the queued records, within a second."""
         try:
             while True:
                 await self._work.wait()
@@ -219,16 +222,18 @@ class SessionLog:
             self.close()
 
     def close(self) -> None:
-        """Close the file. What is still queued is not written. Idempotent."""
+        """Close the file. Records that are still queued are not written. A second call does nothing."""
         self._files.close()
 
     async def _write_queued(self) -> None:
-        while self._queued:  # also by a thread that an earlier, cancelled call has left behind
+        while (
+            self._queued
+        ):  # a record may also be queued in a thread that an earlier, cancelled call has abandoned
             write = partial(self._files.write, self._queue)
             try:
                 failed = await in_thread("to write a session log", write, limiter=self._limiter, abandon=True)
             except NoThreadError as exc:
-                # What is queued waits; what then finds the queue full is counted, as behind a slow disk.
+                # The queued records wait. Records that then find the queue full are counted, as with a slow disk.
                 log.warning("the session log could not be written: %s", exc)
                 await trio.sleep(_THREAD_PAUSE)
                 continue
@@ -246,10 +251,10 @@ class SessionLog:
 
 @final
 class _Files:
-    """The files and the decoders; used by one thread at a time, whichever has the lock.
+    """The files and the decoders; used by one thread at a time, which holds the lock.
 
-    A thread that hangs in a write (a dead network disk) is abandoned with the lock. It closes the file when it
-    comes back, if that was asked for meanwhile.
+    A thread that hangs in a write (on a dead network disk) is abandoned while it holds the lock. When its write
+    returns, it closes the file if `close` was called in the meantime.
     """
 
     def __init__(self, path: str, max_bytes: int, backups: int) -> None:
@@ -267,7 +272,7 @@ class _Files:
         self._fd = self._open(path)
         about = os.fstat(self._fd)
         self._size = about.st_size
-        # A terminal, /dev/null or the like is written to as it is. Its name must not become a file's.
+        # Only regular files are rotated: a rotation would replace a terminal or /dev/null by a file.
         self._rotates = stat.S_ISREG(about.st_mode)
 
     @staticmethod
@@ -275,11 +280,11 @@ class _Files:
         return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def write(self, queue: deque[_Record]) -> OSError | None:
-        """Write what is queued, and settle all of it; returns the error that kept some from being written."""
+        """Write the queued records, and settle all of them; returns the error if some could not be written."""
         error = None
         with self._lock:
-            # Taken here, and not by who asked: a record is in the queue until a thread has it in hand. That the
-            # router appends at the other end meanwhile does no harm.
+            # The records are taken here, in the thread, so that none is lost if the thread does not run. The
+            # router may append records at the other end of the deque at the same time.
             batch = [queue.popleft() for _ in range(len(queue))]
             written = 0
             try:
@@ -324,7 +329,7 @@ class _Files:
                 self._size += count
                 view = view[count:]
         except OSError:
-            # No half lines: a reader of JSON Lines would stumble over everything behind one.
+            # A half line is removed, because a reader of JSON Lines could not read the lines after it.
             with contextlib.suppress(OSError):
                 os.ftruncate(self._fd, start)
                 self._size = start
@@ -332,8 +337,8 @@ class _Files:
         self.records += 1
 
     def _rotate(self) -> None:
-        # The new file first, under a name of its own: if there cannot be one, nothing has moved, and trying
-        # again with each line pushes no older file out.
+        # The new file is made first, under a temporary name. If that fails, no file was renamed, so a new attempt
+        # with each line does not push the older files out.
         coming = f"{self._path}.0"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(coming)
@@ -371,7 +376,7 @@ class _Files:
         return [self._line(record, "text", text)] if text else []
 
     def _flush(self, record: _Record) -> list[bytes]:
-        """The session is over: what its decoders still hold is no character and never will be."""
+        """Lines for the bytes that a session's decoders still hold at its end: they are incomplete characters."""
         lines = []
         for key in [key for key in self._decoders if key[0] == record.session]:
             held = self._decoders.pop(key).getstate()[0]

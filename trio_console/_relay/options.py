@@ -1,4 +1,4 @@
-"""What the caller of the relay may choose, and what the relay tells about itself."""
+"""The options of a relay, and its statistics."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ __all__ = ["RelayOptions", "RelayStatistics", "SlowClient"]
 
 
 class SlowClient(enum.Enum):
-    """What happens when a client does not read, and the agent knows no credit.
+    """What happens to a client that does not read, if the agent counts no credit.
 
-    With an agent that counts credit this is never asked: such a client pauses its own processes.
+    With an agent that counts credit this is not used: such a client pauses its own processes.
     """
 
     #: Cut it after a time. Until then, others wait only once the total budget is used up.

@@ -1,8 +1,8 @@
 """A relay's life: its socket, its server, and their ending.
 
-The order of an ending: no client is accepted any more; the guest is told to shut down; what it still says is
-delivered to the clients; they are disconnected; the socket's file is removed. Who owns the console and what was
-started for it ends that afterwards. One deadline, the grace.
+The order of an ending: no more clients are accepted; the guest is told to shut down; its last frames are delivered
+to the clients; the clients are disconnected; the socket's file is removed. After that the caller ends the console
+and the guest's process. All steps together have one deadline, the grace.
 """
 
 from __future__ import annotations

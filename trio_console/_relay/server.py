@@ -1,13 +1,13 @@
-"""The relay's body: one task for what the agent says, three and a cancel scope for each client.
+"""The relay's server: one task reads the agent's frames; three tasks and a cancel scope serve each client.
 
-What to do is the router's; here is who waits for what:
+The router decides what to do with each frame. This module decides which task waits for what:
 
-* The agent's reader never waits for a client of an agent that counts credit. For one that does not, the caller has
-  chosen what happens when a client does not read: see `SlowClient`.
-* A client's writer waits for its socket, its feeder for the agent's outbox, its reader for both to keep up. Each
-  waits for nobody else's.
+* If the agent counts credit, its reader never waits for a client. If it does not, the caller has chosen what
+  happens when a client does not read: see `SlowClient`.
+* A client's writer waits for its socket, its feeder waits for the agent's outbox, and its reader waits for these
+  two. None of them waits for another client's task.
 
-Clients are cut by cancelling their scope, which runs the same ending as their own leaving.
+A client is cut by cancelling its scope, which runs the same ending as when the client leaves.
 """
 
 from __future__ import annotations
@@ -51,40 +51,40 @@ _BATCH: Final = 64 * 1024
 #: Bytes of control frames for the agent above which clients are not read.
 _CONTROL_BUDGET: Final = 64 * 1024
 
-#: Frames of one client that are handled in a row, before other tasks have their turn.
+#: Frames of one client that are handled before a checkpoint.
 _ROW: Final = 32
 
-#: Seconds between two looks at the clocks, as upstream's relay has them: sync at least every 60 s, and at once
-#: when the wall clock has jumped by 6 s against the monotonic one.
+#: Seconds between two readings of the clocks; as upstream's relay does, the guest is sent the time at least every
+#: 60 s, and at once when the wall clock has jumped by 6 s against the monotonic clock.
 _TICK: Final = 2.0
 _CLOCK_SYNC: Final = 60.0
 _CLOCK_JUMP: Final = 6.0
 
-#: Seconds that what is queued for clients may take to reach them after the guest has gone.
+#: Seconds for the queued frames to reach the clients after the guest has gone.
 _FAREWELL: Final = 1.0
 
-#: Seconds a client waits for a slot that the guest has not finished with. (Clients give up after ten.)
+#: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
 
-#: Seconds between attempts to accept when there is no descriptor to be had.
+#: Seconds between attempts to accept when no descriptor is free.
 _ACCEPT_PAUSE: Final = 0.1
 
 
 @final
-class _Link:
-    """A client's tasks, as the rest of the server sees them."""
+class _ClientTasks:
+    """The tasks that serve one client: the events that wake them, and their scope."""
 
     def __init__(self, client: Client) -> None:
         self.client: Final = client
         self.scope: Final = trio.CancelScope()
-        self.output = trio.Event()  # something for its socket
-        self.input = trio.Event()  # something for the agent
+        self.output = trio.Event()  # there are frames for its socket
+        self.input = trio.Event()  # there are frames for the agent
         self.room = trio.Event()  # its reader may go on
         self.was_cut = False
 
     @property
     def is_slow(self) -> bool:
-        """Whether it is over its budget, and will be cut unless it reads before the deadline."""
+        """Whether its queue is over its budget, so that it is cut unless it reads before the deadline."""
         return self.scope.deadline != math.inf
 
     def set_slow(self, timeout: float) -> None:
@@ -113,10 +113,11 @@ class RelayServer:
         self._limits = options.limits
         self._credited = flow is not wire.UNSET
         self._router = Router(flow if flow is not wire.UNSET else None, options.limits)
-        self._links: dict[Client, _Link] = {}
-        # Short, because everybody's control frames wait behind those that one client sends in a row.
+        self._tasks: dict[Client, _ClientTasks] = {}
+        # A small budget, because the control frames of all clients wait behind those that one client sends in a
+        # row.
         self._outbox = Outbox(channel, control_budget=_CONTROL_BUDGET)
-        # Whoever comes before the guest is ready waits for a slot; the client of this program is not to be last.
+        # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(os.geteuid()) if options.attached else None
         self._relief = trio.Event()
         self._ended = trio.Event()
@@ -167,7 +168,7 @@ class RelayServer:
         await self._ended.wait()
 
     def shut_down(self) -> None:
-        """Accept nobody any more, and tell the guest to shut down."""
+        """Accept no more clients, and tell the guest to shut down."""
         self._front.cancel()
         if not self._outbox.closed:
             self._outbox.send_control(wire.encode(wire.Shutdown()))
@@ -175,10 +176,10 @@ class RelayServer:
     @interrupt_safe
     @asynccontextmanager
     async def attach(self) -> AsyncIterator[trio.SocketStream]:
-        """A client's end, for a client in this program.
+        """Connect a client in this program; yields the client's end of the connection.
 
         Raises:
-            GuestLostError: the guest has gone meanwhile.
+            GuestLostError: the guest is gone.
         """
         assert self._nursery is not None
         assert self._own_client is not None
@@ -192,13 +193,13 @@ class RelayServer:
             yield trio.SocketStream(end)
 
     async def _say_farewell(self) -> None:
-        """The guest is gone: clients get what is queued for them, and then end of file."""
+        """Deliver the queued frames to the clients after the guest has gone, and then end of file."""
         self._lost = True
         self._router.lose_agent()
-        for link in self._links.values():
-            link.output.set()
+        for tasks in self._tasks.values():
+            tasks.output.set()
         with trio.move_on_after(_FAREWELL):
-            while self._links:
+            while self._tasks:
                 await self._wait_relief()
 
     @trio.lowlevel.enable_ki_protection
@@ -214,7 +215,7 @@ class RelayServer:
                 if not self._outbox.closed:
                     self._outbox.send_control(wire.encode(wire.ClockSync(time.time_ns())))
             for slot in self._router.tick(now):
-                log.warning("slot %d is not used again: the guest did not finish with its ids in time", slot)
+                log.warning("slot %d is not used again: the guest did not end its sessions in time", slot)
             await trio.sleep(_TICK)
 
     # Clients
@@ -250,13 +251,13 @@ class RelayServer:
                 self._refused += 1
                 log.warning("refused a client: all %d slots are taken", MAX_CLIENTS)
                 return
-            # (No checkpoint until the client is listed: it would keep its slot for ever if this were cancelled.)
+            # (No checkpoint until the client is listed: if this were cancelled there, the slot would stay taken.)
             await self._serve_client(stream, client)
 
     async def _wait_slot(self, uid: int) -> Client | None:
-        """Wait a little for a slot whose client has gone, and with which the guest has not finished yet.
+        """Wait a few seconds for a slot in quarantine.
 
-        Clients that come and go quickly, one for each command, would be refused while the guest is busy.
+        Otherwise clients that come and go quickly, one for each command, would be refused while the guest is busy.
         """
         if self._slot_waiters < MAX_CLIENTS:
             self._slot_waiters += 1
@@ -275,51 +276,51 @@ class RelayServer:
     async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
             self._served += 1
-            link = self._links[client] = _Link(client)
+            tasks = self._tasks[client] = _ClientTasks(client)
             try:
-                with link.scope:
-                    await self._talk(link, stream)
+                with tasks.scope:
+                    await self._talk(tasks, stream)
             finally:
-                if link.is_slow and link.scope.cancelled_caught and not link.was_cut and not self._lost:
-                    self._note_cut(link, f"it has read nothing for {self._options.slow_client_timeout:g} s")
-                del self._links[client]
+                if tasks.is_slow and tasks.scope.cancelled_caught and not tasks.was_cut and not self._lost:
+                    self._note_cut(tasks, f"it has read nothing for {self._options.slow_client_timeout:g} s")
+                del self._tasks[client]
                 self._carry_out(self._router.disconnect(client, trio.current_time()))
                 self._relief.set()
 
-    async def _talk(self, link: _Link, stream: trio.SocketStream) -> None:
-        ids = link.client.ids
+    async def _talk(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+        ids = tasks.client.ids
         try:
             await stream.send_all(struct.pack(">II", ids.start, ids.stop) + self._ready)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_client, link, stream)
-                nursery.start_soon(self._feed_agent, link)
-                await self._read_client(link, stream)
+                nursery.start_soon(self._write_client, tasks, stream)
+                nursery.start_soon(self._feed_agent, tasks)
+                await self._read_client(tasks, stream)
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # it has gone, or the agent has
+            pass  # the client or the agent has gone
 
-    def cut(self, link: _Link, why: str) -> None:
+    def cut(self, tasks: _ClientTasks, why: str) -> None:
         """Disconnect a client."""
-        if not link.scope.cancel_called:
-            self._note_cut(link, why)
-            link.scope.cancel()
+        if not tasks.scope.cancel_called:
+            self._note_cut(tasks, why)
+            tasks.scope.cancel()
 
-    def _note_cut(self, link: _Link, why: str) -> None:
-        link.was_cut = True
+    def _note_cut(self, tasks: _ClientTasks, why: str) -> None:
+        tasks.was_cut = True
         self._cut += 1
-        log.warning("cut the client in slot %d: %s", link.client.slot, why)
+        log.warning("cut the client in slot %d: %s", tasks.client.slot, why)
 
-    async def _read_client(self, link: _Link, stream: trio.SocketStream) -> None:
-        client = link.client
+    async def _read_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+        client = tasks.client
         decoder = wire.FrameDecoder()
         try:
             while True:
                 while not self._router.may_read(client):
-                    link.room = trio.Event()
-                    await link.room.wait()
+                    tasks.room = trio.Event()
+                    await tasks.room.wait()
                 data = await stream.receive_some(_BATCH)
                 if not data:
-                    return  # perhaps in the middle of a frame, which is then nobody's
+                    return  # an incomplete last frame is dropped
                 decoder.feed(bytes(data))
                 for number, frame in enumerate(decoder):
                     if number % _ROW == _ROW - 1:
@@ -327,39 +328,39 @@ class RelayServer:
                     await self._outbox.wait_control_room()
                     self._carry_out(self._router.from_client(client, frame))
         except ProtocolError as exc:
-            self.cut(link, str(exc))
+            self.cut(tasks, str(exc))
 
     @trio.lowlevel.enable_ki_protection
-    async def _write_client(self, link: _Link, stream: trio.SocketStream) -> None:
-        client = link.client
+    async def _write_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+        client = tasks.client
         while True:
             batch = client.take(_BATCH)
             if not batch:
                 if self._lost:
-                    link.scope.cancel()  # it has got everything there was
-                link.output = trio.Event()
-                await link.output.wait()
+                    tasks.scope.cancel()  # all queued frames were sent
+                tasks.output = trio.Event()
+                await tasks.output.wait()
                 continue
             await stream.send_all(_join(batch))
             self._carry_out(self._router.sent_to_client(client, batch))
-            link.set_prompt()
-            link.room.set()
+            tasks.set_prompt()
+            tasks.room.set()
             self._relief.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def _feed_agent(self, link: _Link) -> None:
+    async def _feed_agent(self, tasks: _ClientTasks) -> None:
         while True:
-            frame = self._router.next_for_agent(link.client)
+            frame = self._router.next_for_agent(tasks.client)
             if frame is None:
-                link.input = trio.Event()
-                await link.input.wait()
+                tasks.input = trio.Event()
+                await tasks.input.wait()
                 continue
             try:
                 await self._outbox.send_bulk(frame)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
-                # The guest is gone. The client may have something to read yet, so it is not for us to end this.
+                # The guest is gone. The client may still have frames to read, so this task must not end its scope.
                 await trio.sleep_forever()
-            link.room.set()
+            tasks.room.set()
 
     def _carry_out(self, orders: Orders) -> None:
         if not self._outbox.closed:
@@ -370,27 +371,27 @@ class RelayServer:
         if orders.shutdown:
             self.shutdown_requested.set()
         if orders.wake is not None:
-            link = self._links.get(orders.wake)
-            if link is not None:
+            tasks = self._tasks.get(orders.wake)
+            if tasks is not None:
                 if orders.wake.outgoing or orders.wake.hurried:
-                    link.output.set()
+                    tasks.output.set()
                 if orders.wake.round:
-                    link.input.set()
-                link.room.set()  # what waited for the agent may have been dropped, with nothing to send instead
+                    tasks.input.set()
+                tasks.room.set()  # frames that waited for the agent may have been dropped, which makes room
 
     # The agent
 
     @trio.lowlevel.enable_ki_protection
     async def _write_agent(self) -> None:
         await self._outbox.run()
-        # What the guest has said before it stopped listening is still to come, and then its end.
+        # The last frames of the guest may still come, and then end of file.
         await trio.sleep(_FAREWELL)
         self._reading.cancel()
 
     async def _read_agent(self) -> tuple[str, BaseException | None]:
         with self._reading:
             return await self._read_frames()
-        return "the guest's console takes nothing any more", None
+        return "the guest takes no more bytes from its console", None
 
     async def _read_frames(self) -> tuple[str, BaseException | None]:
         try:
@@ -417,32 +418,32 @@ class RelayServer:
             return "the console was closed on this side", None
 
     async def _mind_queue(self, client: Client) -> None:
-        """Keep what is queued for a client within its bounds."""
-        link = self._links.get(client)
-        if link is None:
+        """Keep a client's queue within its bounds."""
+        tasks = self._tasks.get(client)
+        if tasks is None:
             return
         if not self._credited and client.account.queued > self._limits.client_budget:
-            await self._be_patient(link)
+            await self._be_patient(tasks)
         elif self._router.overflows(client):
-            self._cut_overflowing(link)
+            self._cut_overflowing(tasks)
 
-    def _cut_overflowing(self, link: _Link) -> None:
-        self.cut(link, f"it does not read, and {link.client.account.queued} bytes are queued for it")
+    def _cut_overflowing(self, tasks: _ClientTasks) -> None:
+        self.cut(tasks, f"it does not read, and {tasks.client.account.queued} bytes are queued for it")
 
-    async def _be_patient(self, link: _Link) -> None:
-        """A client's queue is over its budget, and the agent cannot be told."""
-        client, limits = link.client, self._limits
+    async def _be_patient(self, tasks: _ClientTasks) -> None:
+        """Apply the policy to a client whose queue is over its budget, with an agent that counts no credit."""
+        client, limits = tasks.client, self._limits
         if self._options.slow_client is SlowClient.DROP:
             dropped = self._router.drop_data(client)
             log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
             if client.account.queued > limits.client_budget:
-                self._cut_overflowing(link)  # by answers alone, which are not dropped
+                self._cut_overflowing(tasks)  # the rest is answers, which are never dropped
         elif self._options.slow_client is SlowClient.PAUSE:
-            while client in self._links and client.account.queued > limits.client_budget:
+            while client in self._tasks and client.account.queued > limits.client_budget:
                 await self._wait_relief()
         else:
-            if not link.is_slow:
-                link.set_slow(self._options.slow_client_timeout)
+            if not tasks.is_slow:
+                tasks.set_slow(self._options.slow_client_timeout)
             while self._router.books.relay.queued > limits.total_budget:
                 await self._wait_relief()
 
@@ -453,7 +454,7 @@ class RelayServer:
     def statistics(self) -> RelayStatistics:
         router, log = self._router, self._options.session_log
         return RelayStatistics(
-            clients=len(self._links),
+            clients=len(self._tasks),
             sessions=sum(len(client.sessions) for client in router.clients),
             clients_served=self._served,
             clients_refused=self._refused,

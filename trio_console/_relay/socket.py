@@ -1,14 +1,14 @@
-"""The relay's Unix socket: made so that nobody else can use it, and removed so that nobody else's is.
+"""The relay's Unix socket: other users cannot connect to it, and another program's socket is never removed.
 
-* In a directory that others may write, anybody could put a socket of his own in its place: refused.
-* It is mode 0600 from the moment it exists: on Linux the mode of a bound socket's file is the mode the
+* A directory that other users can write is refused, because they could put a socket of theirs in its place.
+* The socket has mode 0600 from the moment it exists: on Linux the file of a bound socket gets the mode that the
   unbound socket had.
-* A socket that a dead relay has left is replaced, a live one never: looking and replacing are done under a lock
-  on the directory, and so is removing.
-* Who may read the directory may lock it and keep it so: the lock is waited for a short time only.
-* A path may be longer than a socket address: directories are named by a descriptor.
+* A socket file that a dead relay has left is replaced, and the file of a running relay never is. The check and the
+  replacement are done under a lock on the directory, and so is the removal.
+* A program that can read the directory can hold that lock for ever, so the lock is waited for only a short time.
+* A path may be longer than a socket address, so the directory is named by a descriptor.
 
-Blocking calls, all of them bounded.
+All calls block for a bounded time.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ if TYPE_CHECKING:
 
 __all__ = ["RelaySocket", "named_by_descriptor", "peer_uid"]
 
-#: Connections the kernel queues before they are accepted: all clients at once, and some to be refused.
+#: Connections that the kernel queues before they are accepted: all clients at once, and some that are refused.
 _BACKLOG: Final = 256
 
 #: Bytes of a path that fit a socket address on every system; Linux has room for 107.
 _ADDRESS_SIZE: Final = 100
 
-#: Seconds to wait for the lock, which relays hold for a few calls only; and between attempts.
+#: Seconds to wait for the lock, which a relay holds only for a few calls; and seconds between attempts.
 _LOCK_TIME: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
 
 
 @contextlib.contextmanager
 def named_by_descriptor(path: str) -> Iterator[str]:
-    """A name for a path that fits a socket address, however long the directory's own is."""
+    """A name for a path that fits a socket address, however long the name of its directory is."""
     if len(os.fsencode(path)) <= _ADDRESS_SIZE:
         yield path
         return
@@ -58,16 +58,17 @@ def named_by_descriptor(path: str) -> Iterator[str]:
 
 @final
 class RelaySocket:
-    """A listening Unix socket with a name of its own.
+    """A listening Unix socket, and its file.
 
     Args:
-        path: where it is to be.
+        path: path of the socket's file.
 
     Raises:
-        PermissionError: the directory may be written by others.
-        FileExistsError: there is something at the path that is no socket.
+        PermissionError: other users can write to the directory.
+        FileExistsError: there is a file at the path that is not a socket.
         OSError: ``EADDRINUSE``: a relay is listening there; ``ENAMETOOLONG``: the last part of the path is longer
-            than about 80 bytes; ``EWOULDBLOCK``: somebody holds a lock on the directory; or what the system says.
+            than about 80 bytes; ``EWOULDBLOCK``: another program holds a lock on the directory; or another error
+            of the system.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -79,8 +80,8 @@ class RelaySocket:
             if mode & stat.S_IWOTH:
                 raise PermissionError(
                     errno.EPERM,
-                    f"others may write the directory (mode {stat.S_IMODE(mode):04o}), and so take the socket's "
-                    "place: use one of your own",
+                    f"other users can write to the directory (mode {stat.S_IMODE(mode):04o}), and so replace the "
+                    "socket: use a directory of your own",
                     os.path.dirname(self.path),
                 )
             with self._locked():
@@ -100,7 +101,7 @@ class RelaySocket:
                 break
             except BlockingIOError as exc:
                 if time.monotonic() > deadline:
-                    why = "somebody holds a lock on the directory"
+                    why = "another program holds a lock on the directory"
                     raise BlockingIOError(exc.errno, why, os.path.dirname(self.path)) from None
             time.sleep(_LOCK_PAUSE)
         try:
@@ -123,19 +124,19 @@ class RelaySocket:
         except FileNotFoundError:
             return
         if not stat.S_ISSOCK(found.st_mode):
-            raise FileExistsError(errno.EEXIST, "there is something else where the socket should be", self.path)
+            raise FileExistsError(errno.EEXIST, "there is a file that is not a socket: remove it", self.path)
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
             probe.setblocking(False)
             try:
                 probe.connect(self._short_path)
             except ConnectionRefusedError:
                 with contextlib.suppress(FileNotFoundError):
-                    os.unlink(self._name, dir_fd=self._directory)  # whoever listened there is dead
+                    os.unlink(self._name, dir_fd=self._directory)  # the program that listened there is dead
                 return
             except FileNotFoundError:
-                return  # removed meanwhile
+                return  # the file was removed in between
             except BlockingIOError:
-                pass  # its queue is full, so it is alive
+                pass  # its queue is full, so a program listens there
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
 
     def _bind(self) -> socket.socket:
@@ -153,12 +154,12 @@ class RelaySocket:
         try:
             sock.bind(self._short_path)
         except OSError as exc:
-            if exc.errno is None:  # it does not fit an address, says Python without a number
+            if exc.errno is None:  # Python's error for a path that does not fit an address has no errno
                 raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path) from None
             raise
 
     def close(self) -> None:
-        """Remove the socket's file, if it is still this one's. The socket itself belongs to who listens on it."""
+        """Remove the socket's file, if it is still the file of this socket. The listener closes the socket."""
         if self._directory < 0:
             return
         try:

@@ -1,4 +1,4 @@
-"""The relay's mind decides what becomes of every frame. No I/O, no clock, no event loop: the server acts."""
+"""The relay's router decides what happens to each frame, without I/O, clock or event loop; the server does it."""
 
 from __future__ import annotations
 

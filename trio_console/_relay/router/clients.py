@@ -1,6 +1,6 @@
-"""What the router knows of one client: its ids, its sessions, and what is queued for it.
+"""One client, as the router knows it: its ids, its sessions, and the frames that are queued for it.
 
-What waits is here; how many bytes that are, the books say.
+The frames are here; the books count their bytes.
 """
 
 from __future__ import annotations
@@ -20,20 +20,23 @@ if TYPE_CHECKING:
 
 __all__ = ["Client"]
 
-#: Bytes queued for a client from which on pieces of one stream are joined. Below, frames pass as they came.
+#: Bytes queued for a client from which on small frames of one stream are joined. Below it, frames stay as they
+#: came.
 _BACKLOG: Final = 128 * 1024
 
 
 @final
 class Client:
-    """One client: its ids, its sessions, and what is queued for it.
+    """One client: its ids, its sessions, and the frames that are queued for it.
 
     Attributes:
         account: its sums in the books.
-        hurried: frames for its socket that go before those in `outgoing`.
-        round: sessions with something that the agent may get, in the order of their turns. (And some that had,
-            and lost it before their turn: they keep their places.)
-        last_words: once it has gone, the ids of which the guest is yet to say the last, and their sessions' kinds.
+        hurried: frames for its socket that are sent before those in `outgoing`.
+        outgoing: frames for its socket.
+        round: sessions with frames for the agent, in the order of their turns. (Also sessions whose frames were
+            dropped before their turn: they keep their places.)
+        last_words: after it has gone, the ids for which the guest has not sent a terminal frame yet, and the kinds
+            of their sessions.
     """
 
     def __init__(self, slot: int, account: ClientAccount) -> None:
@@ -46,32 +49,34 @@ class Client:
         self.outgoing: deque[Outgoing] = deque()
         self.round: OrderedDict[RelaySession, None] = OrderedDict()
         self.last_words: dict[int, wire.SessionKind] = {}
-        self._recent: dict[int, None] = {}  # ids at the end of its range that it has opened, the last ones last
+        self._recent: dict[
+            int, None
+        ] = {}  # ids at the end of its range that it has used, in the order of last use
 
     def become(self, state: ClientState) -> None:
-        """Go on to another state.
+        """Change the state.
 
         Raises:
-            IllegalStepError: that may not follow the one it is in.
+            IllegalStepError: the table of states does not allow this step.
         """
         self.state = CLIENT.take(self.state, state)
 
     @property
     def kept_size(self) -> int:
-        """All that is kept for it, with what it costs to do so."""
+        """The bytes of all frames that are kept for it, with their costs."""
         return self.account.queued + FRAME_COST * (len(self.hurried) + len(self.outgoing)) + self.account.held
 
-    def note_opened(self, id_: int, tail: int) -> None:
-        """A session was opened. ``tail`` is how many ids at the end of the range are remembered."""
-        if id_ >= self.ids.stop - tail:
-            self._recent.pop(id_, None)
-            self._recent[id_] = None
+    def note_opened(self, session_id: int, tail: int) -> None:
+        """Remember that a session was opened, if its id is one of the last ``tail`` ids of the range."""
+        if session_id >= self.ids.stop - tail:
+            self._recent.pop(session_id, None)
+            self._recent[session_id] = None
 
     def quiet_id(self, tail: int) -> int:
-        """An id of which the guest has nothing to say any more: one that was never opened, or long ago.
+        """An id for which the guest sends no more frames: one that was never used, or not for a long time.
 
-        That its session is over is not enough. What the client has sent may still be on its way to it, and an
-        agent answers data for an id that it does not know with a terminal frame.
+        An id whose session is over is not enough. Data of the client may still be on its way to that session, and
+        an agent answers data for an unknown id with a terminal frame.
         """
         unused = (id_ for id_ in reversed(self.ids[-tail:]) if id_ not in self._recent)
         id_ = next(unused, None)
@@ -80,7 +85,7 @@ class Client:
     def put(self, item: Outgoing, *, hurried: bool = False) -> int:
         """Queue a frame for its socket; returns how many bytes longer the queue is.
 
-        A hurried one overtakes those that are not.
+        A hurried frame overtakes the others.
         """
         queue = self.hurried if hurried else self.outgoing
         if queue and self.account.queued > _BACKLOG:
@@ -91,7 +96,7 @@ class Client:
         return len(item.frame)
 
     def take(self, limit: int) -> list[Outgoing]:
-        """Take frames for its socket, at least one if there is any, together at most about ``limit`` bytes."""
+        """Take frames for its socket, of about ``limit`` bytes at most, but at least one frame if there is any."""
         batch: list[Outgoing] = []
         size = 0
         for queue in (self.hurried, self.outgoing):

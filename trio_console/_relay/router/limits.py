@@ -12,27 +12,27 @@ DEFAULT_CLIENT_BUDGET: Final = 8 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class RouterLimits:
-    """Bounds, in bytes unless said otherwise.
+    """The relay's bounds, in bytes unless said otherwise.
 
     Attributes:
-        window: for each stream from the agent, sent ahead of the client's socket.
-        share: a session's windows together take one part in so many (a number) of what is left of the budgets, so
-            that one which is opened later has less, but something.
-        least_window: the same for streams opened when the client's or the total budget is used up.
-        client_budget: windows of one client together; and what may be queued for a client of an agent
-            without credit before the slow-client policy applies.
+        window: the largest window of a stream from the agent.
+        share: a number: all windows of a new session together are at most this part (1 / share) of the rest of the
+            budgets, so that later sessions get smaller windows, but still get some.
+        least_window: the window of a stream that is opened when the client's or the total budget is used up.
+        client_budget: the windows of one client together. With an agent without credit: the bytes queued for a
+            client above which the slow-client policy applies.
         total_budget: the same for all clients together.
-        pending_budget: what a client may have sent that the agent does not take yet.
-        answers_budget: what may be queued for a client beyond its budget (at least two of the largest frames)
-            before it is cut.
-        slice: largest piece of data forwarded at once to the agent.
-        sessions: a client's sessions at once (a number). An agent may have a bound of its own: ours takes 4096
-            file requests, and one more is made when the client has gone.
-        quarantine: seconds the guest has to finish with a slot whose client has gone.
+        pending_budget: the bytes of a client that wait for the agent, above which the client is not read.
+        answers_budget: the bytes queued for a client beyond its budget (at least two of the largest frames), above
+            which it is cut.
+        slice: the largest piece of data forwarded to the agent at once.
+        sessions: a number: the most sessions of a client. An agent may have a bound of its own: ours takes 4096
+            file requests, and the relay makes one more when the client has gone.
+        quarantine: seconds for the guest to end all sessions of a client that has gone.
     """
 
-    # What is in flight is also what a ping waits behind, and what lasts until the next grant has come round. With
-    # an eighth of this a stream was a third as fast; a ping beside it waits twice as long as on an idle relay.
+    # A window must last until the next grant comes; but a ping waits behind the bytes of the window. With an
+    # eighth of this window a stream was a third as fast; a ping beside it waits twice as long as on an idle relay.
     window: int = 1024 * 1024
     share: int = 4
     least_window: int = 4 * 1024

@@ -1,10 +1,10 @@
-"""When a slot, which is a range of ids, may be given to somebody else.
+"""The slots, which are ranges of ids, and when a slot may be given to the next client.
 
-A slot is not free because its client has gone: the guest may still send frames with its ids, and the next
-client would get them. It is free again when the guest has spoken its last word about it, or it is *retired*,
-for good, when the guest did not do so in time.
+A slot is not free as soon as its client has gone: the guest may still send frames with its ids, and the next
+client would get them. So the slot is in *quarantine* until the guest has ended all sessions in it, and then it is
+free. If the guest does not do that in time, the slot is *retired*: it is never used again.
 
-Pure bookkeeping: no I/O, no clock of its own.
+There is no I/O and no clock here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["Slots"]
 
 @final
 class Slots:
-    """Which slots are taken, and by what."""
+    """The state of all slots."""
 
     def __init__(self) -> None:
         self._free = [True] * MAX_CLIENTS
@@ -34,16 +34,16 @@ class Slots:
         return None
 
     def quarantine(self, slot: int, deadline: float) -> None:
-        """The slot's client has gone; the guest has until ``deadline`` to say its last word."""
+        """Quarantine the slot of a client that has gone; the guest has until ``deadline`` to end its sessions."""
         self._quarantined[slot] = deadline
 
     def release(self, slot: int) -> None:
-        """The guest is done with a quarantined slot."""
+        """Free a quarantined slot: the guest has ended its sessions."""
         del self._quarantined[slot]
         self._free[slot] = True
 
     def retire_late(self, now: float) -> list[int]:
-        """Give up the slots whose deadline has passed; they are not used again."""
+        """Retire the slots whose deadline has passed; returns them."""
         late = [slot for slot, deadline in self._quarantined.items() if deadline <= now]
         for slot in late:
             del self._quarantined[slot]

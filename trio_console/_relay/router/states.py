@@ -1,4 +1,4 @@
-"""What a session, and a client, of the relay can be, and which state may follow which."""
+"""The states of a session and of a client of the relay, and the allowed steps between them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ __all__ = ["CLIENT", "SESSION", "ClientState", "SessionState"]
 class SessionState(enum.Enum):
     """A session between a client and the agent."""
 
-    #: Both sides may say anything.
+    #: Both sides may send frames.
     OPEN = enum.auto()
-    #: The client has cancelled it: it wants nothing more but the terminal frame.
+    #: The client has cancelled it, and only needs the terminal frame.
     GIVEN_UP = enum.auto()
-    #: The client has closed it, and wants nothing more either; the agent is told behind the data that is pending.
+    #: The client has closed it. The close is sent to the agent behind the data that is pending.
     CLOSING = enum.auto()
-    #: The client was told that it is over, and the agent is yet to say so: its id is in use until then.
+    #: The relay has told the client that it is over. Its id stays in use until the agent's terminal frame comes.
     ABANDONED = enum.auto()
-    #: The agent has said its last, and the terminal frame is held behind data.
+    #: The agent has sent the terminal frame, which is held behind data.
     ENDED = enum.auto()
     #: The terminal frame is queued for the client's socket, and the id is free.
     LEAVING = enum.auto()
-    #: Nobody will say or keep anything of it.
+    #: No more frames come for it, and none are kept.
     OVER = enum.auto()
 
 
@@ -39,14 +39,14 @@ SESSION: Final = Steps(
             SessionState.LEAVING,
             SessionState.OVER,
         },
-        # (Of one whose client wants nothing more, nothing is held that its terminal frame could be held behind.)
+        # (A session that was given up has no held data, so its terminal frame is never held.)
         SessionState.GIVEN_UP: {
             SessionState.CLOSING,
             SessionState.ABANDONED,
             SessionState.LEAVING,
             SessionState.OVER,
         },
-        # Only connections are closed. Those are not abandoned: the agent is told at once, and says nothing more.
+        # Only connections are closed. They are not abandoned: the agent is told at once, and sends no more frames.
         SessionState.CLOSING: {SessionState.LEAVING, SessionState.OVER},
         SessionState.ABANDONED: {SessionState.OVER},
         SessionState.ENDED: {SessionState.LEAVING, SessionState.OVER},
@@ -57,15 +57,15 @@ SESSION: Final = Steps(
 
 
 class ClientState(enum.Enum):
-    """A client, and what its slot is used for."""
+    """A client and its slot."""
 
-    #: It has the slot, and is served.
+    #: The client has the slot, and is served.
     CONNECTED = enum.auto()
-    #: It has gone, and the guest is yet to say its last words about the slot.
+    #: The client has gone, and the guest has not ended all its sessions yet.
     QUARANTINED = enum.auto()
-    #: The guest has: the slot may be somebody else's.
+    #: The guest has ended all its sessions: the slot may be given to another client.
     GONE = enum.auto()
-    #: The guest has not, in the time it had: the slot is nobody's any more.
+    #: The guest has not ended them in time: the slot is never used again.
     RETIRED = enum.auto()
 
 
