@@ -60,7 +60,7 @@ def test_a_ring_and_a_device_take_it(data: Any, expected: bytes) -> None:
     assert (shared.tx_ring.pop() or b"") == expected
     shared.host_gone()
     assert AgentConsoleBackend(shared).write(data) == len(expected)
-    assert shared.tx.swallowed == len(expected)
+    assert shared._tx.swallowed == len(expected)
 
 
 @kinds

@@ -247,16 +247,16 @@ def test_the_end_wakes_a_device_that_polls() -> None:
 def test_after_a_forceful_end_nothing_queued_is_read() -> None:
     shared, backend = make()
     shared.rx_ring.push(b"abc")
-    shared.rx.discard()
+    shared._rx.discard()
     assert backend.read(10) == b""
-    assert shared.rx.statistics().bytes_dropped == 3
+    assert shared._rx.statistics().bytes_dropped == 3
     check_conserved(shared)
 
 
 def test_the_guests_own_end_does_not_end_what_the_host_sent() -> None:
     shared, backend = make()
     shared.rx_ring.push(b"abc")
-    shared.tx.finish()
+    shared._tx.finish()
     assert backend.read(10) == b"abc"
     with pytest.raises(BlockingIOError):
         backend.read(10)
@@ -308,7 +308,7 @@ def test_a_write_after_the_host_has_gone_is_swallowed_and_counted(kind: Any) -> 
     shared.host_gone()
     assert backend.write(kind(b"lost")) == 4
     assert backend.write(kind(bytes(1000))) == 1000
-    now = shared.tx.statistics()
+    now = shared._tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (1010, 0, 1010)
     check_conserved(shared)
 
@@ -324,15 +324,15 @@ def test_a_want_of_memory_fails_the_channel_and_not_the_device(monkeypatch: pyte
     assert backend.write(bytearray(b"too much")) == 8
     monkeypatch.undo()
     assert backend.write(b"later") == 5
-    assert isinstance(shared.tx.cause, MemoryError)
-    assert isinstance(shared.rx.cause, MemoryError)
-    assert shared.tx.finished
-    assert shared.rx.abandoned
+    assert isinstance(shared._tx.cause, MemoryError)
+    assert isinstance(shared._rx.cause, MemoryError)
+    assert shared._tx.finished
+    assert shared._rx.abandoned
     assert backend.wait_until_writable(0)
-    now = shared.tx.statistics()
+    now = shared._tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.current_buffer_bytes, now.bytes_dropped) == (19, 0, 6, 13)
     assert shared.tx_ring.pop() == b"before"
-    now = shared.tx.statistics()
+    now = shared._tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (19, 6, 13)
 
 
@@ -402,7 +402,7 @@ def test_what_is_written_after_the_host_has_gone_is_not_queued() -> None:
     for _ in range(3):
         assert backend.write(b"after") == 5
     assert len(shared.tx_ring) == 1
-    assert shared.tx.swallowed == 15
+    assert shared._tx.swallowed == 15
 
 
 @pytest.mark.parametrize("how", ["host_gone", "abandon"])
@@ -417,7 +417,7 @@ def test_waiting_ends_when_the_channel_closes(how: str, monkeypatch: pytest.Monk
     if how == "host_gone":
         shared.host_gone()
     else:
-        shared.tx.abandon()
+        shared._tx.abandon()
     thread.join(HANG)
     assert answers == [True]
     assert backend.write(b"y") == 1

@@ -52,7 +52,7 @@ class EndsBehindTheLook:
 @pytest.fixture
 def shared() -> Iterator[ConsoleSharedState]:
     shared = ConsoleSharedState()
-    for lane in (shared.rx, shared.tx):
+    for lane in (shared._rx, shared._tx):
         lane.ring = EndsBehindTheLook(lane)  # type: ignore[misc, assignment]
     yield shared
     shared.close_wakes()
@@ -85,5 +85,5 @@ def test_a_worker_writes_them_to_its_device_before_it_closes_that(shared: Consol
             seen.append(None)
 
     device: Any = Device()
-    pump_to_device(device, shared.rx)
+    pump_to_device(device, shared._rx)
     assert seen == [b"last", None]

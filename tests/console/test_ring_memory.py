@@ -156,9 +156,9 @@ def test_a_device_that_reads_gets_no_exception_and_the_channel_fails(read: Any) 
     assert not read(backend)
     MEMORY.left = 0
     assert not read(backend)
-    for lane in (shared.rx, shared.tx):
+    for lane in (shared._rx, shared._tx):
         assert isinstance(lane.cause, MemoryError)
-    now = shared.rx.statistics()
+    now = shared._rx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (len(data) + 2, 2, len(data))
     assert now.abandoned
 
@@ -168,9 +168,9 @@ def test_a_device_that_writes_gets_no_exception_and_the_channel_fails() -> None:
     backend = AgentConsoleBackend(shared)
     MEMORY.left = 1
     assert backend.write(b"abc") == 3
-    now = shared.tx.statistics()
+    now = shared._tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (3, 0, 3)
-    assert isinstance(shared.tx.cause, MemoryError)
+    assert isinstance(shared._tx.cause, MemoryError)
 
 
 async def test_a_task_that_receives_gets_the_error_and_the_bytes_the_next_time() -> None:

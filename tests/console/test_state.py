@@ -15,10 +15,10 @@ from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedStat
 
 def test_the_names_lead_to_the_lanes() -> None:
     shared = ConsoleSharedState()
-    assert shared.tx_ring is shared.tx.ring
-    assert shared.rx_ring is shared.rx.ring
-    assert shared.tx_wake is shared.tx.data_wake
-    assert shared.rx_wake is shared.rx.data_wake
+    assert shared.tx_ring is shared._tx.ring
+    assert shared.rx_ring is shared._rx.ring
+    assert shared.tx_wake is shared._tx.data_wake
+    assert shared.rx_wake is shared._rx.data_wake
 
 
 def test_the_bounds_hold_for_each_direction() -> None:
@@ -33,8 +33,8 @@ def test_an_end_is_told_once_and_its_first_cause_stays() -> None:
     shared.guest_gone(first)
     shared.guest_gone(OSError("second"))
     shared.host_gone()
-    assert shared.tx.cause is first
-    assert shared.rx.cause is first
+    assert shared._tx.cause is first
+    assert shared._rx.cause is first
 
 
 def test_a_lane_tells_what_it_holds_and_how_it_ended() -> None:
@@ -43,8 +43,8 @@ def test_a_lane_tells_what_it_holds_and_how_it_ended() -> None:
     backend.write(b"abc")
     backend.write(b"de")
     shared.tx_ring.pop()
-    shared.tx.finish()
-    now = shared.tx.statistics()
+    shared._tx.finish()
+    now = shared._tx.statistics()
     assert (now.bytes_in, now.bytes_out, now.bytes_dropped) == (5, 3, 0)
     assert (now.current_buffer_used, now.max_buffer_size) == (1, 8)
     assert (now.current_buffer_bytes, now.max_buffer_bytes) == (2, 100)

@@ -36,7 +36,7 @@ def _counts(lane: Lane) -> tuple[int, int, int]:
 
 def test_what_waits_for_room_when_the_host_leaves_is_counted_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     kib = 1024
-    lane = ConsoleSharedState(8, 256 * kib).tx
+    lane = ConsoleSharedState(8, 256 * kib)._tx
     monkeypatch.setattr(_workers, "wait_for_room", lambda lane, _size: lane.abandon())
     lane.ring.push(bytes(100 * kib))
     _workers.pump_from_device(_Returns(bytes(200 * kib)), lane)  # more than there is room
@@ -44,7 +44,7 @@ def test_what_waits_for_room_when_the_host_leaves_is_counted_as_dropped(monkeypa
 
 
 def test_what_is_read_when_the_host_leaves_is_counted_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
-    lane = ConsoleSharedState(1, 100).tx
+    lane = ConsoleSharedState(1, 100)._tx
     offer = ChunkRing.offer
 
     def leave_and_offer(ring: ChunkRing, chunk: bytes) -> int:
@@ -98,7 +98,7 @@ class _Answers:
 def test_a_count_that_cannot_be_ends_the_direction_and_says_so(
     answer: Any, error: type[Exception], delivered: int
 ) -> None:
-    lane = ConsoleSharedState().rx
+    lane = ConsoleSharedState()._rx
     lane.ring.push(bytes(50))
     lane.finish()
     device = _Answers(20, answer)
@@ -113,7 +113,7 @@ def test_a_count_that_cannot_be_ends_the_direction_and_says_so(
 
 @pytest.mark.parametrize("answer", [None, "text", "", 0, 5, ["x"], object])
 def test_what_is_no_bytes_ends_the_direction_and_says_so(answer: Any) -> None:
-    lane = ConsoleSharedState().tx
+    lane = ConsoleSharedState()._tx
     _workers.pump_from_device(_Answers(b"before", answer, b"never read"), lane)
     assert lane.finished
     assert type(lane.cause) is TypeError
@@ -124,7 +124,7 @@ def test_what_is_no_bytes_ends_the_direction_and_says_so(answer: Any) -> None:
 
 @pytest.mark.parametrize("kind", [bytearray, memoryview, lambda data: memoryview(data).cast("H")])
 def test_what_is_bytes_like_is_read(kind: Any) -> None:
-    lane = ConsoleSharedState().tx
+    lane = ConsoleSharedState()._tx
     _workers.pump_from_device(_Answers(kind(b"abcd"), memoryview(b"a-b-")[::2]), lane)
     assert lane.cause is None
     assert lane.ring.take(100) == b"abcdab"
@@ -137,7 +137,7 @@ def test_a_want_of_memory_for_what_was_read_is_the_cause_and_it_is_counted(
     def no_memory(_ring: ChunkRing, _chunk: bytes) -> int:
         raise MemoryError
 
-    lane = ConsoleSharedState().tx
+    lane = ConsoleSharedState()._tx
     monkeypatch.setattr(ChunkRing, "offer", no_memory)
     _workers.pump_from_device(_Answers(kind(b"abcd")), lane)
     assert isinstance(lane.cause, MemoryError)
@@ -149,7 +149,7 @@ def test_a_want_of_memory_for_what_was_read_is_the_cause_and_it_is_counted(
 
 @pytest.mark.parametrize("size", [4, 100, 64 * 1024, 512 * 1024])
 def test_a_ring_of_any_size_is_filled_while_it_is_read(size: int) -> None:
-    lane = ConsoleSharedState(2048, size).tx
+    lane = ConsoleSharedState(2048, size)._tx
     asked: list[int] = []
     queued: list[int] = []
 

@@ -162,7 +162,7 @@ def test_ctrl_c_while_a_console_is_left_ends_it(times: int, error: Exception | N
 
     async def main() -> None:
         async with open_console(ours, max_bytes=4096, grace=1000) as channel:
-            pressing(channel.wait_closed, times)
+            pressing(channel._wait_closed, times)
             with trio.move_on_after(0.05):
                 while True:
                     await channel.send_all(bytes(4096))  # nobody reads

@@ -88,8 +88,8 @@ def test_it_works_over_a_backend_as_over_its_state() -> None:
         device.guest_flush()
         device.die()
     assert shared.tx_ring.pop() == b"x"
-    assert shared.tx.finished
-    assert shared.rx.abandoned
+    assert shared._tx.finished
+    assert shared._rx.abandoned
 
 
 def test_there_are_32_descriptors_to_write_with() -> None:
@@ -182,8 +182,8 @@ def test_a_death_tells_the_state_its_cause_and_happens_once() -> None:
     with FakeConsoleDevice(shared) as device:
         device.die(cause)
         device.die(OSError("again"))
-        assert shared.tx.cause is cause
-        assert shared.rx.cause is cause
+        assert shared._tx.cause is cause
+        assert shared._rx.cause is cause
 
 
 def test_a_death_in_the_middle_of_a_chunk_hands_over_its_first_half() -> None:
@@ -200,7 +200,7 @@ def test_a_death_in_the_middle_of_nothing_is_a_death() -> None:
     shared = ConsoleSharedState()
     with FakeConsoleDevice(shared) as device:
         device.die(mid_chunk=True)
-    assert shared.tx.finished
+    assert shared._tx.finished
     assert not shared.tx_ring
 
 

@@ -24,6 +24,6 @@ def check_conserved(console: ConsoleStream | ConsoleSharedState) -> None:
         now = console.statistics()
         lanes = (now.tx, now.rx)
     else:
-        lanes = (console.tx.statistics(), console.rx.statistics())
+        lanes = (console._tx.statistics(), console._rx.statistics())
     for name, lane in zip(("tx", "rx"), lanes, strict=True):
         assert conserved(lane), f"{name} does not add up: {lane}"

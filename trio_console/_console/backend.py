@@ -168,31 +168,31 @@ class ConsoleSharedState:
         ValueError: a bound is below 1.
     """
 
-    __slots__ = ("__weakref__", "rx", "tx")
+    __slots__ = ("__weakref__", "_rx", "_tx")
 
     def __init__(self, capacity: int = DEFAULT_CAPACITY, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
-        self.tx: Final = Lane(capacity, max_bytes)
-        self.rx: Final = Lane(capacity, max_bytes)
+        self._tx: Final = Lane(capacity, max_bytes)
+        self._rx: Final = Lane(capacity, max_bytes)
 
     @property
     def tx_ring(self) -> ChunkRing:
         """Guest to host: the device's thread pushes, the host pops."""
-        return self.tx.ring
+        return self._tx.ring
 
     @property
     def rx_ring(self) -> ChunkRing:
         """Host to guest: the host pushes, the device's thread pops."""
-        return self.rx.ring
+        return self._rx.ring
 
     @property
     def tx_wake(self) -> WakePipe:
         """Rung when the host can take chunks from `tx_ring`."""
-        return self.tx.data_wake
+        return self._tx.data_wake
 
     @property
     def rx_wake(self) -> WakePipe:
         """Rung when the device can take chunks from `rx_ring`; see `AgentConsoleBackend.read_wake_fd`."""
-        return self.rx.data_wake
+        return self._rx.data_wake
 
     def guest_gone(self, cause: BaseException | None = None) -> None:
         """End the guest's side of both directions. May be called from any thread.
@@ -200,16 +200,16 @@ class ConsoleSharedState:
         The host reads the queued bytes, then end of file, or `trio.BrokenResourceError` if there is a ``cause``.
         Its sending raises `trio.BrokenResourceError`.
         """
-        self.tx.finish(cause)
-        self.rx.abandon(cause)
+        self._tx.finish(cause)
+        self._rx.abandon(cause)
 
     def host_gone(self) -> None:
         """End the host's side of both directions. May be called from any thread.
 
         The device reads the queued bytes, then end of file. The bytes that it writes are dropped and counted.
         """
-        self.rx.finish()
-        self.tx.abandon()
+        self._rx.finish()
+        self._tx.abandon()
 
     def close_wakes(self) -> None:
         """Close the descriptors now. Only when no device thread will call the backend again. From any thread.
@@ -218,8 +218,8 @@ class ConsoleSharedState:
         tasks read the queued bytes and then get `trio.BrokenResourceError`.
         """
         self.guest_gone(ConnectionAbortedError(errno.ECONNABORTED, "the console's wakes were closed"))
-        self.tx.close_wakes()
-        self.rx.close_wakes()
+        self._tx.close_wakes()
+        self._rx.close_wakes()
 
 
 @final
@@ -237,9 +237,9 @@ class AgentConsoleBackend:
 
     def __init__(self, shared: ConsoleSharedState) -> None:
         self._shared = shared
-        self._rx = shared.rx
-        self._tx = shared.tx
-        self._offer = shared.tx.ring.offer
+        self._rx = shared._rx
+        self._tx = shared._tx
+        self._offer = shared._tx.ring.offer
         self._refused = (
             1  # bytes of the last write that was refused: `wait_until_writable` waits for this much room
         )

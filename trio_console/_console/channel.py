@@ -107,7 +107,7 @@ async def _leave(channel: ConsoleStream, workers: _Workers, grace: float) -> Non
         with patience:
             await channel.aclose()
             await workers.wait_delivered()
-        channel.drop()  # this also closes the device
+        channel._drop()  # this also closes the device
         await within(JOIN_TIME, workers.wait_done)  # threads need time of the machine's clock, not of a MockClock
         workers.abandon()
 
@@ -134,8 +134,8 @@ class _Workers:
 
     def start(self, nursery: trio.Nursery, channel: ConsoleStream) -> None:
         shared, (writer, reader) = self._shared, self._started
-        nursery.start_soon(self._run, pump_to_device, shared.rx, writer, self._delivered)
-        nursery.start_soon(self._run, pump_from_device, shared.tx, reader, self._received)
+        nursery.start_soon(self._run, pump_to_device, shared._rx, writer, self._delivered)
+        nursery.start_soon(self._run, pump_from_device, shared._tx, reader, self._received)
         nursery.start_soon(self._close_device_after, channel)
         nursery.start_soon(self._close_device_when_dropped, channel)
 
@@ -185,7 +185,7 @@ class _Workers:
         """Close the device when the user has closed the channel and all queued bytes were written."""
         with trio.CancelScope(shield=True) as scope:
             self._scopes.append(scope)
-            await channel.wait_closed()
+            await channel._wait_closed()
             await self.wait_delivered()
             self.close_device()
 
@@ -193,7 +193,7 @@ class _Workers:
     async def _close_device_when_dropped(self, channel: ConsoleStream) -> None:
         """Close the device when the user has closed the channel by force: do not wait for the guest to read."""
         with trio.CancelScope(shield=True):
-            await channel.wait_dropped()
+            await channel._wait_dropped()
             self.close_device()
 
     def close_device(self) -> None:

@@ -245,7 +245,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
         # it after it has set the flags, and its descriptor is not closed during our sleep, because we hold the
         # bell. If we read it after that, the flags were set before: the caller checks them next and leaves its
         # loop. The checkpoint makes sure that other tasks run even then.
-        bell = wake.bell
+        bell = wake._bell
         if bell.read_fd < 0:
             await trio.lowlevel.checkpoint()
             return
@@ -277,10 +277,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
         except BaseException:
             if first:
-                self.drop()
+                self._drop()
             raise
 
-    def drop(self) -> None:
+    def _drop(self) -> None:
         """Drop and count the bytes that are still queued after `aclose`, and wait for the other end no longer."""
         self._send.discard()
 
@@ -302,7 +302,7 @@ class ConsoleStream(LaneStream):
     """
 
     def __init__(self, shared: ConsoleSharedState) -> None:
-        super().__init__(send=shared.rx, receive=shared.tx)
+        super().__init__(send=shared._rx, receive=shared._tx)
         self._shared = shared  # keeps the wakes open
         self._was_closed = trio.Event()
         self._was_dropped = trio.Event()
@@ -322,17 +322,17 @@ class ConsoleStream(LaneStream):
 
     aclose.__doc__ = LaneStream.aclose.__doc__
 
-    def drop(self) -> None:
-        super().drop()
+    def _drop(self) -> None:
+        super()._drop()
         self._was_dropped.set()
 
-    drop.__doc__ = LaneStream.drop.__doc__
+    _drop.__doc__ = LaneStream._drop.__doc__
 
-    async def wait_closed(self) -> None:
+    async def _wait_closed(self) -> None:
         """Wait until `aclose` was called. If cancelled, nothing changes."""
         await self._was_closed.wait()
 
-    async def wait_dropped(self) -> None:
+    async def _wait_dropped(self) -> None:
         """Wait until the queued bytes were dropped, as by a forceful `aclose`. If cancelled, nothing changes."""
         await self._was_dropped.wait()
 

@@ -235,6 +235,9 @@ class WakePipe:
 
     def __init__(self) -> None:
         self._closed = False
+        # What a sleeper waits on. While somebody holds this object, the number of its descriptor is not reused.
+        # `close` rings it: the sleeper wakes up and checks the flag that was set before `close`. After `close` the
+        # bell's ``read_fd`` is -1.
         self._bell: Bell | _NoBell = Bell()
 
     def __repr__(self) -> str:
@@ -243,15 +246,6 @@ class WakePipe:
     def fileno(self) -> int:
         """The descriptor to wait on, or -1 after `close`. The pipe owns it: do not read or close it."""
         return -1 if self._closed else self._bell.read_fd
-
-    @property
-    def bell(self) -> Bell | _NoBell:
-        """The object that owns the descriptor, for a caller that sleeps on it by other means than `wait`.
-
-        While the caller holds this object, the number is not reused. `close` rings the bell: the sleeper wakes up
-        and checks the flag that was set before `close`. After `close` the bell's ``read_fd`` is -1.
-        """
-        return self._bell
 
     # `wake` and `drain` read `self._bell` once. From then on the frame of the bell's method holds a reference. So
     # if another thread closes the pipe after our read, and a third thread opens a file, the file does not get our
@@ -276,7 +270,7 @@ class WakePipe:
     def wait(self, timeout: float | None = None) -> bool:
         """Block this thread until `wake` was called, before or during the wait. Does not drain.
 
-        This is for threads; a trio task waits for the descriptor of `bell` with ``trio.lowlevel.wait_readable``.
+        This is for threads; a trio task waits for the descriptor of its bell with ``trio.lowlevel.wait_readable``.
 
         A `wake` in a signal handler ends the wait of the main thread, but for one case, which every blocking call
         of Python has: the handler of a signal that arrives just before the thread sleeps runs when the sleep ends
@@ -300,7 +294,7 @@ class WakePipe:
         return _sleep_readable(bell.read_fd, timeout)
 
     def close(self) -> None:
-        """Close the pipe; each thread in `wait`, and each sleeper that holds the `bell`, wakes up.
+        """Close the pipe; each thread in `wait`, and each sleeper that holds its bell, wakes up.
 
         Idempotent; may be called from any thread. A trio task that waits for the bare number of `fileno` must be
         told before, with ``trio.lowlevel.notify_closing``.

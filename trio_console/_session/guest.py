@@ -133,7 +133,7 @@ class Guest:
         self._force = force
         self._console = console
         ready = connection.ready
-        self.ready: Final = GuestReady(
+        self._ready: Final = GuestReady(
             ready.boot_time_ns,
             ready.init_time_ns,
             ready.ready_time_ns,
@@ -144,6 +144,11 @@ class Guest:
     def __repr__(self) -> str:
         lost = self._connection.lost
         return f"<trio_console.Guest {'lost: ' + lost.reason if lost else 'running'}>"
+
+    @property
+    def ready(self) -> GuestReady:
+        """What the agent said when it was ready: boot times, its version, the generation of the protocol."""
+        return self._ready
 
     # Processes
 

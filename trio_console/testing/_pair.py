@@ -32,4 +32,4 @@ def console_stream_pair(
         ValueError: a bound is below 1.
     """
     shared = ConsoleSharedState(capacity, max_bytes)
-    return ConsoleStream(shared), LaneStream(send=shared.tx, receive=shared.rx)
+    return ConsoleStream(shared), LaneStream(send=shared._tx, receive=shared._rx)

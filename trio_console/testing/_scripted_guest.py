@@ -180,7 +180,7 @@ class _Agent:
         except ProtocolError as exc:
             self._say(wire.Error(kind=exc.kind, message=str(exc)), frame.id)
             if frame.id in self._running:
-                self._running[frame.id].kill()
+                self._running[frame.id]._kill()
             return True
         self._activity += 1
         match message:
@@ -198,7 +198,7 @@ class _Agent:
                     nursery.start_soon(self._run, frame.id, process)
             case wire.ClientDisconnected(start, end):
                 for process in self._between(start, end):
-                    process.kill()
+                    process._kill()
             case _:
                 self._answer(message, frame.id)
         return True
@@ -220,10 +220,10 @@ class _Agent:
             case _:
                 # A frame for a command that has just ended is ignored.
                 if id_ in self._running:
-                    self._running[id_].on_message(message)
+                    self._running[id_]._on_message(message)
 
     async def _run(self, id_: int, process: ScriptedProcess) -> None:
-        await process.run(self._play)
+        await process._run(self._play)
         del self._running[id_]
 
     def _say(self, message: wire.Message, id_: int = 0) -> None:

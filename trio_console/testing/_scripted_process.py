@@ -107,11 +107,11 @@ class ScriptedProcess:
         await trio.lowlevel.checkpoint()
         if not self._started:
             self._started = True
-            await self.send(wire.ExecStarted(self.pid))
+            await self._send(wire.ExecStarted(self.pid))
 
     # The guest's side
 
-    async def run(self, play: Callable[[ScriptedProcess], Awaitable[int | None]]) -> None:
+    async def _run(self, play: Callable[[ScriptedProcess], Awaitable[int | None]]) -> None:
         """Call the function that plays the process, and report its end. If cancelled, no end is reported.
 
         An exception of the function is raised, except for an `OSError` before the process was started.
@@ -123,23 +123,23 @@ class ScriptedProcess:
         except OSError as exc:
             if self._started:
                 raise
-            await self.send(_start_failure(exc, self.args[0]))
+            await self._send(_start_failure(exc, self.args[0]))
             return
         await self.start()
         self.returncode = -self._killed_by if status is None else status
         if self.returncode < 0:
-            await self.send(wire.ExecExited(code=-1, signal=-self.returncode))
+            await self._send(wire.ExecExited(code=-1, signal=-self.returncode))
         else:
-            await self.send(wire.ExecExited(self.returncode))
+            await self._send(wire.ExecExited(self.returncode))
 
-    async def send(self, message: wire.Message) -> None:
+    async def _send(self, message: wire.Message) -> None:
         """Queue a frame behind the earlier frames of this process. If cancelled, the frame was not queued."""
         try:
             await self._outbox.send_bulk(wire.encode(message, self._id))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await trio.sleep_forever()  # the host has gone, so the guest is about to cancel this task
 
-    def on_message(self, message: wire.Message) -> None:
+    def _on_message(self, message: wire.Message) -> None:
         """Act on a frame of the host for this process. Does not block."""
         match message:
             case wire.ExecStdin(data):
@@ -157,14 +157,14 @@ class ScriptedProcess:
             with suppress(trio.WouldBlock, trio.BrokenResourceError):
                 self._signals.send_nowait(number)
         elif number not in _HARMLESS:
-            self.kill(number)
+            self._kill(number)
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
+    def _kill(self, number: int = signal.SIGKILL) -> None:
         """End the process as a signal would."""
         self._killed_by = self._killed_by or number
         self._scope.cancel()
 
-    def grant_input(self, size: int) -> None:
+    def _grant_input(self, size: int) -> None:
         """Grant the host credit for input that was read."""
         if not self._outbox.closed:
             self._outbox.send_control(wire.encode(wire.Credit("stdin", size), self._id))
@@ -213,7 +213,7 @@ class _Output(trio.abc.SendStream):
                 await self.wait_send_all_might_not_block()
                 size = int(min(_SLICE, len(view) - start, self._credit))
                 self._credit -= size
-                await self._process.send(self._cls(bytes(view[start : start + size])))
+                await self._process._send(self._cls(bytes(view[start : start + size])))
                 start += size
 
     async def wait_send_all_might_not_block(self) -> None:
@@ -250,7 +250,7 @@ class _Input(trio.abc.ReceiveStream):
         if not data:
             self._eof = True
         elif self._closed:
-            self._process.grant_input(len(data))  # dropped, and granted at once so that the host does not wait
+            self._process._grant_input(len(data))  # dropped, and granted at once so that the host does not wait
         else:
             self._buffer += data
         self._wake()
@@ -271,7 +271,7 @@ class _Input(trio.abc.ReceiveStream):
         data = bytes(self._buffer[: max_bytes or _RECEIVE_SIZE])
         del self._buffer[: len(data)]
         if data:
-            self._process.grant_input(len(data))
+            self._process._grant_input(len(data))
         return data
 
     async def aclose(self) -> None:
@@ -280,6 +280,6 @@ class _Input(trio.abc.ReceiveStream):
         size = len(self._buffer)
         self._buffer.clear()
         if size:
-            self._process.grant_input(size)
+            self._process._grant_input(size)
         self._wake()
         await trio.lowlevel.checkpoint()

@@ -84,7 +84,7 @@ async def serve(device: Any, task_status: Any, **options: Any) -> None:
     """Hold a console open until it is closed."""
     async with open_console(device, **options) as channel:
         task_status.started(channel)
-        await channel.wait_closed()
+        await channel._wait_closed()
 
 
 #: Bytes that are sent at once to fill a console.
@@ -103,7 +103,7 @@ async def clog_out(channel: ConsoleStream) -> None:
 async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
     """The same, both ways."""
     await clog_out(channel)
-    ring = channel._shared.tx.ring
+    ring = channel._shared._tx.ring
     while ring.fits(ring.max_bytes) or not ring._room_armed:
         await fill(guest, BLOCK)
     # From here on the worker sleeps until the host receives.

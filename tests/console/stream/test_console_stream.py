@@ -148,7 +148,7 @@ class EndlessRing:
 async def test_a_large_send_lets_other_tasks_run_however_fast_the_device_is(kind: Any) -> None:
     shared = ConsoleSharedState()
     async with ConsoleStream(shared) as host:
-        shared.rx.ring = EndlessRing()  # type: ignore[misc, assignment]
+        shared._rx.ring = EndlessRing()  # type: ignore[misc, assignment]
         turns = 0
 
         async def other_task() -> None:
@@ -288,8 +288,8 @@ async def test_bytes_that_come_just_before_the_sleep_are_received() -> None:
 
 def test_a_device_uses_what_comes_just_before_it_would_sleep() -> None:
     shared = ConsoleSharedState()
-    shared.rx.ring = Obliging(1, 10)  # type: ignore[misc]
-    shared.tx.ring = Obliging(1, 10)  # type: ignore[misc]
+    shared._rx.ring = Obliging(1, 10)  # type: ignore[misc]
+    shared._tx.ring = Obliging(1, 10)  # type: ignore[misc]
     backend = AgentConsoleBackend(shared)
     assert backend.read(10) == b"in time"
     backend.write(b"x")
@@ -309,7 +309,7 @@ async def test_a_sleeper_that_is_told_its_descriptor_goes_looks_at_the_flags() -
                     assert await host.receive_some() == b""
 
                 await trio.testing.wait_all_tasks_blocked()
-                shared.tx.finished = True
+                shared._tx.finished = True
                 trio.lowlevel.notify_closing(shared.tx_wake.fileno())
 
 
@@ -331,7 +331,7 @@ async def test_a_task_and_a_thread_pass_everything_both_ways() -> None:
                     shared.rx_wake.wait()
                     continue
                 if not chunk:
-                    shared.tx.finish()
+                    shared._tx.finish()
                     return
                 while True:
                     try:
@@ -424,10 +424,10 @@ class Guarded:
 async def test_ctrl_c_does_not_strike_between_a_byte_and_its_ring() -> None:
     shared: Any = ConsoleSharedState()
     rings = []
-    for lane in (shared.rx, shared.tx):
+    for lane in (shared._rx, shared._tx):
         lane.ring = Guarded(lane.ring)
         rings.append(lane.ring)
-    shared.tx.ring.push(b"from the guest")
+    shared._tx.ring.push(b"from the guest")
     async with ConsoleStream(shared) as stream:
         assert not trio.lowlevel.currently_ki_protected()
         assert await stream.receive_some() == b"from the guest"
@@ -439,7 +439,7 @@ async def test_ctrl_c_does_not_strike_between_a_byte_and_its_ring() -> None:
 async def test_bytes_that_come_as_the_receiver_falls_asleep_are_received_with_a_checkpoint() -> None:
     shared = ConsoleSharedState()
     backend = AgentConsoleBackend(shared)
-    lane: Any = shared.tx
+    lane: Any = shared._tx
 
     class Late:
         """A ring into which bytes are pushed between the look at it and the arming."""
@@ -454,7 +454,7 @@ async def test_bytes_that_come_as_the_receiver_falls_asleep_are_received_with_a_
             backend.write(b"late")
             return self._ring.arm_data()
 
-    lane.ring = Late(shared.tx.ring)
+    lane.ring = Late(shared._tx.ring)
     async with ConsoleStream(shared) as host:
         with trio.testing.assert_checkpoints():
             assert await host.receive_some() == b"late"

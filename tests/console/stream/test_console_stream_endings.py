@@ -106,7 +106,7 @@ async def test_a_long_send_for_which_there_is_room_ends_with_the_stream(way: str
             with pytest.raises(trio.ClosedResourceError if way == "aclose" else trio.BrokenResourceError):
                 await host.send_all(bytearray(1024 * 1024 - 1))
 
-        while not (queued := shared.rx.ring.total_bytes):
+        while not (queued := shared._rx.ring.total_bytes):
             await trio.lowlevel.checkpoint()
         assert queued < 1024 * 1024 - 1
         if way == "aclose":
@@ -114,7 +114,7 @@ async def test_a_long_send_for_which_there_is_room_ends_with_the_stream(way: str
         else:
             shared.guest_gone()
         await trio.testing.wait_all_tasks_blocked()
-        assert shared.rx.ring.total_bytes == queued, "nothing is queued behind the end"
+        assert shared._rx.ring.total_bytes == queued, "nothing is queued behind the end"
 
 
 @pytest.mark.parametrize("end", [0, 1])
@@ -180,10 +180,10 @@ async def test_statistics_tell_the_ends() -> None:
 async def test_waiting_for_the_close_ends_with_it() -> None:
     async with pair() as (host, _):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(host.wait_closed)
+            nursery.start_soon(host._wait_closed)
             await trio.testing.wait_all_tasks_blocked()
             await host.aclose()
-        await host.wait_closed()
+        await host._wait_closed()
 
 
 async def test_a_forceful_close_takes_nothing_back_after_an_orderly_one() -> None:

@@ -87,7 +87,7 @@ class Stress:
         self._sent = 0
         self._numbers = Numbers("from the device")
         if bare:
-            for lane in (self.shared.tx, self.shared.rx):
+            for lane in (self.shared._tx, self.shared._rx):
                 assert isinstance(lane.ring, FencedRing), (
                     "this Python has the interpreter lock: no ring has a mutex"
                 )
@@ -112,11 +112,11 @@ class Stress:
                 thread.join()
         if self.failures:
             raise self.failures[0]
-        for lane in (self.shared.tx, self.shared.rx):
+        for lane in (self.shared._tx, self.shared._rx):
             told = lane.statistics()
             assert told.bytes_in == WIDTH * self.chunks == told.bytes_out + told.bytes_dropped, told
             assert not told.current_buffer_bytes, told
-        assert self.shared.tx.statistics().bytes_dropped == 0
+        assert self.shared._tx.statistics().bytes_dropped == 0
         self.shared.close_wakes()
 
     def _guarded(self, work: Any) -> None:
@@ -136,8 +136,8 @@ class Stress:
                     break
                 except BlockingIOError:
                     if not wait(HANG):
-                        self._lost(self.shared.tx, "the device's writer", self.shared.tx.ring.fits(WIDTH))
-        self.shared.tx.finish()
+                        self._lost(self.shared._tx, "the device's writer", self.shared._tx.ring.fits(WIDTH))
+        self.shared._tx.finish()
 
     def _reads(self) -> None:
         numbers = Numbers("to the device")
@@ -148,7 +148,7 @@ class Stress:
                 data = self.backend.read(4096)
             except BlockingIOError:
                 if not poller.poll(HANG * 1000):
-                    self._lost(self.shared.rx, "the device's reader", bool(self.shared.rx.ring))
+                    self._lost(self.shared._rx, "the device's reader", bool(self.shared._rx.ring))
                 continue
             if not data:
                 break
@@ -180,9 +180,9 @@ class Stress:
         while True:
             await trio.sleep(HANG)
             if sent == self._sent:
-                self._lost(self.shared.rx, "the sending task", self.shared.rx.ring.fits(WIDTH))
+                self._lost(self.shared._rx, "the sending task", self.shared._rx.ring.fits(WIDTH))
             if received == self._numbers.next:
-                self._lost(self.shared.tx, "the receiving task", bool(self.shared.tx.ring))
+                self._lost(self.shared._tx, "the receiving task", bool(self.shared._tx.ring))
             sent, received = self._sent, self._numbers.next
 
     @staticmethod
@@ -206,7 +206,7 @@ def main() -> None:
         start = time.perf_counter()
         stress.run()
         seconds = time.perf_counter() - start
-        wakes = ", ".join(f"{lane.ring.wakes:,}" for lane in (stress.shared.tx, stress.shared.rx))
+        wakes = ", ".join(f"{lane.ring.wakes:,}" for lane in (stress.shared._tx, stress.shared._rx))
         print(
             f"rings of {capacity} chunks and {options.max_bytes:,} bytes: {options.chunks:,} chunks each way, in "
             f"order, none lost; {seconds:.0f} s; wake-ups up and down: {wakes}",

@@ -163,7 +163,7 @@ class Round:
                     break
             assert written == len(piece)
             self.sent_tx.note(piece)
-        self.shared.tx.finish()
+        self.shared._tx.finish()
 
     # The host: two tasks
 

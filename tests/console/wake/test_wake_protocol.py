@@ -27,7 +27,7 @@ MUTANTS = (*FILES, __file__)
 def stepped(stepper: Stepper, capacity: int = 2, max_bytes: int = 4) -> ConsoleSharedState:
     """A console's state whose wakes belong to the stepper."""
     shared = ConsoleSharedState(capacity, max_bytes)
-    for lane in (shared.tx, shared.rx):
+    for lane in (shared._tx, shared._rx):
         lane.close_wakes()
         data: Any = StepWake(stepper)
         room: Any = StepWake(stepper)
@@ -59,7 +59,7 @@ def produce(lane: Lane, chunks: list[bytes]) -> None:
 @pytest.mark.parametrize("way", ["pop", "take"])
 def test_a_consumer_that_goes_to_sleep_is_woken_by_every_push(way: str) -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         received: list[bytes] = []
         take = (lambda: lane.ring.pop() or b"") if way == "pop" else (lambda: lane.ring.take(10))
 
@@ -84,7 +84,7 @@ def test_a_consumer_that_goes_to_sleep_is_woken_by_every_push(way: str) -> None:
 
 def test_a_producer_that_found_the_ring_full_is_woken_when_it_has_room() -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         lane.ring.push(b"abcd")
         lane.ring.disarm_data()
 
@@ -106,7 +106,7 @@ def test_a_producer_that_found_the_ring_full_is_woken_when_it_has_room() -> None
 @pytest.mark.parametrize("capacity", [1, 2])
 def test_producer_and_consumer_never_sleep_at_the_same_time(capacity: int) -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper, capacity).tx
+        lane = stepped(stepper, capacity)._tx
         lane.ring.push(b"ab")
         received: list[bytes] = []
         return (
@@ -124,7 +124,7 @@ def test_producer_and_consumer_never_sleep_at_the_same_time(capacity: int) -> No
 
 def test_the_end_of_a_lane_wakes_its_consumer() -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         received: list[bytes] = []
 
         def check() -> None:
@@ -143,7 +143,7 @@ def test_a_consumer_that_leaves_wakes_a_producer_that_waits_for_room() -> None:
     def scenario(stepper: Stepper) -> Any:
         shared = stepped(stepper)
         backend = AgentConsoleBackend(shared)
-        shared.tx.ring.push(b"abcd")
+        shared._tx.ring.push(b"abcd")
         outcome: list[int] = []
 
         def writes() -> None:
@@ -172,14 +172,14 @@ def test_a_device_that_polls_after_would_block_misses_nothing() -> None:
                 try:
                     data = backend.read(10)
                 except BlockingIOError:
-                    shared.rx.data_wake.wait()  # poll(2) on read_wake_fd()
+                    shared._rx.data_wake.wait()  # poll(2) on read_wake_fd()
                     continue
                 if not data:
                     return
                 received.append(data)
 
         def sends() -> None:
-            shared.rx.ring.push(b"ab")
+            shared._rx.ring.push(b"ab")
             shared.host_gone()
 
         def check() -> None:
@@ -198,13 +198,13 @@ def test_a_device_that_reads_once_for_each_poll_misses_nothing() -> None:
 
         def reads() -> None:
             while not received or received[-1]:
-                shared.rx.data_wake.wait()  # poll(2) on read_wake_fd()
+                shared._rx.data_wake.wait()  # poll(2) on read_wake_fd()
                 with contextlib.suppress(BlockingIOError):
                     received.append(backend.read(1))
 
         def sends() -> None:
-            shared.rx.ring.push(b"ab")
-            shared.rx.ring.push(b"c")
+            shared._rx.ring.push(b"ab")
+            shared._rx.ring.push(b"c")
             shared.host_gone()
 
         def check() -> None:
@@ -217,7 +217,7 @@ def test_a_device_that_reads_once_for_each_poll_misses_nothing() -> None:
 
 def test_the_bytes_of_a_ring_are_never_counted_negative() -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         seen: list[int] = []
 
         def pushes() -> None:
@@ -291,7 +291,7 @@ def drains_before_it_sleeps(lane: Lane) -> None:
 )
 def test_a_wrong_order_is_found_out(push: Callable[[Lane, bytes], None], wait: Callable[[Lane], None]) -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         lane.ring.disarm_data()
         received: list[bytes] = []
 
@@ -314,7 +314,7 @@ def test_a_wrong_order_is_found_out(push: Callable[[Lane, bytes], None], wait: C
 
 def test_the_same_steps_in_the_right_order_are_not() -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         lane.ring.disarm_data()
         received: list[bytes] = []
 
@@ -340,7 +340,7 @@ def test_a_chunk_published_before_it_is_counted_is_found_out() -> None:
         lane.ring._pushed += len(chunk)
 
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         seen: list[int] = []
 
         def pops() -> None:
@@ -358,7 +358,7 @@ def test_a_chunk_published_before_it_is_counted_is_found_out() -> None:
 
 def test_a_producer_whose_room_is_looked_for_before_it_is_made_is_found_out() -> None:
     def scenario(stepper: Stepper) -> Any:
-        lane = stepped(stepper).tx
+        lane = stepped(stepper)._tx
         ring = lane.ring
         ring.push(b"abcd")
 
