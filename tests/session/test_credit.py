@@ -397,6 +397,26 @@ async def test_without_credit_input_is_bounded_by_the_console() -> None:
         await sending.wait()
 
 
+async def test_credit_for_another_stream_is_none() -> None:
+    outbox = Outbox(trio.testing.MemorySendStream())
+    sender = DataSender(outbox, wire.ExecStdin, 7, 10)
+    await outbox.reserve(10)
+    sender.put(memoryview(bytes(10)))
+    may_send: list[int] = []
+    async with trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def _waits() -> None:
+            may_send.append(await sender.wait_credit(20))
+
+        await trio.testing.wait_all_tasks_blocked()
+        sender.grant(wire.Credit("data", 3))
+        await trio.testing.wait_all_tasks_blocked()
+        assert may_send == []
+        sender.grant(wire.Credit("stdin", 4))
+    assert may_send == [4]
+
+
 async def test_data_that_waits_for_room_when_its_session_ends_is_not_sent() -> None:
     stream = trio.testing.MemorySendStream()
     outbox = Outbox(stream)

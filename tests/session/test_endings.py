@@ -181,6 +181,19 @@ async def test_a_session_that_raises_when_told_costs_itself_alone(
     assert len(caplog.records) == min(failures, 2)
 
 
+async def test_the_id_of_a_session_that_failed_on_this_side_stays_taken_until_the_guests_last_word() -> None:
+    async with talking(ids=range(1, 3)) as talk:
+        talk.connection.open(Clumsy(1, failures=0), wire.Ping())
+        await talk.agent.expect(wire.Ping)
+        await talk.agent.tell(wire.ExecStarted(1), 1)  # has no place there, and is not the last word
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.guest.statistics().active_sessions == 0
+        assert [talk.connection.new_id() for _ in range(2)] == [2, 2]
+        await talk.agent.tell(wire.Pong(), 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [talk.connection.new_id() for _ in range(2)] == [1, 2]
+
+
 async def test_a_session_that_raises_when_the_guest_is_lost_costs_itself_alone(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

@@ -353,3 +353,25 @@ def test_what_is_pending_is_what_was_fed_and_not_taken() -> None:
         for frame in decoder:
             taken += HEADER_SIZE + len(frame.body)
             assert decoder.pending == fed - taken
+
+
+# Frames that are there as a whole
+
+
+@pytest.mark.parametrize("size", range(4))
+def test_the_size_of_a_frame_is_not_known_before_its_length_is_there(size: int) -> None:
+    assert _frames.parse_size(encode_frame(7, 1, b"body")[:size]) is None
+
+
+@pytest.mark.parametrize("body", [b"", b"body", bytes(MAX_FRAME_LENGTH - MIN_FRAME_LENGTH)])
+def test_a_whole_frame_is_taken_apart(body: bytes) -> None:
+    raw = encode_frame(7, 1, body)
+    assert _frames.parse_size(bytearray(raw[:4])) == len(raw)
+    assert _frames.parse_frame(raw) == Frame(7, 1, body)
+
+
+@pytest.mark.parametrize("length", [0, MIN_FRAME_LENGTH - 1, MAX_FRAME_LENGTH + 1, 2**32 - 1])
+def test_a_size_out_of_bounds_is_an_error(length: int) -> None:
+    with pytest.raises(ProtocolError, match=f"length {length}") as caught:
+        _frames.parse_size(length.to_bytes(4, "big"))
+    assert caught.value.kind == "bad_frame"

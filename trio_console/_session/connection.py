@@ -107,7 +107,8 @@ class Connection:
         self._stream = stream
         self._decoder = decoder
         self._ids: Final = IdSequence(ids)
-        self._sessions: dict[int, Session] = {}
+        #: By the ids that are in use. `None`: nobody listens to the session any more, but the guest still has it.
+        self._sessions: dict[int, Session | None] = {}
         self._explain = explain
         self._expected: str | None = None  # the reason of the end, if this side has caused it
         self._awaiting_end = 0  # how many tasks wait for that end
@@ -202,18 +203,20 @@ class Connection:
 
     def _route(self, frame: wire.Frame) -> Session | None:
         session = self._sessions.get(frame.id)
+        ends = bool(frame.flags & wire.FLAG_TERMINAL)
+        if ends:
+            self._forget(frame.id)
         if session is None:
             self.frames_dropped += 1
             return None
-        if frame.flags & wire.FLAG_TERMINAL:
-            self.forget(frame.id)
         try:
             session.on_message(wire.decode(frame))
         except Exception as exc:  # noqa: BLE001  (an error of one session must not end the others)
             if _is_newer(exc, frame):
                 self.frames_dropped += 1  # a type of a newer agent is ignored, so that types can be added
                 return None
-            self.forget(frame.id)
+            if not ends:
+                self._sessions[frame.id] = None
             self._tell(session, exc)
             return None
         return session
@@ -249,7 +252,8 @@ class Connection:
         self.outbox.close()
         sessions, self._sessions = self._sessions, {}
         for session in sessions.values():
-            self._tell(session, self.lost)
+            if session is not None:
+                self._tell(session, self.lost)
         assert not self._sessions, "every session ends once: those told here are not told again"
         self._ended.set()
         self._running.cancel()
@@ -275,7 +279,7 @@ class Connection:
 
     @property
     def active_sessions(self) -> int:
-        return len(self._sessions)
+        return sum(session is not None for session in self._sessions.values())
 
     def note_discarded(self, size: int) -> None:
         """Count bytes that came and will not be read."""
@@ -326,18 +330,30 @@ class Connection:
             try:
                 self.outbox.send_control(frame)
             except BaseException:
-                self.forget(session.id)
+                self._forget(session.id)
                 raise
 
     def send(self, message: wire.Message, session_id: int) -> None:
         """Send a control message of a session; if the guest is lost, do nothing: the session gets the error."""
         if not self.outbox.closed:
             self.outbox.send_control(wire.encode(message, session_id))
+        self._note_said(message, session_id)
 
-    def forget(self, session_id: int) -> None:
-        """Drop all later frames of a session, and free its id. A second call does nothing."""
-        # The session may be forgotten already: a session that refuses a misplaced frame calls this also if that
-        # frame was a terminal one.
+    def send_behind(self, message: wire.Message, session_id: int) -> None:
+        """Send a small message of a session behind its data, without waiting; otherwise as `send`."""
+        if not self.outbox.closed:
+            self.outbox.commit(wire.encode(message, session_id), 0)
+        self._note_said(message, session_id)
+
+    def _note_said(self, message: wire.Message, session_id: int) -> None:
+        if wire.type_of(message).place is wire.Place.ENDS:  # the guest says nothing more of it
+            self._forget(session_id)
+
+    def _forget(self, session_id: int) -> None:
+        """The last frame of a session has gone by, or none ever did: its id is free.
+
+        The guest may have said its last word before we say ours, so it may be free already.
+        """
         self._sessions.pop(session_id, None)
 
 

@@ -58,6 +58,7 @@ class DataSender:
     def __init__(self, outbox: Outbox, kind: type[wire.DataMessage], id_: int, window: int | None) -> None:
         self._outbox = outbox
         self._kind = kind
+        self._stream: Final = wire.type_of(kind).stream
         self._id = id_
         self._credit: Final = SendWindow(window)
         self._changed = trio.Event()
@@ -69,10 +70,11 @@ class DataSender:
 
     # The session's side
 
-    def grant(self, size: int) -> None:
-        """The agent takes ``size`` more bytes."""
-        self._credit.granted(size)
-        self._changed.set()
+    def grant(self, credit: wire.Credit) -> None:
+        """The agent grants bytes; credit for another stream than this is none."""
+        if credit.stream == self._stream:
+            self._credit.granted(credit.bytes)
+            self._changed.set()
 
     def refuse(self, reason: Exception) -> None:
         """Bytes are not taken any more. Their end may still be awaited."""

@@ -60,6 +60,8 @@ from trio_console._wire.frames import (
     FrameDecoder,
     encode_again,
     encode_frame,
+    parse_frame,
+    parse_size,
 )
 from trio_console._wire.messages import (
     Bootstrap,
@@ -252,6 +254,8 @@ __all__ = [
     "knows",
     "measure_data",
     "opened_by",
+    "parse_frame",
+    "parse_size",
     "peek_type",
     "streams_of",
     "type_of",

@@ -36,6 +36,8 @@ __all__ = [
     "FrameDecoder",
     "encode_again",
     "encode_frame",
+    "parse_frame",
+    "parse_size",
 ]
 
 MAX_FRAME_LENGTH: Final = 4 * 1024 * 1024
@@ -104,6 +106,28 @@ def encode_again(frame: Frame) -> bytes:
         if isinstance(whole, bytes) and len(whole) == HEADER_SIZE + len(body):
             return whole
     return encode_frame(*frame)
+
+
+def parse_size(start: bytes | bytearray) -> int | None:
+    """Return the size of the whole frame that begins with these bytes; ``None`` if they are too few to tell.
+
+    Raises:
+        ProtocolError: (kind ``bad_frame``) a length out of bounds.
+    """
+    if len(start) < _LENGTH_SIZE:
+        return None
+    length = int.from_bytes(start[:_LENGTH_SIZE], "big")
+    if not MIN_FRAME_LENGTH <= length <= MAX_FRAME_LENGTH:
+        raise ProtocolError(
+            f"frame too {'large' if length > MAX_FRAME_LENGTH else 'short'}: length {length}", kind="bad_frame"
+        )
+    return _LENGTH_SIZE + length
+
+
+def parse_frame(raw: bytes) -> Frame:
+    """Return what one whole frame, and nothing else, is made of."""
+    _, frame_id, flags = _HEADER.unpack_from(raw)
+    return Frame(frame_id, flags, raw[HEADER_SIZE:])
 
 
 def encode_header(id_: int, flags: int, body_size: int) -> bytes:

@@ -292,6 +292,11 @@ class Session(abc.ABC):
         if not self.muted:
             self._become(Voice.QUIET if self._voice is Voice.LIVE else Voice.OVER)
 
+    def let_go_of_id(self) -> None:
+        """The last frame of the id has gone by, ours or (the router sees to that) the client's: it is free now."""
+        if self._voice is not Voice.OVER:
+            self._become(Voice.OVER)
+
     def shut_down(self) -> None:
         """The guest is about to stop: end in order, silently. What is left after a while is cancelled."""
         self.mute()
@@ -351,7 +356,7 @@ class PromptSession(Session):
     def end(self, ending: wire.Message | None = None) -> None:
         """See `Session.end`."""
         untold = not self.muted
-        self._let_go_of_id()
+        self.let_go_of_id()
         self._scope.cancel()
         if untold:
             self._link.commit_unreserved(ending or self._cut_short(), self.id)
@@ -360,10 +365,6 @@ class PromptSession(Session):
         """The client is gone: end without a word."""
         self.mute()
         super().depart()
-
-    def _let_go_of_id(self) -> None:
-        if self._voice is not Voice.OVER:
-            self._become(Voice.OVER)
 
     async def _answer(self, frame: bytes) -> bool:
         """Send the terminal frame, an encoded one, behind the session's data; whether it was sent.
@@ -374,6 +375,6 @@ class PromptSession(Session):
         if self.muted:
             self._link.outbox.release(len(frame))
             return False
-        self._let_go_of_id()
+        self.let_go_of_id()
         self._link.commit_frame(frame, len(frame))
         return True

@@ -133,6 +133,8 @@ class Router:
         session = self._owner(frame.id)
         if session is not None and cls in session.accepts:
             if not session.ended:
+                if row.place is wire.Place.ENDS:
+                    session.let_go_of_id()
                 await session.receive(message)
         elif cls in self._openers:
             self._open(frame, message)

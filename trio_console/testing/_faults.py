@@ -13,10 +13,15 @@ from __future__ import annotations
 import signal
 from collections import deque
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, final, get_args
 
 from trio_console._errors import ProtocolError
-from trio_console._wire import HEADER_SIZE, MAX_FRAME_LENGTH, MESSAGE_TYPES, MIN_FRAME_LENGTH, peek_type
+from trio_console._wire import (
+    MESSAGE_TYPES,
+    parse_frame,
+    parse_size,
+    peek_type,
+)
 from trio_console._wire import Direction as Sender
 
 if TYPE_CHECKING:
@@ -43,8 +48,6 @@ __all__ = [
 
 #: ``"tx"``: what the guest transmits, guest to host. ``"rx"``: what it receives, host to guest.
 Direction: TypeAlias = Literal["tx", "rx"]
-
-_LENGTH_SIZE: Final = 4
 
 
 @final
@@ -365,16 +368,14 @@ class FaultLine:
     def _cut(self) -> bytes | None:
         """Remove the first whole frame from the bytes that have come, and return it."""
         partial = self._partial
-        if len(partial) < _LENGTH_SIZE:
-            return None
-        length = int.from_bytes(partial[:_LENGTH_SIZE], "big")
-        if not MIN_FRAME_LENGTH <= length <= MAX_FRAME_LENGTH:
+        try:
+            size = parse_size(partial)
+        except ProtocolError:
             # These bytes are not frames; the other side has to detect that.
             self._raw = True
             self.end()
             return None
-        size = _LENGTH_SIZE + length
-        if len(partial) < size:
+        if size is None or len(partial) < size:
             return None
         frame = bytes(memoryview(partial)[:size])
         del partial[:size]
@@ -382,7 +383,7 @@ class FaultLine:
 
     def _pass(self, frame: bytes) -> None:
         self._frames += 1
-        session = int.from_bytes(frame[_LENGTH_SIZE : 2 * _LENGTH_SIZE], "big")
+        session = parse_frame(frame).id
         fault, message = self._due(frame)
         if fault is None:
             self._let_out(frame, session)
@@ -402,7 +403,7 @@ class FaultLine:
         if not self._armed:
             return None, ""
         try:
-            message = peek_type(frame[HEADER_SIZE:])
+            message = peek_type(parse_frame(frame).body)
         except ProtocolError:
             message = ""
         due = [armed for armed in self._armed if armed.counts(message)]

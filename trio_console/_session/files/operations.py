@@ -252,7 +252,7 @@ class FsWrite(FsCall):
         self.sender: Final = DataSender(connection.outbox, wire.FsData, self.id, window)
 
     def _on_credit(self, credit: wire.Credit) -> None:
-        self.sender.grant(credit.bytes)
+        self.sender.grant(credit)
 
     def on_error(self, error: Exception) -> None:
         self.abort()  # the guest does not know of the error, and would wait for the rest of the data

@@ -94,7 +94,7 @@ class _TcpSession(Session):
             case wire.TcpData(data) if self.incoming.state is not Receiving.ENDED:
                 self.incoming.put(data)
             case wire.Credit():
-                self.sender.grant(message.bytes)
+                self.sender.grant(message)
             case wire.TcpConnected():
                 if self.state is TcpState.CONNECTING:
                     self.state = TCP.take(self.state, TcpState.CONNECTED)
@@ -126,7 +126,6 @@ class _TcpSession(Session):
                         message_type=name,
                     )
                 )
-                self.connection.forget(self.id)
 
     def on_error(self, error: Exception) -> None:
         if not isinstance(error, GuestLostError):
@@ -175,8 +174,7 @@ class _TcpSession(Session):
             self.incoming.close()
             self.sender.stop()
             if heard:
-                self.sender.follow(wire.TcpClose())
-                self.connection.forget(self.id)
+                self.connection.send_behind(wire.TcpClose(), self.id)
 
 
 @final

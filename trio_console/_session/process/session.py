@@ -135,9 +135,8 @@ class ProcessSession(Session):
                 self._put(self.output, "stdout", data)
             case wire.ExecStderr(data):
                 self._put(self.error_output, "stderr", data)
-            case wire.Credit(stream, size):
-                if stream == "stdin":
-                    self.input.grant(size)
+            case wire.Credit():
+                self.input.grant(message)
             case wire.ExecStarted(pid):
                 self._start(pid)
             case wire.ExecStdinError():

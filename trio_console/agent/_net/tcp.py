@@ -224,7 +224,6 @@ class TcpSession(PromptSession):
 
     def _close(self) -> None:
         """The client is done with it. What it sent before is still written, without it."""
-        self._let_go_of_id()
         self._closed.set()
         self._queue.put_end()
         self._reading.cancel()
