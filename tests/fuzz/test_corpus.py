@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from trio_console._relay.router import Router
 from trio_console._relay.router import mind as _router
+from trio_console._relay.router.budgets import Budgets
 from trio_console._relay.router.clients import Client
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def last_id(client: Client, _tail: int) -> int:
 MISTAKES: list[tuple[str, Any, str, Callable[..., Any]]] = [
     ("relay_clients/seed-late_data_under_the_id_of_a_command", _router, "may_end", lambda _cls, _kind: True),
     ("relay_clients/seed-late_data_under_the_id_of_the_question", Client, "quiet_id", last_id),
-    ("relay_agent/seed-held_without_data", Router, "overflows", lambda _router, _client: False),
+    ("relay_agent/seed-held_without_data", Budgets, "overflows", lambda _budgets, _client: False),
     ("relay_agent/seed-ends_and_slots", _router, "may_end", lambda _cls, _kind: True),
 ]
 

@@ -122,7 +122,7 @@ class World:
 
     def client_writes(self, peer: Peer, data: bytes) -> None:
         """As far as the server would read: it leaves in the socket what the router has no room for."""
-        if not self.router.may_read(peer.client):
+        if not self.router.budgets.may_read(peer.client):
             return
         try:
             peer.decoder.feed(data)
@@ -197,7 +197,7 @@ class World:
         self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
         peer = next((peer for peer in self.peers if frame.id in peer.party.ids), None)
         busy = None if peer is None else _busy(peer.party)
-        blocked = peer is not None and not self.router.may_read(peer.client)
+        blocked = peer is not None and not self.router.budgets.may_read(peer.client)
         expected: list[bytes] = []
         freed = self.model.guest_frame(frame, expected)
         orders = self.router.from_agent(frame)
@@ -206,7 +206,9 @@ class World:
         assert not orders.behind
         if peer is not None and busy is not None:
             self._check_woken(peer, busy, orders)
-            assert not blocked or not self.router.may_read(peer.client) or orders.wake is peer.client, "sleeps on"
+            assert not blocked or not self.router.budgets.may_read(peer.client) or orders.wake is peer.client, (
+                "sleeps on"
+            )
         assert orders.wake is None or frame.id in orders.wake.ids, "somebody else is woken"
         self._carry_out(orders)
         if peer is not None:
@@ -219,7 +221,7 @@ class World:
             assert self.router.drop_data(client) == self.model.drop_data(peer.party)
             if client.account.queued > self.limits.client_budget:
                 self.disconnect(peer)
-        elif self.router.overflows(client):
+        elif self.router.budgets.overflows(client):
             self.disconnect(peer)
 
     def lose_agent(self) -> None:

@@ -13,7 +13,6 @@ What a client sends is looked at before it is forwarded; see `gate`. What waits 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
@@ -21,8 +20,10 @@ import msgspec
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router.books import FRAME_COST, PIECE_COST, Books
+from trio_console._relay.router.budgets import Budgets
 from trio_console._relay.router.clients import Client
 from trio_console._relay.router.gate import answer_to, check_allowed, may_end, refusal
+from trio_console._relay.router.orders import Orders
 from trio_console._relay.router.session import Outgoing, RelaySession, RelayStream
 from trio_console._relay.router.slots import Slots
 from trio_console._relay.router.states import ClientState, SessionState
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from trio_console._relay.router.limits import RouterLimits
     from trio_console._relay.router.session import Piece
 
-__all__ = ["Orders", "Router"]
+__all__ = ["Router"]
 
 _SIGKILL: Final = 9
 
@@ -58,25 +59,6 @@ _LEAVING: Final = SessionState.LEAVING
 _KNOWN: Final = (_OPEN, _CLOSING, SessionState.GIVEN_UP)
 
 
-@dataclass(slots=True)
-class Orders:
-    """What the server is to do now.
-
-    Attributes:
-        to_agent: control frames to send, in order.
-        behind: frames to send behind all data that was handed over for the agent before.
-        wake: a client that has got something to send, to its socket or to the agent.
-        shutdown: a client has asked the guest to shut down, which it will.
-        slot_freed: a client that found no slot may try again.
-    """
-
-    to_agent: list[bytes] = field(default_factory=list)
-    behind: tuple[bytes, ...] = ()
-    wake: Client | None = None
-    shutdown: bool = False
-    slot_freed: bool = False
-
-
 @final
 class Router:
     """See the module.
@@ -87,6 +69,7 @@ class Router:
 
     Attributes:
         books: all sums of bytes.
+        budgets: how many bytes there may be.
         observer: is told of commands and what they say.
         refused_frames: from clients, answered here.
         dropped_frames: from the agent, passed on to nobody.
@@ -100,6 +83,7 @@ class Router:
         self._clients: dict[int, Client] = {}
         self._quarantined: dict[int, Client] = {}
         self.books: Final = Books()
+        self.budgets: Final = Budgets(limits, self.books, self._clients)
         self.observer: SessionLog | None = None
         self.refused_frames = 0
         self.dropped_frames = 0
@@ -119,6 +103,7 @@ class Router:
         slot = self._slots.take()
         if slot is None:
             return None
+        assert slot not in self._quarantined, "a slot is one client's at a time"
         client = self._clients[slot] = Client(slot, self.books.open_client(uid))
         return client
 
@@ -323,7 +308,7 @@ class Router:
         else:
             wanted = None if message.window is wire.UNSET else message.window
             streams = wire.streams_of(kind, wire.Direction.AGENT_TO_HOST)
-            window = self._window(client, len(streams), wanted)
+            window = self.budgets.window(client, len(streams), wanted)
             version = wire.decode_envelope(frame.body).version
             # First of all: with the window in it the request may have become too large.
             raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
@@ -332,18 +317,12 @@ class Router:
             for cls, name in streams.items():
                 reserved = books.reserve(account, window)
                 session.streams[cls] = RelayStream(session, cls, name, reserved, wanted)
+        assert frame.id in client.ids, "a session has an id of its client's"
         client.sessions[frame.id] = session
         client.note_opened(frame.id, self._tail)
         if self.observer is not None and isinstance(message, wire.ExecRequest):
             self.observer.opened(frame.id, message)
         return raw
-
-    def _window(self, client: Client, count: int, wanted: int | None) -> int:
-        """Bytes of window for each of ``count`` new streams, out of what is left of the budgets."""
-        limits, books = self._limits, self.books
-        left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
-        window = max(limits.least_window, min(limits.window, left // (limits.share * count)))
-        return window if wanted is None else max(1, min(window, wanted))
 
     # Sessions end
 
@@ -403,33 +382,6 @@ class Router:
                 self._end(client, session)
             return frame
         return None
-
-    def may_read(self, client: Client) -> bool:
-        """Whether more should be read from a client's socket: not while too much of it waits for the agent.
-
-        What a client says comes in one order, so credit that it gives for one session waits behind input for
-        another. A client that counts credit for that input is read on as soon as the console has taken it. One
-        that does not, and sends more than the agent takes, holds up its own sessions, and no other client's: to
-        read on, its input would have to be kept without a bound, or dropped.
-        """
-        limits, account = self._limits, client.account
-        return account.pending < limits.pending_budget and account.queued < limits.client_budget
-
-    def overflows(self, client: Client) -> bool:
-        """Whether more is kept for a client than for any client that reads its socket and gives credit.
-
-        Windows bound data; this bounds the answers to what a client has asked without reading them, and what an
-        agent says that nobody has asked for.
-        """
-        limits = self._limits
-        kept = client.kept_size
-        budget = max(limits.client_budget, client.account.reserved)
-        if kept <= budget:
-            return False
-        return kept > budget + limits.answers_budget or (
-            sum(client.kept_size for client in self._clients.values())
-            > max(limits.total_budget, self.books.relay.reserved) + limits.answers_budget
-        )
 
     # From the agent
 
@@ -539,6 +491,7 @@ class Router:
 
     def _say_last(self, client: Client, session: RelaySession, last: Outgoing) -> None:
         """Pass the terminal frame on. The id is free then."""
+        assert session.held is None, "a terminal frame is behind all data of its session"
         session.become(_LEAVING)
         self.books.queue(client.account, client.put(last, hurried=session.kind == "call"))
         del client.sessions[session.id]
