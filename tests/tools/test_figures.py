@@ -11,7 +11,7 @@ from tests import figures
 if TYPE_CHECKING:
     import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_a_block_that_stands_twice_is_one_however_long_it_is_and_however_it_is_indented() -> None:

@@ -7,7 +7,7 @@ import runpy
 
 import pytest
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 constraints = runpy.run_path(str(ROOT / "tests/pythons/lowest.py"))["constraints"]
 
 
