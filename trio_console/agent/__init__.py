@@ -1,16 +1,17 @@
 """The guest's side of the agent protocol: ``trio-console-agent --stdio | --fd N | --port PATH``.
 
-It waits for the host's bootstrap on the console it was given and then runs what clients ask for. It is
-as good as process 1 of a virtual machine, the command inside a container, or a child process. Linux only;
-it needs this package and its required dependencies.
+It waits for the host's bootstrap on its console, and then carries out the clients' requests. It can be process 1
+of a virtual machine, the command inside a container, or a child process. It runs on Linux only, and needs this
+package and its required dependencies.
 
-The rooms: ``_serve`` puts things together, ``_boot`` is the exchange before anybody is served, ``_router``
-reads frames and hands them to sessions (``_link`` is their contract, ``_inflow`` their queue, ``_ids`` whose
-they are), ``_exec`` is the session of one command, with ``_stdin``, ``_spawn``, ``_exits``, ``_plan``, ``_users``
-and ``_limits`` below it. ``_fs`` makes sessions of file requests: ``_fs_calls`` and ``_fs_streams``, which share
-``_files``, that is ``_handles`` and the threads of ``_disk``; ``_paths`` and ``_trees`` are what those threads
-do. ``_tcp`` is the session of one connection. ``_system`` is what is done to the machine, ``_console`` opens
-the console, ``_main`` is the program. None imports the client.
+The parts: ``_main`` is the program, and ``_serve`` puts the other parts together. ``_router`` reads frames and
+gives each to its session; ``_link`` has the base class of sessions and the sender of their messages, ``_inflow``
+is the queue of a session's input. ``_process.session`` is the session of one command; the other modules of
+``_process`` are its input, its start, its end, its user and its limits. ``_files.session`` makes a session of each
+file request: a call (``calls``) or a stream of data (``streams``). Both use the open files (``shared``,
+``handles``) and the threads of ``disk``, which run the functions of ``paths`` and ``trees``. ``_net.tcp`` is the
+session of one connection. ``_system.boot`` boots the agent, ``console`` opens its console, and ``machine`` acts on
+the machine. No part imports the host's side.
 """
 
 from __future__ import annotations

@@ -1,14 +1,13 @@
-"""Bytes of one session on their way in: queued by the router, taken by a task of the session.
+"""The incoming data of one session: the router queues it, and a task of the session takes it.
 
-Whoever does not take them must hold up nobody but its own writer. How that is done depends on what the
-client understands:
+A session that does not take its data must pause only its own sender. That depends on the client:
 
-* with credit the client keeps at most a window of bytes outstanding; more than that is an offence;
-* without, up to a budget is queued. Beyond it the router waits as long as bytes keep being taken, which
-  slows the whole channel down but loses nothing. If none were taken for ``patience`` seconds, the chunk is
-  refused, and so is every further one until there is room.
+* A client that counts credit may send a window of bytes before a grant; more than that violates the protocol.
+* For a client without credit, data up to a budget is queued. Beyond the budget the router waits as long as bytes
+  are being taken, which slows the whole console down but loses nothing. If no byte was taken for ``patience``
+  seconds, the chunk is refused, and so is every further chunk until there is room.
 
-This module knows nothing of frames, nor where the bytes go.
+This module must not know frames, nor where the bytes go.
 """
 
 from __future__ import annotations
@@ -26,44 +25,50 @@ from trio_console._wire.credit import ReceiveWindow
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["FLOW", "Flow", "Inflow", "Put"]
+__all__ = ["INFLOW", "Inflow", "InflowState", "Put"]
 
-#: A queued chunk costs more than its bytes; without this a flood of tiny chunks would escape the budget.
+#: Bytes that a queued chunk costs beside its data; without this the budget would not bound a flood of tiny chunks.
 _CHUNK_OVERHEAD: Final = 64
 
 _WRITE_SIZE: Final = 256 * 1024
 
 
 class Put(enum.Enum):
-    """What became of a chunk."""
+    """The outcome of a chunk."""
 
-    TAKEN = enum.auto()  # queued, or swallowed because nobody is left to take it
+    TAKEN = enum.auto()  # queued; or dropped, because no task takes data any more
     FULL = enum.auto()
     OVER_WINDOW = enum.auto()
 
 
-class Flow(enum.Enum):
-    """What a queue still takes."""
+class InflowState(enum.Enum):
+    """The state of the queue."""
 
     OPEN = enum.auto()
-    ENDED = enum.auto()  # nothing: the end is queued
-    SHUT = enum.auto()  # nothing: nobody is there any more to take it
+    ENDED = enum.auto()  # takes no more chunks: the end is queued
+    SHUT = enum.auto()  # takes no more chunks: no task takes data any more
 
 
-FLOW: Final = Steps({Flow.OPEN: {Flow.ENDED, Flow.SHUT}, Flow.ENDED: {Flow.SHUT}, Flow.SHUT: set()})
+INFLOW: Final = Steps(
+    {
+        InflowState.OPEN: {InflowState.ENDED, InflowState.SHUT},
+        InflowState.ENDED: {InflowState.SHUT},
+        InflowState.SHUT: set(),
+    }
+)
 
 
 @final
 class Inflow:
-    """The queue. The empty chunk stands for the end; nothing is queued behind it.
+    """The queue. An empty chunk is the end; no chunk is queued behind it.
 
     Args:
-        grant: called with the bytes the client may send anew, half a window at least. May not block.
-        window: bytes the client may have outstanding, or ``None`` if it does not speak credit.
-        budget: bytes queued for a client that does not.
-        patience: seconds without progress after which such a client is refused.
-        since: the moment from which patience counts, as of trio's clock. Before that the router never
-            waits: what nobody has begun to take may, for all we know, depend on the router's next frame.
+        grant: called with the number of bytes to grant the client, at least half a window. It must not block.
+        window: bytes that the client may send before a grant, or ``None`` if it counts no credit.
+        budget: the most bytes queued for a client without credit.
+        patience: seconds without progress after which such a client's data is refused.
+        since: the moment, on trio's clock, from which patience counts. Before it the router never waits, because
+            the task that will take the data may first need one of the router's next frames.
     """
 
     __slots__ = (
@@ -95,8 +100,8 @@ class Inflow:
         self._patience = patience
         self._chunks: deque[bytes] = deque()
         self._cost = 0
-        self._first_taken = 0  # bytes of the first chunk that are off our hands
-        self._state = FLOW.first
+        self._first_taken = 0  # bytes of the first chunk that were written
+        self._state = INFLOW.first
         self._work = trio.Event()
         self._progress = trio.Event()
         self._last_progress = since
@@ -104,13 +109,13 @@ class Inflow:
     # The router's side
 
     async def put(self, data: bytes) -> Put:
-        """Queue a chunk. The only caller is the router.
+        """Queue a chunk. Only the router calls this.
 
-        Waits only while chunks are being taken, and never longer than ``patience`` after the last. Not a
-        checkpoint otherwise. If cancelled, the chunk was not queued.
+        It waits only while chunks are being taken, and for at most ``patience`` after the last one. Otherwise it
+        is not a checkpoint. If cancelled, the chunk was not queued.
         """
-        if self._state is not Flow.OPEN:
-            return Put.TAKEN  # all further input is void
+        if self._state is not InflowState.OPEN:
+            return Put.TAKEN  # further input is dropped
         if not data:
             self.put_end()
             return Put.TAKEN
@@ -119,14 +124,14 @@ class Inflow:
                 return Put.OVER_WINDOW
         elif not await self._wait_for_room(len(data)):
             return Put.FULL
-        if self._state is Flow.OPEN:  # the session may have ended while we waited
+        if self._state is InflowState.OPEN:  # the session may have ended while we waited
             self._append(data)
         return Put.TAKEN
 
     def put_end(self) -> None:
-        """Queue the end, for which there is always room. Idempotent."""
-        if self._state is Flow.OPEN:
-            self._state = FLOW.take(self._state, Flow.ENDED)
+        """Queue the end, for which there is always room. A second call does nothing."""
+        if self._state is InflowState.OPEN:
+            self._state = INFLOW.take(self._state, InflowState.ENDED)
             self._append(b"")
 
     def _append(self, data: bytes) -> None:
@@ -135,45 +140,45 @@ class Inflow:
         self._work.set()
 
     async def _wait_for_room(self, size: int) -> bool:
-        while self._chunks and self._cost + size > self._budget and self._state is Flow.OPEN:
+        while self._chunks and self._cost + size > self._budget and self._state is InflowState.OPEN:
             self._progress = trio.Event()
             with trio.move_on_at(self._last_progress + self._patience) as scope:
                 await self._progress.wait()
-            # Part of a large chunk may have gone meanwhile: that is progress, too.
+            # A part of a large chunk may have been written in the meantime, which also counts as progress.
             if scope.cancelled_caught and trio.current_time() >= self._last_progress + self._patience:
                 return False
         return True
 
     def close(self) -> None:
-        """Nobody takes any more: let go of whoever waits for room, queue nothing more. Idempotent.
+        """Queue no more chunks, and end a wait for room, because no task takes data any more.
 
-        What is queued stays where it is, because its taker may be in the middle of it.
+        The queued chunks stay, because a task may be writing one. A second call does nothing.
         """
-        if self._state is not Flow.SHUT:
-            self._state = FLOW.take(self._state, Flow.SHUT)
+        if self._state is not InflowState.SHUT:
+            self._state = INFLOW.take(self._state, InflowState.SHUT)
         self._progress.set()
 
     # The taker's side
 
     def start(self) -> None:
-        """Patience counts from now."""
+        """Let the patience count from now."""
         self._last_progress = trio.current_time()
 
     async def first(self) -> bytes:
-        """Wait for a chunk and return it; it stays in the queue. Empty at the end."""
+        """Wait for a chunk and return it; it stays in the queue. An empty chunk is the end."""
         while not self._chunks:
             self._work = trio.Event()
             await self._work.wait()
         return self._chunks[0]
 
     async def batch(self, limit: int, chances: int) -> list[bytes]:
-        """Wait for a chunk; return those at the front, together ``limit`` bytes or the first one alone.
+        """Wait for a chunk; returns the first chunks, of at most ``limit`` bytes together, but at least one.
 
-        They stay in the queue. Empty at the end. The router is given ``chances``, each a checkpoint, to queue
-        more before the batch is taken; none once there is enough, or the end.
+        They stay in the queue. The list is empty at the end. Before the batch is taken, up to ``chances``
+        checkpoints let the router queue more chunks; none is made once there are enough, or the end is queued.
         """
         await self.first()
-        while chances and self._cost < limit and self._state is Flow.OPEN:
+        while chances and self._cost < limit and self._state is InflowState.OPEN:
             await trio.lowlevel.checkpoint()
             chances -= 1
         batch: list[bytes] = []
@@ -185,10 +190,10 @@ class Inflow:
         return batch
 
     async def write_first(self, fd: int) -> None:
-        """Write the first chunk to a non-blocking descriptor; `pop` it afterwards, also after an error.
+        """Write the first chunk to a non-blocking descriptor; after that call `pop`, also after an error.
 
         Raises:
-            OSError: of the write; part of the chunk may have been written.
+            OSError: the error of the write; a part of the chunk may have been written.
         """
         view = memoryview(self._chunks[0])
         while self._first_taken < len(view):
@@ -202,7 +207,7 @@ class Inflow:
                 self._account(written)
 
     def pop(self) -> None:
-        """The first chunk is off our hands, whatever became of it."""
+        """Remove the first chunk, whether it was written or not."""
         size = len(self._chunks.popleft())
         self._cost -= size + _CHUNK_OVERHEAD
         assert self._cost >= 0, "what is queued is what was put and not taken"
@@ -211,7 +216,7 @@ class Inflow:
         self._progress.set()
 
     def _account(self, nbytes: int) -> None:
-        """Bytes were taken."""
+        """Note that bytes were taken: that is progress, and they may be granted again."""
         self._last_progress = trio.current_time()
         if self._window is not None and (granted := self._window.consumed(nbytes)):
             self._grant(granted)

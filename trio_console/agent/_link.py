@@ -1,6 +1,6 @@
-"""What sessions see of the rest of the agent: a way to send, counters, and their own contract.
+"""The agent as sessions see it: the sender of their messages, the counters of activity, and their base class.
 
-Nothing here knows any particular kind of session.
+This module must not know any particular kind of session.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ __all__ = ["VOICE", "Activity", "Link", "PromptSession", "SendCredit", "Session"
 
 _B = TypeVar("_B", bytes, memoryview)
 
-# A share of the bulk lane for frames whose size does not matter; the lane counts what they really are.
+#: Bytes that are reserved for a small frame; the outbox then counts the frame's real size.
 _SMALL_FRAME: Final = 128
 
-#: Bytes of frames that are queued without asking for room, until the router waits for some.
+#: Bytes of frames that are queued without a reservation, before the router waits for room.
 _UNRESERVED_BUDGET: Final = 64 * 1024
 
 
 @final
 class Activity:
-    """Counts what goes on, for whoever decides that a guest has been idle for too long."""
+    """Counts messages and bytes, for a program that decides whether a guest has been idle for too long."""
 
     __slots__ = (
         "exec_output_bytes",
@@ -72,8 +72,8 @@ class Activity:
 class Link:
     """Sends messages and counts them.
 
-    All methods raise `trio.BrokenResourceError` or `trio.ClosedResourceError` once the console is gone;
-    sessions let that pass, the router deals with it.
+    All methods raise `trio.BrokenResourceError` or `trio.ClosedResourceError` once the console is gone. Sessions
+    do not catch these errors; the router does.
     """
 
     __slots__ = ("_unreserved", "activity", "outbox")
@@ -93,7 +93,7 @@ class Link:
     def commit_data(
         self, cls: type[wire.DataMessage], session_id: int, data: bytes | memoryview, reserved: int
     ) -> None:
-        """Send data against a share of the bulk lane that was reserved before it was read.
+        """Send data, and use up the reservation of ``reserved`` bytes made before the data was read.
 
         `bytes` are not copied.
         """
@@ -104,30 +104,30 @@ class Link:
         self.activity.note_guest_message()
 
     async def reserve_small(self) -> None:
-        """Wait for one's turn to `commit_small`; to be followed by that or `release_small`.
+        """Reserve room for a small frame; `commit_small` or `release_small` must follow.
 
-        Not a checkpoint if there is room.
+        Not a checkpoint if there is room. If cancelled, nothing is reserved.
         """
         if not self.outbox.reserve_nowait(_SMALL_FRAME):
             await self.outbox.reserve(_SMALL_FRAME)
 
     def commit_small(self, message: wire.Message, session_id: int) -> None:
-        """Send behind all data that was sent before."""
+        """Send a message behind all data that was sent before, and use up the reservation."""
         self.outbox.commit(wire.encode(message, session_id), _SMALL_FRAME)
         if wire.type_of(message).activity:
             self.activity.note_guest_message()
 
     def release_small(self) -> None:
-        """Send nothing after all."""
+        """Give the reservation back."""
         self.outbox.release(_SMALL_FRAME)
 
     def commit_frame(self, frame: bytes, reserved: int) -> None:
-        """Send a whole frame behind all data, against a share of the bulk lane."""
+        """Send a whole frame behind all data, and use up a reservation of ``reserved`` bytes."""
         self.outbox.commit(frame, reserved)
         self.activity.note_guest_message()
 
     def commit_unreserved(self, message: wire.Message, session_id: int) -> None:
-        """Send a small frame behind all data at once, whether or not there is room. See `wait_room`."""
+        """Queue a small frame behind all data at once, also if there is no room. See `wait_room`."""
         frame = wire.encode(message, session_id)
         self._unreserved += len(frame)
         self.outbox.commit(frame, 0)
@@ -135,23 +135,23 @@ class Link:
             self.activity.note_guest_message()
 
     async def wait_room(self) -> None:
-        """Wait while too much is queued that nobody waited to send. For the router, between two frames.
+        """Wait while too many frames are queued without a reservation. For the router, between two frames.
 
         Not a checkpoint when there is room.
         """
         await self.outbox.wait_control_room()
         if self._unreserved >= _UNRESERVED_BUDGET:
-            await self.outbox.reserve(0)  # that is: until the lane is within its budget
+            await self.outbox.reserve(0)  # waits until the bulk queue is within its budget
             self.outbox.release(0)
             self._unreserved = 0
 
 
 @final
 class SendCredit:
-    """What a client lets us send of one stream.
+    """The credit that a client grants for one stream.
 
     Args:
-        window: bytes that may be sent and not granted anew, or ``None`` if the client does not count.
+        window: bytes that may be sent before a grant, or ``None`` if the client counts no credit.
     """
 
     __slots__ = ("_given_up", "_room", "_window")
@@ -162,9 +162,9 @@ class SendCredit:
         self._room = trio.Event()
 
     async def wait(self, wanted: int) -> int:
-        """Wait until something may be sent; return how much, at most ``wanted``. One task waits at a time.
+        """Wait until bytes may be sent; returns how many, at most ``wanted``, or 0 after `give_up`.
 
-        Not a checkpoint when something may be. 0 is after `give_up`.
+        Only one task waits at a time. Not a checkpoint if there is credit.
         """
         while not (size := self._window.may_send(wanted)) and not self._given_up:
             self._room = trio.Event()
@@ -179,19 +179,21 @@ class SendCredit:
         self._room.set()
 
     def give_up(self) -> None:
-        """Wait for no grant any more: what may not be sent yet will not be."""
+        """Wait for no more grants: bytes without credit will not be sent."""
         self._given_up = True
         self._room.set()
 
 
 class Voice(enum.Enum):
-    """What a session may still say under its id, and whose that is."""
+    """The frames that a session may still send under its id."""
 
-    LIVE = enum.auto()  # everything
-    QUIET = enum.auto()  # data: the agent is to stop, and nobody is to be told how the session ends
-    ENDING = enum.auto()  # the terminal frame
-    DEPARTED = enum.auto()  # the terminal frame, for a relay: the client is gone, and somebody else may get the id
-    OVER = enum.auto()  # nothing: it has said its terminal frame, or the id belongs to somebody else
+    LIVE = enum.auto()  # all frames
+    QUIET = enum.auto()  # data, but no terminal frame: the agent is about to stop
+    ENDING = enum.auto()  # only the terminal frame
+    DEPARTED = (
+        enum.auto()
+    )  # only the terminal frame, for a relay: the client is gone; the id may get another owner
+    OVER = enum.auto()  # none: the terminal frame was sent, or the id has another owner
 
 
 VOICE: Final = Steps(
@@ -209,18 +211,19 @@ _PASSING_ON: Final = (Voice.LIVE, Voice.QUIET)
 
 
 class Session(abc.ABC):
-    """Everything that shares one id, from the opening frame to the terminal frame.
+    """The agent's side of a session, from the request to the terminal frame.
 
-    `run` is the session; the other methods are called by the router, from another task of the same
-    thread, also before `run` has begun and up to the moment it returns.
+    `run` is the task of the session. The router calls the other methods, from another task of the same thread,
+    also before `run` has begun, and until it returns.
     """
 
     __slots__ = ("_ending", "_link", "_scope", "_voice", "id")
 
-    #: A word for the heartbeat's counters: ``exec``, ``fs`` or ``tcp``; empty: not counted.
+    #: The session's name in the counters of the activity file: ``exec``, ``fs`` or ``tcp``; empty if not counted.
     kind: ClassVar[str]
 
-    #: Message classes `receive` takes. Others that come with this id are treated as if it were free.
+    #: The classes of messages that `receive` takes. Other messages with this id are handled as if the id were
+    #: free.
     accepts: ClassVar[frozenset[type[wire.Message]]]
 
     def __init__(self, link: Link, session_id: int) -> None:
@@ -232,22 +235,22 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     async def run(self) -> None:
-        """Live, and end with one terminal frame at most.
+        """Run the session, and end it with at most one terminal frame.
 
-        The terminal frame is the last thing done, with no checkpoint between queueing it and returning:
-        the id is free the moment the peer can see that frame. If cancelled from outside, end everything at
-        once and send nothing.
+        The terminal frame is the last step, with no checkpoint between queueing it and returning, because the id
+        is free as soon as the peer sees that frame. If cancelled from outside, it ends everything at once and
+        sends no terminal frame.
         """
 
     @abc.abstractmethod
     async def receive(self, message: wire.Message) -> None:
-        """Take a message of this session. The whole channel waits: return soon."""
+        """Take a message of this session. The reading of the whole console waits for this, so it must be short."""
 
     def end(self, ending: wire.Message | None = None) -> None:
-        """End now; what is under way is dropped. Idempotent.
+        """End the session now; its unsent data is dropped. A second call does nothing.
 
         Args:
-            ending: the terminal message; ``None`` leaves it to the session.
+            ending: the terminal message; with ``None`` the session chooses it.
         """
         self._ending = self._ending or ending
         if self._voice is Voice.LIVE:
@@ -257,7 +260,7 @@ class Session(abc.ABC):
         self._scope.cancel()
 
     def depart(self) -> None:
-        """The client is gone: end. The terminal frame tells a relay that the id may be used again."""
+        """End the session of a client that is gone. The terminal frame tells a relay that the id is free."""
         if self._voice in (Voice.LIVE, Voice.ENDING):
             self._become(Voice.DEPARTED)
         self.end()
@@ -267,28 +270,28 @@ class Session(abc.ABC):
 
     @property
     def departed(self) -> bool:
-        """Whether the id may be used by somebody else: its client, or the session itself, is done with it.
+        """Whether a new session may use the id: the client has gone, or the terminal frame was sent.
 
-        The session may still have to let go of what it holds.
+        The session may still have to release its resources.
         """
         return self._voice in (Voice.DEPARTED, Voice.OVER)
 
     @property
     def muted(self) -> bool:
-        """Whether there is no terminal frame to be sent: see `mute`, or it was sent."""
+        """Whether no terminal frame may be sent: it was forbidden (see `mute`), or was sent before."""
         return self._voice in (Voice.QUIET, Voice.OVER)
 
     @property
     def ended(self) -> bool:
-        """Whether nothing but the terminal frame may be sent any more, if that.
+        """Whether at most the terminal frame may still be sent.
 
-        Tasks of the session find out at their next checkpoint, which may be too late: one that had been
-        woken before runs on to it first, and by then the id may be somebody else's.
+        The cancellation of the session's tasks is not enough: a task that was woken before runs on to its next
+        checkpoint, and by then the id may have another owner. So each send checks this.
         """
         return self._voice not in _PASSING_ON
 
     def mute(self) -> None:
-        """Send no terminal frame any more: the id is somebody else's, or nobody is to be told. Idempotent."""
+        """Forbid the terminal frame: the id has another owner, or the agent stops. A second call does nothing."""
         if not self.muted:
             self._become(Voice.QUIET if self._voice is Voice.LIVE else Voice.OVER)
 
@@ -298,7 +301,7 @@ class Session(abc.ABC):
             self._become(Voice.OVER)
 
     def shut_down(self) -> None:
-        """The guest is about to stop: end in order, silently. What is left after a while is cancelled."""
+        """End in order, without a terminal frame, because the guest is about to stop. Later it is cancelled."""
         self.mute()
         self.end()
 
@@ -308,50 +311,50 @@ class Session(abc.ABC):
             self._link.send(message, self.id)
 
     async def _pass_on(
-        self, cls: type[wire.DataMessage], share: int, read: Callable[[int], _B | None]
+        self, cls: type[wire.DataMessage], size: int, read: Callable[[int], _B | None]
     ) -> _B | None:
-        """Read at most ``share`` bytes without blocking and send them; return what ``read`` returned.
+        """Read at most ``size`` bytes without blocking, and send them; returns the result of ``read``.
 
-        The console's room is taken before the bytes are. Between the read and the commit there is no
-        checkpoint, so that bytes are either still where they were or on their way. There is none at all if there
-        is room at once: the caller sees to one between two calls.
+        Room in the outbox is reserved before the bytes are read. There is no checkpoint between the read and the
+        commit, so that each byte is either still at its source or queued. If there is room at once there is no
+        checkpoint at all: the caller must make one between two calls.
         """
         outbox = self._link.outbox
-        if not outbox.reserve_nowait(share):
-            await outbox.reserve(share)
+        if not outbox.reserve_nowait(size):
+            await outbox.reserve(size)
         data: _B | None = None
         try:
             if not self.ended:
-                data = read(share)
+                data = read(size)
         finally:
             if not data:
-                outbox.release(share)
+                outbox.release(size)
         if data:
-            self._link.commit_data(cls, self.id, data, share)
+            self._link.commit_data(cls, self.id, data, size)
         return data
 
     async def _say_last(self, message: wire.Message) -> None:
-        """Send the terminal frame behind the session's data, unless somebody has forbidden it meanwhile."""
+        """Send the terminal frame behind the session's data, unless it was forbidden in the meantime."""
         await self._link.reserve_small()
         if self.muted:
             self._link.release_small()
         else:
-            self._become(Voice.OVER)  # an id is free when its terminal frame is on its way
+            self._become(Voice.OVER)  # an id is free when its terminal frame is queued
             self._link.commit_small(self._ending or message, self.id)
 
 
 class PromptSession(Session):
-    """A session that gives its id back the moment it is ended.
+    """A session that frees its id at the moment it is ended.
 
-    Its task may take longer: a thread inside a system call cannot be stopped, and what that call uses must
-    not be let go of before it returns. So the terminal frame is said at once and not by the task.
+    Its task may run longer: a thread inside a system call cannot be stopped, and the descriptors of that call must
+    stay open until it returns. So `end` sends the terminal frame, and not the task.
     """
 
     __slots__ = ()
 
     @abc.abstractmethod
     def _cut_short(self) -> wire.Message:
-        """The terminal message of a session that is ended and nobody says with which."""
+        """The terminal message of a session that is ended without one."""
 
     def end(self, ending: wire.Message | None = None) -> None:
         """See `Session.end`."""
@@ -362,14 +365,14 @@ class PromptSession(Session):
             self._link.commit_unreserved(ending or self._cut_short(), self.id)
 
     def depart(self) -> None:
-        """The client is gone: end without a word."""
+        """End the session of a client that is gone, without a terminal frame."""
         self.mute()
         super().depart()
 
     async def _answer(self, frame: bytes) -> bool:
-        """Send the terminal frame, an encoded one, behind the session's data; whether it was sent.
+        """Send the encoded terminal frame behind the session's data; returns whether it was sent.
 
-        It is not if the session was ended meanwhile.
+        It is not sent if the session was ended in the meantime.
         """
         await self._link.outbox.reserve(len(frame))
         if self.muted:

@@ -1,12 +1,11 @@
-"""The agent's one reader: it parses frames and hands them over.
+"""The agent's only reader: it parses frames and gives each to its session.
 
-The router holds the table of sessions and nothing of what happens inside them. A frame that makes no
-sense ends the session it belongs to, never the agent; only a length out of bounds does that, because
-after it nobody knows where the next frame begins. What is said of an id never overtakes what was said before of
-the same id, so all that ends one goes behind the data.
+The router has the table of sessions and does not know what happens inside them. A bad frame ends the session that
+it belongs to, and never the agent. Only a length out of bounds ends the agent, because the beginning of the next
+frame is then unknown. Frames of one id never overtake each other, so each terminal frame is sent behind the data.
 
-What a message does, and what it is answered for an id that is not open, is the catalogue's. A new kind of session
-is its rows there, and its opening message in ``openers``.
+The catalogue says what a message does, and how it is answered if its id is not open. A new kind of session needs
+its rows there, and its opening message in ``openers``.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class Router:
             wire.ClientDisconnected: self._client_disconnected,
             wire.Shutdown: lambda _id, _message: self.shut_down(),
         }
-        #: Sessions by id; one that was replaced under its id is not here any more but still runs.
+        #: Sessions by id. A session that was replaced under its id is not in this table, but may still run.
         self.sessions: dict[int, Session] = {}
 
     # Reading
@@ -112,7 +111,7 @@ class Router:
             while (frame := await self._source.next_frame()) is not None:
                 await self._take(frame)
                 if self._shutdown.cancel_called:
-                    break  # frames that are buffered already are not worth a checkpoint, but void
+                    break  # frames that are buffered already are ignored
                 await self._link.wait_room()
         except ProtocolError as exc:
             log(f"the console is out of step: {exc}")
@@ -128,7 +127,7 @@ class Router:
             self._refuse(frame, exc)
             return
         cls, row = type(message), wire.type_of(message)
-        if row.activity:  # Touch counts like everything else: that is what it is for
+        if row.activity:  # a Touch counts, too: that is its purpose
             self._link.activity.note_host_message()
         session = self._owner(frame.id)
         if session is not None and cls in session.accepts:
@@ -141,14 +140,14 @@ class Router:
         elif cls in self._controls:
             self._controls[cls](frame.id, message)
         elif row.orphan is None:
-            pass  # what comes too late to matter, or is the agent's own to send
+            pass  # a message that came too late, or that only an agent may send
         elif session is not None:
             self._refuse(frame, _bad_session(frame, message, "is a session of another kind"))
         else:
             self._link.commit_unreserved(row.orphan(frame.id), frame.id)
 
     def _refuse(self, frame: wire.Frame, exc: ProtocolError) -> None:
-        """End the frame's session, if there is one; say why, unless the peer would not understand."""
+        """End the frame's session, if there is one; the error says why, if the peer knows that message."""
         error = wire.Error(exc.kind, str(exc), exc.message_type or msgspec.UNSET)
         understood = exc.version is None or wire.knows(exc.version, wire.Error)
         session = self._owner(frame.id)
@@ -160,7 +159,7 @@ class Router:
     # Sessions
 
     def _owner(self, session_id: int) -> Session | None:
-        """The session an id stands for now."""
+        """The session that owns an id now."""
         session = self.sessions.get(session_id)
         return None if session is None or session.departed else session
 
@@ -168,10 +167,10 @@ class Router:
         owner = self._owner(frame.id)
         former = self.sessions.get(frame.id)
         if former is not None and owner is None:
-            # The id was given to somebody else before its former owner's session was quite over.
+            # The id was given to a new client before the former owner's session was over.
             former.mute()
         if owner is not None or slot_of(frame.id) is None:
-            # The client forgets an id it gets an error for, so the session that owns it must end as well.
+            # The client forgets an id for which it gets an error, so the session that owns it must end as well.
             why = "is already in use" if owner is not None else "is out of range"
             self._refuse(frame, _bad_session(frame, message, why))
             return
@@ -187,9 +186,9 @@ class Router:
             await session.run()
             assert session.muted, "every session ends once: its terminal frame was said, or forbidden"
         except* _GONE:
-            pass  # the router hears of it, too
+            pass  # the router gets the same error
         except* Exception as group:  # noqa: BLE001
-            # A mistake in one session is not to cost the guest all others.
+            # A failure in one session must not end the others.
             log(f"session {session.id} failed\n{''.join(traceback.format_exception(group))}")
             if not session.muted:
                 with contextlib.suppress(*_GONE):
@@ -224,7 +223,7 @@ class Router:
     # Shutdown
 
     def shut_down(self) -> None:
-        """Stop reading, end all sessions in order, and have `run` return. Idempotent."""
+        """Stop reading, end all sessions in order, and let `run` return. A second call does nothing."""
         self._shutdown.cancel()
 
     async def _end_in_order(self) -> None:

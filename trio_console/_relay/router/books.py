@@ -1,23 +1,23 @@
 """The relay's books: every byte that the relay keeps or has promised, in one ledger.
 
-Four sums are kept of each session, of its client, of the client's user and of the whole relay:
+The books have four sums for each session, for its client, for the client's user, and for the whole relay:
 
-* *reserved*: windows of streams: what the agent may send ahead of the clients' sockets;
-* *held*: frames that wait until their client gives credit, with what it costs to keep them;
-* *queued*: frames that wait until their client's socket has taken them (of clients, users and the relay only: a
-  frame may be queued for longer than its session lives);
-* *pending*: pieces that a client has sent and that the agent has not got yet, with what it costs to keep them.
+* *reserved*: the windows of streams, which the agent may send before a client's socket has taken the bytes;
+* *held*: frames that wait for their client's credit, with the cost of keeping them;
+* *queued*: frames that wait for their client's socket (only for clients, users and the relay, because a frame may
+  be queued for longer than its session is open);
+* *pending*: pieces that a client has sent and the agent has not got yet, with the cost of keeping them.
 
-A window has an account of another kind, which says where its bytes are. Each of them is always somewhere::
+A window also has an account, which says where its bytes are. Each byte is always in one place::
 
     size = granted + held + queued + owed + lost
 
-The agent may send those that are *granted*. Data that it has sent is *held* or *queued* here; once the socket has
-taken it, as much is *owed* to the agent, and a grant pays that back. What is *lost* was dropped, and is never
-granted again. An agent that sends more than it was granted makes that number negative.
+The agent may send the *granted* bytes. Data that it has sent is *held* or *queued* here. When the socket has taken
+the data, its bytes are *owed* to the agent, until a grant makes them *granted* again. *Lost* bytes were dropped,
+and are never granted again. If an agent sends more than it was granted, *granted* is negative.
 
-Every operation moves bytes from one place to another. On the numbers that it has touched it asserts that no part
-is larger than its whole, and that every byte of a window is somewhere. `Books.check` looks at all numbers.
+Every operation moves bytes from one place to another. For the numbers that it has changed it asserts that no part
+is larger than its whole, and that every byte of a window is in one place. `Books.check` checks all numbers.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ if TYPE_CHECKING:
 
 __all__ = ["FRAME_COST", "PIECE_COST", "Account", "Books", "ClientAccount", "SessionAccount", "Window"]
 
-#: Bytes that a frame which waits for a client costs beside itself, about: a guest can make frames of nine bytes.
+#: Bytes, about, that a waiting frame costs beside its own: a guest can send frames of nine bytes.
 FRAME_COST: Final = 128
 
-#: Bytes that a piece which waits for the agent costs beside its data, about.
+#: Bytes, about, that a pending piece costs beside its data.
 PIECE_COST: Final = 128
 
 
 class Account:
-    """Four sums; of a user, or of the relay."""
+    """Four sums in bytes: of a user, or of the relay."""
 
     __slots__ = ("held", "pending", "queued", "reserved")
 
@@ -52,7 +52,7 @@ class Account:
 
 @final
 class ClientAccount(Account):
-    """The sums of a client; those of its user have them in them."""
+    """The sums of a client, which are parts of the sums of its user."""
 
     __slots__ = ("sessions", "uid", "user")
 
@@ -65,7 +65,7 @@ class ClientAccount(Account):
 
 @final
 class SessionAccount(Account):
-    """The sums of a session; those of its client have them in them."""
+    """The sums of a session, which are parts of the sums of its client."""
 
     __slots__ = ("client", "windows")
 
@@ -77,7 +77,7 @@ class SessionAccount(Account):
 
 @final
 class Window:
-    """Where the bytes of a stream's window are; see the module."""
+    """The places of the bytes of a stream's window; see the module."""
 
     __slots__ = ("granted", "held", "lost", "owed", "queued", "session", "size")
 
@@ -93,13 +93,13 @@ class Window:
 
 @final
 class Books:
-    """The ledger. Nobody else changes a number in an account or a window.
+    """The ledger. Only its methods change the numbers in accounts and windows.
 
     Attributes:
         relay: the sums of all clients.
-        clients: the accounts of all clients that are there.
-        users: the sums of all clients of a user, by user id, while there are any.
-        dropped_bytes: everything that was dropped since the beginning.
+        clients: the accounts of all connected clients.
+        users: for each user id with a connected client, the sums of all its clients.
+        dropped_bytes: all bytes that were ever dropped.
     """
 
     def __init__(self) -> None:
@@ -108,19 +108,19 @@ class Books:
         self.users: Final[dict[int, Account]] = {}
         self.dropped_bytes = 0
 
-    # Who has an account
+    # Accounts
 
     def open_client(self, uid: int) -> ClientAccount:
-        """A client of a user came."""
+        """Open the account of a new client of a user."""
         user = self.users.setdefault(uid, Account())
         client = ClientAccount(uid, user)
         self.clients.add(client)
         return client
 
     def close_client(self, client: ClientAccount) -> None:
-        """A client has gone, and what its sessions had held and pending was dropped.
+        """Close the account of a client that has gone. Its held and pending bytes were dropped before.
 
-        What is queued for it is dropped now, and the windows of sessions whose last frame is queued are free.
+        This drops its queued bytes, and frees the windows of the sessions whose terminal frame is queued.
         """
         self.dropped_bytes += client.queued
         self._add_queued(client, -client.queued)
@@ -135,20 +135,20 @@ class Books:
             assert user.reserved == user.held == user.queued == user.pending == 0, "a whole is its parts"
 
     def open_session(self, client: ClientAccount) -> SessionAccount:
-        """A client opened a session."""
+        """Open the account of a new session."""
         session = SessionAccount(client)
         client.sessions.add(session)
         return session
 
     def reserve(self, session: SessionAccount, size: int) -> Window:
-        """The agent is promised a window of ``size`` bytes for a stream of a session."""
+        """Reserve a window of ``size`` bytes for a stream of a session, which the agent is told."""
         window = Window(session, size)
         session.windows.append(window)
         self._add_reserved(session, size)
         return window
 
     def release(self, session: SessionAccount) -> None:
-        """A session is over, and what it had held and pending was dropped: its windows are free."""
+        """Free the windows of a session that is over. Its held and pending bytes were dropped before."""
         assert session.held == session.pending == 0, "a session that is over keeps nothing"
         assert session in session.client.sessions, "a window is given back once"
         session.client.sessions.remove(session)
@@ -158,7 +158,7 @@ class Books:
     # From the agent to a client
 
     def queue(self, client: ClientAccount, size: int, window: Window | None = None, data: int = 0) -> None:
-        """A frame was put into a client's queue, which is ``size`` bytes longer, ``data`` of them of a window."""
+        """Note that a client's queue became ``size`` bytes longer, with ``data`` bytes of a window."""
         user, relay = client.user, self.relay
         client.queued += size
         user.queued += size
@@ -171,14 +171,14 @@ class Books:
             assert places == window.size, "every byte of a window is somewhere"
 
     def hold(self, window: Window, size: int, data: int) -> None:
-        """A frame with ``data`` bytes of a window was held back, which takes ``size`` bytes more to keep."""
+        """Note that a frame with ``data`` bytes of a window is held, which costs ``size`` bytes."""
         self._add_held(window.session, size)
         window.granted -= data
         window.held += data
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def let_go(self, window: Window, held: int, queued: int, data: int) -> None:
-        """A frame that took ``held`` bytes to keep was put into the queue, which is ``queued`` bytes longer."""
+        """Note that a held frame of cost ``held`` was queued, and the queue became ``queued`` bytes longer."""
         self._add_held(window.session, -held)
         self._add_queued(window.session.client, queued)
         window.held -= data
@@ -186,7 +186,7 @@ class Books:
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def drop_held(self, window: Window, held: int) -> None:
-        """All that was held back of a window, which took ``held`` bytes to keep, was dropped."""
+        """Note that all held frames of a window, of cost ``held``, were dropped."""
         self._add_held(window.session, -held)
         self.dropped_bytes += window.held
         window.lost += window.held
@@ -194,14 +194,14 @@ class Books:
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def refuse(self, window: Window, data: int) -> None:
-        """The agent sent data for a window that is dropped, because it is far too much."""
+        """Note that data of the agent was dropped because it exceeds its window by far."""
         self.dropped_bytes += data
         window.granted -= data
         window.lost += data
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def sent(self, client: ClientAccount, size: int, window: Window | None = None, data: int = 0) -> int:
-        """A client's socket has taken a frame; returns what is to be granted now, from half a window on."""
+        """Note that a client's socket has taken a frame; returns the bytes to grant now, or 0."""
         user, relay = client.user, self.relay
         client.queued -= size
         user.queued -= size
@@ -216,20 +216,20 @@ class Books:
         return window.owed if is_due(window.owed, window.size) else 0
 
     def grant(self, window: Window, data: int) -> None:
-        """The agent is told that it may send so much more."""
+        """Note that the agent is granted ``data`` more bytes."""
         window.owed -= data
         window.granted += data
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def drop_queued(self, client: ClientAccount, size: int) -> None:
-        """Frames of so many bytes, without a window, were taken out of a client's queue and dropped."""
+        """Note that frames of ``size`` bytes, without a window, were removed from a client's queue and dropped."""
         self._add_queued(client, -size)
         self.dropped_bytes += size
 
     # From a client to the agent
 
     def pend(self, session: SessionAccount, size: int) -> None:
-        """What waits for the agent, of one session, takes ``size`` bytes more to keep."""
+        """Note that the pending pieces of a session cost ``size`` more bytes."""
         client, relay = session.client, self.relay
         user = client.user
         session.pending += size
@@ -239,19 +239,19 @@ class Books:
         assert 0 <= session.pending <= client.pending <= user.pending <= relay.pending, "a part is in its whole"
 
     def take(self, session: SessionAccount, size: int) -> None:
-        """The agent gets some of that, which takes ``size`` bytes less to keep."""
+        """Note that the agent gets pending bytes of a session, which then costs ``size`` bytes less."""
         self.pend(session, -size)
 
     def drop_pending(self, session: SessionAccount, data: int) -> None:
-        """All that a session had pending, with ``data`` bytes in it, was dropped."""
+        """Note that all pending pieces of a session were dropped, with ``data`` bytes in them."""
         self.pend(session, -session.pending)
         self.dropped_bytes += data
 
     def drop(self, size: int) -> None:
-        """What came was dropped at once, and was in no account."""
+        """Note that bytes were dropped at once, without being in any account."""
         self.dropped_bytes += size
 
-    # One sum, wherever it is kept
+    # One sum, in all accounts that have it
 
     def _add_reserved(self, session: SessionAccount, size: int) -> None:
         client, relay = session.client, self.relay
@@ -281,10 +281,10 @@ class Books:
         assert 0 <= client.queued <= user.queued <= relay.queued, "a part is in its whole"
 
     def check(self) -> None:
-        """Look at every account and every window, for tests.
+        """Check every account and every window, for tests.
 
         Raises:
-            AssertionError: a sum is not that of its parts, or a byte of a window is nowhere.
+            AssertionError: a sum is not the sum of its parts, or a byte of a window is in no place.
         """
         for client in self.clients:
             for session in client.sessions:

@@ -1,4 +1,4 @@
-"""How much the relay may keep for a client, and promise to the agent: the limits, held against the books."""
+"""The bytes that the relay may keep for a client and promise to the agent: the limits, compared with the books."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Budgets"]
 
 @final
 class Budgets:
-    """See the module. It changes nothing.
+    """Compares the books with the limits, and changes nothing.
 
     Args:
-        limits: what there may be.
-        books: what there is.
-        clients: all that are there, by their slots.
+        limits: the bounds of the sums.
+        books: the sums.
+        clients: the connected clients by their slots.
     """
 
     def __init__(self, limits: RouterLimits, books: Books, clients: Mapping[int, Client]) -> None:
@@ -30,28 +30,28 @@ class Budgets:
         self._clients: Final = clients
 
     def window(self, client: Client, count: int, wanted: int | None) -> int:
-        """Bytes of window for each of ``count`` new streams, out of what is left of the budgets."""
+        """The window, in bytes, of each of ``count`` new streams, out of the rest of the budgets."""
         limits, books = self._limits, self._books
         left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
         window = max(limits.least_window, min(limits.window, left // (limits.share * count)))
         return window if wanted is None else max(1, min(window, wanted))
 
     def may_read(self, client: Client) -> bool:
-        """Whether more should be read from a client's socket: not while too much of it waits for the agent.
+        """Whether the client's socket may be read: not while too many of its bytes wait for the agent.
 
-        What a client says comes in one order, so credit that it gives for one session waits behind input for
-        another. A client that counts credit for that input is read on as soon as the console has taken it. One
-        that does not, and sends more than the agent takes, holds up its own sessions, and no other client's: to
-        read on, its input would have to be kept without a bound, or dropped.
+        A client's frames come in one order, so its credit for one session waits behind its input for another. If
+        the client counts credit for that input, reading goes on as soon as the console has taken it. If it does
+        not, and sends more than the agent takes, it pauses its own sessions, and no other client's: to read on,
+        the relay would have to keep its input without a bound, or drop it.
         """
         limits, account = self._limits, client.account
         return account.pending < limits.pending_budget and account.queued < limits.client_budget
 
     def overflows(self, client: Client) -> bool:
-        """Whether more is kept for a client than for any client that reads its socket and gives credit.
+        """Whether more bytes are kept for a client than for any client that reads its socket and gives credit.
 
-        Windows bound data; this bounds the answers to what a client has asked without reading them, and what an
-        agent says that nobody has asked for.
+        The windows bound data. This bounds the answers to requests of a client that does not read, and the frames
+        that an agent sends without a request.
         """
         limits = self._limits
         kept = client.kept_size

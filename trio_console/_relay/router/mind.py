@@ -1,14 +1,14 @@
-"""Who gets which frame, what is refused, and what is held back.
+"""The relay's router: it decides which client gets a frame, which frames are refused, and which are held.
 
-Pure: no I/O, no clock, no event loop. The server calls a method when something happened and carries out
-what comes back: frames for the agent (`Orders.to_agent`), and clients whose queue has got something
-(`Client.outgoing`). Everything here is synchronous, so one call is one consistent step.
+There is no I/O, no clock and no event loop here. The server calls a method when something has happened, and
+carries out the orders that it returns: frames for the agent (`Orders.to_agent`), and a client with new frames in
+its queue (`Client.outgoing`). All methods are synchronous, so each call is one consistent step.
 
-Nothing in here assumes an agent of our own: no credit unless it was announced, no frame after the terminal one
-is surprising, no id it speaks of needs to exist.
+The agent may be of any make: it counts credit only if it has announced that, it may send frames after a terminal
+frame, and it may send frames for ids that do not exist.
 
-What a client sends is looked at before it is forwarded; see `gate`. What waits here, and for whom, is in the
-`books`; no byte is put anywhere or taken away without telling them.
+Each frame of a client is checked before it is forwarded; see `gate`. The `books` count every byte that waits here;
+each change of a queue is noted there.
 """
 
 from __future__ import annotations
@@ -40,39 +40,40 @@ __all__ = ["Router"]
 
 _SIGKILL: Final = 9
 
-#: What may overtake data of its session on the way to a client.
+#: The classes of messages that overtake data of their session on the way to a client.
 _HURRIED: Final = frozenset(
     row.cls
     for row in wire.MESSAGE_TYPES.values()
     if row.overtakes and row.place is wire.Place.WITHIN and wire.Direction.AGENT_TO_HOST in row.direction
 )
 
-# (By short names, because Python 3.11 makes a call of each look into an enum, and this is done for every frame.)
+# (Short names, because in Python 3.11 each access to an enum's member is a call, and these are used for every
+# frame.)
 _OPEN: Final = SessionState.OPEN
 _CLOSING: Final = SessionState.CLOSING
 _ABANDONED: Final = SessionState.ABANDONED
 _ENDED: Final = SessionState.ENDED
 _LEAVING: Final = SessionState.LEAVING
 
-#: In these states both client and agent know a session. In others, data or credit for it would be taken for the
-#: next session's under its id.
+#: In these states both the client and the agent know a session. In others, data or credit for it would be taken
+#: for that of the next session with its id.
 _KNOWN: Final = (_OPEN, _CLOSING, SessionState.GIVEN_UP)
 
 
 @final
 class Router:
-    """See the module.
+    """The decisions and the state behind them; see the module.
 
     Args:
-        flow: what the agent announced of its credit, or `None`.
-        limits: bounds.
+        flow: the agent's announcement that it counts credit, or `None`.
+        limits: the bounds.
 
     Attributes:
         books: all sums of bytes.
-        budgets: how many bytes there may be.
-        observer: is told of commands and what they say.
-        refused_frames: from clients, answered here.
-        dropped_frames: from the agent, passed on to nobody.
+        budgets: the bounds of these sums.
+        observer: the session log, which is called with each command and its output.
+        refused_frames: frames of clients that were refused, and answered here.
+        dropped_frames: frames of the agent that were dropped.
     """
 
     def __init__(self, flow: wire.Flow | None, limits: RouterLimits) -> None:
@@ -99,7 +100,7 @@ class Router:
         return self._slots
 
     def connect(self, uid: int) -> Client | None:
-        """A client of a user came. `None`: there is no slot for it."""
+        """Give a new client of a user a slot; `None` if no slot is free."""
         slot = self._slots.take()
         if slot is None:
             return None
@@ -108,10 +109,10 @@ class Router:
         return client
 
     def disconnect(self, client: Client, now: float) -> Orders:
-        """A client has gone, for whatever reason: end its work in the guest, and hold its slot until then."""
+        """End the work of a client that has gone: kill its commands, and quarantine its slot."""
         del self._clients[client.slot]
         orders = Orders()
-        # (Those that wait here with their terminal frame have ended in the guest.)
+        # (A session whose terminal frame is held here has ended in the guest already.)
         execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.state is not _ENDED}
         orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
         if self.observer is not None:
@@ -137,7 +138,7 @@ class Router:
         return orders
 
     def tick(self, now: float) -> list[int]:
-        """Time has passed: returns the slots that were retired because the guest has not finished with them."""
+        """Retire the slots whose quarantine was too long by ``now``; returns them."""
         late = self._slots.retire_late(now)
         for slot in late:
             self._quarantined.pop(slot).become(ClientState.RETIRED)
@@ -146,11 +147,11 @@ class Router:
     # From a client
 
     def from_client(self, client: Client, frame: wire.Frame) -> Orders:
-        """A client sent a frame.
+        """Handle a frame of a client.
 
         Raises:
-            ProtocolError: one for which the connection must be cut: an id that is not the client's, or a
-                mistake of a peer that cannot be told of it.
+            ProtocolError: the client must be cut: the id is not one of its own, or it made a mistake of which it
+                cannot be told.
         """
         orders = Orders()
         if frame.id not in client.ids and not (frame.id == 0 and frame.flags & wire.FLAG_SHUTDOWN):
@@ -178,32 +179,32 @@ class Router:
         return orders
 
     def _refuse(self, client: Client, frame: wire.Frame, exc: ProtocolError, orders: Orders) -> None:
-        """Answer in the agent's place, so that the agent never sees it."""
+        """Refuse a frame: the relay answers it, and does not forward it."""
         self.refused_frames += 1
         error = answer_to(frame, exc)
         session = client.sessions.get(frame.id)
         if session is not None and session.state is not _ABANDONED:
-            # The frame that says so is terminal: the client forgets the id, so what runs there must end.
+            # The answer is a terminal frame, so the client forgets the session, and it must end in the guest too.
             self._abandon(client, session, orders)
         self._answer(client, error, frame.id, orders)
 
-    def _answer(self, client: Client, message: wire.Message, id_: int, orders: Orders) -> None:
-        self._queue(client, Outgoing(wire.encode(message, id_)), orders, hurried=True)
+    def _answer(self, client: Client, message: wire.Message, session_id: int, orders: Orders) -> None:
+        self._queue(client, Outgoing(wire.encode(message, session_id)), orders, hurried=True)
 
     def _queue(self, client: Client, item: Outgoing, orders: Orders, *, hurried: bool = False) -> None:
-        """Queue a frame that no window is for."""
+        """Queue a frame whose bytes are in no window."""
         self.books.queue(client.account, client.put(item, hurried=hurried))
         orders.wake = client
 
     def _abandon(self, client: Client, session: RelaySession, orders: Orders) -> None:
-        """End a session in the guest whose client does not know of it any more."""
-        if session.state is _ENDED:  # it has ended there
+        """End a session in the guest that its client has forgotten."""
+        if session.state is _ENDED:  # it has ended in the guest already
             self._end(client, session)
         elif session.kind == "tcp":
             orders.to_agent.append(wire.encode(wire.TcpClose(), session.id))
-            self._end(client, session)  # that is not answered
+            self._end(client, session)  # the agent does not answer a close
         else:
-            # It is kept, under its id, until the guest's terminal frame comes: the id is taken until then.
+            # The session is kept until the guest's terminal frame comes, because its id is in use until then.
             session.become(_ABANDONED)
             self._release(session)
             if session.kind == "exec":
@@ -219,7 +220,7 @@ class Router:
         message: wire.Message,
         orders: Orders,
     ) -> None:
-        """Everything but data that a session takes."""
+        """Handle a frame of a client that is not data for an open session."""
         row = wire.type_of(message)
         if row.place is wire.Place.OPENS:
             orders.to_agent.append(self._open(client, frame, message))
@@ -229,7 +230,7 @@ class Router:
         elif session is None:
             if row.orphan is not None:
                 self._answer(client, row.orphan(frame.id), frame.id, orders)
-            # Everything else that comes for a session that has ended is ignored.
+            # All other messages for a session that has ended are ignored.
         elif session.state is _ABANDONED:
             self.books.drop(len(frame.body))
         elif not row.fits(session.kind):
@@ -238,7 +239,7 @@ class Router:
             self._accept_within(client, session, frame, message, orders)
 
     def _pend(self, client: Client, session: RelaySession, piece: Piece, orders: Orders) -> None:
-        """Keep what a client has sent until the agent takes it."""
+        """Keep a piece that a client has sent until the agent takes it."""
         session.pending.append(piece)
         self.books.pend(session.account, len(piece[1]) + PIECE_COST)
         if session not in client.round and session.can_send():
@@ -248,7 +249,7 @@ class Router:
     def _accept_within(
         self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
     ) -> None:
-        """A message for a session that its client may still say something about."""
+        """Handle a message for a session that the client still has open."""
         if isinstance(message, wire.Credit):
             self._client_grants(client, session, message, orders)
         elif session.state is _ENDED:
@@ -256,7 +257,7 @@ class Router:
         elif not wire.type_of(message).overtakes:
             if isinstance(message, wire.TcpClose):
                 self._give_up(session, _CLOSING)
-            # It stays behind the data of its session.
+            # The message is sent behind the data of its session.
             self._pend(client, session, (None, memoryview(wire.encode_again(frame))), orders)
         else:
             if isinstance(message, wire.Cancel):
@@ -267,13 +268,13 @@ class Router:
     def _accept_late(
         self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
     ) -> None:
-        """A message for a session that has ended in the guest, which its client does not know yet.
+        """Handle a message for a session that has ended in the guest, of which the client does not know yet.
 
-        The guest must not get it: it answers data for an id that it does not know with a terminal frame, which
-        would end the next session under this id.
+        The guest must not get it: it answers data for an unknown id with a terminal frame, which would end the
+        next session with this id.
         """
         self.books.drop(len(frame.body))
-        if isinstance(message, wire.TcpClose):  # the client forgets the id, and grants nothing any more
+        if isinstance(message, wire.TcpClose):  # the client forgets the session, and grants no more credit
             self._end(client, session)
         elif isinstance(message, wire.Cancel):
             self._give_up(session, _ENDED)
@@ -281,11 +282,12 @@ class Router:
             orders.wake = client
 
     def _give_up(self, session: RelaySession, state: SessionState) -> None:
-        """The client wants nothing more of a session but its terminal frame.
+        """Note that the client needs only the terminal frame of a session, and drop the held data.
 
-        It grants nothing any more, so what is held, and the terminal frame behind it, would be held for ever.
+        The client grants no more credit, so the held data, and the terminal frame behind it, would be held for
+        ever.
         """
-        if session.kind == "exec":  # a command cannot be given up; a client that says so has its output
+        if session.kind == "exec":  # a command cannot be given up: the client still gets its output
             return
         if session.state is not state and session.state is not _CLOSING:
             session.become(state)
@@ -310,7 +312,7 @@ class Router:
             streams = wire.streams_of(kind, wire.Direction.AGENT_TO_HOST)
             window = self.budgets.window(client, len(streams), wanted)
             version = wire.decode_envelope(frame.body).version
-            # First of all: with the window in it the request may have become too large.
+            # Encoded before anything is noted, because the request may be too large with the window in it.
             raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
             account = books.open_session(client.account)
             session = RelaySession(frame.id, kind, account, self._flow.window, counts=wanted is not None)
@@ -327,14 +329,14 @@ class Router:
     # Sessions end
 
     def _end(self, client: Client, session: RelaySession) -> None:
-        """Nobody will say anything of a session any more: its id is free."""
+        """Forget a session for which no more frames come: its id is free."""
         if session.state is not _ABANDONED:
             self._release(session)
         session.become(SessionState.OVER)
         del client.sessions[session.id]
 
     def _release(self, session: RelaySession) -> None:
-        """What waits of a session is dropped, and its windows are free."""
+        """Drop the waiting frames of a session, and free its windows."""
         self._drop_pending(session)
         self._drop_held(session)
         self.books.release(session.account)
@@ -359,14 +361,14 @@ class Router:
         orders.wake = client
 
     def _let_go(self, client: Client, stream: RelayStream) -> None:
-        """Queue what is held back of a stream, as far as its client's credit goes."""
+        """Queue the held frames of a stream, as far as the client's credit allows."""
         while (item := stream.next_ready()) is not None:
             self.books.let_go(stream.window, len(item.frame) + FRAME_COST, client.put(item), item.size)
 
     # To the agent
 
     def next_for_agent(self, client: Client) -> bytes | None:
-        """The next bulk frame of a client for the agent: its sessions take turns."""
+        """The next bulk frame of a client for the agent; the client's sessions take turns."""
         while client.round:
             session, _ = client.round.popitem(last=False)
             taken = session.take(self._limits.slice)
@@ -378,7 +380,7 @@ class Router:
                 if session.can_send():
                     client.round[session] = None
             elif session.state is _CLOSING:
-                # A closed connection is not answered: nothing more will be said of this id.
+                # The agent does not answer the close of a connection, so no more frames come for this id.
                 self._end(client, session)
             return frame
         return None
@@ -386,7 +388,7 @@ class Router:
     # From the agent
 
     def from_agent(self, frame: wire.Frame) -> Orders:
-        """The agent sent a frame: queue it for whom it belongs to. Never raises for what an agent sends."""
+        """Handle a frame of the agent: queue it for its client. Never raises, whatever the agent sends."""
         orders = Orders()
         slot = slot_of(frame.id)
         client = None if slot is None else self._clients.get(slot)
@@ -422,7 +424,7 @@ class Router:
         stream = None if session is None else session.streams.get(cls)
         item = Outgoing(wire.encode_again(frame), stream, size, None, True)
         if session is None or stream is None:
-            # Of a session that nobody knows, it is the client's to ignore.
+            # Data of an unknown session is passed on; the client ignores it.
             self.books.queue(client.account, client.put(item))
         elif session.state is not _OPEN:
             self._drop_frame(size)
@@ -439,7 +441,7 @@ class Router:
         orders.wake = client
 
     def _deliver(self, client: Client, session: RelaySession | None, frame: wire.Frame, orders: Orders) -> None:
-        """A frame without data, or with data in a form that only its client can judge."""
+        """Handle a frame without data, or with data in an unusual form, which the client must judge."""
         cls, is_last = _class_of(frame), bool(frame.flags & wire.FLAG_TERMINAL)
         if session is not None:
             if cls is wire.Credit and self._is_credit_for_us(client, session, frame, orders):
@@ -466,7 +468,7 @@ class Router:
         frame: wire.Frame,
         orders: Orders,
     ) -> None:
-        """Some of what carries no data overtakes, the rest stays behind what is held of its session."""
+        """Queue a frame without data, or hold it behind the held data of its session if it may not overtake."""
         raw = wire.encode_again(frame)
         if frame.flags & wire.FLAG_TERMINAL:
             self._finish(client, session, Outgoing(raw, None, 0, session))
@@ -479,10 +481,10 @@ class Router:
         orders.wake = client
 
     def _finish(self, client: Client, session: RelaySession, last: Outgoing) -> None:
-        """The agent has said its last word about a session."""
+        """Handle the terminal frame of a session."""
         self._drop_pending(session)
         if session.state is _ENDED:
-            self.dropped_frames += 1  # it had said it before, and data in front of that is held
+            self.dropped_frames += 1  # a second terminal frame, while the first is held behind data
         elif session.held is None:
             self._say_last(client, session, last)
         else:
@@ -490,19 +492,19 @@ class Router:
             session.last = last
 
     def _say_last(self, client: Client, session: RelaySession, last: Outgoing) -> None:
-        """Pass the terminal frame on. The id is free then."""
+        """Queue the terminal frame for the client. Then the id is free."""
         assert session.held is None, "a terminal frame is behind all data of its session"
         session.become(_LEAVING)
         self.books.queue(client.account, client.put(last, hurried=session.kind == "call"))
         del client.sessions[session.id]
 
     def _say_held_last(self, client: Client, session: RelaySession) -> None:
-        """Pass the terminal frame on, if there is one and no data is held in front of it any more."""
+        """Queue the terminal frame for the client, if there is one and no more data is held in front of it."""
         if session.last is not None and session.held is None:
             self._say_last(client, session, session.last)
 
     def _is_credit_for_us(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
-        """Take credit that the agent gives. Whether its client is not to see it, because it does not count."""
+        """Take credit that the agent grants; returns whether it ends here, because the client counts no credit."""
         if self._flow is None or session.input is None or frame.flags:
             return False
         try:
@@ -519,7 +521,7 @@ class Router:
         return not session.counts
 
     def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:
-        """A frame for a slot whose client has gone, or that is nobody's."""
+        """Handle a frame for a slot in quarantine, or for no slot; free the slot after its last terminal frame."""
         kind = None if client is None else client.last_words.get(frame.id)
         if (
             client is None
@@ -537,7 +539,7 @@ class Router:
             orders.slot_freed = True
 
     def lose_agent(self) -> None:
-        """The guest is gone: nobody will be asked for credit any more, so everything held goes out."""
+        """Queue all held frames for their clients, without waiting for credit, because the guest is gone."""
         for client in self._clients.values():
             for session in tuple(client.sessions.values()):
                 for stream in session.streams.values():
@@ -549,7 +551,7 @@ class Router:
     # To a client
 
     def sent_to_client(self, client: Client, batch: list[Outgoing]) -> Orders:
-        """The client's socket took these: give credit back to the agent."""
+        """Note that the client's socket has taken frames, and grant the agent credit for them."""
         orders, books = Orders(), self.books
         for item in batch:
             stream = item.stream
@@ -561,13 +563,13 @@ class Router:
                 books.grant(stream.window, due)
                 orders.to_agent.append(wire.encode(wire.Credit(stream.name, due), stream.session.id))
             if item.ends is not None:
-                # Not before: what is queued for a client that does not read must stay within its budget.
+                # Not before, so that the frames queued for a client that does not read stay within its budget.
                 item.ends.become(SessionState.OVER)
                 books.release(item.ends.account)
         return orders
 
     def drop_data(self, client: Client) -> int:
-        """Drop what is queued of data for a client, and count it; the policy of an agent without credit."""
+        """Drop and count the data that is queued for a client: a policy for an agent without credit."""
         dropped = sum(len(item.frame) for item in client.outgoing if item.is_data)
         kept = [item for item in client.outgoing if not item.is_data]
         client.outgoing.clear()
@@ -577,9 +579,9 @@ class Router:
 
 
 def _class_of(frame: wire.Frame) -> type[wire.Message] | None:
-    """What a frame from the agent says it is, without looking any further."""
+    """The class of an agent's frame, by its type alone; `None` if it is unknown."""
     try:
         row = wire.MESSAGE_TYPES.get(wire.peek_type(frame.body))
     except ProtocolError:
-        return None  # a newer agent's, or nonsense: the client's to judge
+        return None  # a frame of a newer agent, or a bad one: the client must judge it
     return None if row is None else row.cls

@@ -1,4 +1,4 @@
-"""What the relay's mind wants the server to do."""
+"""The actions that the router orders from the server."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ __all__ = ["Orders"]
 
 @dataclass(slots=True)
 class Orders:
-    """What the server is to do now.
+    """The actions for the server.
 
     Attributes:
-        to_agent: control frames to send, in order.
-        behind: frames to send behind all data that was handed over for the agent before.
-        wake: a client that has got something to send, to its socket or to the agent.
-        shutdown: a client has asked the guest to shut down, which it will.
-        slot_freed: a client that found no slot may try again.
+        to_agent: control frames to send to the agent, in order.
+        behind: frames to send to the agent behind all data that was queued for it before.
+        wake: a client with new frames, for its socket or for the agent.
+        shutdown: whether a client has told the guest to shut down.
+        slot_freed: whether a slot became free, so that a waiting client may try again.
     """
 
     to_agent: list[bytes] = field(default_factory=list)

@@ -1,14 +1,14 @@
-"""What the relay knows of one session: its kind, its state, its credit in both directions, and what waits for it.
+"""One session, as the relay knows it: its kind, its state, its credit in both directions, and its waiting frames.
 
-Between an agent that counts credit and any client, the relay speaks credit on its own behalf: the agent may
-send a *window* ahead, which is given back when the client's socket has taken the bytes. So what the relay must
-hold for a client that does not read is bounded before it comes. A client that counts credit itself has,
-on top of that, its own say about when its bytes may be sent to it.
+With an agent that counts credit, the relay grants credit itself, for each client: the agent may send a *window*,
+and the relay grants the bytes again when the client's socket has taken them. So the bytes that the relay must keep
+for a client that does not read are bounded before they come. If the client counts credit too, its bytes also wait
+for its own grants.
 
-Towards the agent the relay keeps to the agent's window, whether the client counts or not: a client that sends
-more than it may is slowed down here, and the agent never sees it.
+Towards the agent the relay keeps to the agent's window, whether the client counts credit or not. A client that
+sends more is slowed down here, and the agent does not notice it.
 
-What waits is here; how many bytes that are, the books say.
+The frames are here; the books count their bytes.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Outgoing", "Piece", "RelaySession", "RelayStream", "join_last"]
 
-#: Pieces of a stream that wait are joined up to this size. A program that writes single bytes makes frames that
-#: are nearly all header; a window full of them would be fifty windows.
+#: Waiting frames of a stream are joined up to this size. A program that writes single bytes makes frames that are
+#: nearly all header; with these a full window would need the memory of fifty windows.
 _JOINED: Final = 8 * 1024
 
-#: Bytes beyond twice its window that an agent may be wrong about before it is taken for one that does not count.
+#: Bytes that an agent may send beyond twice its window, before it counts as an agent that does not keep to credit.
 _OVERRUN: Final = 64 * 1024
 
 
-#: What a client has sent and the agent has not got: data of a class, or (with `None`) a whole frame.
+#: A piece that a client has sent and the agent has not got: data of a class, or (with `None`) a whole frame.
 Piece: TypeAlias = "tuple[type[wire.DataMessage] | None, memoryview]"
 
 
@@ -42,11 +42,11 @@ class Outgoing(NamedTuple):
     """A frame for a client.
 
     Attributes:
-        frame: all of it.
-        stream: whose window the data in it is accounted to, if there is one.
+        frame: the whole frame.
+        stream: the stream whose window the data in it is counted in, if there is one.
         size: bytes of that data.
-        ends: the session of which it is the last frame.
-        is_data: whether it has data of the agent's in it, whether or not that is accounted to a window.
+        ends: the session of which it is the terminal frame, if it is one.
+        is_data: whether it carries data of the agent, also if no window counts it.
     """
 
     frame: bytes
@@ -57,15 +57,15 @@ class Outgoing(NamedTuple):
 
 
 def join_last(queue: deque[Outgoing], item: Outgoing) -> int | None:
-    """Make one frame of the last in a queue and of ``item``, if both are small and have data of one stream.
+    """Join ``item`` to the last frame in a queue, if both are small and carry data of the same stream.
 
-    Returns how many bytes longer the queue is, or `None`: they are not joined.
+    Returns how many bytes longer the queue is, or `None` if they were not joined.
     """
     last = queue[-1]
     stream, size = last.stream, last.size + item.size
     if stream is None or item.stream is not stream or not last.size or not item.size or size > _JOINED:
         return None
-    # Data reaches to the end of its frame, or it would not be accounted to a stream.
+    # The data reaches to the end of its frame; otherwise it would not be counted for a stream.
     data = last.frame[-last.size :] + item.frame[-item.size :]
     frame = wire.encode_data(stream.cls, stream.session.id, data)
     queue[-1] = Outgoing(frame, stream, size, None, True)
@@ -78,8 +78,9 @@ class RelayStream:
 
     Args:
         cls: the class of its messages.
-        window: bytes the agent may send ahead of the client's socket.
-        credit: bytes the client lets us send now, or `None` if it does not count.
+        name: its name in credit messages.
+        window: the account of the bytes that the agent may send.
+        credit: bytes that the client accepts now, or `None` if it counts no credit.
     """
 
     __slots__ = ("cls", "credit", "held", "name", "session", "window")
@@ -100,22 +101,23 @@ class RelayStream:
         self.held: deque[Outgoing] = deque()  # waiting for the client's credit
 
     def is_overrun_by(self, size: int) -> bool:
-        """Whether the agent, with ``size`` bytes more, has sent far more than it was granted."""
+        """Whether the agent, with these ``size`` bytes, has sent far more than it was granted."""
         return size - self.window.granted > self.window.size + _OVERRUN
 
     def lets_pass(self, size: int) -> bool:
-        """Whether a frame with so much data may go to the client now; if so, that is taken off the credit."""
+        """Whether a frame with ``size`` bytes of data may go to the client now; if so, the credit is reduced."""
         if self.credit is None:
             return True
         if self.held or (self.credit <= 0 and size):
             return False
-        # The agent sends at most the smaller of the two windows ahead, so a frame may exceed what is left of
-        # the client's by less than a frame. It is not cut: the client's next grants make up for it.
+        # The agent sends at most the smaller of the two windows, so a frame exceeds the client's credit by less
+        # than a frame. The frame is not cut: the credit becomes negative, and the client's next grants make up for
+        # it.
         self.credit -= size
         return True
 
     def hold(self, item: Outgoing) -> int:
-        """Keep a frame until the client gives credit; returns how many bytes more are kept."""
+        """Hold a frame until the client gives credit; returns how many more bytes are kept."""
         added = join_last(self.held, item) if self.held else None
         if added is None:
             self.held.append(item)
@@ -123,7 +125,7 @@ class RelayStream:
         return added
 
     def next_ready(self) -> Outgoing | None:
-        """Take the next frame that is held, if the credit is enough by now."""
+        """Take the next held frame, if there is credit for it."""
         if not self.held or (self.credit is not None and self.credit <= 0 and self.held[0].size):
             return None
         item = self.held.popleft()
@@ -132,7 +134,7 @@ class RelayStream:
         return item
 
     def forget_held(self) -> int:
-        """Drop all that is held; returns how many bytes less are kept. Nothing waits for credit any more."""
+        """Drop all held frames; returns how many fewer bytes are kept. Later frames do not wait for credit."""
         kept = sum(len(item.frame) + FRAME_COST for item in self.held)
         self.held.clear()
         self.credit = None
@@ -144,17 +146,19 @@ class RelaySession:
     """A session between a client and the agent.
 
     Args:
-        kind: what it is.
+        session_id: its correlation id.
+        kind: its kind in the catalogue.
         account: its sums in the books.
-        window: bytes of its client's data that the agent may be sent ahead, or `None` if it does not count.
-        counts: whether the client speaks credit.
+        window: bytes of the client's data that the relay may send before a grant, or `None` if the agent counts no
+            credit.
+        counts: whether the client counts credit.
 
     Attributes:
-        input: the class of data that its client sends, if there is any; and the name of that stream.
-        room: what is left of that window.
-        streams: from the agent; none towards an agent without credit.
-        pending: to the agent, in order.
-        last: the terminal frame, which is held behind data while the session is `SessionState.ENDED`.
+        input: the class of data that its client sends, and the name of that stream, if there is one.
+        room: the rest of that window.
+        streams: the streams from the agent; none if the agent counts no credit.
+        pending: the pieces for the agent, in order.
+        last: the terminal frame, which is held behind data while the state is `SessionState.ENDED`.
     """
 
     __slots__ = (
@@ -188,24 +192,24 @@ class RelaySession:
         self.last: Outgoing | None = None
 
     def become(self, state: SessionState) -> None:
-        """Go on to another state.
+        """Change the state.
 
         Raises:
-            IllegalStepError: that may not follow the one it is in.
+            IllegalStepError: the table of states does not allow this step.
         """
         self.state = SESSION.take(self.state, state)
 
     @property
     def held(self) -> RelayStream | None:
-        """The first stream of which something is held back for the client."""
+        """The first stream that has held frames."""
         return next((stream for stream in self.streams.values() if stream.held), None)
 
     def stream_named(self, name: wire.StreamName) -> RelayStream | None:
-        """The stream from the agent that a client's credit is for."""
+        """The stream from the agent with a name, which a client's credit is for."""
         return next((stream for stream in self.streams.values() if stream.name == name), None)
 
     def can_send(self) -> bool:
-        """Whether the first piece pending may go to the agent now."""
+        """Whether the first pending piece may go to the agent now."""
         if not self.pending:
             return False
         cls, data = self.pending[0]
@@ -214,7 +218,7 @@ class RelaySession:
     def take(self, limit: int) -> tuple[bytes, int] | None:
         """Take the next frame for the agent: a whole one, or a slice of data of at most ``limit`` bytes.
 
-        Returns it, and how many bytes less are kept; or `None`, if nothing may go now.
+        Returns the frame, and how many fewer bytes are kept; or `None` if no frame may go now.
         """
         if not self.pending:
             return None
@@ -232,8 +236,8 @@ class RelaySession:
             cost += PIECE_COST
         else:
             rest = data[size:]
-            # A view keeps all of what it is a view of. Copied whenever half of that has gone, no more is kept than
-            # twice what is counted, and each byte is copied once more on the average.
+            # A view keeps its whole object in memory. The rest is copied whenever half of the object was sent: so
+            # at most twice the counted bytes are kept, and each byte is copied once more on average.
             if 2 * len(rest) <= memoryview(rest.obj).nbytes:
                 rest = memoryview(bytes(rest))
             self.pending[0] = cls, rest
@@ -241,7 +245,7 @@ class RelaySession:
         return wire.encode_data(cls, self.id, data), cost
 
     def forget_pending(self) -> int:
-        """Drop what waits for the agent; returns how many bytes that were."""
+        """Drop all pending pieces; returns how many bytes they were."""
         size = sum(len(data) for _, data in self.pending)
         self.pending.clear()
         return size
