@@ -233,8 +233,8 @@ class Incoming:
         assert self._size >= 0, "bytes in = bytes read + queued + dropped"
         if self._size <= self._limit < before:
             self._changed.set()
-        if self.state is _OPEN:
-            self._pay(len(data))
+        if self.state is _OPEN and self.account is not None:
+            self.account.consume(len(data))
         return data
 
     def outcome(self) -> bytes:
@@ -295,9 +295,11 @@ class IncomingStream(trio.abc.ReceiveStream):
                 await trio.lowlevel.checkpoint()
             while not (incoming.chunks or incoming.state in _SETTLED):
                 await incoming.wait_change()  # which is a checkpoint as well
+        if incoming.chunks:  # of a closed stream there are none
+            return incoming.take(max_bytes)
         if incoming.state in _SHUT:
             raise trio.ClosedResourceError("this stream was closed")
-        return incoming.take(max_bytes) if incoming.chunks else incoming.outcome()
+        return incoming.outcome()
 
     async def aclose(self) -> None:
         """Stop receiving: what still comes is discarded and counted. The process is not told. Idempotent.

@@ -155,6 +155,7 @@ class DataSender:
         if self._outbox.closed:
             self._outbox.release(len(piece))
             return
+        assert self.state is Sending.OPEN, "no data is sent behind its end, or under an id that may be another's"
         self._credit.sent(len(piece))
         self._outbox.commit(wire.encode_data(self._kind, self._id, piece), len(piece))
         if piece:
