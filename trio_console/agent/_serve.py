@@ -1,8 +1,7 @@
-"""Puts the agent together: one writer, one reader, a nursery of sessions.
+"""Puts the agent together: one writer, one reader, and a nursery of sessions.
 
-Who owns what: the outbox's task is the only one that writes to the console, the router the only one that
-reads from it. When either is done, for whichever reason, the nursery is cancelled, and each session ends
-its processes on its way out.
+Only the outbox's task writes to the console, and only the router reads from it. When one of them ends, for any
+reason, the nursery is cancelled, and each session ends its processes before its task returns.
 """
 
 from __future__ import annotations
@@ -46,13 +45,14 @@ __all__ = ["AgentOptions", "serve_agent"]
 
 AGENT_VERSION: Final = f"trio_console {__version__}"
 
-#: Starts in progress at once. Two keep both halves of a start busy; more only queue for the interpreter.
+#: Starts that run at the same time. Two keep both halves of a start busy; more would only wait for the
+#: interpreter.
 _SPAWN_THREADS: Final = 4
 
 _SHUTDOWN_GRACE: Final = 1.0
 _KILL_GRACE: Final = 2.0
 
-#: Whole seconds an agent's process may take to end, whatever hangs.
+#: Whole seconds for an agent's process to end, also if something hangs.
 _LAST_DEADLINE: Final = 10
 
 
@@ -62,17 +62,18 @@ class AgentOptions:
     """How an agent behaves. Sizes are bytes, times are seconds.
 
     Attributes:
-        stdin_window: input a client that speaks credit may have outstanding for one session: a command's
-            stdin, a file that is written, a connection.
-        stdin_budget: input queued for one session of a client that does not.
-        stdin_patience: how long such a command or connection may take nothing before input is refused.
+        stdin_window: input that a client with credit may send for one session before a grant: a command's stdin, a
+            file that is written, a connection.
+        stdin_budget: input queued for one session of a client without credit.
+        stdin_patience: how long a command or connection of such a client may take no input, before input is
+            refused.
         file_patience: the same for a file.
-        handles_per_client: files and directories a client may have open (a number).
+        handles_per_client: the most files and directories that a client may have open (a number).
         shutdown_grace: how long commands have to end after SIGTERM.
-        owns_process: the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
-            every descendant that is left at the end, and has SIGALRM sent should the end take too long.
-            Only in the main thread.
-        heartbeat_dir: where the heartbeat file is written, if that directory exists.
+        owns_process: whether the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
+            every descendant that is left at the end, and requests a SIGALRM in case the end takes too long. Only
+            in the main thread.
+        heartbeat_dir: the directory of the activity file (``heartbeat.json``), which is written if it exists.
     """
 
     stdin_window: int = STDIN_WINDOW
@@ -154,13 +155,13 @@ class _Agent:
         return outcome
 
     def _set_last_deadline(self) -> None:
-        """From now on things may only take so long: a start that hangs in the kernel cannot be cancelled."""
+        """Bound the time of the end, because a start that hangs in the kernel cannot be cancelled."""
         if self.options.owns_process:
             signal.alarm(_LAST_DEADLINE)
 
     async def _write(self, everything: trio.CancelScope) -> None:
         await self._outbox.run()
-        everything.cancel()  # the host does not read any more: there is nobody to serve
+        everything.cancel()  # the host does not read any more
 
     async def _boot_and_serve(self, nursery: trio.Nursery) -> Ending:
         self._defaults = await boot(
@@ -233,7 +234,7 @@ class _Agent:
         )
 
     def _ensure_headroom(self, handles: int | None = None) -> None:
-        """Have enough descriptors for what is open and about to be."""
+        """Raise the descriptor limit if the open and the new sessions and files need it."""
         assert self._router is not None
         count = self._files.handles.count if handles is None else handles
         self.headroom.ensure(len(self._router.sessions) + 1, count)
@@ -243,7 +244,7 @@ class _Agent:
         return self.headroom.takes_handles(handles)
 
     async def _spawn(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
-        """Start a child in a worker thread, so that a slow file system holds up nobody else."""
+        """Start a child in a worker thread, so that a slow file system does not stop other sessions."""
         self._ensure_headroom()
         before = self.headroom.for_child()
         with self._leaders.starting():

@@ -1,14 +1,14 @@
-"""One connection: the session from its request to its end.
+"""One TCP connection: the session from its request to its end.
 
-Two tasks move bytes, each with its own credit. What the guest's peer sends is read only when there is credit
-for it and room on the console; what the client sends is queued, from the request on, and written in order.
+Two tasks move bytes, each with its own credit. Bytes of the guest's peer are read only when there is credit for
+them and room in the outbox. Bytes of the client are queued, from the request on, and written in order.
 
-How it ends: with ``tcp.failed`` if either side breaks; with ``tcp.closed`` if the client cancels it, or if both
-directions have ended and the client counts credit. Other clients expect to hear nothing more then, and the
-session stays until ``tcp.close``. That one is never answered: what was queued before is still written, for a
-while, and by then the id may be somebody else's.
+The session ends with ``tcp.failed`` if either side breaks. It ends with ``tcp.closed`` if the client cancels it,
+or if both directions have ended and the client counts credit. Clients without credit expect no frame in the second
+case, and the session stays open until ``tcp.close``. A ``tcp.close`` is never answered: the bytes queued before it
+are still written, for some seconds, and by then the id may have another owner.
 
-This module knows nothing of other sessions.
+This module must not know other sessions.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["TcpSession"]
 
 _CONNECT_TIMEOUT: Final = 30.0
 
-#: Seconds to write what was queued when the client closed.
+#: Seconds to write the bytes that were queued when the client closed.
 _LINGER: Final = 5.0
 
 #: Bytes read at once.
@@ -47,17 +47,17 @@ _LONGEST_HOST: Final = 255
 
 
 class _ConnectError(Exception):
-    """There is no connection; the text is the answer."""
+    """The connection could not be made; the text is the answer."""
 
 
 @final
 class TcpSession(PromptSession):
-    """See the module's docstring.
+    """The session of one connection; see the module.
 
     Args:
-        window: bytes a client that counts credit may have outstanding.
-        budget: bytes queued for a client that does not.
-        patience: seconds the connection may take none before such a client is refused.
+        window: bytes that a client with credit may send before a grant.
+        budget: bytes queued for a client without credit.
+        patience: seconds without a written byte after which such a client's data is refused.
     """
 
     __slots__ = ("_closed", "_credit", "_discarding", "_failure", "_queue", "_reading", "_request", "_transfer")
@@ -117,7 +117,7 @@ class TcpSession(PromptSession):
                 return await trio.open_tcp_stream(host, port)
             except OSError as exc:
                 raise _ConnectError(f"connect {target}: {_why(exc)}") from exc
-            except ValueError as exc:  # not even a name, or port 0
+            except ValueError as exc:  # not a valid name, or port 0
                 raise _ConnectError(f"connect {target}: {os_error_text(errno.EINVAL)}") from exc
         raise _ConnectError(f"connect {target} timed out")
 
@@ -132,7 +132,7 @@ class TcpSession(PromptSession):
         finally:
             if self._closed.is_set():
                 _discard(stream.socket.fileno())
-            # Not its aclose(), which has a checkpoint: a closed session could be cancelled there.
+            # Not by its aclose(), which is a checkpoint: a session that was closed could be cancelled there.
             stream.socket.close()
         if self._closed.is_set():
             return
@@ -162,13 +162,13 @@ class TcpSession(PromptSession):
             else:
                 self._link.commit_small(wire.TcpEof(), self.id)
             return
-        # The client has closed. What still comes would fill the socket, and see `_discard`.
+        # The client has closed. Bytes that still come are discarded, see `_discard`.
         with self._discarding:
             while _discard(fd):
                 await trio.lowlevel.wait_readable(fd)
 
     async def _receive(self, fd: int) -> None:
-        """Move what comes to the console, until its end."""
+        """Move the peer's bytes to the client until end of file."""
         full = False
         while True:
             if full:
@@ -188,7 +188,7 @@ class TcpSession(PromptSession):
         fd = stream.socket.fileno()
         try:
             while data := await self._queue.first():
-                await trio.lowlevel.checkpoint()  # a fast peer must not keep everybody waiting
+                await trio.lowlevel.checkpoint()  # a fast peer must not keep other tasks from running
                 await self._queue.write_first(fd)
                 self._queue.pop()
                 self._link.activity.tcp_bytes += len(data)
@@ -223,14 +223,14 @@ class TcpSession(PromptSession):
                 self.end(wire.TcpFailed("write: the queue is full, and the connection takes no data"))
 
     def _close(self) -> None:
-        """The client is done with it. What it sent before is still written, without it."""
+        """End the session at the client's close. The bytes that it sent before are still written."""
         self._closed.set()
         self._queue.put_end()
         self._reading.cancel()
         self._scope.deadline = trio.current_time() + _LINGER
 
     def depart(self) -> None:
-        """See `Session.depart`. Whoever closed before leaving has its bytes written nevertheless."""
+        """See `Session.depart`. If the client had closed the connection before, its bytes are still written."""
         if not self._closed.is_set():
             super().depart()
 
@@ -244,10 +244,10 @@ class TcpSession(PromptSession):
 
 
 def _discard(fd: int) -> bool:
-    """Read what has come, up to `_DISCARDED` bytes, and forget it; returns whether more may come.
+    """Read and drop up to `_DISCARDED` bytes; returns whether more may come.
 
-    A socket that is closed with bytes unread resets its connection: what had been written to it before, and still
-    waits for the peer, is lost.
+    If a socket is closed with unread bytes, its connection is reset, and the bytes that were written to it and
+    that the peer has not got yet are lost.
     """
     with contextlib.suppress(OSError):
         for _ in range(_DISCARDED // _CHUNK):
@@ -266,7 +266,7 @@ def _read_some(fd: int, nbytes: int) -> bytes | None:
 
 
 def _why(exc: OSError) -> str:
-    """The system's words for a failed connect: of several addresses, those for the last that was tried."""
+    """The system's text for a failed connect: if there were several addresses, the text for the last one."""
     if isinstance(exc, socket.gaierror):
         return f"failed to lookup address information: {exc.strerror}"
     tried = exc.__cause__

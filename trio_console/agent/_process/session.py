@@ -5,13 +5,13 @@ and this one, which waits for the leader), a short drain after the leader's exit
 
 Rules:
 
-* Output is read only when there is credit for it and room on the console: a paused reader pauses its own
-  process, through its own full pipe, and costs no memory here.
-* The leader's zombie is kept until burial, so that its process group's number stays ours to signal.
-* What was in a pipe when the leader exited is delivered, however slow the reader is. Beyond that, a
-  background child that holds the pipe open gets `DRAIN_GRACE` and no more.
+* Output is read only when there is credit for it and room in the outbox: a reader that pauses pauses its own
+  process, because the process's pipe becomes full; it costs no memory here.
+* The leader's zombie is kept until burial, so that the number of its process group cannot be another group's.
+* Bytes that were in a pipe when the leader exited are delivered, however slow the reader is. A background child
+  that holds the pipe open after that gets `DRAIN_GRACE` and no more.
 
-This module knows nothing of other sessions, nor how a child is made.
+This module must not know other sessions, nor how a child is made.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Spawn(Protocol):
     """Starts children without blocking the loop."""
 
     async def __call__(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
-        """Raises `StartError`. If cancelled, there is no child."""
+        """Start a child; raises `StartError`. If cancelled, there is no child."""
 
 
 @final
@@ -96,24 +96,24 @@ class _Output:
         self._grown = False
 
     def grow(self) -> None:
-        """Have the pipe hold more, once: it was found as full as a pipe can be."""
+        """Enlarge the pipe, once, because it was found full."""
         if not self._grown:
             self._grown = True
-            # Not a pipe, or this user has enough large ones: then it stays as it is.
+            # It is not a pipe, or this user has as many large pipes as allowed: then it keeps its size.
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _GROWN_PIPE)
 
 
 @final
 class ExecSession(Session):
-    """See the module's docstring.
+    """The session of one command; see the module.
 
     Args:
-        link: where frames go.
+        link: sends the session's messages.
         session_id: the session's id.
-        request: what to run.
-        spawn: how children are made.
-        stdin_window: what was announced to clients that speak credit.
+        request: the request of the command.
+        spawn: starts the child.
+        stdin_window: the window that was announced to clients that count credit, in bytes.
     """
 
     __slots__ = (
@@ -179,12 +179,12 @@ class ExecSession(Session):
 
     async def _live(self) -> None:
         try:
-            # Held right away: there is no checkpoint between the spawn's return and this assignment.
+            # Assigned at once: there is no checkpoint between the return of the spawn and this assignment.
             child = self._child = await self._spawn(self._request, self._size)
         except StartError as exc:
             self._failure = exc.failure
             return
-        await trio.lowlevel.checkpoint_if_cancelled()  # perhaps ended meanwhile
+        await trio.lowlevel.checkpoint_if_cancelled()  # the session may have been ended during the start
         self._send_now(wire.ExecStarted(child.pid))
         for number in self._early_signals:
             child.kill_group(number)
@@ -223,7 +223,7 @@ class ExecSession(Session):
             self._hurry()
 
     def _hurry(self) -> None:
-        """The leader has exited and the agent is to end: send what may be sent at once, and wait for nothing."""
+        """Send the output that can be sent at once: the leader has exited, and the agent is about to end."""
         for output in self._outputs.values():
             output.grace.deadline = -math.inf
             output.credit.give_up()
@@ -254,7 +254,7 @@ class ExecSession(Session):
                 output.grow()
 
     async def _deliver_rest(self, output: _Output) -> None:
-        """What was there when the leader exited and is not delivered yet, without waiting for more."""
+        """Deliver the bytes that were in the pipe when the leader exited, without waiting for more."""
         while output.left > 0:
             await trio.lowlevel.checkpoint()
             share = await output.credit.wait(min(_CHUNK, int(output.left)))
@@ -300,7 +300,7 @@ class ExecSession(Session):
                 self._outputs[message.stream].credit.grant(message.bytes)
 
     def shut_down(self) -> None:
-        """See `Session.shut_down`: a polite signal, and no word of the exit."""
+        """See `Session.shut_down`: send SIGTERM, and no terminal frame."""
         self.mute()
         self._signal(signal.SIGTERM)
         if self._exit is not None:
@@ -323,15 +323,15 @@ class ExecSession(Session):
                 text = f"stdin queue of {LEGACY_STDIN_BUDGET} bytes is full: the process is not reading"
                 self._send_stdin_error(errno.ENOSPC, text)
 
-    # What the feed tells us
+    # Called by the feed
 
     def stdin_failed(self, exc: OSError) -> None:
-        """A chunk could not be written; the session goes on."""
+        """Report that a chunk could not be written; the session goes on."""
         code = exc.errno or errno.EIO
         self._send_stdin_error(code, f"io error: {os_error_text(code)}")
 
     def stdin_granted(self, nbytes: int) -> None:
-        """The client may send more."""
+        """Grant the client credit for more input."""
         self._send_now(wire.Credit("stdin", nbytes))
 
     def _send_stdin_error(self, code: int, text: str) -> None:
@@ -345,7 +345,7 @@ def _read_some(fd: int, nbytes: int) -> bytes | None:
     except BlockingIOError:
         return None
     except OSError as exc:
-        if exc.errno == errno.EIO:  # a terminal nobody has open any more
+        if exc.errno == errno.EIO:  # a terminal that no process has open any more
             return b""
         raise
 

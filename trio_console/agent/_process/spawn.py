@@ -1,10 +1,10 @@
 """From a plan to a running child: pipes or terminal, fork and exec.
 
-Everything here blocks for a moment and runs in a worker thread; it touches no trio object. The result
-is a `Child`, or `StartError` with the answer to send. The fork itself is `subprocess.Popen`'s: without a
-user switch, limits or a terminal it uses vfork, which is several times faster than copying the agent.
+All functions block for a moment, run in a worker thread, and use no trio object. The result is a `Child`, or a
+`StartError` with the answer to send. `subprocess.Popen` makes the fork: without a user switch, limits or a
+terminal it uses vfork, which is several times faster than copying the agent.
 
-This module does not know when a child is started or what becomes of it.
+This module must not know when a child is started, nor what it is for.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ _KINDS: Final[dict[int, str]] = {
     errno.ENOMEM: "out_of_memory",
 }
 
-# From 3.12 on, a fork beside threads warns. What the child runs before exec is two system calls and takes
-# no lock another thread could hold. Filters are global, hence the lock around changing them.
+# From Python 3.12 on, a fork in a program with threads warns. The child makes only two system calls before exec,
+# and takes no lock that another thread could hold. Warning filters are global, so a lock guards their change.
 _WARNS_AT_FORK: Final = sys.version_info >= (3, 12)
 _filters_lock = threading.Lock()
 
@@ -58,7 +58,7 @@ class StartError(Exception):
 
 
 def os_error_text(code: int) -> str:
-    """What upstream's agent says of an errno; clients show it as it is."""
+    """The text of upstream's agent for an errno; clients show it as it is."""
     return f"{os.strerror(code)} (os error {code})"
 
 
@@ -69,8 +69,8 @@ def os_error_text(code: int) -> str:
 class Child:
     """A process group's leader and the agent's ends of its pipes, or its terminal.
 
-    The leader stays a zombie until `reap`: as long as it is one, its number, which is also the group's,
-    cannot be given to another process, so `kill_group` never hits a stranger.
+    The leader stays a zombie until `reap`. Until then its number, which is also the group's, cannot be another
+    process's, so `kill_group` never hits a process of another session.
 
     ``stdin`` and the members of ``outputs`` are non-blocking; with a terminal all are one descriptor.
     """

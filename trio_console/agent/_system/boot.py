@@ -1,10 +1,11 @@
-"""The boot exchange: what the guest is to be, before any client can speak to it.
+"""The boot: the host's settings for the guest, before any client can use it.
 
-The host's first bytes are ``core.bootstrap``. The agent applies it, says who commands run as, waits for
-the host's word to go on, and says it is ready. What it cannot honour it refuses at once and by name: a
-guest that starts without its mounts or its network, as if nothing were missing, is worse than none.
+The host's first frame is ``core.bootstrap``. The agent applies its settings, reports the user of commands, waits
+for the host's acknowledgement, and reports that it is ready. A setting that it cannot make is refused at once, by
+name: a guest that starts without its mounts or its network, as if nothing were missing, would be worse than no
+guest.
 
-This module knows nothing of sessions.
+This module must not know sessions.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BootError", "BootTimes", "FrameSource", "boot"]
 
-#: Seconds to wait for the host, once for its bootstrap and once for its word to go on.
+#: Seconds to wait for the host: once for its bootstrap, and once for its acknowledgement.
 BOOT_TIMEOUT: Final = 60.0
 
 EXIT_FAILED: Final = 1
@@ -51,10 +52,10 @@ _UNSUPPORTED: Final = (
 
 
 class BootError(Exception):
-    """The guest cannot come up.
+    """The guest could not be booted.
 
     Attributes:
-        exit_code: 3 if the bootstrap asks for something this agent refuses, else 1.
+        exit_code: 3 if the bootstrap has a setting that this agent refuses, otherwise 1.
     """
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILED) -> None:
@@ -78,7 +79,7 @@ class BootTimes:
 
 @final
 class FrameSource:
-    """Frames from a stream. What came with a frame stays buffered for whoever asks next."""
+    """Frames from a stream. Bytes that come after a frame stay buffered for the next call."""
 
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
@@ -113,10 +114,10 @@ async def boot(
     stdin_window: int,
     is_init: bool,
 ) -> ExecDefaults:
-    """Go through the whole exchange; return what the bootstrap settled for commands.
+    """Exchange all frames of the boot; returns the bootstrap's defaults for commands.
 
     Raises:
-        BootError: the host said something else or nothing, or asked for what cannot be done.
+        BootError: the host sent another frame or none, or a setting that cannot be made.
     """
     frame = await _wait_for(source, "core.bootstrap")
     defaults, default_user = await trio.to_thread.run_sync(_apply, _decode_bootstrap(frame), is_init)

@@ -1,8 +1,8 @@
-"""The console as a stream: the agent's end, from a descriptor or a device.
+"""The agent's end of the console as a stream, made from descriptors or a device.
 
-Whatever it is, children must not inherit it, and no stray print may end up in it.
+Child processes must not inherit it, and no stray print may be written to it.
 
-This module knows nothing of frames.
+This module must not know frames.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from trio_console._wire.outbox import GatheringStream
 
 __all__ = ["open_fd", "open_port", "open_stdio"]
 
-#: Descriptors up to here are left to those who expect them to be what they always are.
+#: Descriptors up to this number are not used, because programs expect the standard descriptors there.
 _FIRST_FREE_FD: Final = 10
 
 #: Seconds to wait for a host to open its end of a port.
 _HOST_WAIT: Final = 60.0
 _HOST_POLL: Final = 0.02
 
-#: Buffers that one system call takes.
+#: The most buffers of one system call.
 _MOST_PIECES: Final = 1024
 
 
@@ -35,8 +35,8 @@ _MOST_PIECES: Final = 1024
 class _Console(trio.abc.Stream, GatheringStream):
     """One descriptor for both directions, or two.
 
-    trio's own stream takes one buffer, and has a checkpoint before each write. For the outbox that would be a copy
-    of all data and a turn of the loop more than needed.
+    trio's own stream takes a single buffer, and makes a checkpoint before each write. For the outbox that would be
+    a needless copy of all data, and a needless turn of the event loop.
     """
 
     def __init__(self, receive: trio.lowlevel.FdStream, send: trio.lowlevel.FdStream) -> None:
@@ -84,7 +84,7 @@ class _Console(trio.abc.Stream, GatheringStream):
 
 
 def _drop(pieces: list[bytes | memoryview], size: int) -> None:
-    """Take ``size`` bytes off the front."""
+    """Remove the first ``size`` bytes."""
     count = 0
     while count < len(pieces) and size >= len(pieces[count]):
         size -= len(pieces[count])
@@ -95,7 +95,7 @@ def _drop(pieces: list[bytes | memoryview], size: int) -> None:
 
 
 def open_stdio() -> trio.abc.Stream:
-    """Take standard input and output. Input is then empty, and what is printed goes to standard error."""
+    """Take over standard input and output. Input is then empty, and printed text goes to standard error."""
     receive = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     send = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     empty = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
@@ -106,10 +106,10 @@ def open_stdio() -> trio.abc.Stream:
 
 
 def open_fd(fd: int) -> trio.abc.Stream:
-    """Take a descriptor that is open for reading and writing.
+    """Take over a descriptor that is open for reading and writing.
 
     Raises:
-        OSError: it is not open.
+        OSError: the descriptor is not open.
     """
     os.set_inheritable(fd, False)
     return _both_ways(fd)
@@ -118,8 +118,8 @@ def open_fd(fd: int) -> trio.abc.Stream:
 def open_port(path: str) -> trio.abc.Stream:
     """Open a character device, and wait up to a minute for the host to open its end.
 
-    Blocks; to be called before the loop runs. A virtio port without a host reads as if it were at its
-    end, and an agent that believed it would take the whole guest down before the host came.
+    It blocks, so it must be called before the event loop runs. A virtio port without a host reads as if it were at
+    end of file; without this wait the agent would shut the whole guest down before the host comes.
 
     Raises:
         OSError: the device cannot be opened.
@@ -145,7 +145,7 @@ def _no_host(events: list[tuple[int, int]]) -> bool:
 
 
 def _make_raw(fd: int) -> None:
-    """A serial line would otherwise echo, translate line ends and act on control characters."""
+    """Set a serial line to raw mode; otherwise it would echo, and act on line ends and control characters."""
     import tty  # here, because it is the rare case
 
     tty.setraw(fd)

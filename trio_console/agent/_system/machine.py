@@ -1,9 +1,9 @@
-"""What the agent does to the machine it runs on: orphans, the clock, the power, the heartbeat.
+"""The agent's actions on its machine: orphans, the clock, the power, the activity file.
 
-Most of it is for process 1 of a guest only. An agent that is some child process on somebody's machine
-leaves clock and power alone.
+Most of them are only for process 1 of a guest. An agent that is a child process on a shared machine leaves the
+clock and the power alone.
 
-This module knows nothing of frames.
+This module must not know frames.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ _CLOCK_TOLERANCE_NS: Final = 100_000_000
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _RB_POWER_OFF: Final = 0x4321FEDC
 
-#: Seconds between a child's exit and the look for orphans: no session waits for them, and one look serves
-#: a whole burst of exits.
+#: Seconds between a child's exit and the search for orphans: no session waits for them, and one search serves a
+#: whole burst of exits.
 _REAP_DELAY: Final = 0.5
 
 _KILL_POLL: Final = 0.005
@@ -51,10 +51,10 @@ _SYNC_GRACE: Final = 1.0
 
 @final
 class Leaders:
-    """Children that belong to a session, which reaps them itself.
+    """The children of sessions, which the sessions reap themselves.
 
-    Between the fork and the moment its number is known here, a child is protected by `starting`: while any
-    are, nobody is reaped as an orphan.
+    A child's number is known here only some time after its fork. So while any start runs (see `starting`), no
+    process is reaped as an orphan.
     """
 
     __slots__ = ("_pids", "_settled", "_starting")
@@ -66,7 +66,7 @@ class Leaders:
 
     @contextlib.contextmanager
     def starting(self) -> Iterator[None]:
-        """Hold around a start, `add` included."""
+        """A context manager around a start, including its `add`."""
         self._starting += 1
         try:
             yield
@@ -76,7 +76,7 @@ class Leaders:
                 self._settled.set()
 
     async def wait_settled(self) -> None:
-        """Wait for a moment in which all leaders have been added; it lasts to the next checkpoint."""
+        """Wait until all leaders have been added; that stays true until the next checkpoint."""
         while self._starting:
             self._settled = trio.Event()
             await self._settled.wait()
@@ -95,28 +95,28 @@ class Leaders:
 
 
 def become_subreaper() -> None:
-    """Have orphaned descendants become children of this process, as they do for process 1.
+    """Make orphaned descendants children of this process, as they become children of process 1.
 
-    So a daemon that left its session's process group is still found and ended with the guest.
+    So a daemon that has left its session's process group is still found, and ended with the guest.
 
     Raises:
-        OSError: this system does not do that.
+        OSError: this system cannot do that.
     """
     _call_libc("prctl", _PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def _call_libc(name: str, *args: int) -> None:
-    """Make a call of the C library that Python has no function for."""
+    """Call a function of the C library that Python does not have."""
     if getattr(ctypes.CDLL(None, use_errno=True), name)(*args) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"{name}: {os.strerror(code)}")
 
 
 async def reap_orphans(leaders: Leaders) -> None:
-    """Wait for children that are nobody's, for ever. Only in the main thread, and only one at a time.
+    """Reap children that belong to no session, for ever. Only in the main thread, and only one at a time.
 
-    Nobody listens for the signal between two looks: it comes at each exit of a command, and to receive it would
-    then take a good part of the time that is left until the exit is reported.
+    Between two searches SIGCHLD is not received: it comes at each exit of a command, and receiving it would take a
+    good part of the time until the exit is reported.
     """
     while True:
         with trio.open_signal_receiver(signal.SIGCHLD) as exits:
@@ -131,9 +131,9 @@ async def reap_orphans(leaders: Leaders) -> None:
 
 
 async def kill_remaining() -> None:
-    """Kill and reap every descendant that is left, until there are none; to be given a deadline.
+    """Kill and reap all descendants, in rounds until there are none; the caller sets a deadline.
 
-    Children of a killed process become ours, hence the rounds.
+    The children of a killed process become children of this process, so one round is not enough.
     """
     while children := list(_children()):
         for pid, _ in children:
@@ -171,7 +171,7 @@ def _children() -> Iterator[tuple[int, bytes]]:
 def set_clock(unix_time_ns: int) -> bool:
     """Step the wall clock if it is off by more than 100 ms; return whether it was stepped.
 
-    Not being allowed to is no error: then somebody else looks after the clock.
+    If this process may not do that, it is not an error: then another program keeps the clock.
     """
     if abs(time.time_ns() - unix_time_ns) <= _CLOCK_TOLERANCE_NS:
         return False
@@ -183,7 +183,7 @@ def set_clock(unix_time_ns: int) -> bool:
 
 
 async def flush_disks() -> None:
-    """Write everything to disk, waiting for at most a second."""
+    """Write all data of the file systems to disk, for at most a second."""
     with trio.move_on_after(_SYNC_GRACE, shield=True):
         await trio.to_thread.run_sync(os.sync, abandon_on_cancel=True)
 
@@ -194,17 +194,17 @@ def power_off() -> None:
         _call_libc("reboot", _RB_POWER_OFF)
 
 
-# --- heartbeat ------------------------------------------------------------------------------------
+# --- activity file ----------------------------------------------------------------------------------
 
 
 async def beat(activity: Activity, sessions: Mapping[int, object], directory: str = HEARTBEAT_DIR) -> None:
-    """Rewrite the heartbeat file each second, for ever; return at once if its directory is missing."""
+    """Rewrite the activity file each second, for ever; return at once if its directory does not exist."""
     path = os.path.join(directory, "heartbeat.json")
     seq = 0
     while await trio.to_thread.run_sync(os.path.isdir, directory):
         seq += 1
         text = msgspec.json.encode(_heartbeat(seq, activity, sessions))
-        with contextlib.suppress(OSError):  # a full or read-only disk is no reason to stop
+        with contextlib.suppress(OSError):  # a full or read-only disk must not stop the agent
             await trio.to_thread.run_sync(_replace_file, path, text)
         await trio.sleep(1)
 
@@ -234,7 +234,7 @@ def _rfc3339(seconds: float) -> str:
 
 
 def _replace_file(path: str, data: bytes) -> None:
-    """Readers see the old file or the new one, never half of one."""
+    """Replace the file at once: a reader sees the old file or the new one, and never half of one."""
     temporary = path + ".tmp"
     with open(temporary, "wb") as file:
         file.write(data)
