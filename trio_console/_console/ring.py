@@ -209,6 +209,7 @@ class ChunkRing:
         room = self.max_bytes - (self._pushed - self._popped)
         self._least = size
         self._granted = self._pushed + max(size, min(room, (self.capacity - len(self._chunks)) * size))
+        assert self._pushed + size <= self._granted, "a chunk that fits is granted"
         # `revoke` sets its flag, then takes the grant back; we grant, then read the flag. In every order either
         # `revoke` takes back our grant, or we see its flag.
         if self._revoked:
@@ -316,6 +317,7 @@ class ChunkRing:
             parts.append(chunks[count][:part])
         data = b"".join(parts)
         deque(starmap(chunks.popleft, repeat((), count)), 0)
+        assert not part or part < len(chunks[0]), "a chunk that was taken in part is still in the ring"
         self._offset = part
         return data
 

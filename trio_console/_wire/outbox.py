@@ -126,6 +126,7 @@ class Outbox:
                 self.written += size
                 self.control_written += size - bulk_bytes
                 self._bulk_used -= bulk_bytes
+                assert self._bulk_used >= 0, "room is given back once"
                 self._admit()
                 if self._gathers is not None and (self._bulk or self._control):
                     await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
@@ -285,6 +286,7 @@ class Outbox:
     def release(self, nbytes: int) -> None:
         """Give back a reservation that is not needed."""
         self._bulk_used -= nbytes
+        assert self._bulk_used >= 0, "room is given back once"
         self._admit()
 
     async def send_bulk(self, frame: bytes) -> None:
