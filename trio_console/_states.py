@@ -1,7 +1,6 @@
-"""States as states: which may follow which is said in a table, and a step that is not in the table is an error.
+"""States and their tables: a table says which state may follow which, and any other step is an error.
 
-A thing that lives through states has one attribute for the state it is in, an enum's member, and changes it by
-`Steps.take` alone:
+An object with states has one attribute for its state, a member of an enum, and changes it only with `Steps.take`:
 
     class Door(enum.Enum):
         OPEN = enum.auto()
@@ -12,8 +11,8 @@ A thing that lives through states has one attribute for the state it is in, an e
 
     self._state = DOOR.take(self._state, Door.CLOSED)
 
-A state may follow itself only if the table says so. What may be asked for twice (an ending) says so there, or is
-looked at by the caller before.
+A state may follow itself only if the table says so. If a step may be requested twice (such as an ending), the
+table allows it, or the caller checks the state before.
 """
 
 from __future__ import annotations
@@ -31,12 +30,12 @@ _S = TypeVar("_S", bound=enum.Enum)
 
 
 class IllegalStepError(RuntimeError):
-    """Something was to go from one state to another that may not follow it: a mistake of this package."""
+    """A step from one state to another that its table does not allow, which is a mistake of this package."""
 
 
 @final
 class Steps(Generic[_S]):
-    """A table of states, each with those that may follow it. The first one in it is the one to begin with.
+    """A table of states, and for each the states that may follow it. The first state in it is the initial one.
 
     Raises:
         ValueError: a state of the enum has no row.
@@ -51,10 +50,10 @@ class Steps(Generic[_S]):
             raise ValueError(f"no row for {', '.join(sorted(map(str, missing)))}")
 
     def take(self, old: _S, new: _S) -> _S:
-        """The new state; to be assigned where the old one was.
+        """The new state, which the caller assigns.
 
         Raises:
-            IllegalStepError: the table does not let it follow the old one.
+            IllegalStepError: the table does not allow this step.
         """
         if new not in self.after[old]:
             raise IllegalStepError(f"{type(old).__name__}: {new.name} may not follow {old.name}")

@@ -1,8 +1,8 @@
-"""The client's end of a session's incoming bytes.
+"""The host's end of a session's incoming bytes.
 
-Arriving frames are queued; the user's reads take from the queue and give credit back for what was taken. So
-an agent that counts credit has at most one window on its way, and a paused reader pauses its own process and
-nobody else.
+The data of incoming frames is queued. The user's reads take bytes from the queue, and the agent is granted credit
+for them. So an agent that counts credit sends at most one window, and a reader that pauses pauses only its own
+process.
 """
 
 from __future__ import annotations
@@ -34,24 +34,24 @@ __all__ = [
     "broken",
 ]
 
-#: Bytes an agent may send ahead of the reader, for each stream of a session. They have to last until the next
-#: grant has come round, which under full load is a millisecond and more: with a quarter of this, everybody on the
-#: way slept and was woken for each frame, at half the speed.
+#: Bytes that an agent may send before a grant, for each stream of a session. They must last until the next grant
+#: arrives, which under full load takes a millisecond or more. With a quarter of this window, every thread and task
+#: on the way slept and was woken for each frame, at half the speed.
 WINDOW: Final = 1024 * 1024
 
-#: Unread bytes above which the connection's reader waits for the user. They are more than a stream holds that is
-#: two in one: only an agent that sends more than it was granted comes here.
+#: Unread bytes above which the connection's reader waits for the user. This is more than two merged streams can
+#: hold, so it happens only if an agent sends more than it was granted.
 _CREDITED_LIMIT: Final = 2 * WINDOW
 
-#: The same for an agent without credit, which has only this to keep it back.
+#: The same for an agent without credit, which only this can slow down.
 _UNREAD_LIMIT: Final = 1024 * 1024
 
-#: As much as our agent puts into a frame, so that each is handed on as it is.
+#: As many bytes as our agent puts into a frame, so that the data of each frame is returned as it is.
 _RECEIVE_SIZE: Final = 128 * 1024
 
 
 def broken(error: Exception) -> Exception:
-    """What a stream raises when its session has ended with ``error``."""
+    """The error that a stream raises if its session has ended with ``error``."""
     if isinstance(error, (trio.BrokenResourceError, ProtocolError)):
         return error
     wrapped = trio.BrokenResourceError(str(error) or repr(error))
@@ -75,13 +75,13 @@ class CreditAccount:
 
 @final
 class MergedAccounts:
-    """Two streams read as one: keeps which account each queued byte belongs to."""
+    """The accounts of two streams that are read as one; it remembers to which account each queued byte belongs."""
 
     def __init__(self) -> None:
         self._segments: deque[tuple[CreditAccount, int]] = deque()
 
     def note(self, account: CreditAccount, size: int) -> None:
-        """Bytes of an account are about to be queued."""
+        """Note that bytes of an account are about to be queued."""
         self._segments.append((account, size))
 
     def consume(self, size: int) -> None:
@@ -95,13 +95,13 @@ class MergedAccounts:
 
 
 class Receiving(enum.Enum):
-    """Who is there: somebody who sends, and somebody who reads."""
+    """The state of the two ends: the sender in the guest, and the reader here."""
 
-    OPEN = enum.auto()  # both
-    LET_GO = enum.auto()  # nobody may be reading: what comes is dropped, what is here already can be read
-    ENDED = enum.auto()  # nothing more comes; what is here can be read, then the end or the error
-    CLOSED = enum.auto()  # the user has closed it: what comes is dropped
-    OVER = enum.auto()  # closed, and nothing more comes
+    OPEN = enum.auto()  # both are there
+    LET_GO = enum.auto()  # the reader may have gone: new bytes are dropped, and the queued bytes can be read
+    ENDED = enum.auto()  # no more bytes come; the queued bytes can be read, and then the end or the error
+    CLOSED = enum.auto()  # the user has closed it: new bytes are dropped
+    OVER = enum.auto()  # closed, and no more bytes come
 
 
 RECEIVING: Final = Steps(
@@ -125,12 +125,12 @@ _SHUT: Final = (Receiving.CLOSED, Receiving.OVER)
 class Incoming:
     """The bytes that have come and were not read yet.
 
-    Each byte that comes is paid back to the agent once: when it is read, dropped or let go of. After the end none
-    is: credit means nothing then.
+    Each byte that comes is granted to the agent again once: when it is read, or dropped, or its reader was let go.
+    After the end no byte is granted, because the agent does not use the credit.
 
     Args:
         account: takes note of what was paid; `None` if the agent counts no credit.
-        note_discarded: told of bytes that nobody will read.
+        note_discarded: called with the number of bytes that will not be read.
     """
 
     __slots__ = (
@@ -161,7 +161,7 @@ class Incoming:
     # The connection's side
 
     def put(self, data: bytes) -> None:
-        """Bytes have come."""
+        """Queue bytes that have come, or drop and count them."""
         self.bytes_received += len(data)
         if self.state is _OPEN:
             if data:
@@ -174,16 +174,16 @@ class Incoming:
                 self._pay(len(data))
 
     def let_go(self) -> None:
-        """Nobody may be reading any more: what still comes is discarded, so that it holds up nobody.
+        """Drop and count all bytes that still come, because the reader may have gone.
 
-        What is here already can be read.
+        The queued bytes can still be read.
         """
         if self.state is _OPEN:
             self._become(Receiving.LET_GO)
-            self._pay(self._size)  # now instead of when it is read
+            self._pay(self._size)  # granted now, and not when they are read
 
     def end(self, error: Exception | None = None) -> None:
-        """Nothing more comes. Idempotent; the first error stays."""
+        """Note that no more bytes come. In further calls the first error stays."""
         if self.state in (Receiving.OPEN, Receiving.LET_GO):
             self._become(Receiving.ENDED)
             self._error = error
@@ -196,7 +196,7 @@ class Incoming:
 
     @property
     def congested(self) -> bool:
-        """Whether more is unread than a connection should hold."""
+        """Whether more bytes are unread than a connection should hold."""
         return self._size > self._limit and self.state is _OPEN
 
     async def wait_relieved(self) -> None:
@@ -207,13 +207,13 @@ class Incoming:
     # The reader's side
 
     async def wait_change(self) -> None:
-        """Wait until more has come, or the state has changed, or congestion is over."""
+        """Wait until more bytes have come, or the state has changed, or the stream is not congested any more."""
         if self._changed.is_set():
             self._changed = trio.Event()
         await self._changed.wait()
 
     def take(self, limit: int) -> bytes:
-        """At most ``limit`` bytes of what is here; there is some."""
+        """Take at most ``limit`` of the queued bytes; there must be some."""
         chunks = self.chunks
         head = chunks[0]
         size = len(head) - self._offset
@@ -238,13 +238,13 @@ class Incoming:
         return data
 
     def outcome(self) -> bytes:
-        """What a reader gets when all that is here was read: ``b""``, or the error raised."""
+        """The result of a read after all queued bytes were read: ``b""``, or the error is raised."""
         if self._error is not None:
             raise again(self._error)
         return b""
 
     def close(self) -> None:
-        """The reader wants nothing more: what is here and what still comes is discarded. Idempotent."""
+        """Drop and count the queued bytes, and all that still come. A second call does nothing."""
         if self.state not in _SHUT:
             unpaid = self.state is _OPEN
             self._become(Receiving.OVER if self.state is Receiving.ENDED else Receiving.CLOSED)
@@ -255,7 +255,7 @@ class Incoming:
                 self._pay(size)
 
     def _pay(self, size: int) -> None:
-        """These bytes count against the agent no longer."""
+        """Let the agent have credit for these bytes again."""
         if self.account is not None:
             self.account.consume(size)
 
@@ -263,10 +263,10 @@ class Incoming:
 @final
 @owned()
 class IncomingStream(trio.abc.ReceiveStream):
-    """Bytes from the guest. One task receives at a time.
+    """A stream of bytes from the guest. One task receives at a time.
 
-    Ends with ``b""`` when the process or connection has ended in order, and with the error otherwise; in both
-    cases after everything that had arrived.
+    It ends with ``b""`` if the process or connection has ended in order, and with an error otherwise; in both
+    cases after all bytes that had arrived.
     """
 
     def __init__(self, incoming: Incoming) -> None:
@@ -276,12 +276,15 @@ class IncomingStream(trio.abc.ReceiveStream):
 
     @checks_owner
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Receive at least one byte, waiting for it; ``b""`` at the end. If cancelled, nothing was taken.
+        """Receive at least one byte, and wait for it; ``b""`` at the end. If cancelled, nothing was taken.
+
+        Args:
+            max_bytes: the most bytes to return; `None`, the default, for 128 KiB.
 
         Raises:
             trio.ClosedResourceError: this end was closed.
             trio.BusyResourceError: another task is receiving.
-            trio_console.GuestLostError: the guest is gone, and everything that came before was returned.
+            trio_console.GuestLostError: the guest is gone, and all bytes that came before were returned.
             ValueError: ``max_bytes`` is below 1.
         """
         self._owner.check()
@@ -294,7 +297,7 @@ class IncomingStream(trio.abc.ReceiveStream):
             if incoming.chunks or incoming.state in _SETTLED:
                 await trio.lowlevel.checkpoint()
             while not (incoming.chunks or incoming.state in _SETTLED):
-                await incoming.wait_change()  # which is a checkpoint as well
+                await incoming.wait_change()  # this is a checkpoint, too
         if incoming.chunks:  # of a closed stream there are none
             return incoming.take(max_bytes)
         if incoming.state in _SHUT:
@@ -302,10 +305,10 @@ class IncomingStream(trio.abc.ReceiveStream):
         return incoming.outcome()
 
     async def aclose(self) -> None:
-        """Stop receiving: what still comes is discarded and counted. The process is not told. Idempotent.
+        """Stop receiving: the bytes that still come are dropped and counted. A second call does nothing.
 
-        A process that writes to a local pipe without a reader dies of it; in a guest it writes on, into
-        nowhere. Kill it if that is not wanted. If cancelled, it is closed nevertheless.
+        The process is not told. On this machine a process that writes to a pipe without a reader gets SIGPIPE; in
+        a guest it writes on. Kill it if it should not. If cancelled, the stream is closed all the same.
         """
         self._incoming.close()
         await trio.lowlevel.checkpoint()

@@ -1,8 +1,8 @@
-"""Data frames of one session on their way to the guest, paid for with the credit the agent gives.
+"""The data frames of one session to the guest, within the credit that the agent grants.
 
-What every session that sends bytes has in common: slices that control frames can overtake, one window at
-most outstanding, and an end that is said once. It must not know what the bytes mean, nor turn a refusal into an
-error: that is the session's to word.
+All sessions that send bytes use this: it cuts the bytes into slices that control frames can overtake, sends at
+most one window before a grant, and sends the end once. This module must not know what the bytes mean, nor the
+errors that users get: each session words its own.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 __all__ = ["SENDING", "SLICE", "DataSender", "Sending"]
 
-#: Bytes of data in a frame. Control frames overtake at frame boundaries, so small; a pipe or socket buffer
-#: takes about as much at a time.
+#: Bytes of data in a frame: few, because control frames overtake at frame boundaries; a pipe or a socket's buffer
+#: takes about as many at a time.
 SLICE: Final = 64 * 1024
 
 
 class Sending(enum.Enum):
-    """What may still be sent of a session's data."""
+    """The data that may still be sent in a session."""
 
     OPEN = enum.auto()  # bytes, and their end
-    REFUSED = enum.auto()  # no more bytes: they would not be taken; the end, for which somebody may wait
-    OVER = enum.auto()  # nothing: nobody is there to take it
-    FINISHED = enum.auto()  # nothing: this side has closed, and has said the end if somebody was there to hear it
+    REFUSED = enum.auto()  # only the end: the guest takes no more bytes, but may wait for the end
+    OVER = enum.auto()  # nothing: the session has ended
+    FINISHED = enum.auto()  # nothing: this side has closed, and has sent the end if the session was open
 
 
 SENDING: Final = Steps(
@@ -47,12 +47,12 @@ SENDING: Final = Steps(
 
 @final
 class DataSender:
-    """Sends bytes as data frames. One task sends at a time; its user sees to that.
+    """Sends bytes as data frames. Only one task may send at a time; the caller makes sure of that.
 
     Args:
-        outbox: where the frames go.
-        kind: the message type they are.
-        window: bytes that may be outstanding, `None` if the agent counts no credit.
+        outbox: writes the frames.
+        kind: the class of their messages.
+        window: bytes that may be sent before a grant, or `None` if the agent counts no credit.
     """
 
     def __init__(self, outbox: Outbox, kind: type[wire.DataMessage], id_: int, window: int | None) -> None:
@@ -63,7 +63,7 @@ class DataSender:
         self._credit: Final = SendWindow(window)
         self._changed = trio.Event()
         self.state = SENDING.first
-        #: Why bytes are refused, or why it is over; the first reason stays.
+        #: Why bytes are refused, or why the session is over; the first reason stays.
         self.reason: Exception | None = None
         #: The last byte that was sent, `None` before the first.
         self.last_byte: int | None = None
@@ -71,25 +71,25 @@ class DataSender:
     # The session's side
 
     def grant(self, credit: wire.Credit) -> None:
-        """The agent grants bytes; credit for another stream than this is none."""
+        """Add credit that the agent grants; credit for another stream is ignored."""
         if credit.stream == self._stream:
             self._credit.granted(credit.bytes)
             self._changed.set()
 
     def refuse(self, reason: Exception) -> None:
-        """Bytes are not taken any more. Their end may still be awaited."""
+        """Send no more bytes, because the guest does not take them. The end is still sent."""
         if self.state is Sending.OPEN:
             self._become(Sending.REFUSED)
             self.reason = reason
 
     def stop(self, reason: Exception | None = None) -> None:
-        """Nobody is there any more who would take anything. Idempotent."""
+        """Send nothing more, because the session has ended. A second call does nothing."""
         if self.state in (Sending.OPEN, Sending.REFUSED):
             self._become(Sending.OVER)
             self.reason = self.reason or reason
 
     def finish(self, end: wire.Message) -> None:
-        """Send no more: say ``end`` behind the data, if anybody is there, without waiting. Idempotent."""
+        """Send ``end`` behind the data, if the session is open, without waiting. A second call does nothing."""
         if self.state is not Sending.FINISHED:
             heard = self.state is not Sending.OVER
             self._become(Sending.FINISHED)
@@ -103,7 +103,7 @@ class DataSender:
     # The sender's side
 
     async def wait_credit(self, wanted: int) -> int:
-        """Bytes that may be sent now: between 1 and ``wanted``, or 0 when none may be any more."""
+        """Wait until bytes may be sent; returns how many, from 1 to ``wanted``, or 0 if no more may be sent."""
         while self.state is Sending.OPEN:
             size = self._credit.may_send(wanted)
             if size:
@@ -113,7 +113,7 @@ class DataSender:
         return 0
 
     async def send(self, data: memoryview) -> bool:
-        """Send all of ``data``, waiting for credit; whether that was done before it was refused, or over.
+        """Send all of ``data``, and wait for credit; returns whether all was sent before a refusal or the end.
 
         If cancelled, an unknown part was sent.
         """
@@ -141,16 +141,16 @@ class DataSender:
         return True
 
     async def _wait_told(self) -> None:
-        """Wait until the session knows that the console is gone: the connection finds out why within seconds."""
+        """Wait until the session gets the error of a lost console; the connection finds the reason in seconds."""
         while self.state is Sending.OPEN:
             self._changed = trio.Event()
             await self._changed.wait()
 
     def put(self, piece: memoryview) -> None:
-        """Queue one frame against a share of the outbox as large as ``piece``.
+        """Queue one frame with ``piece``, for which as many bytes were reserved in the outbox.
 
-        Nothing is sent if the console is gone, which may have happened while the share was taken; the session
-        is told by the connection.
+        Does nothing if the console is gone, which may have happened after the reservation: the session gets the
+        error from the connection.
         """
         if self._outbox.closed:
             self._outbox.release(len(piece))
@@ -162,6 +162,6 @@ class DataSender:
             self.last_byte = piece[-1]
 
     def follow(self, message: wire.Message) -> None:
-        """Queue a small message behind the data, without waiting; nothing if the console is gone."""
+        """Queue a small message behind the data, without waiting; does nothing if the console is gone."""
         if not self._outbox.closed:
             self._outbox.commit(wire.encode(message, self._id), 0)

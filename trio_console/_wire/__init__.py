@@ -1,8 +1,8 @@
 """The agent protocol, generation 7, without I/O: bytes to frames, frames to messages, and back.
 
-The door to frames and messages: what is not exported here is private to the folder. It imports neither trio nor
-anything above it. Beside it stand `ids`, with whose an id is, `credit`, with how much of a stream may be sent, and
-`outbox`, which needs trio.
+All names of frames and messages that other folders use are exported here. It imports neither trio nor any folder
+above it. Three modules are imported directly: `ids` (to which client an id belongs), `credit` (how many bytes of a
+stream may be sent), and `outbox`, which needs trio.
 """
 
 from __future__ import annotations

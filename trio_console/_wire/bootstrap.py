@@ -1,6 +1,6 @@
-"""The parts of the bootstrap message: how the host wants the guest to be.
+"""The parts of the bootstrap message, with the host's settings for the guest.
 
-Declared by the rules that ``_payloads`` states. Nothing here knows what an agent does with any of it.
+Their declarations follow the rules in ``payloads``. This module must not know what an agent does with a setting.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""The catalogue of message types: everything there is to know of a type besides its fields.
+"""The catalogue of message types: everything about a type except its fields.
 
-The one table of the protocol. It drives encoding, decoding and flags; which session a message belongs to, what it
-may do there, and who may send it; what it overtakes, and what is answered when it comes for nobody. Whoever has to
-know one of these asks for the row, so a new type is a row here. It knows nothing of bytes, nor what sessions do.
+It is the protocol's only table. It gives each type's encoding, decoding and flags; the kind of session to which it
+belongs, what it may do there, and who may send it; whether it overtakes data; and the answer if its id is unknown.
+All code that needs one of these reads the row, so a new type is one row here. This module must not know bytes, nor
+what sessions do.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ class Place(enum.Enum):
 @final
 @dataclass(frozen=True)
 class MessageType:
-    """What there is to know of a message type.
+    """The row of a message type.
 
     Attributes:
         name: its name on the wire.
@@ -91,14 +92,13 @@ class MessageType:
         flags: the only flags its frames may have.
         generation: the generation that introduced it.
         direction: who sends it.
-        kind: the kind of session it belongs to; ``None``: to no session, it is sent with id 0.
+        kind: the kind of session it belongs to; ``None`` if it belongs to no session and is sent with id 0.
         place: what it does there; ``None`` if it belongs to no session.
-        host_only: of the host's side only a relay sends it, or whoever has the console to itself.
-        overtakes: it may overtake data, that of its own session as well. What may not stays behind.
-        activity: it counts as activity of the guest.
-        stream: the stream its data belongs to, if it carries data.
-        orphan: what an agent answers, given the id, if this comes for an id that it does not know; ``None``:
-            nothing.
+        host_only: whether a client may not send it: only the owner of the console, or a relay, does.
+        overtakes: whether it may overtake data, also data of its own session. If not, it stays behind the data.
+        activity: whether it counts as activity of the guest.
+        stream: the stream that its data belongs to, if it carries data.
+        orphan: makes an agent's answer, from the id, if this comes for an unknown id; ``None`` for no answer.
     """
 
     name: str
@@ -169,7 +169,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.tcp.close", TcpClose, 0, 4, down, "tcp", ends),
         MessageType("core.tcp.closed", TcpClosed, last, 4, up, "tcp", ends),
         MessageType("core.tcp.failed", TcpFailed, last, 4, up, "tcp", ends),
-        # No generation of the protocol has these; both sides say in-band that they speak them.
+        # No generation of the protocol has these; each side announces in other messages that it knows them.
         MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
         MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),
     )
@@ -186,7 +186,7 @@ def type_of(message: Message | type[Message]) -> MessageType:
     """Return the table row of a message or of a message class.
 
     Raises:
-        KeyError: it is neither.
+        KeyError: the argument is neither.
     """
     return _BY_CLASS[message if isinstance(message, type) else type(message)]
 
@@ -200,7 +200,7 @@ def opened_by(message: Message | type[Message]) -> SessionKind:
     """Return the kind of session that a message opens.
 
     Raises:
-        ValueError: it opens none.
+        ValueError: the message opens no session.
     """
     row = type_of(message)
     if row.place is not Place.OPENS or row.kind is None or row.kind == "any":

@@ -1,15 +1,16 @@
-"""Credit: how much of a stream may be sent, and when bytes that were sent are paid back.
+"""Credit: how many bytes of a stream may be sent, and when the receiver grants more.
 
-The receiver of a stream lets its sender have a *window* of bytes outstanding. What was sent is taken off it. When
-the receiver has no more use for bytes, because somebody has read them, it owes them to the sender; once half a
-window is owed, it *grants* that: the sender may send as much anew. So each byte of a window is always somewhere::
+The receiver of a stream allows its sender to send a *window* of bytes. Each sent byte reduces the rest of the
+window. When the receiver does not need bytes any more, because they were read, it owes them to the sender; once it
+owes half a window, it *grants* these bytes: the sender may send as many again. So each byte of a window is always
+in one place::
 
     window = left to the sender + on its way + kept by the receiver + owed + in grants on their way
 
-Half a window is a mean: with less, a stream of small reads makes more grants; with all of it, the sender stands
-still each time until the grant has come.
+Half a window is a compromise: with less, a stream of small reads causes more grants; with a whole window, the
+sender would stop each time until the grant comes.
 
-Pure sums: nothing here waits, sends, or knows whose stream it is.
+This module only computes sums: it does not wait or send, and must not know whose stream it is.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["ReceiveWindow", "Refill", "SendWindow", "is_due"]
 
 
 def is_due(owed: int, window: int) -> bool:
-    """Whether bytes that are owed are to be granted now."""
+    """Whether the owed bytes must be granted now."""
     return 2 * owed >= window and owed > 0
 
 
@@ -29,7 +30,7 @@ class SendWindow:
     """The sender's side. One task sends at a time: between `may_send` and `sent` only grants may come.
 
     Args:
-        window: bytes that may be outstanding, or ``None`` if the receiver counts no credit.
+        window: bytes that may be sent before a grant, or ``None`` if the receiver counts no credit.
     """
 
     __slots__ = ("_left", "_window")
@@ -43,20 +44,20 @@ class SendWindow:
         return wanted if self._window is None else min(wanted, self._left)
 
     def sent(self, size: int) -> None:
-        """Bytes were sent, no more than might be."""
+        """Note that bytes were sent, not more than `may_send` allowed."""
         if self._window is not None:
             self._left -= size
             assert self._left >= 0, "no more is outstanding than the window"
 
     def granted(self, size: int) -> None:
-        """The receiver lets us send so many bytes anew. Whoever grants more than it got cheats only itself."""
+        """Note that the receiver grants bytes. A receiver that grants more than it got harms only itself."""
         if self._window is not None:
             self._left = min(self._left + size, self._window)
 
 
 @final
 class Refill:
-    """The receiver's side, of a sender that is trusted to keep to the window: what is owed.
+    """The receiver's side for a sender that is trusted to keep to the window: it counts only the owed bytes.
 
     Args:
         window: bytes the sender may have outstanding.
@@ -69,7 +70,7 @@ class Refill:
         self.owed = 0
 
     def consumed(self, size: int) -> int:
-        """Bytes are of no more use; returns what is to be granted now: 0, or half a window at least."""
+        """Note that bytes are not needed any more; returns what to grant now: 0, or at least half a window."""
         self.owed += size
         if not is_due(self.owed, self.window):
             return 0
@@ -79,7 +80,7 @@ class Refill:
 
 @final
 class ReceiveWindow:
-    """The receiver's side, of any sender: what it has outstanding, and what is owed of that.
+    """The receiver's side for any sender: it counts the bytes that may still come, and the owed bytes.
 
     Args:
         window: bytes the sender may have outstanding.
@@ -92,14 +93,14 @@ class ReceiveWindow:
         self._refill: Final = Refill(window)
 
     def received(self, size: int) -> bool:
-        """Bytes came; whether the sender was free to send them. They count only if it was."""
+        """Note that bytes came; returns whether the sender was allowed to send them. If not, they do not count."""
         if self._outstanding + size > self._refill.window:
             return False
         self._outstanding += size
         return True
 
     def consumed(self, size: int) -> int:
-        """As `Refill.consumed`, of bytes that have been received."""
+        """Like `Refill.consumed`, for bytes that have been received."""
         granted = self._refill.consumed(size)
         self._outstanding -= granted
         assert self._outstanding >= self._refill.owed, "no more is granted than has come"

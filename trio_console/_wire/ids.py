@@ -1,10 +1,10 @@
-"""Correlation ids: which of them belong to whom, and the next one to use.
+"""Correlation ids: to which client an id belongs, and which id is used next.
 
-They are given out in 128 ranges, one to each client that a relay may have; the number of a range is its client's
-*slot*. Slot k has the ids from ``k * STEP + 1`` to ``(k + 1) * STEP - 1``. The multiples of STEP between them, and
-what follows the last range, belong to nobody. Whoever has the console to himself is the client of slot 0.
+The ids are divided into 128 ranges, one for each client of a relay; the number of a range is its client's *slot*.
+Slot k has the ids from ``k * STEP + 1`` to ``(k + 1) * STEP - 1``. The multiples of STEP between the ranges, and
+the ids after the last range, belong to no client. On a console without a relay, the host is the client of slot 0.
 
-An id is free when the last frame of its session has gone by; see `Place.ENDS`.
+An id is free when the last frame of its session has passed; see `Place.ENDS`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def slot_ids(slot: int) -> range:
 
 
 def slot_of(id_: int) -> int | None:
-    """Return the slot an id belongs to, or ``None`` if it belongs to nobody."""
+    """Return the slot that an id belongs to, or ``None`` if it belongs to no client."""
     slot, offset = divmod(id_, STEP)
     return slot if offset and slot < MAX_CLIENTS else None
 
@@ -42,10 +42,10 @@ def slots_in(id_start: int, id_end_exclusive: int) -> range:
 
 @final
 class IdSequence:
-    """The ids that a client uses, one after the other and then from the first again.
+    """The ids that a client uses: one after the other, and then from the first again.
 
     Args:
-        ids: all that it has.
+        ids: all ids of the client.
     """
 
     __slots__ = ("_ids", "_next")
@@ -57,11 +57,11 @@ class IdSequence:
     def take(self, in_use: Collection[int]) -> int:
         """Return the next id that is not in use.
 
-        A client has 33 million, and one that was used comes back after all others; it is passed over while the
-        guest may still speak of it.
+        A client has 33 million ids, so a used id comes again only after all others. It is skipped while the guest
+        may still send frames for it.
 
         Raises:
-            RuntimeError: all are in use.
+            RuntimeError: all ids are in use.
         """
         if len(in_use) >= len(self._ids):
             raise RuntimeError("every correlation id of this connection is in use")

@@ -1,13 +1,13 @@
 """Messages: one frozen struct per type.
 
-Declared by the rules that ``_payloads`` states; ``_catalogue`` gives them names and flags.
+Their declarations follow the rules in ``payloads``; ``catalogue`` gives them names and flags.
 
-Keys the microsandbox protocol does not have (``Ready.flow``, ``window`` in the three requests,
-``ExecExited.signal``, ``ExecFailed.filename``) are left out unless set; every peer skips keys it does
-not know. `Credit` and `Cancel` are types of our own and go only to a peer that announced or asked for it: an
-unknown *type* ends upstream's agent.
+Keys that the microsandbox protocol does not have (``Ready.flow``, ``window`` in the three requests,
+``ExecExited.signal``, ``ExecFailed.filename``) are left out unless they are set; every peer ignores unknown keys.
+`Credit` and `Cancel` are types of this project. They are sent only to a peer that has announced or requested
+credit, because an unknown *type* ends upstream's agent.
 
-This module knows nothing of bytes, nor of who sends what when.
+This module must not know bytes, nor which side sends which message when.
 """
 
 from __future__ import annotations

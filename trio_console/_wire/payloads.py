@@ -1,14 +1,14 @@
-"""The parts messages are made of: maps that occur inside payloads.
+"""The parts of messages: the maps inside payloads.
 
-Field names are the names on the wire and fields stand in the order they are written in. How a field
-says "not there" is part of its type:
+Field names are the names on the wire, and fields are declared in the order in which they are written. A field's
+type says how an absent value is written:
 
 * no default: the peer has to send it;
 * a default value: may be missing; always written, except empty lists of an `Omitting` struct;
 * ``None``: written as null; may be missing or null;
 * ``Omit[...]``, default ``UNSET``: left out when unset; may be missing or null, both give ``UNSET``.
 
-This module knows nothing of message types, frames or encoding.
+This module must not know message types, frames or encoding.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """An open file of the guest: bytes at offsets.
 
-Reads leave no trace when cancelled. A write of up to one `unit` is handed over as a whole, without waiting
-between its frames: cancelled before that, nothing happened; cancelled after, it will be done. Either way
-what was handed over is settled before the next operation is sent, because an agent may order one handle's
-operations as it likes, and the error of a write that nobody waited for must still be seen.
+A cancelled read has no effect. A write of up to one `unit` is queued as a whole, without a checkpoint between its
+frames: if it is cancelled before that, nothing is written; if it is cancelled after that, it will be written. In
+both cases the write is settled (its answer has come) before the next operation is sent. Otherwise the agent could
+do one handle's operations in another order, and the error of a cancelled write would be lost.
 
 This module must not know of buffers or positions.
 """
@@ -31,11 +31,11 @@ __all__ = ["FileHandle"]
 
 @final
 class FileHandle:
-    """A handle the guest has given, for one task at a time. Errors are those of `FileSystem.ask`.
+    """A handle in the guest, for one task at a time. Errors are those of `FileSystem.ask`.
 
     Args:
-        number: the handle.
-        path: for errors.
+        number: the handle's number.
+        path: the path for errors.
     """
 
     def __init__(self, fs: FileSystem, number: int, path: str) -> None:
@@ -43,7 +43,7 @@ class FileHandle:
         self._number = number
         self._path = path
         self._unsettled: FsWrite | None = None
-        self._unheard = False  # what the unsettled write says does not matter: its caller was told enough
+        self._unheard = False  # the answer of the unsettled write is ignored: its caller got an error already
         self._closing: FsCall | None = None
         flow = fs.connection.ready.flow
         #: Bytes that can be written as a whole: a window holds them, and they fit one frame.
@@ -51,7 +51,7 @@ class FileHandle:
         self.unit: Final = max(1, self._at_once)
 
     async def read(self, offset: int, size: int | None = None) -> bytes:
-        """Read ``size`` bytes, fewer only at the end of the file; `None` is all there is."""
+        """Read ``size`` bytes, fewer only at the end of the file; with `None` the whole rest."""
         await self.settle()
         await self._fs.connection.wait_may_open()
         parts: list[bytes] = []
@@ -65,7 +65,7 @@ class FileHandle:
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def write(self, offset: int, data: memoryview) -> None:
-        """Write all of ``data``. If cancelled: nothing or all of a `unit`, an unknown part of more."""
+        """Write all of ``data``. If cancelled, a `unit` is written or not, and of more an unknown part."""
         await self.settle()
         if len(data) <= self._at_once:
             await self._write_unit(offset, data)
@@ -82,10 +82,10 @@ class FileHandle:
         else:
             gone = None
         if gone is not None:
-            await connection.wait_ended()  # it finds out why, within seconds
+            await connection.wait_ended()  # the connection finds out the reason within seconds
             connection.check_alive()
             raise gone
-        # No checkpoint from here until everything is handed over: the request and its data, or neither.
+        # No checkpoint from here until the request and its data are queued: both, or neither.
         try:
             call = FsWrite(connection, wire.OpWrite(self._number, offset, len(data)), self._path).begin()
         except BaseException:
@@ -114,11 +114,11 @@ class FileHandle:
 
     @property
     def settled(self) -> bool:
-        """Whether every write was heard of."""
+        """Whether every write was answered."""
         return self._unsettled is None
 
     async def settle(self) -> None:
-        """Wait for a write that was handed over, and raise its error; a checkpoint in any case."""
+        """Wait for the answer of a queued write, and raise its error; a checkpoint in any case."""
         call = self._unsettled
         if call is None:
             await trio.lowlevel.checkpoint()
@@ -138,15 +138,15 @@ class FileHandle:
         await self._fs.do(wire.OpFSetStat(self._number, wire.SetAttrs(size=size)), self._path)
 
     def drop(self) -> None:
-        """Close without waiting for that; nothing if `close` has begun to."""
+        """Close without waiting for the answer; does nothing if `close` has begun."""
         if self._closing is None:
             drop_handle(self._fs.connection, self._number)
 
     async def close(self) -> None:
-        """Close. A lost guest has no handles, and that is no error. May be repeated if it was cancelled."""
+        """Close. If the guest is lost it has no handles, so that is not an error. May be repeated if cancelled."""
         if self._closing is None:
             if self._unsettled is not None:
-                await self._unsettled.done.wait()  # its data must not be overtaken
+                await self._unsettled.done.wait()  # the close must not overtake its data
                 self._unsettled = None
             with suppress(trio.BrokenResourceError):
                 closing = FsCall(self._fs.connection, wire.OpCloseHandle(self._number), self._path)

@@ -1,7 +1,7 @@
-"""A process's stdin, as its user holds it.
+"""A process's stdin, as its user sees it.
 
-With an agent that counts credit, at most one window of bytes is on its way that the process has not taken:
-a process that never reads its stdin pauses its own writer, and nobody else.
+With an agent that counts credit, at most one window of bytes is sent that the process has not taken: a process
+that never reads its stdin pauses only its own writer.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 __all__ = ["StdinStream", "close_stdin", "stdin_window"]
 
-#: End of transmission, what a terminal in canonical mode takes for end of file.
+#: The end-of-transmission character, which a terminal in canonical mode takes for end of file.
 _EOT: Final = b"\x04"
 
 
 def stdin_window(window: int | None, *, tty: bool) -> int | None:
-    """Of the window that an agent gives for a stdin, what may be used for data."""
-    # The end-of-file characters of a terminal are bytes like others, and count. They are paid in advance, or
-    # closing a full stdin would be an offence.
+    """The part of an agent's window for stdin that may be used for data."""
+    # The end-of-file characters of a terminal count like other bytes. Room for them is kept from the start;
+    # otherwise closing a full stdin would violate the protocol.
     return window if window is None or not tty else max(1, window - len(_EOT + _EOT))
 
 
 def close_stdin(sender: DataSender, *, tty: bool) -> None:
-    """Say end of file behind what was sent, if a process is there to hear it. Idempotent."""
+    """Send end of file behind the bytes that were sent, if the session is open. A second call does nothing."""
     line_begins = sender.last_byte in (None, *b"\n", *_EOT)  # a terminal takes EOT for end of file only there
     sender.finish(wire.ExecStdin(b"" if not tty else _EOT if line_begins else _EOT + _EOT))
 
@@ -42,9 +42,9 @@ def close_stdin(sender: DataSender, *, tty: bool) -> None:
 @final
 @owned()
 class StdinStream(trio.abc.SendStream):
-    """Bytes to a process in the guest. One task sends at a time.
+    """A stream to the stdin of a process in the guest. One task sends at a time.
 
-    Closing it is the process's end of file. A process with a terminal gets the end-of-transmission character,
+    Closing it is end of file for the process. A process with a terminal gets the end-of-transmission character,
     which its terminal takes for end of file in canonical mode; in raw mode it is a character like others.
     """
 
@@ -66,7 +66,7 @@ class StdinStream(trio.abc.SendStream):
 
     @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        """Send all of ``data``, waiting while the process does not read.
+        """Send all of ``data``, and wait while the process does not read.
 
         If cancelled, an unknown part may have been sent.
 
@@ -85,9 +85,10 @@ class StdinStream(trio.abc.SendStream):
             self._check()
 
     async def wait_send_all_might_not_block(self) -> None:
-        """Wait until some bytes may be sent, or sending would fail at once. Errors as in `send_all`.
+        """Wait until some bytes may be sent, or until sending would fail at once. If cancelled, nothing changes.
 
-        If cancelled, nothing has happened.
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as in `send_all`.
         """
         with self._conflict:
             self._check()
@@ -96,9 +97,9 @@ class StdinStream(trio.abc.SendStream):
             self._check()
 
     async def aclose(self) -> None:
-        """Send end of file, behind what was sent before. Never blocks. Idempotent.
+        """Send end of file behind the bytes sent before. Never blocks. A second call does nothing.
 
-        If cancelled, it is closed nevertheless.
+        If cancelled, it is closed all the same.
         """
         close_stdin(self._sender, tty=self._tty)
         await trio.lowlevel.checkpoint()

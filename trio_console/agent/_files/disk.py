@@ -1,16 +1,16 @@
 """Worker threads for calls that may block on a file system, and a bound on what they hold.
 
-A file system may hang: a network share whose server is gone, a disk that does not answer. Such a call cannot
-be stopped. It holds its thread for as long as it takes, and whatever the call uses has to stay until it
-returns, or a recycled descriptor would be written to. So a call, once begun, is waited for, whatever becomes
-of its session; only the agent's own end waits no longer than a grace.
+A file system may hang: a network share whose server is gone, or a disk that does not answer. Such a call cannot be
+stopped. It keeps its thread until it returns, and the descriptors of the call must stay open until then; otherwise
+it could write to another file that got the number. So a call that has begun is always waited for, also if its
+session ends; only the end of the agent waits no longer than a grace.
 
-A *slot* is the right to have one call in hand, its result included until that is on its way to the host: so
-slots bound threads and memory alike. No share of the console's budget is held during a call: a few hung
-reads would hold all of it, and with it everybody's output. Who holds a slot waits for a call or for the
-console, and for nothing that needs a slot.
+A *slot* is the right to make one call, and to keep its result until that is queued for the host. So the slots
+bound both threads and memory. No bytes of the outbox are reserved during a call: a few hung reads would reserve
+its whole budget, and stop all output. A task that has a slot waits only for its call or for the outbox, and never
+for another
 
-This module knows nothing of sessions.
+This module must not know sessions.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Open files and directories: what a client may do with a number it was given.
+"""Open files and directories: the operations on a handle, which is a number that a client was given.
 
-A handle belongs to the client that opened it, not to a session. Operations on it take turns, in the order their
-requests came. It is closed when the client says so or leaves, but never while a call is under way that uses its
-descriptor: whose turn it is keeps it for as long.
+A handle belongs to the client that opened it, and not to a session. Operations on it take turns, in the order of
+their requests. It is closed when the client closes it or leaves, but never while a call uses its descriptor: the
+operation that has the turn keeps it open.
 
-The blocking methods are for worker threads. This module knows nothing of sessions.
+The blocking methods are for worker threads. This module must not know sessions.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _IOV_MAX: Final = 1024
 
 @final
 class Turns:
-    """A queue one joins at one moment and waits in later, perhaps from another task.
+    """A queue in which an operation takes a place at one moment, and waits later, perhaps in another task.
 
     Not a lock: tasks start in any order, and a close must not overtake the write that was asked for before it.
     """
@@ -70,7 +70,7 @@ class Turns:
         self._queue: deque[trio.Event] = deque()
 
     def join(self) -> trio.Event:
-        """Get in line; it is one's turn when the event is set. `leave` has to follow."""
+        """Take a place in the queue; the turn comes when the event is set. `leave` must follow."""
         ticket = trio.Event()
         self._queue.append(ticket)
         if self._queue[0] is ticket:
@@ -78,7 +78,7 @@ class Turns:
         return ticket
 
     def leave(self, ticket: trio.Event) -> bool:
-        """Get out of the line, wherever in it one is; whether it was one's turn."""
+        """Leave the queue from any place; returns whether it was this place's turn."""
         had_turn = self._queue[0] is ticket
         self._queue.remove(ticket)
         if had_turn and self._queue:
@@ -87,7 +87,7 @@ class Turns:
 
     @property
     def idle(self) -> bool:
-        """Whether it is nobody's turn."""
+        """Whether the queue is empty."""
         return not self._queue
 
 

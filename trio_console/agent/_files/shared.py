@@ -1,9 +1,9 @@
-"""What file operations share: threads, handles, limits, and who closes what.
+"""The state that all file operations share: threads, handles, limits, and the closing of handles.
 
-A handle is closed by whoever is done with it last: nobody may close a descriptor while a thread is inside a
-call that uses it. So a handle that is not wanted any more is *doomed*, and closed when nobody has a turn with it.
+A descriptor must not be closed while a thread is in a call that uses it. So a handle that is to be closed is
+*doomed*, and the last operation that has a turn with it closes it.
 
-This module knows nothing of messages or sessions.
+This module must not know messages or sessions.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """File operations that move bytes: data frames, and an answer behind them.
 
-A read takes credit first. What the system has in memory it reads right then, into room on the console that was
-taken before. For the rest it takes a slot and a thread (`_disk`), and the console's room after that. A write
-queues what comes and writes it batch by batch.
+A read waits for credit first. Bytes that the system has in memory are read at once, after room in the outbox was
+reserved for them. For other bytes it takes a slot and a thread (see `disk`), and reserves room after the call. A
+write queues the data that comes, and writes it in batches.
 
-This module knows nothing of other kinds of sessions.
+This module must not know other kinds of sessions.
 """
 
 from __future__ import annotations

@@ -239,9 +239,9 @@ class ExecSession(Session):
         full = False
         while True:
             if full:
-                await trio.lowlevel.checkpoint()  # there is more to come, but others have their turn first
+                await trio.lowlevel.checkpoint()  # more may come, but other tasks run first
             else:
-                # Also first thing: a read that finds nothing would take its turn on the console in vain.
+                # Waited for before the first read, too: a read that finds no bytes would reserve room in vain.
                 await trio.lowlevel.wait_readable(output.fd)
             share = await output.credit.wait(_CHUNK)
             if not share:

@@ -120,9 +120,9 @@ async def reap_orphans(leaders: Leaders) -> None:
     """
     while True:
         with trio.open_signal_receiver(signal.SIGCHLD) as exits:
-            # After this began to listen, so that whoever exits is either seen here or heard of.
+            # The search comes after the receiver was opened, so each exit is either found here or signalled.
             await leaders.wait_settled()
-            # No checkpoint from here on: no session can start a leader or reap one meanwhile.
+            # There is no checkpoint from here on, so no session can start or reap a leader in between.
             for pid, state in _children():
                 if state == b"Z" and pid not in leaders:
                     _reap(pid)
