@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import hypothesis
 import pytest
 
+from tests.tools.balanced import balanced_outboxes
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
 from trio_console._guests import process as guest_process
@@ -87,3 +88,12 @@ def no_process_is_left() -> Iterator[None]:
     for pid in left:
         os.kill(pid, signal.SIGKILL)
     assert not left
+
+
+@pytest.fixture(autouse=True)
+def _outboxes_are_balanced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    if request.path.parent.name == "wire":  # these test the outbox itself, and take room for no session
+        yield
+        return
+    with balanced_outboxes(monkeypatch):
+        yield

@@ -11,7 +11,6 @@ import trio
 from trio.testing import memory_stream_pair
 
 from tests.agent._host import Host
-from tests.tools.balanced import balanced_outboxes
 from tests.tools.leftovers import children, idle_threads
 from tests.tools.limits import HANG
 from trio_console.agent import AgentOptions, serve_agent
@@ -68,9 +67,3 @@ async def host() -> AsyncIterator[Host]:
     """An agent with nothing out of the ordinary."""
     async with running_agent() as host:
         yield host
-
-
-@pytest.fixture(autouse=True)
-def _outboxes_are_balanced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with balanced_outboxes(monkeypatch):
-        yield

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.cancellation._sweep import Sweep
-from tests.tools.balanced import balanced_outboxes
 from tests.tools.leftovers import marking
 
 if TYPE_CHECKING:
@@ -46,9 +45,3 @@ def make_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
     for sweep in made:
         print(sweep)  # noqa: T201  (shown with -rP)
         sweep.check()
-
-
-@pytest.fixture(autouse=True)
-def _outboxes_are_balanced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with balanced_outboxes(monkeypatch):
-        yield

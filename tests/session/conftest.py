@@ -8,11 +8,10 @@ import pytest
 import trio
 
 import trio_console
-from tests.tools.balanced import balanced_outboxes
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio_console import Guest
@@ -33,9 +32,3 @@ async def guest() -> AsyncIterator[Guest]:
             yield guest
             while guest.statistics().active_sessions:
                 await guest.ping()
-
-
-@pytest.fixture(autouse=True)
-def _outboxes_are_balanced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with balanced_outboxes(monkeypatch):
-        yield
