@@ -1,13 +1,13 @@
-"""CBOR bytes to plain values: what this protocol accepts, which no general decoder quite does.
+"""CBOR bytes to plain values, by the rules of this protocol, which no general decoder has.
 
-Accepted beyond plain CBOR: tags in front of any value, which are skipped whatever they mean;
-byte strings as map keys, equal to the same text; anything after the item. Refused: a key twice in one map,
-also once as text and once as bytes. Maps without a definite length come back as `IndefiniteMap`, because
-in some places only a definite one will do.
+Accepted beyond plain CBOR: tags in front of any value, which are skipped; byte strings as map keys, which equal
+the same text; any bytes after the item. Refused: a key twice in one map, also once as text and once as bytes. A
+map without a definite length is returned as `IndefiniteMap`, because some places accept only a map with a definite
+length.
 
-Two readers share the work. cbor2 reads the common form: definite lengths, text keys, no tags. Whatever
-it refuses is read again by `_Reader`, slow and exact, whose word is final; so acceptance does not depend on
-what cbor2 makes of tags or of strange keys. This module knows nothing of envelopes and messages.
+There are two readers. cbor2 reads the common form: definite lengths, text keys, no tags. Input that it refuses is
+read again by `_Reader`, which is slow and exact and decides. So the result does not depend on how cbor2 handles
+tags or unusual keys. This module must not know envelopes and messages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ everybody up for ten seconds."""
 
 @final
 class _OtherKey:
-    """Stands for all keys that are no text. Errors quote it: by words, and not by its address in this process."""
+    """Takes the place of all keys that are not text. Errors quote its repr, so that has no address in it."""
 
     def __repr__(self) -> str:
         return "a key that is no text"
@@ -48,12 +48,12 @@ _OTHER_KEY: Final = _OtherKey()
 
 
 class CBORError(ValueError):
-    """The bytes are not an item this protocol accepts."""
+    """The bytes are not an item that this protocol accepts."""
 
 
 @final
 class IndefiniteMap(dict[Any, Any]):
-    """A map that came without its length."""
+    """A map that was written without its length."""
 
 
 def head(major: int, argument: int) -> bytes:
@@ -73,7 +73,7 @@ def dump(value: object) -> bytes:
     """Encode a plain value in canonical form, maps in the order of the ``dict``.
 
     Raises:
-        ValueError: it holds something CBOR cannot carry, such as text with lone surrogates.
+        ValueError: the value has a part that CBOR cannot carry, such as text with lone surrogates.
     """
     try:
         return cbor2.dumps(value)
@@ -85,7 +85,7 @@ def load(data: bytes) -> Any:
     """Decode the first item of ``data``, which is untrusted.
 
     Raises:
-        CBORError: nothing else, whatever ``data`` is.
+        CBORError: the only error, whatever ``data`` is.
     """
     try:
         return cbor2.loads(
@@ -102,7 +102,7 @@ def load(data: bytes) -> Any:
 
 
 def _refuse_byte_keys(value: Mapping[Any, Any], immutable: bool) -> Mapping[Any, Any]:
-    "".join(value)  # the cheapest way to have a TypeError unless each key is text
+    "".join(value)  # the cheapest way to raise TypeError unless each key is text
     return value
 
 
@@ -112,7 +112,7 @@ def _refuse_tag(value: object, immutable: bool) -> NoReturn:
 
 @final
 class _RefuseTags(dict[int, Any]):
-    """Has a decoder for every tag there is, so that none of cbor2's own is ever used."""
+    """Has a decoder for every tag, so that none of cbor2's own decoders is ever used."""
 
     def __getitem__(self, tag: int) -> Any:
         return _refuse_tag
@@ -163,7 +163,7 @@ class _Reader:
     def _untagged_head(self) -> tuple[int, int, int | None]:
         major, info, argument = self._head()
         tagged = major == 6
-        while major == 6:  # a loop: tags in front of tags cost no depth
+        while major == 6:  # a loop, so that tags in front of tags cost no depth
             if argument is None:
                 raise CBORError("tag without a number")
             major, info, argument = self._head()
@@ -217,7 +217,7 @@ class _Reader:
                 raise CBORError("string made of something else than strings")
             pieces.append(self._take(size))
             if major == 3:
-                _text(pieces[-1])  # each piece has to be text by itself
+                _text(pieces[-1])  # each piece must be text by itself
 
     def _array(self, size: int | None, depth: int) -> list[Any]:
         values: list[Any] = []

@@ -1,15 +1,15 @@
 """Frames to messages and back.
 
-A body is an envelope, a CBOR map of ``v`` (the sender's generation), ``t`` (the type's name) and ``p``
-(a byte string that holds the payload as a second CBOR item). What is sent is canonical: shortest
-heads, definite lengths, keys in declared order. What is accepted is wider, and everything else ends in
-one exception type, `ProtocolError`, however malformed the input.
+A body is an envelope, a CBOR map of ``v`` (the sender's generation), ``t`` (the type's name) and ``p`` (a byte
+string that holds the payload as a second CBOR item). Frames that are sent are canonical: shortest heads, definite
+lengths, keys in declared order. More forms are accepted; all other input raises one exception type,
+`ProtocolError`.
 
-Bulk data does not pass through CBOR: a canonical ``{data}`` message is a constant prefix, three
-lengths and the bytes, so it is written from a template and recognised by comparing with one. Both ways
-agree with the general path, which takes whatever the short cut does not recognise.
+Bulk data does not pass through CBOR: a canonical ``{data}`` message is a constant prefix, three lengths and the
+bytes. So it is written from a template, and recognised by comparison with one. Both agree with the general path,
+which handles every form that the short path does not recognise.
 
-This module knows nothing of sessions: which message may come when is not decided here.
+This module must not know sessions: it does not decide which message may come when.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _BEFORE_DATA: Final = b"\xa1\x64data"
 
 
 class Envelope(NamedTuple):
-    """What a body says of itself; ``payload`` is still encoded."""
+    """The fields of an envelope; ``payload`` is still encoded."""
 
     version: int
     type: str
@@ -63,7 +63,7 @@ class Envelope(NamedTuple):
 
 
 def _after_version(name: str) -> bytes:
-    """Return what stands between the version and the head of the payload."""
+    """Return the bytes between the version and the head of the payload."""
     text = name.encode()
     return b"\x61t" + head(TEXT, len(text)) + text + b"\x61p"
 
@@ -82,14 +82,14 @@ def encode(message: Message, id: int = 0, *, version: int = GENERATION) -> bytes
     """Return the message as one whole frame.
 
     Args:
-        message: what to send; its values are checked as a receiver would check them.
+        message: the message; its values are checked as a receiver would check them.
         id: correlation id, ``0 ..= 2**32 - 1``.
-        version: generation to stamp on it, ``0 ..= 255``.
+        version: the protocol generation to write into it, ``0 ..= 255``.
 
     Raises:
         ProtocolError: (kind ``bad_frame``) the frame would be too long.
         ValueError: a value does not fit its field.
-        TypeError: a value is of a kind that no field takes.
+        TypeError: a value has a type that no field accepts.
     """
     cls = type(message)
     if version == GENERATION:
@@ -137,8 +137,8 @@ def _data_frame_lead(prefix: bytes, id_: int, size: int) -> bytes:
 
 
 def _data_lead(size: int) -> bytes:
-    """Return what a canonical ``{data}`` payload has in front of the data, its own head included."""
-    # Where both lengths have heads of one size, which is nearly everywhere, one pack will do.
+    """Return the bytes in front of the data in a canonical ``{data}`` payload, including its head."""
+    # For nearly all sizes both lengths have heads of the same size, so that one call of pack is enough.
     if 256 <= size <= 65526:
         return _DATA_LEAD_2.pack(0x59, size + 9, _BEFORE_DATA, 0x59, size)
     if size >= 65536:
@@ -158,8 +158,7 @@ _DATA_LEAD_4: Final = Struct(">BI6sBI")
 def _encode_payload(message: Message) -> bytes:
     try:
         payload = cbor.dump(_to_plain(message))
-        # Structs do not check what they are made of, so what is sent is first read the way the peer
-        # will read it.
+        # Structs do not check their values, so a message is read as the peer will read it before it is sent.
         _read_payload(type(message), payload)
     except (_FieldError, CBORError) as exc:
         raise ValueError(f"{type_of(message).name}: {exc}") from exc
@@ -226,7 +225,7 @@ def decode(frame: Frame) -> Message:
 def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     """Return the class of a canonical data message and how many bytes it carries, without copying them.
 
-    ``None`` for everything else, also for data in another form; `decode` knows.
+    Returns ``None`` for all other frames, also for data in another form, which only `decode` recognises.
     """
     found = _find_data(frame)
     return None if found is None else (found[0], len(frame.body) - found[1])
@@ -240,8 +239,8 @@ def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
         front = bytes(body[: at + _LONGEST_DATA_LEAD])
         cls = _DATA_BY_PREFIX.get(front[:at])
         if cls is not None:
-            # The data reaches to the end of the body, so its size follows from the size of what is in
-            # front of it, of which only one can be right for any amount of bytes.
+            # The data reaches to the end of the body, so its size follows from the size of the part before it; for
+            # each number of bytes only one such size is possible.
             rest = len(body) - at
             if rest > 266:
                 lead_size = 16 if rest > 65549 else 14 if rest > 65538 else 12
@@ -273,11 +272,11 @@ def _decode_any(frame: Frame) -> Message:
 
 
 def decode_envelope(body: bytes | memoryview) -> Envelope:
-    """Take the envelope off a body, which is untrusted.
+    """Decode the envelope of a body, which is untrusted.
 
     Raises:
-        ProtocolError: (kind ``malformed_message``) it is not one; ``version`` is set if that could still
-            be read. Nothing else is raised.
+        ProtocolError: (kind ``malformed_message``) the body is not an envelope; ``version`` is set if that could
+            still be read. This is the only error.
     """
     body = bytes(body)
     found = _canonical_payload_at(body)
@@ -331,7 +330,7 @@ def _canonical_payload_at(body: bytes) -> tuple[MessageType, int] | None:
 
 
 class _FieldError(Exception):
-    """A value that does not fit its field."""
+    """A value does not fit its field."""
 
     def __init__(self, field: str, reason: str) -> None:
         super().__init__(f"{field}: {reason}" if field else reason)
@@ -339,7 +338,7 @@ class _FieldError(Exception):
 
 
 def _short(text: str) -> str:
-    """Cut text that a peer chose: an error about a frame has to fit a frame."""
+    """Cut a text of a peer, because an error about a frame must fit into a frame."""
     return text if len(text) <= _MAX_QUOTED else text[:_MAX_QUOTED] + "..."
 
 
@@ -358,7 +357,7 @@ def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str 
 def _read_payload(cls: type[Message], payload: bytes) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
-        return Shutdown()  # whatever came with it: the guest has to go
+        return Shutdown()  # whatever its payload is, the guest must shut down
     value = cbor.load(payload)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")

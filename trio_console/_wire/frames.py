@@ -1,16 +1,16 @@
 """Frames: the cut of a byte stream into ``(id, flags, body)``.
 
-A frame is a big-endian u32 length, a u32 id, one byte of flags and a body; the length counts
-everything after itself. Nothing here knows what a body holds, and nothing here does I/O: bytes go in,
-frames come out.
+A frame is a big-endian u32 length, a u32 id, one byte of flags and a body; the length counts all bytes after
+itself. This module must not know the contents of a body, and does no I/O: bytes go in, frames come out.
 
 Rules:
 
-* A length outside ``MIN_FRAME_LENGTH ..= MAX_FRAME_LENGTH`` is fatal. There is no way to find the next
-  frame after it, so the decoder stays broken and says so each time it is asked.
-* Work is linear in the bytes fed, however they are cut. A small frame that lies wholly inside one fed chunk is
-  sliced out of it (one copy), a large one only pointed at (none); what is cut over chunks is joined (one copy).
-* What is held is what was fed and not yet taken; a frame in the making is never more than one maximal
+* A length outside ``MIN_FRAME_LENGTH ..= MAX_FRAME_LENGTH`` is fatal. The next frame cannot be found after it, so
+  the decoder stays broken, and each later call raises the error.
+* The work is linear in the bytes fed, however they are cut. A small frame that lies wholly inside one fed chunk is
+  sliced out of it (one copy); a large one is a view of the chunk (no copy); a frame that is cut over chunks is
+  joined (one copy).
+* The decoder keeps the bytes that were fed and not yet taken. An incomplete frame is never larger than one maximal
   frame.
 """
 
@@ -71,8 +71,8 @@ once more anyway."""
 class Frame(NamedTuple):
     """One frame of the stream: a 32-bit ``id``, one byte of ``flags``, and the ``body``.
 
-    A large body is a read-only view, which keeps the whole chunk that it came in: take out what is needed, and
-    let go.
+    A large body is a read-only view, which keeps the whole chunk that it came in: copy the needed parts, and
+    release the frame.
     """
 
     id: int
@@ -98,7 +98,7 @@ def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noq
 def encode_again(frame: Frame) -> bytes:
     """Return the bytes of a frame that a decoder has returned; a large one that is all of its chunk is not copied.
 
-    Not for frames from elsewhere: of a view only its size is looked at, and what it is a view of.
+    Only for frames of a decoder: of a view only the size and the underlying object are checked.
     """
     body = frame.body
     if isinstance(body, memoryview):
@@ -125,13 +125,13 @@ def parse_size(start: bytes | bytearray) -> int | None:
 
 
 def parse_frame(raw: bytes) -> Frame:
-    """Return what one whole frame, and nothing else, is made of."""
+    """Return the frame in these bytes, which must be one whole frame."""
     _, frame_id, flags = _HEADER.unpack_from(raw)
     return Frame(frame_id, flags, raw[HEADER_SIZE:])
 
 
 def encode_header(id_: int, flags: int, body_size: int) -> bytes:
-    """Return what goes before a body of ``body_size`` bytes; raises as `encode_frame`."""
+    """Return the header of a frame with a body of ``body_size`` bytes; raises as `encode_frame`."""
     length = MIN_FRAME_LENGTH + body_size
     if length > MAX_FRAME_LENGTH:
         raise ProtocolError(
@@ -152,8 +152,8 @@ def _cut(raw: bytes, start: int, end: int) -> bytes | memoryview:
 class FrameDecoder:
     """Turns bytes, cut anywhere, into frames.
 
-    ``feed`` bytes, then take frames with `next_frame` or by iterating, until there are none. An error
-    surfaces once the frames before it have been taken, and from then on every call raises it.
+    Call ``feed`` with bytes; then take frames with `next_frame`, or by iterating, until there are none. An error
+    is raised once the frames before it have been taken, and by every call from then on.
     """
 
     __slots__ = ("_at_eof", "_chunks", "_error", "_have", "_partial", "_pending", "_position", "_size")
@@ -173,7 +173,7 @@ class FrameDecoder:
 
     @property
     def pending(self) -> int:
-        """Bytes fed that no frame has carried out yet."""
+        """The number of bytes that were fed and not returned in a frame yet."""
         return self._pending
 
     def feed(self, data: bytes) -> None:
@@ -189,7 +189,7 @@ class FrameDecoder:
             self._pending += len(chunk)
 
     def feed_eof(self) -> None:
-        """Say that no more bytes come.
+        """Note that no more bytes come.
 
         Raises:
             ProtocolError: the stream broke earlier or ends inside a frame. If there are frames left
@@ -226,7 +226,7 @@ class FrameDecoder:
         chunk, start = self._chunks[0], self._position
         left = len(chunk) - start
         if left >= _LENGTH_SIZE:
-            # Looked at before the rest is there, because the length alone can be fatal.
+            # The length is checked before the rest has come, because a wrong length is fatal.
             self._size = size = self._frame_size(chunk[start : start + _LENGTH_SIZE])
             if size <= left:
                 self._size = 0
@@ -261,7 +261,7 @@ class FrameDecoder:
         piece = memoryview(chunk)[start : start + size]
         self._have += len(piece)
         self._advance_to(start + len(piece))
-        # A peer that dribbles must not cost us an object for each byte, so small pieces are put together.
+        # Small pieces are joined, so that a peer that sends single bytes does not cost an object for each byte.
         last = self._partial[-1] if self._partial else None
         if len(piece) >= _LARGE:
             self._partial.append(piece)
@@ -295,7 +295,7 @@ class FrameDecoder:
 
     def _fail(self, message: str) -> NoReturn:
         self._error = ProtocolError(message, kind="bad_frame")
-        # Nothing after this point can be understood; do not hold on to it.
+        # The bytes after this point cannot be parsed, so they are dropped.
         self._chunks.clear()
         self._forget_partial()
         self._pending = self._position = 0

@@ -1,10 +1,10 @@
-"""File operations with one answer: a call in a worker thread each, and what all operations have in common.
+"""File operations with one answer, each a call in a worker thread; and the base class of all file operations.
 
-All run with the agent's own identity, whatever user commands run as. Whoever cancels one has its id back at
-once. A call that is under way goes on; only when it has returned does the session let go of its handle, so the
-next operation on that handle waits for it, and what the call opened is closed again.
+All operations run as the agent's own user, whatever the user of commands is. If an operation is cancelled, its id
+is free at once. But a call in a thread goes on. Only when it has returned does the session release its handle, so
+the next operation on that handle waits for it; and a file that the call has opened is closed again.
 
-This module knows nothing of other kinds of sessions.
+This module must not know other kinds of sessions.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> b
 
 
 class FsSession(PromptSession):
-    """What all operations have in common. ``_stop`` asks a call that takes long to end early."""
+    """The base class of all operations. ``_stop`` asks a long call to end early."""
 
     __slots__ = ("_counted", "_files", "_slot", "_stop")
 
@@ -120,7 +120,7 @@ class FsCall(FsSession):
 
 
 class FsHandleSession(FsSession):
-    """What all operations on a handle have in common: a turn, the place for which is taken when they are made."""
+    """The base class of operations on a handle: each takes its place in the handle's queue when it is made."""
 
     __slots__ = ("_handle", "_ticket")
 
@@ -181,7 +181,8 @@ class FsOpen(FsSession):
         try:
             async with files.disk.slots:
                 handle = await files.disk.run(self._open_unless_stopped)
-                # In the table before it is told, so that it is found there should the client leave.
+                # The handle is put into the table before the client is told, so that it is closed if the client
+                # leaves.
                 result = wire.ResultHandle(files.handles.add(slot, handle))
                 told = await self._answer(wire.encode(wire.FsResponse(ok=True, data=result), self.id))
         finally:
@@ -200,7 +201,7 @@ class FsOpen(FsSession):
 
 @final
 class FsClose(FsHandleSession):
-    """Closing a handle, when the operations before have let go of it."""
+    """Closing a handle, after the operations before it have released it."""
 
     __slots__ = ()
 

@@ -1,10 +1,10 @@
 """File operations on paths, as blocking calls.
 
-Text in, text out: paths are UTF-8, and names that are not come out with replacement characters. Every failure
-is an `FsError` whose text is what the client will see: what was tried, then the system's own words with the
-number, which is all a client can go by.
+Paths are UTF-8 text, and names that are not UTF-8 are returned with replacement characters. Every failure is an
+`FsError` with the text for the client: the operation, and then the system's message with its errno, on which
+clients rely.
 
-To be called from worker threads. This module knows nothing of handles, sessions or trio.
+These functions are called in worker threads. This module must not know handles, sessions or trio.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def verb(op: wire.FsOp) -> str:
 
 @contextmanager
 def failing(what: str) -> Iterator[None]:
-    """Errors of the system become an `FsError` that says what was tried."""
+    """Turn errors of the system into an `FsError` that names the operation."""
     try:
         yield
     except OSError as exc:
@@ -88,7 +88,7 @@ def failing(what: str) -> Iterator[None]:
 
 
 def check_paths(op: wire.FsOp) -> None:
-    """Refuse paths the system would refuse anyway, before anything is kept of them.
+    """Refuse paths that the system would refuse anyway, before they are stored.
 
     Raises:
         FsError: one is too long.
@@ -100,10 +100,10 @@ def check_paths(op: wire.FsOp) -> None:
 
 
 def perform(op: PathOp, stop: Stop) -> wire.FsResult | None:  # noqa: C901 (one case each)
-    """Do what ``op`` says. What takes long looks at ``stop`` now and then.
+    """Do the operation ``op``. A long operation checks ``stop`` from time to time.
 
     Raises:
-        FsError: it could not be done, or not all of it.
+        FsError: the operation failed, or was done only in part.
     """
     with failing(verb(op)):
         match op:
@@ -156,7 +156,7 @@ def _real_path(path: bytes) -> bytes:
 
 
 def entry_info(path: str, found: os.stat_result | None) -> wire.EntryInfo:
-    """What is known of a file; ``None`` if nothing could be found out."""
+    """The information on a file; ``None`` if it could not be read."""
     if found is None:
         return wire.EntryInfo(path=path, kind="other", size=0, mode=0, uid=0, gid=0)
     modified = found.st_mtime_ns // _BILLION

@@ -1,7 +1,7 @@
-"""From a file request to its session, or to the reason why there is none.
+"""Makes the session of a file request, or refuses the request.
 
-What can be told without touching the file system is told here: who owns a handle, what it is good for, how
-much a client has waiting. This module does no I/O.
+The checks that need no file system are made here: the owner of a handle, the kind of the handle, and the number of
+a client's waiting operations. This module does no I/O.
 """
 
 from __future__ import annotations

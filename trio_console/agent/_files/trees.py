@@ -1,7 +1,7 @@
 """File operations that are more than one system call: directories with their parents, copies, whole trees.
 
-All raise `OSError`. What takes long looks at a `Stop` now and then: a thread cannot be stopped, but it can be
-asked to. To be called from worker threads; this module knows nothing but the operating system.
+All raise `OSError`. A long operation checks a `Stop` from time to time: a thread cannot be stopped, but it can be
+asked to end. These functions are called in worker threads; this module must know only the operating system.
 """
 
 from __future__ import annotations

@@ -26,13 +26,13 @@ _DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 @final
 @dataclass(frozen=True)
 class ExecDefaults:
-    """What the bootstrap settled for every command.
+    """The bootstrap's defaults for all commands.
 
     Attributes:
-        user: as in a request; ``None`` means nobody is switched to.
+        user: as in a request; with ``None`` the user is not switched.
         cwd: ``None`` means the agent's own.
-        env: what every command's environment starts from: the agent's own with the bootstrap's on top.
-            (Taken once: reading ``os.environ`` whole is slow.)
+        env: the base of every command's environment: the agent's own with the bootstrap's variables on top.
+            (Read once, because reading the whole of ``os.environ`` is slow.)
         limits: set before those of the request, so that these cannot exceed them without privilege.
     """
 

@@ -1,6 +1,6 @@
-"""Input of one command: what the queue of a session has to know of a child.
+"""The input of one command: a session's queue, and the task that writes it to the child.
 
-This module knows nothing of frames.
+This module must not know frames.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class StdinFeed:
         """
         self._queue.start()
         while await self._queue.first():
-            await trio.lowlevel.checkpoint()  # a child that reads fast must not keep everybody waiting
+            await trio.lowlevel.checkpoint()  # a child that reads fast must not keep other tasks from running
             try:
                 await self._queue.write_first(child.stdin)
             except OSError as exc:

@@ -1,7 +1,7 @@
-"""Who a command runs as: ``USER``, ``UID``, ``USER:GROUP`` and so on, looked up in the guest's own files.
+"""The user and groups of a command: ``USER``, ``UID``, ``USER:GROUP`` and so on, looked up in the guest.
 
-The look-ups go through the C library and may read files or ask a name service, so they belong in a
-worker thread. This module knows nothing of sessions or messages.
+The C library makes the look-ups, and may read files or ask a name service, so they are made in a worker thread.
+This module must not know sessions or messages.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Final, final
 
 __all__ = ["Account", "UnknownUserError", "find_account", "own_home"]
 
-# The last value means "leave it as it is" to setuid(2) and its kin: whoever asked for it would keep the
-# agent's identity, which is root's.
+# The last value means "do not change" to setuid(2) and similar calls: a command with it would keep the agent's
+# user, which is root.
 _LAST_ID: Final = 2**32 - 2
 _ID_DIGITS: Final = 10
 
 
 class UnknownUserError(LookupError):
-    """A user or group is not known here, or the text that names it makes no sense."""
+    """A user or group is not known here, or its name is not valid."""
 
 
 @final
