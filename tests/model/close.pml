@@ -1,18 +1,18 @@
-/* How a WakePipe (trio_console/_console/wake.py) gives its descriptor back, for spin.
+/* How a WakePipe (trio_console/_console/wake.py) closes its descriptor, for spin.
  *
- * A consumer that waits and drains, a thread that wakes it, and two that close the pipe, at any moment. Checked over all
- * interleavings:
+ * There are a consumer that waits and drains, a thread that wakes it, and two threads that close the pipe at any moment.
+ * Checked over all interleavings:
  *
- *   - nobody makes a system call on the descriptor after it was given back, nor is in one then: the number may
- *     be somebody else's file by that time;
- *   - it is given back, exactly once, when all have left;
- *   - closing wakes a thread that waits (spin's invalid end states).
+ *   - no thread makes a system call on the descriptor, or is in one, after it was closed: its number may belong to
+ *     another file by then;
+ *   - it is closed exactly once, when all threads have left;
+ *   - closing the pipe wakes a thread that waits (spin's invalid end states).
  *
- * A system call is two steps, its beginning and its end. Taking a reference and dropping one are one step each: the
- * interpreter sees to that, with its lock or without. A dropped reference that was the last gives the descriptor back.
+ * A system call is two steps, its beginning and its end. Taking a reference is one step, and so is dropping one: the
+ * interpreter makes them atomic, with its lock or without. Dropping the last reference closes the descriptor.
  *
- * A signal handler that calls the pipe is, to the call that it interrupts, a thread that runs while that one stands
- * still; since no call waits for another (but `wait` for the bell), all it can do is among the interleavings.
+ * A signal handler that calls the pipe is, for the call that it interrupts, a thread that runs while that call stands
+ * still. No call waits for another one (except `wait` for the bell), so all its actions are among the interleavings.
  *
  * Variants, each a preprocessor symbol:
  *

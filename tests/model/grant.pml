@@ -1,8 +1,8 @@
 /* How a consumer that has gone takes back what the producer was granted (trio_console/_console/ring.py), for spin.
  *
- * The producer notes how many bytes fit, so that it need not look at the consumer at each chunk (`_grant`); the consumer
- * may end that at any moment (`revoke`). Checked over all interleavings: when both are done, nothing is granted, so every
- * later chunk is refused.
+ * The producer stores how many bytes fit, so that it need not read the consumer's counter for each chunk (`_grant`); the
+ * consumer may take that back at any moment (`revoke`). Checked over all interleavings: when both are done, no byte is
+ * granted, so every later chunk is refused.
  *
  * Variants, each a preprocessor symbol:
  *

@@ -1,31 +1,31 @@
-/* The wake protocol of trio_console/_console/ring.py, _console.py and _stream.py, for spin.
+/* The wake protocol of trio_console/_console: ring.py, backend.py and stream.py, for spin.
  *
- * One producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for each
- * direction of waiting a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to
- * N chunks of different sizes, one of them larger than B, and finishes at any moment, perhaps discarding what is queued,
- * or just sends no more; the consumer takes parts of chunks, chunks, or all there is, and may abandon the lane at any moment. Checked over
- * all interleavings:
+ * There are one producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for
+ * each of the two waits a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to N
+ * chunks of different sizes, one of them larger than B, and then just sends no more; or it finishes at any moment, and
+ * may discard the queued chunks. The consumer takes parts of chunks, chunks, or all chunks, and may abandon the lane at
+ * any moment. Checked over all interleavings:
  *
- *   - nobody sleeps for ever (spin's invalid end states): no wake-up is lost, an ending always wakes;
- *   - a consumer that sleeps when no more is sent has taken everything;
- *   - a consumer that sees the end has taken everything that was sent, unless it was discarded;
+ *   - no thread sleeps for ever (spin's invalid end states): no wake-up is lost, and an ending always wakes;
+ *   - a consumer that sleeps when no more chunks are sent has taken all of them;
+ *   - a consumer that sees the end has taken all chunks that were sent, unless they were discarded;
  *   - a ring holds no more than its bounds, or one chunk.
  *
- * Every line that reads or writes something shared is a step of its own, in the order of the code: a chunk is counted,
- * then published, then the flag is looked at; a chunk is removed, then counted, then the flag is looked at.
+ * Every line that reads or writes shared state is a step of its own, in the order of the code: a chunk is counted, then
+ * published, then the flag is read; a chunk is removed, then counted, then the flag is read.
  *
  * Variants, each a preprocessor symbol:
  *
- *   POLLS      the consumer is a device that polls the bell: it drains only when a read finds nothing, and rings again
- *              for what it finds after that. It polls when a read would block, and, as level-triggered polling
- *              allows, after any other read.
+ *   POLLS      the consumer is a device that polls the bell: it drains only when a read finds no chunk, and rings again
+ *              if it then finds one. It polls when a read would block, and, as level-triggered polling allows, after
+ *              any other read.
  *   TSO        stores go through a buffer and become visible later, as between the cores of a machine whose
  *              interpreter has no lock. Reads and system calls behave as such a machine's: a thread reads
  *              its own buffered stores, and a system call waits until its buffer is empty. (A thread's stores
  *              keep their order, as those of attributes do in such an interpreter.)
- *   FENCED     between storing and looking, each side passes one mutex (`FencedRing`): what _ring does there. The mutex
- *              does not empty a buffer, which a real one may. It only is one: who has given it back has made visible
- *              what it stored before, and nobody else takes it earlier.
+ *   FENCED     between its store and its read, each side passes one mutex, as `FencedRing` in ring.py does. The mutex does
+ *              not empty a buffer, which a real one may do. It has only the property of a mutex: when a thread takes it,
+ *              the stores that the last holder made before its release are visible.
  *   BARE=n, EARLY=n   with FENCED: at the n-th of the four places the mutex is not passed, or passed before the store.
  *   MUTANT_*   mistakes, to show that the check can fail.
  */
