@@ -235,7 +235,7 @@ class WakePipe:
 
     def __init__(self) -> None:
         self._closed = False
-        # What a sleeper waits on. While somebody holds this object, the number of its descriptor is not reused.
+        # The object that a sleeper waits on. While it is referred to, the number of its descriptor is not reused.
         # `close` rings it: the sleeper wakes up and checks the flag that was set before `close`. After `close` the
         # bell's ``read_fd`` is -1.
         self._bell: Bell | _NoBell = Bell()

@@ -63,7 +63,7 @@ class RelayStatistics:
         slots_quarantined: waiting for the guest's last word, now.
         slots_retired: given up, because it did not come in time.
         frames_from_agent: all of them.
-        frames_dropped: of those, frames for ids that nobody has.
+        frames_dropped: of those, frames for ids that no client has.
         frames_refused: from clients, answered here instead of being forwarded.
         bytes_queued: for clients, now.
         bytes_dropped: queued for, or sent by, clients that had gone or did not read.

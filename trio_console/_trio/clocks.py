@@ -61,6 +61,6 @@ async def within(seconds: float, function: Callable[[], Awaitable[object]]) -> b
 async def _cancel_after(seconds: float, scope: trio.CancelScope) -> None:
     end = time.monotonic() + seconds
     # A second round is needed only if trio's clock jumps.
-    while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110  (nobody sets an event)
+    while (left := end - time.monotonic()) > 0:  # noqa: ASYNC110  (there is no event)
         await trio.sleep(left)
     scope.cancel()

@@ -331,7 +331,7 @@ StreamRequest: TypeAlias = ExecRequest | FsRequest | TcpConnect
 
 @final
 class Credit(Message, frozen=True):
-    """``bytes`` more bytes of ``stream`` may be sent by whoever gets this.
+    """The receiver of this message may send ``bytes`` more bytes of ``stream``.
 
     A terminal's output is ``stdout``; ``data`` is what a file or connection carries.
     """

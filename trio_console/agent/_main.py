@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Looked for at the start, so that a session does not fail for them later, and nobody knows why.
+#: Checked at the start, so that no session fails later because one of them is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
 
 

@@ -46,7 +46,7 @@ class Ending(enum.Enum):
 
 
 def log(text: str) -> None:
-    """Tell whoever reads the agent's stderr."""
+    """Write a line to the agent's stderr."""
     print(f"trio_console.agent: {text}", file=sys.stderr, flush=True)  # noqa: T201
 
 

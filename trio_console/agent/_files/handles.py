@@ -96,7 +96,7 @@ class Handle:
 
     Attributes:
         turns: to be had for every use.
-        doomed: it is out of the table and to be closed by whoever has the last turn.
+        doomed: whether it was removed from the table; the operation with the last turn closes it.
         number: what the client calls it.
         slot: the client it belongs to.
     """

@@ -104,5 +104,5 @@ class Files:
 
 def _close_all(handles: Iterable[Handle]) -> None:
     for handle in handles:
-        with suppress(OSError):  # its client is gone, and so is whoever could be told
+        with suppress(OSError):  # its client is gone, so the error cannot be reported
             handle.close()

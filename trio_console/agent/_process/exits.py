@@ -1,6 +1,6 @@
 """A descriptor that tells when a child has ended, with or without the kernel's own.
 
-This module knows nothing of sessions, and reaps nobody.
+This module must not know sessions, and reaps no child.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def open_exit_fd(pid: int) -> int:
     some sandboxes refuse it. There a thread waits for the child, and the descriptor is a pipe's that ends.
 
     Args:
-        pid: of a child of this process that nobody has reaped.
+        pid: the id of a child of this process that was not reaped yet.
 
     Raises:
         OSError: there is no descriptor or no thread to be had.

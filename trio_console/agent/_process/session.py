@@ -60,7 +60,7 @@ _BURIAL_GRACE: Final = 2.0
 #: buffer from the kernel, and give it back.
 _CHUNK: Final = 128 * 1024
 
-#: What a pipe holds that nobody has changed.
+#: Bytes that a pipe of the default size holds.
 _PLAIN_PIPE: Final = 64 * 1024
 
 #: A child that fills its pipe gets one this large, the most that anybody may ask for, and goes on writing while we

@@ -119,7 +119,7 @@ class Child:
         """Let go of the zombie and of all descriptors. Idempotent."""
         if not self._reaped:
             self._reaped = True
-            # If it cannot even be killed, nobody will ever wait for it.
+            # If it cannot be killed, it is left, and no task waits for it.
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._popen.returncode = os.waitstatus_to_exitcode(status) if pid else -signal.SIGKILL
             if self.on_reap is not None:

@@ -64,7 +64,7 @@ def find_account(text: str) -> Account:
 
 
 def own_home() -> str | None:
-    """The home of whoever runs this process, from the same files."""
+    """The home directory of the user of this process, from the same files."""
     entry = _passwd_by_id(os.geteuid())
     return None if entry is None else entry.pw_dir
 
