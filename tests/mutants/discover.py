@@ -79,7 +79,7 @@ _CANDIDATES: Final = {
         "console/stream/test_console_stream_endings.py",
         "console/test_last_bytes.py",
     ),
-    "_wire.outbox": ("wire/test_outbox.py", "wire/test_outbox_pieces.py"),
+    "_wire.outbox": ("wire/outbox/test_outbox.py", "wire/test_outbox_pieces.py"),
     "_wire.frames": ("wire/test_frames.py", "wire/test_frames_model.py", "corpus:frames"),
     "_wire.cbor": ("wire/test_cbor.py", "wire/test_codec.py", "corpus:messages"),
     "_wire": ("wire/test_codec.py", "wire/test_messages.py", "corpus:messages"),
@@ -136,7 +136,7 @@ _CANDIDATES: Final = {
         "agent/test_program.py",
         "corpus:agent_router",
     ),
-    "agent._link": (
+    "agent._session": (
         "agent/process/test_exec_output.py",
         "agent/test_router.py",
         "agent/files/test_fs_read.py",

@@ -5,14 +5,13 @@ of a virtual machine, the command inside a container, or a child process. It run
 package and its required dependencies.
 
 The parts: ``_main`` is the program, and ``_serve`` puts the other parts together. ``_router`` reads frames and
-gives each to its session; ``_link`` has the base class of sessions and the sender of their messages, ``_inflow``
-is the queue of a session's input. ``_process.session`` is the session of one command; the other modules of
-``_process`` are its input, its start, its end, its user and its limits. ``_files.session`` makes a session of each
-file request: a call (``calls``) or a stream of data (``streams``). Both use the open files (``shared``,
-``handles``) and the threads of ``disk``, which run the functions of ``paths`` and ``trees``. ``_net.tcp`` is the
-session of one connection. ``_system.boot`` boots the agent, ``console`` opens its console, and ``machine`` acts on
-the machine. No part imports the host's side.
-"""
+gives each to its session; ``_session`` has the base class of sessions and the sender of their messages,
+``_inflow`` is the queue of a session's input. ``_process.session`` is the session of one command; the other
+modules of ``_process`` are its input, its start, its end, its user and its limits. ``_files.session`` makes a
+session of each file request: a call (``calls``) or a stream of data (``streams``). Both use the open files
+(``shared``, ``handles``) and the threads of ``disk``, which run the functions of ``paths`` and ``trees``.
+``_net.tcp`` is the session of one connection. ``_system.boot`` boots the agent, ``console`` opens its console, and
+``machine`` acts on the machine. No part imports the host's side."""
 
 from __future__ import annotations
 

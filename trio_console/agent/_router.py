@@ -26,11 +26,11 @@ from trio_console._wire.ids import slot_of
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from trio_console.agent._link import Link, Session
+    from trio_console.agent._session import Sender, Session
     from trio_console.agent._system.boot import FrameSource
 
     #: Makes a session for an opening message, or returns the terminal message that refuses it.
-    Opener: TypeAlias = Callable[[Link, int, wire.Message], "Session | wire.Message"]
+    Opener: TypeAlias = Callable[[Sender, int, wire.Message], "Session | wire.Message"]
 
 __all__ = ["Ending", "Router", "log"]
 
@@ -56,7 +56,7 @@ class Router:
 
     Args:
         source: where frames come from.
-        link: where they go.
+        sender: where they go.
         nursery: where sessions run. Cancelling it is up to the owner, when `run` has returned.
         openers: kinds of sessions by the class of their opening message.
         forget_files: called with a range of ids (start, end) whose client has gone.
@@ -67,7 +67,7 @@ class Router:
     def __init__(
         self,
         source: FrameSource,
-        link: Link,
+        sender: Sender,
         nursery: trio.Nursery,
         *,
         openers: Mapping[type[wire.Message], Opener],
@@ -76,7 +76,7 @@ class Router:
         shutdown_grace: float,
     ) -> None:
         self._source = source
-        self._link = link
+        self._sender = sender
         self._nursery = nursery
         self._openers = openers
         self._forget_files = forget_files
@@ -112,7 +112,7 @@ class Router:
                 await self._take(frame)
                 if self._shutdown.cancel_called:
                     break  # frames that are buffered already are ignored
-                await self._link.wait_room()
+                await self._sender.wait_room()
         except ProtocolError as exc:
             log(f"the console is out of step: {exc}")
             return Ending.OUT_OF_STEP
@@ -128,7 +128,7 @@ class Router:
             return
         cls, row = type(message), wire.type_of(message)
         if row.activity:  # a Touch counts, too: that is its purpose
-            self._link.activity.note_host_message()
+            self._sender.activity.note_host_message()
         session = self._owner(frame.id)
         if session is not None and cls in session.accepts:
             if not session.ended:
@@ -144,7 +144,7 @@ class Router:
         elif session is not None:
             self._refuse(frame, _bad_session(frame, message, "is a session of another kind"))
         else:
-            self._link.commit_unreserved(row.orphan(frame.id), frame.id)
+            self._sender.commit_unreserved(row.orphan(frame.id), frame.id)
 
     def _refuse(self, frame: wire.Frame, exc: ProtocolError) -> None:
         """End the frame's session, if there is one; the error says why, if the peer knows that message."""
@@ -154,7 +154,7 @@ class Router:
         if session is not None:
             session.end(error if understood else None)
         elif understood:
-            self._link.commit_unreserved(error, frame.id)
+            self._sender.commit_unreserved(error, frame.id)
 
     # Sessions
 
@@ -174,9 +174,9 @@ class Router:
             why = "is already in use" if owner is not None else "is out of range"
             self._refuse(frame, _bad_session(frame, message, why))
             return
-        session = self._openers[type(message)](self._link, frame.id, message)
+        session = self._openers[type(message)](self._sender, frame.id, message)
         if isinstance(session, wire.Message):
-            self._link.commit_unreserved(session, frame.id)
+            self._sender.commit_unreserved(session, frame.id)
             return
         self.sessions[frame.id] = session
         self._nursery.start_soon(self._run_session, session)
@@ -193,7 +193,7 @@ class Router:
             if not session.muted:
                 with contextlib.suppress(*_GONE):
                     error = wire.Error("invalid_session", "internal error of the agent")
-                    self._link.commit_unreserved(error, session.id)
+                    self._sender.commit_unreserved(error, session.id)
         finally:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
@@ -203,10 +203,10 @@ class Router:
     # Messages that belong to no session
 
     def _ping(self, frame_id: int, _message: wire.Message) -> None:
-        self._link.send(wire.Pong(), frame_id)
+        self._sender.send(wire.Pong(), frame_id)
 
     def _touch(self, frame_id: int, _message: wire.Message) -> None:
-        self._link.send(wire.Touched(self._link.activity.seq), frame_id)
+        self._sender.send(wire.Touched(self._sender.activity.seq), frame_id)
 
     def _clock_sync(self, _id: int, message: wire.Message) -> None:
         assert isinstance(message, wire.ClockSync)

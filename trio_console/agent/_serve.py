@@ -19,13 +19,13 @@ from trio_console._wire.outbox import Outbox
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
-from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._net.tcp import TcpSession
 from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
 from trio_console.agent._process.spawn import Child, spawn
 from trio_console.agent._router import Ending, Router
+from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
 from trio_console.agent._system.machine import (
     HEARTBEAT_DIR,
@@ -172,10 +172,10 @@ class _Agent:
             stdin_window=self.options.stdin_window,
             is_init=self._is_init,
         )
-        link = Link(self._outbox, Activity())
+        sender = Sender(self._outbox, Activity())
         router = Router(
             self._source,
-            link,
+            sender,
             nursery,
             openers=self._openers(),
             forget_files=self._files.forget,
@@ -184,7 +184,7 @@ class _Agent:
         )
         self._router = router
         nursery.start_soon(self._files.run)
-        nursery.start_soon(beat, link.activity, router.sessions, self.options.heartbeat_dir)
+        nursery.start_soon(beat, sender.activity, router.sessions, self.options.heartbeat_dir)
         if self.options.owns_process:
             nursery.start_soon(reap_orphans, self._leaders)
             nursery.start_soon(self._obey_sigterm, router)
@@ -209,10 +209,10 @@ class _Agent:
             wire.TcpConnect: self._open_tcp,
         }
 
-    def _open_exec(self, link: Link, session_id: int, message: wire.Message) -> Session:
+    def _open_exec(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
         assert isinstance(message, wire.ExecRequest)
         return ExecSession(
-            link,
+            sender,
             session_id,
             message,
             spawn=self._spawn,
@@ -221,11 +221,11 @@ class _Agent:
             stdin_patience=self.options.stdin_patience,
         )
 
-    def _open_tcp(self, link: Link, session_id: int, message: wire.Message) -> Session:
+    def _open_tcp(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
         assert isinstance(message, wire.TcpConnect)
         self._ensure_headroom()
         return TcpSession(
-            link,
+            sender,
             session_id,
             message,
             window=self.options.stdin_window,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from trio_console._wire.outbox import Outbox
 
-__all__ = ["VOICE", "Activity", "Link", "PromptSession", "SendCredit", "Session", "Voice"]
+__all__ = ["VOICE", "Activity", "PromptSession", "SendCredit", "Sender", "Session", "Voice"]
 
 _B = TypeVar("_B", bytes, memoryview)
 
@@ -69,7 +69,7 @@ class Activity:
 
 
 @final
-class Link:
+class Sender:
     """Sends messages and counts them.
 
     All methods raise `trio.BrokenResourceError` or `trio.ClosedResourceError` once the console is gone. Sessions
@@ -217,7 +217,7 @@ class Session(abc.ABC):
     also before `run` has begun, and until it returns.
     """
 
-    __slots__ = ("_ending", "_link", "_scope", "_voice", "id")
+    __slots__ = ("_ending", "_scope", "_sender", "_voice", "id")
 
     #: The session's name in the counters of the activity file: ``exec``, ``fs`` or ``tcp``; empty if not counted.
     kind: ClassVar[str]
@@ -226,9 +226,9 @@ class Session(abc.ABC):
     #: free.
     accepts: ClassVar[frozenset[type[wire.Message]]]
 
-    def __init__(self, link: Link, session_id: int) -> None:
+    def __init__(self, sender: Sender, session_id: int) -> None:
         self.id = session_id
-        self._link = link
+        self._sender = sender
         self._scope = trio.CancelScope()
         self._ending: wire.Message | None = None
         self._voice = VOICE.first
@@ -308,7 +308,7 @@ class Session(abc.ABC):
     def _send_now(self, message: wire.Message) -> None:
         """Send at once, unless the session was ended."""
         if self._voice is Voice.LIVE:
-            self._link.send(message, self.id)
+            self._sender.send(message, self.id)
 
     async def _pass_on(
         self, cls: type[wire.DataMessage], size: int, read: Callable[[int], _B | None]
@@ -319,7 +319,7 @@ class Session(abc.ABC):
         commit, so that each byte is either still at its source or queued. If there is room at once there is no
         checkpoint at all: the caller must make one between two calls.
         """
-        outbox = self._link.outbox
+        outbox = self._sender.outbox
         if not outbox.reserve_nowait(size):
             await outbox.reserve(size)
         data: _B | None = None
@@ -330,17 +330,17 @@ class Session(abc.ABC):
             if not data:
                 outbox.release(size)
         if data:
-            self._link.commit_data(cls, self.id, data, size)
+            self._sender.commit_data(cls, self.id, data, size)
         return data
 
     async def _say_last(self, message: wire.Message) -> None:
         """Send the terminal frame behind the session's data, unless it was forbidden in the meantime."""
-        await self._link.reserve_small()
+        await self._sender.reserve_small()
         if self.muted:
-            self._link.release_small()
+            self._sender.release_small()
         else:
             self._become(Voice.OVER)  # an id is free when its terminal frame is queued
-            self._link.commit_small(self._ending or message, self.id)
+            self._sender.commit_small(self._ending or message, self.id)
 
 
 class PromptSession(Session):
@@ -362,7 +362,7 @@ class PromptSession(Session):
         self.let_go_of_id()
         self._scope.cancel()
         if untold:
-            self._link.commit_unreserved(ending or self._cut_short(), self.id)
+            self._sender.commit_unreserved(ending or self._cut_short(), self.id)
 
     def depart(self) -> None:
         """End the session of a client that is gone, without a terminal frame."""
@@ -374,10 +374,10 @@ class PromptSession(Session):
 
         It is not sent if the session was ended in the meantime.
         """
-        await self._link.outbox.reserve(len(frame))
+        await self._sender.outbox.reserve(len(frame))
         if self.muted:
-            self._link.outbox.release(len(frame))
+            self._sender.outbox.release(len(frame))
             return False
         self.let_go_of_id()
-        self._link.commit_frame(frame, len(frame))
+        self._sender.commit_frame(frame, len(frame))
         return True

@@ -18,8 +18,8 @@ from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._wire.ids import slot_of
 from trio_console._wire.outbox import Outbox
-from trio_console.agent._link import Activity, Link, Session
 from trio_console.agent._router import Ending, Router
+from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class _Session(Session):
     kind: ClassVar[str] = "exec"
     accepts = frozenset({wire.ExecStdin, wire.ExecSignal, wire.Credit})
 
-    def __init__(self, link: Link, session_id: int, does: str, received: list[Told]) -> None:
-        super().__init__(link, session_id)
+    def __init__(self, sender: Sender, session_id: int, does: str, received: list[Told]) -> None:
+        super().__init__(sender, session_id)
         self._does = does
         self._received = received
 
@@ -163,12 +163,12 @@ class _Agent:
                 after = [type(later) for other, later in answers[number + 1 :] if other == id_]
                 assert wire.ExecStarted not in after or after.count(wire.ExecExited), "said behind its last word"
 
-    def _open(self, link: Link, session_id: int, message: wire.Message) -> Session | wire.Message:
+    def _open(self, sender: Sender, session_id: int, message: wire.Message) -> Session | wire.Message:
         assert slot_of(session_id) is not None
         if isinstance(message, wire.ExecRequest) and message.cmd == "refused":
             return wire.ExecFailed(kind="not_found", message="refused")
         does = message.cmd if isinstance(message, wire.ExecRequest) else ""
-        return _Session(link, session_id, does, self._received)
+        return _Session(sender, session_id, does, self._received)
 
     async def serve(self) -> Ending:
         outbox = Outbox(self.console)
@@ -177,7 +177,7 @@ class _Agent:
             async with trio.open_nursery() as sessions:
                 self.router = Router(
                     FrameSource(self.console),
-                    Link(outbox, Activity()),
+                    Sender(outbox, Activity()),
                     sessions,
                     openers={wire.ExecRequest: self._open, wire.TcpConnect: self._open},
                     forget_files=lambda start, end: self._forgotten.append((start, end)),

@@ -17,7 +17,7 @@ from trio_console._errors import ProtocolError
 from trio_console._wire.ids import slot_of
 from trio_console.agent._files.paths import FsError, failing, perform, too_large
 from trio_console.agent._files.trees import Stop
-from trio_console.agent._link import Link, PromptSession
+from trio_console.agent._session import PromptSession, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,8 +55,8 @@ class FsSession(PromptSession):
     kind = ""
     accepts = wire.accepted_in("fs", data=False)
 
-    def __init__(self, link: Link, session_id: int, files: Files) -> None:
-        super().__init__(link, session_id)
+    def __init__(self, sender: Sender, session_id: int, files: Files) -> None:
+        super().__init__(sender, session_id)
         self._files = files
         self._stop = Stop()
         self._counted = True
@@ -108,8 +108,8 @@ class FsCall(FsSession):
 
     __slots__ = ("_op",)
 
-    def __init__(self, link: Link, session_id: int, files: Files, op: PathOp) -> None:
-        super().__init__(link, session_id, files)
+    def __init__(self, sender: Sender, session_id: int, files: Files, op: PathOp) -> None:
+        super().__init__(sender, session_id, files)
         self._op = op
 
     async def _work(self) -> None:
@@ -124,8 +124,8 @@ class FsHandleSession(FsSession):
 
     __slots__ = ("_handle", "_ticket")
 
-    def __init__(self, link: Link, session_id: int, files: Files, handle: Handle) -> None:
-        super().__init__(link, session_id, files)
+    def __init__(self, sender: Sender, session_id: int, files: Files, handle: Handle) -> None:
+        super().__init__(sender, session_id, files)
         self._handle = handle
         self._ticket = handle.turns.join()
 
@@ -146,13 +146,13 @@ class FsHandleCall(FsHandleSession):
 
     def __init__(
         self,
-        link: Link,
+        sender: Sender,
         session_id: int,
         files: Files,
         handle: Handle,
         call: Callable[[], wire.FsResult | None],
     ) -> None:
-        super().__init__(link, session_id, files, handle)
+        super().__init__(sender, session_id, files, handle)
         self._call = call
 
     async def _use(self) -> None:
@@ -168,8 +168,10 @@ class FsOpen(FsSession):
 
     __slots__ = ("_open", "_verb")
 
-    def __init__(self, link: Link, session_id: int, files: Files, open_: Callable[[], Handle], what: str) -> None:
-        super().__init__(link, session_id, files)
+    def __init__(
+        self, sender: Sender, session_id: int, files: Files, open_: Callable[[], Handle], what: str
+    ) -> None:
+        super().__init__(sender, session_id, files)
         self._open = open_
         self._verb = what
 

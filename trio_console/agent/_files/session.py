@@ -24,7 +24,7 @@ from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
     from trio_console.agent._files.shared import Files
-    from trio_console.agent._link import Link
+    from trio_console.agent._session import Sender
 
 __all__ = ["FsOpener"]
 
@@ -51,7 +51,7 @@ class FsOpener:
         self._budget = budget
         self._patience = patience
 
-    def __call__(self, link: Link, session_id: int, message: wire.Message) -> FsSession | wire.Message:
+    def __call__(self, sender: Sender, session_id: int, message: wire.Message) -> FsSession | wire.Message:
         """Make a session of a request, or refuse it."""
         assert isinstance(message, wire.FsRequest)
         slot = slot_of(session_id)
@@ -60,16 +60,16 @@ class FsOpener:
             if self._files.sessions[slot] >= _SESSIONS_PER_CLIENT:
                 raise FsError(f"{verb(message.op)}: {os_error_text(errno.EAGAIN)}")
             check_paths(message.op)
-            return self._make(link, session_id, slot, message)
+            return self._make(sender, session_id, slot, message)
         except FsError as exc:
             return failure(exc)
 
-    def _make(self, link: Link, session_id: int, slot: int, message: wire.FsRequest) -> FsSession:
+    def _make(self, sender: Sender, session_id: int, slot: int, message: wire.FsRequest) -> FsSession:
         files = self._files
         window = None if message.window is msgspec.UNSET else message.window
         match op := message.op:
             case wire.OpRead():
-                return FsRead(link, session_id, files, self._find_stream(op, slot), op, window)
+                return FsRead(sender, session_id, files, self._find_stream(op, slot), op, window)
             case wire.OpWrite():
                 queue = partial(
                     Inflow,
@@ -78,24 +78,24 @@ class FsOpener:
                     patience=self._patience,
                     since=-math.inf,
                 )
-                return FsWrite(link, session_id, files, self._find_stream(op, slot), op, queue)
+                return FsWrite(sender, session_id, files, self._find_stream(op, slot), op, queue)
             case wire.OpOpenFile():
-                return FsOpen(link, session_id, files, partial(FileHandle, op), verb(op))
+                return FsOpen(sender, session_id, files, partial(FileHandle, op), verb(op))
             case wire.OpOpenDir():
-                return FsOpen(link, session_id, files, partial(DirHandle, op), verb(op))
+                return FsOpen(sender, session_id, files, partial(DirHandle, op), verb(op))
             case wire.OpCloseHandle():
-                return FsClose(link, session_id, files, files.handles.find(op.handle, slot, Handle))
+                return FsClose(sender, session_id, files, files.handles.find(op.handle, slot, Handle))
             case wire.OpReadDir():
                 directory = files.handles.find(op.handle, slot, DirHandle)
-                return FsHandleCall(link, session_id, files, directory, partial(directory.read_page, op.limit))
+                return FsHandleCall(sender, session_id, files, directory, partial(directory.read_page, op.limit))
             case wire.OpFStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
-                return FsHandleCall(link, session_id, files, file, file.stat)
+                return FsHandleCall(sender, session_id, files, file, file.stat)
             case wire.OpFSetStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
-                return FsHandleCall(link, session_id, files, file, partial(file.set_attributes, op.attrs))
+                return FsHandleCall(sender, session_id, files, file, partial(file.set_attributes, op.attrs))
             case _:
-                return FsCall(link, session_id, files, op)
+                return FsCall(sender, session_id, files, op)
 
     def _find_stream(self, op: wire.OpRead | wire.OpWrite, slot: int) -> FileHandle:
         handle = self._files.handles.find(op.handle, slot, FileHandle)

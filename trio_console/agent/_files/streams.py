@@ -21,7 +21,7 @@ from trio_console.agent._files.disk import CHUNK
 from trio_console.agent._files.handles import SLICE
 from trio_console.agent._files.paths import FsError
 from trio_console.agent._inflow import Inflow, Put
-from trio_console.agent._link import Link, SendCredit
+from trio_console.agent._session import SendCredit, Sender
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,14 +49,14 @@ class FsRead(FsHandleSession):
 
     def __init__(
         self,
-        link: Link,
+        sender: Sender,
         session_id: int,
         files: Files,
         handle: FileHandle,
         op: wire.OpRead,
         window: int | None,
     ) -> None:
-        super().__init__(link, session_id, files, handle)
+        super().__init__(sender, session_id, files, handle)
         self._file = handle
         self._op = op
         self._offset = op.offset
@@ -84,7 +84,7 @@ class FsRead(FsHandleSession):
             # in our hands, and a change of threads costs more than the copying.
             size = await self._send_cached(min(share, SLICE)) or await self._send_read(share)
             left -= size
-            self._link.activity.fs_bytes += size
+            self._sender.activity.fs_bytes += size
 
     async def _send_cached(self, share: int) -> int:
         scratch = self._files.scratch
@@ -110,14 +110,14 @@ class FsRead(FsHandleSession):
         return size
 
     async def _send(self, data: memoryview) -> None:
-        outbox = self._link.outbox
+        outbox = self._sender.outbox
         for start in range(0, len(data), SLICE):
             piece = data[start : start + SLICE]
             await outbox.reserve(len(piece))
             if self.ended:
                 outbox.release(len(piece))
                 return
-            self._link.commit_data(wire.FsData, self.id, piece, len(piece))
+            self._sender.commit_data(wire.FsData, self.id, piece, len(piece))
             self._credit.note_sent(len(piece))
 
 
@@ -132,14 +132,14 @@ class FsWrite(FsHandleSession):
 
     def __init__(
         self,
-        link: Link,
+        sender: Sender,
         session_id: int,
         files: Files,
         handle: FileHandle,
         op: wire.OpWrite,
         queue: Callable[[Callable[[int], None]], Inflow],
     ) -> None:
-        super().__init__(link, session_id, files, handle)
+        super().__init__(sender, session_id, files, handle)
         self._file = handle
         self._op = op
         self._queue = queue(self._grant)
@@ -176,7 +176,7 @@ class FsWrite(FsHandleSession):
                 await disk.run(partial(file.write, batch, op.offset + total), file.disown)
             for chunk in batch:
                 total += len(chunk)
-                self._link.activity.fs_bytes += len(chunk)
+                self._sender.activity.fs_bytes += len(chunk)
                 self._queue.pop()
         if op.len is not None and op.len != total:
             raise FsError(f"write length mismatch: expected {op.len}, wrote {total}")

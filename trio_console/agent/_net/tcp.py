@@ -26,8 +26,8 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console.agent._inflow import Inflow, Put
-from trio_console.agent._link import Link, PromptSession, SendCredit
 from trio_console.agent._process.spawn import os_error_text
+from trio_console.agent._session import PromptSession, SendCredit, Sender
 
 __all__ = ["TcpSession"]
 
@@ -67,7 +67,7 @@ class TcpSession(PromptSession):
 
     def __init__(
         self,
-        link: Link,
+        sender: Sender,
         session_id: int,
         request: wire.TcpConnect,
         *,
@@ -75,7 +75,7 @@ class TcpSession(PromptSession):
         budget: int,
         patience: float,
     ) -> None:
-        super().__init__(link, session_id)
+        super().__init__(sender, session_id)
         own_window = None if request.window is msgspec.UNSET else request.window
         self._request = request
         self._closed = trio.Event()  # by the client
@@ -156,11 +156,11 @@ class TcpSession(PromptSession):
             except OSError as exc:
                 self._fail("read", exc)
                 return
-            await self._link.reserve_small()
+            await self._sender.reserve_small()
             if self.ended:
-                self._link.release_small()
+                self._sender.release_small()
             else:
-                self._link.commit_small(wire.TcpEof(), self.id)
+                self._sender.commit_small(wire.TcpEof(), self.id)
             return
         # The client has closed. Bytes that still come are discarded, see `_discard`.
         with self._discarding:
@@ -181,7 +181,7 @@ class TcpSession(PromptSession):
                 return
             size = 0 if data is None else len(data)
             self._credit.note_sent(size)
-            self._link.activity.tcp_bytes += size
+            self._sender.activity.tcp_bytes += size
             full = size == share
 
     async def _pump_out(self, stream: trio.SocketStream) -> None:
@@ -191,7 +191,7 @@ class TcpSession(PromptSession):
                 await trio.lowlevel.checkpoint()  # a fast peer must not keep other tasks from running
                 await self._queue.write_first(fd)
                 self._queue.pop()
-                self._link.activity.tcp_bytes += len(data)
+                self._sender.activity.tcp_bytes += len(data)
         except OSError as exc:
             self._fail("write", exc)
             return

@@ -32,9 +32,9 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console.agent._inflow import Put
-from trio_console.agent._link import Link, SendCredit, Session
 from trio_console.agent._process.spawn import Child, StartError, os_error_text
 from trio_console.agent._process.stdin import StdinFeed
+from trio_console.agent._session import SendCredit, Sender, Session
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
@@ -109,7 +109,7 @@ class ExecSession(Session):
     """The session of one command; see the module.
 
     Args:
-        link: sends the session's messages.
+        sender: sends the session's messages.
         session_id: the session's id.
         request: the request of the command.
         spawn: starts the child.
@@ -133,7 +133,7 @@ class ExecSession(Session):
 
     def __init__(
         self,
-        link: Link,
+        sender: Sender,
         session_id: int,
         request: wire.ExecRequest,
         *,
@@ -142,7 +142,7 @@ class ExecSession(Session):
         stdin_budget: int = LEGACY_STDIN_BUDGET,
         stdin_patience: float = STDIN_PATIENCE,
     ) -> None:
-        super().__init__(link, session_id)
+        super().__init__(sender, session_id)
         self._request = request
         self._spawn = spawn
         self._size = (request.rows, request.cols)
@@ -267,7 +267,7 @@ class ExecSession(Session):
         if data:
             output.credit.note_sent(len(data))
             output.left -= len(data)
-            self._link.activity.exec_output_bytes += len(data)
+            self._sender.activity.exec_output_bytes += len(data)
         return data
 
     async def _still(self, child: Child, *, kill: bool) -> None:

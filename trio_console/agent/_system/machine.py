@@ -21,7 +21,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from trio_console.agent._link import Activity
+    from trio_console.agent._session import Activity
 
 __all__ = [
     "HEARTBEAT_DIR",
