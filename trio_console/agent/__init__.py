@@ -11,7 +11,8 @@ modules of ``_process`` are its input, its start, its end, its user and its limi
 session of each file request: a call (``calls``) or a stream of data (``streams``). Both use the open files
 (``shared``, ``handles``) and the threads of ``disk``, which run the functions of ``paths`` and ``trees``.
 ``_net.tcp`` is the session of one connection. ``_system.boot`` boots the agent, ``console`` opens its console, and
-``machine`` acts on the machine. No part imports the host's side."""
+``machine`` acts on the machine. No part imports the host's side.
+"""
 
 from __future__ import annotations
 
