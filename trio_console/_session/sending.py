@@ -44,6 +44,9 @@ SENDING: Final = Steps(
     }
 )
 
+# Looking into an enum is slow before Python 3.12, and this is looked at for each frame.
+_OPEN: Final = Sending.OPEN
+
 
 @final
 class DataSender:
@@ -104,7 +107,7 @@ class DataSender:
 
     async def wait_credit(self, wanted: int) -> int:
         """Wait until bytes may be sent; returns how many, from 1 to ``wanted``, or 0 if no more may be sent."""
-        while self.state is Sending.OPEN:
+        while self.state is _OPEN:
             size = self._credit.may_send(wanted)
             if size:
                 return size
@@ -133,16 +136,16 @@ class DataSender:
             return False
         # No checkpoint from here: the slice is sent and paid for, or neither. (The writer may have broken, or the
         # session ended, between the share and our turn.)
-        if self._outbox.closed or self.state is not Sending.OPEN:
+        if self._outbox.closed or self.state is not _OPEN:
             self._outbox.release(len(piece))
             await self._wait_told()
             return False
-        self.put(piece)
+        self._queue(piece)
         return True
 
     async def _wait_told(self) -> None:
         """Wait until the session gets the error of a lost console; the connection finds the reason in seconds."""
-        while self.state is Sending.OPEN:
+        while self.state is _OPEN:
             self._changed = trio.Event()
             await self._changed.wait()
 
@@ -154,11 +157,15 @@ class DataSender:
         """
         if self._outbox.closed:
             self._outbox.release(len(piece))
-            return
-        assert self.state is Sending.OPEN, "no data is sent behind its end, or under an id that may be another's"
-        self._credit.sent(len(piece))
-        self._outbox.commit(wire.encode_data(self._kind, self._id, piece), len(piece))
-        if piece:
+        else:
+            self._queue(piece)
+
+    def _queue(self, piece: memoryview) -> None:
+        assert self.state is _OPEN, "no data is sent behind its end, or under an id that may be another's"
+        size = len(piece)
+        self._credit.sent(size)
+        self._outbox.commit(wire.encode_data(self._kind, self._id, piece), size)
+        if size:
             self.last_byte = piece[-1]
 
     def follow(self, message: wire.Message) -> None:

@@ -57,6 +57,10 @@ INFLOW: Final = Steps(
     }
 )
 
+# Looking into an enum is slow before Python 3.12, and these are looked at for each frame.
+_OPEN: Final = InflowState.OPEN
+_TAKEN: Final = Put.TAKEN
+
 
 @final
 class Inflow:
@@ -114,23 +118,23 @@ class Inflow:
         It waits only while chunks are being taken, and for at most ``patience`` after the last one. Otherwise it
         is not a checkpoint. If cancelled, the chunk was not queued.
         """
-        if self._state is not InflowState.OPEN:
-            return Put.TAKEN  # further input is dropped
+        if self._state is not _OPEN:
+            return _TAKEN  # further input is dropped
         if not data:
             self.put_end()
-            return Put.TAKEN
+            return _TAKEN
         if self._window is not None:
             if not self._window.received(len(data)):
                 return Put.OVER_WINDOW
         elif not await self._wait_for_room(len(data)):
             return Put.FULL
-        if self._state is InflowState.OPEN:  # the session may have ended while we waited
+        if self._state is _OPEN:  # the session may have ended while we waited
             self._append(data)
-        return Put.TAKEN
+        return _TAKEN
 
     def put_end(self) -> None:
         """Queue the end, for which there is always room. A second call does nothing."""
-        if self._state is InflowState.OPEN:
+        if self._state is _OPEN:
             self._state = INFLOW.take(self._state, InflowState.ENDED)
             self._append(b"")
 
@@ -140,7 +144,7 @@ class Inflow:
         self._work.set()
 
     async def _wait_for_room(self, size: int) -> bool:
-        while self._chunks and self._cost + size > self._budget and self._state is InflowState.OPEN:
+        while self._chunks and self._cost + size > self._budget and self._state is _OPEN:
             self._progress = trio.Event()
             with trio.move_on_at(self._last_progress + self._patience) as scope:
                 await self._progress.wait()
@@ -178,7 +182,7 @@ class Inflow:
         checkpoints let the router queue more chunks; none is made once there are enough, or the end is queued.
         """
         await self.first()
-        while chances and self._cost < limit and self._state is InflowState.OPEN:
+        while chances and self._cost < limit and self._state is _OPEN:
             await trio.lowlevel.checkpoint()
             chances -= 1
         batch: list[bytes] = []

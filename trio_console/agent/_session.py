@@ -209,6 +209,11 @@ VOICE: Final = Steps(
 # Compared for each chunk.
 _PASSING_ON: Final = (Voice.LIVE, Voice.QUIET)
 
+# Looking into an enum is slow before Python 3.12, and these are looked at for each frame.
+_LIVE: Final = Voice.LIVE
+_SILENT: Final = (Voice.QUIET, Voice.OVER)
+_GONE: Final = (Voice.DEPARTED, Voice.OVER)
+
 
 class Session(abc.ABC):
     """The agent's side of a session, from the request to the terminal frame.
@@ -274,12 +279,12 @@ class Session(abc.ABC):
 
         The session may still have to release its resources.
         """
-        return self._voice in (Voice.DEPARTED, Voice.OVER)
+        return self._voice in _GONE
 
     @property
     def muted(self) -> bool:
         """Whether no terminal frame may be sent: it was forbidden (see `mute`), or was sent before."""
-        return self._voice in (Voice.QUIET, Voice.OVER)
+        return self._voice in _SILENT
 
     @property
     def ended(self) -> bool:
@@ -307,7 +312,7 @@ class Session(abc.ABC):
 
     def _send_now(self, message: wire.Message) -> None:
         """Send at once, unless the session was ended."""
-        if self._voice is Voice.LIVE:
+        if self._voice is _LIVE:
             self._sender.send(message, self.id)
 
     async def _pass_on(
