@@ -114,6 +114,7 @@ _CANDIDATES: Final = {
     "_relay": (
         "relay/router/test_router_endings.py",
         "relay/router/test_router_credit.py",
+        "relay/router/test_router_budgets.py",
         "relay/router/test_router_gate.py",
         "relay/router/test_router_model.py",
         "corpus:relay_clients",

@@ -1,0 +1,156 @@
+"""What the relay keeps for a client: when its socket is read, when it is too much, what a waiting piece costs."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.relay.router._frames import KIB, Table
+from trio_console import _wire as wire
+from trio_console._relay.router.books import PIECE_COST
+
+EXEC = wire.ExecRequest(cmd="true")
+CONNECT = wire.TcpConnect(host="h", port=1)
+
+
+def test_a_client_is_not_read_while_too_much_of_it_waits_for_the_agent() -> None:
+    table = Table(window=10)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(32 * KIB)), id_)
+    assert not table.router.budgets.may_read(client)
+    for _ in range(PIECE_COST // 10 + 1):  # of which 128 bytes are what it costs to keep it
+        assert not table.router.budgets.may_read(client)
+        table.to_agent(client)
+        table.agent_says(wire.Credit("stdin", 10), id_)
+    table.to_agent(client)
+    assert table.router.budgets.may_read(client)
+
+
+def test_a_client_that_keeps_to_the_agents_credit_is_read_on_whatever_the_guest_takes() -> None:
+    table = Table(window=16 * KIB)
+    client = table.connect()
+    for offset in range(10):
+        id_ = table.open(client, wire.ExecRequest(cmd="x", window=KIB), offset)
+        table.client_says(client, wire.ExecStdin(bytes(16 * KIB)), id_)
+    assert client.account.pending > 160 * KIB
+    assert not table.router.budgets.may_read(client)
+    table.to_agent(client)  # the console takes it; no process reads any of it
+    assert client.account.pending == 0
+    assert table.router.budgets.may_read(client)
+
+
+def test_no_guest_grants_more_than_its_window() -> None:
+    table = Table(window=10)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(100)), id_)
+    table.to_agent(client)
+    table.agent_says(wire.Credit("stdin", 50), id_)
+    assert table.to_agent(client) == [(id_, wire.ExecStdin(bytes(10)))]
+
+
+def test_empty_pieces_of_input_are_not_free_of_charge() -> None:
+    table = Table(window=10)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(100)), id_)
+    for _ in range(1000):
+        table.client_says(client, wire.ExecStdin(b""), id_)
+    assert not table.router.budgets.may_read(client)
+
+
+def test_a_client_is_not_read_while_too_much_is_queued_for_it() -> None:
+    table = Table()
+    client = table.connect()
+    for offset in range(700):
+        table.client_says(client, wire.Pong(), client.ids[offset])
+    assert client.account.queued > 64 * KIB
+    assert not table.router.budgets.may_read(client)
+    table.client_reads(client)
+    assert table.router.budgets.may_read(client)
+
+
+def test_whoever_reads_nothing_overflows_by_answers() -> None:
+    table = Table()
+    client = table.connect()
+    data = frame_data()
+    while client.kept_size <= 128 * KIB:
+        assert not table.router.budgets.overflows(client)
+        table.agent_says(data, client.ids[0])
+    assert table.router.budgets.overflows(client)
+
+
+@pytest.mark.parametrize("said", [wire.TcpData(b""), wire.TcpEof()])
+def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, wire.TcpConnect("h", 1, window=1))
+    table.agent_says(wire.TcpData(b"ab"), id_)
+    table.agent_says(wire.TcpData(b"c"), id_)
+    while not table.router.budgets.overflows(client):
+        before = client.account.held
+        table.agent_says(said, id_)
+        assert client.account.held > before
+    assert client.account.held < 130 * KIB
+    table.client_says(client, wire.Credit("data", 5), id_)
+    assert client.account.held == 0
+
+
+@pytest.mark.parametrize("held", [False, True])
+def test_frames_that_are_nearly_all_header_count_for_what_they_cost(held: bool) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = client.ids[0]
+    if held:
+        table.open(client, wire.ExecRequest(cmd="x", window=1))
+        table.agent_says(wire.ExecStdout(b"ab"), id_)
+        table.agent_says(wire.ExecStdout(b"c"), id_)
+    frames = 0
+    while not table.router.budgets.overflows(client):
+        table.router.from_agent(wire.Frame(id_, 0, b""))
+        frames += 1
+    # An object in a queue costs more than a hundred bytes, however little it says.
+    assert frames < (64 + 64) * KIB / 100
+
+
+def test_windows_that_were_given_never_overflow() -> None:
+    table = Table(answers_budget=48 * KIB)
+    client = table.connect()
+    ids = [table.open(client, wire.ExecRequest(cmd="x", window=KIB), offset) for offset in range(100)]
+    for id_ in ids:
+        for data in (wire.ExecStdout(bytes(KIB)), wire.ExecStderr(bytes(KIB))):
+            table.agent_says(data, id_)
+    assert client.account.queued > 64 * KIB + 48 * KIB
+    assert not table.router.budgets.overflows(client)
+
+
+def test_a_piece_that_waits_keeps_no_more_than_what_is_left_of_it() -> None:
+    table = Table(window=None, slice=1000)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(1_000_000)), id_)
+    session = client.sessions[id_]
+    while session.account.pending > 10_000:
+        table.router.next_for_agent(client)
+    [(_, view)] = session.pending
+    assert len(view.obj) < 25_000
+    while session.pending:
+        assert len(table.router.next_for_agent(client) or b"") > 1000
+
+
+def frame_data() -> wire.Message:
+    return wire.ExecStdout(bytes(1000))
+
+
+def test_costs_of_pending_pieces_add_up_to_nothing_in_the_end() -> None:
+    table = Table(window=None, slice=7)
+    client = table.connect()
+    id_ = table.open(client, CONNECT)
+    for data in (b"", b"abc", bytes(100)):
+        table.client_says(client, wire.TcpData(data), id_)
+    table.client_says(client, wire.TcpEof(), id_)
+    assert client.account.pending == 103 + len(wire.encode(wire.TcpEof(), id_)) + 4 * PIECE_COST
+    session = client.sessions[id_]
+    while session.pending:
+        table.router.next_for_agent(client)
+    assert session.account.pending == client.account.pending == 0
