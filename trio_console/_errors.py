@@ -59,4 +59,4 @@ class ProtocolError(Exception):
 
 
 class UnsupportedByPeer(RuntimeError):
-    """The peer's protocol generation is too old for the request, so the request was not sent."""
+    """The peer is too old for the request, or does not have what it needs. So the request was not sent."""

@@ -210,6 +210,7 @@ class Guest:
             OSError: the command could not be started: the subclass for its errno, with ``.filename``.
             GuestLostError: the guest is gone. How the command ended is not known.
             ProtocolError: one side violated the protocol, which ended this command.
+            UnsupportedByPeer: the agent takes too few bytes at a time for a terminal's input. Nothing was sent.
             TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         checked = Command(
@@ -278,7 +279,7 @@ class Guest:
 
         Raises:
             OSError: the command could not be started.
-            GuestLostError, ProtocolError, TypeError, ValueError: as in `run_process`.
+            GuestLostError, ProtocolError, UnsupportedByPeer, TypeError, ValueError: as in `run_process`.
         """
         checked = Command(
             command,

@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.session._fake import begin, talking
 from tests.session.process._processes import opened, run
+from trio_console import UnsupportedByPeer
 from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
@@ -146,6 +147,23 @@ async def test_the_end_of_file_of_a_terminal_stays_within_the_window() -> None:
         while not got.endswith(b"\4\4"):
             got += (await talk.agent.expect(wire.ExecStdin))[1].data
         assert len(got) <= 100
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+async def test_a_window_too_small_for_the_end_of_file_of_a_terminal_is_refused(window: int) -> None:
+    async with talking(window=window) as talk:
+        with pytest.raises(UnsupportedByPeer, match=rf"takes {window} bytes .* at least 3"):
+            await run(talk, stdin=b"x", tty=True).wait()
+        await talk.agent.nothing_more()
+
+
+async def test_the_smallest_window_of_a_terminal_carries_a_byte_and_the_end_of_file() -> None:
+    async with talking(window=3) as talk:
+        process, _, _ = await opened(talk, stdin=PIPE, tty=True)
+        await process.stdin.send_all(b"x")
+        await process.stdin.aclose()
+        got = [(await talk.agent.expect(wire.ExecStdin))[1].data for _ in range(2)]
+        assert got == [b"x", b"\4\4"]
 
 
 async def test_input_errors_break_the_stdin_and_leave_the_process_alone() -> None:

@@ -12,7 +12,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._buffers import flat_view
-from trio_console._errors import again
+from trio_console._errors import UnsupportedByPeer, again
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._session.sending import Sending
 from trio_console._trio.conflict import Conflict
@@ -27,10 +27,22 @@ _EOT: Final = b"\x04"
 
 
 def stdin_window(window: int | None, *, tty: bool) -> int | None:
-    """The part of an agent's window for stdin that may be used for data."""
+    """The part of an agent's window for stdin that may be used for data.
+
+    Raises:
+        UnsupportedByPeer: the window is too small for a terminal's input and its end.
+    """
+    if window is None or not tty:
+        return window
     # The end-of-file characters of a terminal count like other bytes. Room for them is kept from the start;
     # otherwise closing a full stdin would violate the protocol.
-    return window if window is None or not tty else max(1, window - len(_EOT + _EOT))
+    end = len(_EOT + _EOT)
+    if window <= end:
+        raise UnsupportedByPeer(
+            f"the guest's agent takes {window} bytes of stdin at a time, and a terminal needs at least {end + 1}: "
+            "run the command without a terminal"
+        )
+    return window - end
 
 
 def close_stdin(sender: DataSender, *, tty: bool) -> None:
