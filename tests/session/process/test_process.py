@@ -423,6 +423,36 @@ async def test_how_a_process_ended_that_was_given_up_is_told_nevertheless() -> N
         await block.result.wait()
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [wire.ExecFailed(kind="not_found", message="gone"), wire.Error("internal", "no", "core.exec.request")],
+    ids=["failed", "error"],
+)
+async def test_an_answer_that_a_given_up_process_failed_is_told_as_well(answer: wire.Message) -> None:
+    heard = trio.Event()
+    async with talking() as talk:
+        process, id_, block = await opened(talk)
+        process._session.give_up(heard.set)
+        await talk.agent.send(answer, id_)
+        with trio.fail_after(HANG):
+            await heard.wait()
+        with pytest.raises(GuestLostError, match="did not confirm the end"):
+            await process.wait()
+        block.leave.set()
+        await block.result.wait()
+
+
+async def test_the_loss_of_the_guest_is_no_answer_for_a_given_up_process() -> None:
+    heard = trio.Event()
+    async with talking() as talk:
+        process, _, block = await opened(talk)
+        process._session.give_up(heard.set)
+        talk.connection.lose("power cut")
+        assert not heard.is_set()
+        block.leave.set()
+        await block.result.done.wait()
+
+
 async def test_a_process_ends_once() -> None:
     async with talking() as talk:
         process, id_, _ = await opened(talk)

@@ -145,7 +145,9 @@ class ProcessSession(Session):
                 self._exit(message)
             case wire.ExecFailed():
                 self._fail(_start_error(message, self.command))
+                self._note_late_answer()
             case wire.Error():
+                self._note_late_answer()
                 self._kill_unheard()  # some agents refuse the frame and keep the process
                 self._fail(
                     ProtocolError(
@@ -179,6 +181,10 @@ class ProcessSession(Session):
         number = message.signal
         self.returncode = message.code if number is wire.UNSET or number < 1 else -number
         self._end(BrokenPipeError("the process has exited"))
+        self._note_late_answer()
+
+    def _note_late_answer(self) -> None:
+        """Note that the guest has ended the session, after it was given up."""
         if self._heard_late is not None:
             self._heard_late()
 
@@ -273,7 +279,7 @@ class ProcessSession(Session):
         """Wait no longer for the guest to report the end. The session's id stays in use.
 
         Args:
-            heard: called if the guest reports the end later.
+            heard: called if the guest ends the session later: with the exit, or with an error.
         """
         self._heard_late = heard
         self._fail(GuestLostError(f"the guest did not confirm the end of {self.command.given!r}"))
