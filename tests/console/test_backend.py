@@ -140,7 +140,7 @@ def test_the_descriptor_is_readable_for_what_comes_while_a_read_makes_it_silent(
 
     shared.rx_ring.disarm_data()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_ring.ChunkRing, "arm_data", lambda _ring: push_and_arm())
+        patch.setattr(_ring.LaneRing, "arm_data", lambda _ring: push_and_arm())
         assert read(backend, 1) == b"a"
     assert is_readable(backend.read_wake_fd())
     assert read(backend, 9) == b"bc"

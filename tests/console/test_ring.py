@@ -12,7 +12,7 @@ import pytest
 from tests.tools.limits import HANG
 from trio_console._console import ring as _ring
 from trio_console._console.backend import Lane, wait_for_room
-from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing, LaneRing
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,14 +28,14 @@ class CountingWake:
         self.calls += 1
 
 
-def make(capacity: int = 8, max_bytes: int = 100) -> tuple[ChunkRing, CountingWake, CountingWake]:
+def make(capacity: int = 8, max_bytes: int = 100) -> tuple[LaneRing, CountingWake, CountingWake]:
     data, room = CountingWake(), CountingWake()
-    ring = ChunkRing(capacity, max_bytes, data_wake=data, room_wake=room)  # type: ignore[arg-type]
+    ring = LaneRing(capacity, max_bytes, data_wake=data, room_wake=room)  # type: ignore[arg-type]
     ring.disarm_data()
     return ring, data, room
 
 
-def drain(ring: ChunkRing) -> bytes:
+def drain(ring: LaneRing) -> bytes:
     parts = []
     while (chunk := ring.pop()) is not None:
         parts.append(chunk)
@@ -70,7 +70,7 @@ def test_it_takes_as_many_chunks_as_its_capacity_and_no_more(capacity: int) -> N
 
 @pytest.mark.parametrize(("size", "taken"), [(39, True), (40, True), (41, False)])
 def test_it_takes_bytes_up_to_its_budget_and_no_more(size: int, taken: bool) -> None:
-    ring = ChunkRing(10, 100)
+    ring = LaneRing(10, 100)
     ring.push(bytes(50))
     ring.push(bytes(10))
     assert ring.fits(size) is taken
@@ -79,7 +79,7 @@ def test_it_takes_bytes_up_to_its_budget_and_no_more(size: int, taken: bool) -> 
 
 
 def test_what_fits_behind_a_large_chunk_is_no_promise_to_smaller_ones() -> None:
-    ring = ChunkRing(3, 100)
+    ring = LaneRing(3, 100)
     ring.push(bytes(30))
     taken = [ring.offer(b"x") for _ in range(10)]
     assert taken == [1, 1] + 8 * [0]
@@ -110,7 +110,7 @@ def test_nothing_follows_a_chunk_larger_than_the_budget() -> None:
 
 
 def test_a_refused_chunk_leaves_no_trace() -> None:
-    ring = ChunkRing(1, 100)
+    ring = LaneRing(1, 100)
     ring.push(b"first")
     with pytest.raises(BlockingIOError):
         ring.push(b"second")
@@ -119,7 +119,7 @@ def test_a_refused_chunk_leaves_no_trace() -> None:
 
 
 def test_a_chunk_taken_in_part_still_fills_its_place() -> None:
-    ring = ChunkRing(1, 100)
+    ring = LaneRing(1, 100)
     ring.push(b"abcdef")
     assert ring.take(2) == b"ab"
     assert (len(ring), ring.nbytes) == (1, 4)
@@ -127,7 +127,7 @@ def test_a_chunk_taken_in_part_still_fills_its_place() -> None:
 
 
 def test_what_was_taken_of_a_chunk_makes_room_for_bytes() -> None:
-    ring = ChunkRing(4, 10)
+    ring = LaneRing(4, 10)
     ring.push(bytes(10))
     ring.take(3)
     assert ring.fits(3)
@@ -138,7 +138,7 @@ def test_what_was_taken_of_a_chunk_makes_room_for_bytes() -> None:
 
 
 def test_an_empty_ring_has_nothing_to_give() -> None:
-    ring = ChunkRing()
+    ring = LaneRing()
     assert ring.pop() is None
     assert ring.take(10) == b""
     assert ring.take(10, fill=True) == b""
@@ -172,14 +172,14 @@ def test_bytes_are_kept_by_reference() -> None:
 @pytest.mark.parametrize("fill", [False, True])
 def test_a_lone_chunk_that_fits_is_taken_by_reference(fill: bool) -> None:
     chunk = bytes(range(50))
-    ring = ChunkRing()
+    ring = LaneRing()
     ring.push(chunk)
     assert ring.take(50, fill=fill) is chunk
 
 
 def test_a_chunk_is_taken_by_reference_when_the_next_does_not_fit_beside_it() -> None:
     chunk = bytes(range(50))
-    ring = ChunkRing()
+    ring = LaneRing()
     ring.push(chunk)
     ring.push(b"x")
     assert ring.take(50) is chunk
@@ -202,7 +202,7 @@ def test_anything_but_bytes_is_copied_at_once(kind: Callable[[bytes], Any]) -> N
 
 
 def test_a_view_of_wider_items_counts_in_bytes() -> None:
-    ring = ChunkRing(4, 8)
+    ring = LaneRing(4, 8)
     ring.push(memoryview(bytes(8)).cast("I"))
     assert ring.nbytes == 8
     assert not ring.fits(1)
@@ -227,7 +227,7 @@ def test_a_chunk_that_cannot_be_copied_leaves_no_trace(monkeypatch: pytest.Monke
         def __new__(cls, _source: object) -> Self:
             raise MemoryError
 
-    ring = ChunkRing(4, 10)
+    ring = LaneRing(4, 10)
     monkeypatch.setattr(_ring, "bytes", NoMemory, raising=False)
     with pytest.raises(MemoryError):
         ring.push(bytearray(10))
@@ -244,8 +244,8 @@ def test_it_prints_what_it_holds() -> None:
 # Taking
 
 
-def filled(*chunks: bytes) -> ChunkRing:
-    ring = ChunkRing(100, 10_000)
+def filled(*chunks: bytes) -> LaneRing:
+    ring = LaneRing(100, 10_000)
     for chunk in chunks:
         ring.push(chunk)
     return ring
@@ -313,7 +313,7 @@ def test_a_push_rings_only_an_armed_consumer_and_only_once() -> None:
 
 def test_a_consumer_that_has_never_looked_counts_as_asleep() -> None:
     data = CountingWake()
-    ring = ChunkRing(data_wake=data)  # type: ignore[arg-type]
+    ring = LaneRing(data_wake=data)  # type: ignore[arg-type]
     ring.push(b"x")
     ring.push(b"x")
     assert data.calls == 1
@@ -380,17 +380,17 @@ def test_pop_rings_a_producer_as_soon_as_its_chunk_fits() -> None:
     assert room.calls == 1
 
 
-def taker(ring: ChunkRing) -> None:
+def taker(ring: LaneRing) -> None:
     ring.take(1)
 
 
-def reader(ring: ChunkRing) -> None:
+def reader(ring: LaneRing) -> None:
     ring.readinto(memoryview(bytearray(1)))
 
 
 @pytest.mark.parametrize("take_one", [taker, reader])
 def test_a_streaming_consumer_rings_a_producer_only_once_the_ring_is_half_empty(
-    take_one: Callable[[ChunkRing], None],
+    take_one: Callable[[LaneRing], None],
 ) -> None:
     ring, _, room = make(capacity=100, max_bytes=10)
     for _ in range(10):
@@ -404,7 +404,7 @@ def test_a_streaming_consumer_rings_a_producer_only_once_the_ring_is_half_empty(
 
 
 @pytest.mark.parametrize("take_one", [taker, reader])
-def test_half_empty_counts_chunks_too(take_one: Callable[[ChunkRing], None]) -> None:
+def test_half_empty_counts_chunks_too(take_one: Callable[[LaneRing], None]) -> None:
     ring, _, room = make(capacity=4, max_bytes=1000)
     for _ in range(4):
         ring.push(b"x")
@@ -501,7 +501,7 @@ def test_two_threads_pass_every_byte_in_order(way: str, capacity: int, max_bytes
     assert (len(ring), ring.nbytes) == (0, 0)
 
 
-def consumer(ring: ChunkRing, way: str) -> Callable[[], bytes]:
+def consumer(ring: LaneRing, way: str) -> Callable[[], bytes]:
     buffer = bytearray(77)
 
     def readinto() -> bytes:
@@ -521,7 +521,7 @@ def consumer(ring: ChunkRing, way: str) -> Callable[[], bytes]:
 
 
 def test_take_keeps_to_its_limit_where_the_first_chunk_was_taken_in_part() -> None:
-    ring = ChunkRing()
+    ring = LaneRing()
     for chunk in (b"a" * 10, b"b" * 4, b"c" * 5):
         ring.push(chunk)
     assert ring.take(5) == b"a" * 5

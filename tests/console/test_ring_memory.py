@@ -12,7 +12,7 @@ import pytest
 
 from trio_console._console import ring as _ring
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
-from trio_console._console.ring import ChunkRing
+from trio_console._console.ring import LaneRing
 from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _memory_is_scarce(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     MEMORY.left = 0
 
 
-def fill(ring: ChunkRing) -> bytes:
+def fill(ring: LaneRing) -> bytes:
     """Several chunks, of which the first was taken in part."""
     for chunk in (b"abcdef", b"gh", b"ijklm", b"n", b"opqrstuvw"):
         ring.offer(b"")
@@ -93,12 +93,12 @@ def fill(ring: ChunkRing) -> bytes:
     return b"cdefghijklmnopqrstuvw"
 
 
-def read_into(ring: ChunkRing, size: int) -> bytes:
+def read_into(ring: LaneRing, size: int) -> bytes:
     buffer = bytearray(size)
     return bytes(buffer[: ring.readinto(memoryview(buffer))])
 
 
-WAYS: list[Callable[[ChunkRing], bytes]] = [
+WAYS: list[Callable[[LaneRing], bytes]] = [
     lambda ring: ring.pop() or b"",
     lambda ring: ring.take(1),
     lambda ring: ring.take(9),
@@ -117,7 +117,7 @@ WAYS: list[Callable[[ChunkRing], bytes]] = [
 def test_what_could_not_be_taken_for_want_of_memory_is_still_there(way: int) -> None:
     failed = 0
     for number in range(1, 20):
-        ring = ChunkRing(100, 1000)
+        ring = LaneRing(100, 1000)
         data = fill(ring)
         MEMORY.left = number
         try:
@@ -137,7 +137,7 @@ def test_what_could_not_be_taken_for_want_of_memory_is_still_there(way: int) -> 
 
 
 def test_a_chunk_that_cannot_be_stored_is_not_counted() -> None:
-    ring = ChunkRing(4, 10)
+    ring = LaneRing(4, 10)
     MEMORY.left = 1
     with pytest.raises(MemoryError):
         ring.push(b"abc")

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from trio_console._console.ring import ChunkRing
+from trio_console._console.ring import LaneRing
 
 KINDS = st.sampled_from([bytes, bytearray, memoryview])
 
@@ -17,7 +17,7 @@ KINDS = st.sampled_from([bytes, bytearray, memoryview])
 class RingModel(RuleBasedStateMachine):
     @initialize(capacity=st.integers(1, 5) | st.just(40), max_bytes=st.integers(1, 20) | st.just(100))
     def make(self, capacity: int, max_bytes: int) -> None:
-        self.ring = ChunkRing(capacity, max_bytes)
+        self.ring = LaneRing(capacity, max_bytes)
         self.chunks: deque[bytes] = deque()
         self.bytes_in = 0
         self.bytes_out = 0

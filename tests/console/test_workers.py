@@ -8,7 +8,7 @@ import pytest
 
 from trio_console._console import workers as _workers
 from trio_console._console.backend import ConsoleSharedState, Lane
-from trio_console._console.ring import ChunkRing
+from trio_console._console.ring import LaneRing
 
 
 @final
@@ -45,13 +45,13 @@ def test_what_waits_for_room_when_the_host_leaves_is_counted_as_dropped(monkeypa
 
 def test_what_is_read_when_the_host_leaves_is_counted_as_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     lane = ConsoleSharedState(1, 100)._tx
-    offer = ChunkRing.offer
+    offer = LaneRing.offer
 
-    def leave_and_offer(ring: ChunkRing, chunk: bytes) -> int:
+    def leave_and_offer(ring: LaneRing, chunk: bytes) -> int:
         lane.abandon()
         return offer(ring, chunk)
 
-    monkeypatch.setattr(ChunkRing, "offer", leave_and_offer)
+    monkeypatch.setattr(LaneRing, "offer", leave_and_offer)
     _workers.pump_from_device(_Returns(bytes(100)), lane)
     assert _counts(lane) == (100, 0, 100)
 
@@ -134,11 +134,11 @@ def test_what_is_bytes_like_is_read(kind: Any) -> None:
 def test_a_want_of_memory_for_what_was_read_is_the_cause_and_it_is_counted(
     kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_memory(_ring: ChunkRing, _chunk: bytes) -> int:
+    def no_memory(_ring: LaneRing, _chunk: bytes) -> int:
         raise MemoryError
 
     lane = ConsoleSharedState()._tx
-    monkeypatch.setattr(ChunkRing, "offer", no_memory)
+    monkeypatch.setattr(LaneRing, "offer", no_memory)
     _workers.pump_from_device(_Answers(kind(b"abcd")), lane)
     assert isinstance(lane.cause, MemoryError)
     assert _counts(lane) == (4, 0, 4)

@@ -157,7 +157,7 @@ inline pass(p)
         :: atomic { (idle && FENCE(CONSUMER) && !data_bell) -> assert(mem[PUBLISHED] == removed); goto gone } \
         fi
 
-/* `ChunkRing.fits` as the producer calls it: `counted` and `sent` are its own. */
+/* `LaneRing.fits` as the producer calls it: `counted` and `sent` are its own. */
 inline fits(yes)
 {
         READ(PRODUCER, POPPED, popped);
@@ -246,7 +246,7 @@ stopped:
         skip
 }
 
-/* `ChunkRing._wake_producer` and the look before it: what was taken is removed and counted. */
+/* `LaneRing._wake_producer` and the look before it: what was taken is removed and counted. */
 inline wake_producer()
 {
 #ifdef MUTANT_FLAG_BEFORE_COUNT

@@ -17,11 +17,11 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, ChunkRing
+from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, LaneRing
 from trio_console._console.wake import WakePipe
 
 if TYPE_CHECKING:
-    from trio_console._console.ring import BytesLike
+    from trio_console._console.ring import BytesLike, ChunkRing
 
 __all__ = ["AgentConsoleBackend", "ConsoleSharedState", "Lane", "LaneStatistics"]
 
@@ -88,7 +88,7 @@ class Lane:
     def __init__(self, capacity: int, max_bytes: int) -> None:
         self.data_wake: Final = WakePipe()
         self.room_wake: Final = WakePipe()
-        self.ring: Final = ChunkRing(capacity, max_bytes, data_wake=self.data_wake, room_wake=self.room_wake)
+        self.ring: Final = LaneRing(capacity, max_bytes, data_wake=self.data_wake, room_wake=self.room_wake)
         self.finished = False  # set by the producer: it sends no more bytes
         self.discarded = False  # set by the producer: the bytes still queued are dropped
         self.abandoned = False  # set by the consumer: it takes no more bytes

@@ -4,6 +4,9 @@ Chunks are handed over by reference. The ring is bounded in chunks *and* in byte
 let it grow: chunks can be large, and bytes can come in many tiny chunks. No lock is taken: the deque's ``append``
 and ``popleft`` are atomic, and each counter has one writer. Only ``_granted`` has two, see `ChunkRing._grant`.
 
+A `ChunkRing` is only this queue. A lane has a `LaneRing`, whose two ends can also sleep until the other end wakes
+them, take many chunks at once, and leave.
+
 The wake-up protocol lives here too, because it depends on the order in which each end sees the other's stores:
 
 * The consumer takes all chunks; **arms** the data wake; checks the ring again; sleeps on the data wake; disarms it
@@ -39,7 +42,7 @@ from trio_console._console.build import FREE_THREADED
 if TYPE_CHECKING:
     from trio_console._console.wake import WakePipe
 
-__all__ = ["DEFAULT_CAPACITY", "DEFAULT_MAX_BYTES", "BytesLike", "ChunkRing"]
+__all__ = ["DEFAULT_CAPACITY", "DEFAULT_MAX_BYTES", "BytesLike", "ChunkRing", "LaneRing"]
 
 #: The objects that can be pushed: all with the buffer protocol. Type checkers for Python 3.11 know only these
 #: three.
@@ -66,15 +69,13 @@ _LARGEST_PIECE: Final = 128 * 1024
 class ChunkRing:
     """Bounded FIFO of immutable byte chunks, for one producer thread and one consumer thread.
 
-    No method blocks. The methods of each side may be called from one thread at a time; `revoke`, ``len()`` and the
-    properties from any thread.
+    No method blocks. `push` and `pop` may each be called from one thread at a time; ``len()`` and the properties
+    from any thread.
 
     Args:
         capacity: the most chunks it holds, at least 1; by default 2048.
         max_bytes: the most bytes it holds, at least 1; by default 1 MiB. A single larger chunk is accepted into an
             empty ring, because otherwise it could never pass.
-        data_wake: rung when a chunk arrives for a consumer that has armed it; `None` for none.
-        room_wake: rung when there is room for a producer that has armed it; `None` for none.
 
     Raises:
         ValueError: a bound is below 1.
@@ -83,44 +84,24 @@ class ChunkRing:
     __slots__ = (
         "_chunks",
         "_data_armed",
-        "_data_wake",
         "_granted",
         "_least",
-        "_low_entries",
-        "_low_water",
         "_offset",
         "_popped",
         "_pushed",
         "_revoked",
         "_room_armed",
-        "_room_wake",
-        "_room_wanted",
         "capacity",
         "max_bytes",
-        "piece",
-        "wakes",
     )
 
-    def __init__(
-        self,
-        capacity: int = DEFAULT_CAPACITY,
-        max_bytes: int = DEFAULT_MAX_BYTES,
-        *,
-        data_wake: WakePipe | None = None,
-        room_wake: WakePipe | None = None,
-    ) -> None:
+    def __init__(self, capacity: int = DEFAULT_CAPACITY, max_bytes: int = DEFAULT_MAX_BYTES) -> None:
         if capacity < 1:
             raise ValueError(f"capacity must be at least 1 chunk, not {capacity}")
         if max_bytes < 1:
             raise ValueError(f"max_bytes must be at least 1, not {max_bytes}")
         self.capacity: Final = capacity
         self.max_bytes: Final = max_bytes
-        #: Bytes that a producer should push at a time when it chooses the size of its chunks.
-        self.piece: Final = max(1, min(_LARGEST_PIECE, max_bytes // 4))
-        self._low_entries: Final = capacity // 2
-        self._low_water: Final = max_bytes // 2
-        self._data_wake: Final = data_wake
-        self._room_wake: Final = room_wake
         self._chunks: deque[bytes] = deque()
         self._offset = 0  # written by the consumer: bytes of the first chunk already taken
         self._pushed = 0  # written by the producer: bytes ever published
@@ -128,11 +109,8 @@ class ChunkRing:
         self._least = 1  # written by the producer: the smallest chunk for which `_granted` holds
         self._revoked = False  # written by the consumer: it takes no more chunks
         self._popped = 0  # written by the consumer: bytes ever taken
-        # Armed from the start, because a device may sleep on the wake before it has read for the first time.
-        self._data_armed = True
-        self._room_armed = False
-        self._room_wanted = 0  # written by the producer: bytes that must fit before it is woken
-        self.wakes = 0  # rings, for statistics: when both threads count at once, one may be missed
+        self._data_armed = False  # whether the consumer sleeps or is about to; only on a `LaneRing`
+        self._room_armed = False  # the same of the producer
 
     def __len__(self) -> int:
         """Chunks in the ring."""
@@ -150,11 +128,6 @@ class ChunkRing:
         popped = self._popped  # read first: an older `_popped` with a newer `_pushed` is never negative
         return self._pushed - popped
 
-    @property
-    def total_bytes(self) -> int:
-        """Bytes ever pushed."""
-        return self._pushed
-
     # The producer's side
 
     def push(self, chunk: BytesLike) -> None:
@@ -166,10 +139,10 @@ class ChunkRing:
             BlockingIOError: the ring is full.
             TypeError: ``chunk`` is not a bytes-like object.
         """
-        if not self.offer(chunk) and memoryview(chunk).nbytes:
+        if not self._offer(chunk) and memoryview(chunk).nbytes:
             raise BlockingIOError(errno.EAGAIN, "the ring is full: wait until the other side has taken bytes")
 
-    def offer(self, chunk: BytesLike) -> int:
+    def _offer(self, chunk: BytesLike) -> int:
         """Append a chunk if it fits, like `push`, and return the bytes accepted.
 
         That is the size of the chunk, or 0 if it does not fit, is empty, or was revoked.
@@ -204,31 +177,97 @@ class ChunkRing:
         neither the bytes nor the chunks exceed their bound. An old value of the consumer's counter is safe: the
         consumer only makes more room.
         """
-        if not self.fits(size):
+        if not self._fits(size):
             return False
         room = self.max_bytes - (self._pushed - self._popped)
         self._least = size
         self._granted = self._pushed + max(size, min(room, (self.capacity - len(self._chunks)) * size))
         assert self._pushed + size <= self._granted, "a chunk that fits is granted"
-        # `revoke` sets its flag, then takes the grant back; we grant, then read the flag. In every order either
-        # `revoke` takes back our grant, or we see its flag.
+        # `LaneRing.revoke` sets its flag, then takes the grant back; we grant, then read the flag. In every order
+        # either `revoke` takes back our grant, or we see its flag.
         if self._revoked:
             self._granted = -1
             return False
         return True
 
-    def revoke(self) -> None:
-        """Refuse every chunk from now on, because the consumer takes no more. May be called from any thread.
-
-        A chunk that is being offered at the same time may still be accepted.
-        """
-        self._revoked = True
-        self._granted = -1
-
-    def fits(self, size: int) -> bool:
+    def _fits(self, size: int) -> bool:
         """Whether a chunk of ``size`` bytes fits now. `True` stays true only for the producer's own thread."""
         used = self._pushed - self._popped
         return not used or (used + size <= self.max_bytes and len(self._chunks) < self.capacity)
+
+    # The consumer's side. If there is not enough memory, no byte is lost: each method, here and in `LaneRing`,
+    # removes a chunk only after the bytes to be returned have been made.
+
+    def pop(self) -> bytes | None:
+        """Take the oldest chunk, or its rest if a part was taken before; `None` if the ring is empty."""
+        if not self._chunks:
+            return None
+        chunk = self._first()
+        self._popped += len(chunk)
+        if self._room_armed:
+            self._wake_producer(0)
+        return chunk
+
+    def _first(self) -> bytes:
+        """Remove the oldest chunk and return its rest. The ring must not be empty. The caller counts the bytes."""
+        chunk = self._chunks[0]
+        if self._offset:
+            chunk = chunk[self._offset :]
+        self._chunks.popleft()
+        self._offset = 0
+        return chunk
+
+    # Waking the other side: `LaneRing` does it
+
+    def _wake_consumer(self) -> None:
+        """Wake the consumer, which has armed the data wake."""
+
+    def _wake_producer(self, low_water: int) -> None:
+        """Wake the producer, which has armed the room wake, if the bytes that it waits for fit."""
+
+
+class LaneRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
+    """The ring of a lane: its ends can also sleep until the other end wakes them, take many chunks, and leave.
+
+    The methods of each side may be called from one thread at a time; `revoke` and the properties from any thread.
+
+    Args:
+        capacity, max_bytes: as for `ChunkRing`.
+        data_wake: rung when a chunk arrives for a consumer that has armed it; `None` for none.
+        room_wake: rung when there is room for a producer that has armed it; `None` for none.
+    """
+
+    __slots__ = ("_data_wake", "_low_entries", "_low_water", "_room_wake", "_room_wanted", "piece", "wakes")
+
+    def __init__(
+        self,
+        capacity: int = DEFAULT_CAPACITY,
+        max_bytes: int = DEFAULT_MAX_BYTES,
+        *,
+        data_wake: WakePipe | None = None,
+        room_wake: WakePipe | None = None,
+    ) -> None:
+        super().__init__(capacity, max_bytes)
+        #: Bytes that a producer should push at a time when it chooses the size of its chunks.
+        self.piece: Final = max(1, min(_LARGEST_PIECE, max_bytes // 4))
+        self._low_entries: Final = capacity // 2
+        self._low_water: Final = max_bytes // 2
+        self._data_wake: Final = data_wake
+        self._room_wake: Final = room_wake
+        # Armed from the start, because a device may sleep on the wake before it has read for the first time.
+        self._data_armed = True
+        self._room_wanted = 0  # written by the producer: bytes that must fit before it is woken
+        self.wakes = 0  # rings, for statistics: when both threads count at once, one may be missed
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes ever pushed."""
+        return self._pushed
+
+    # The producer's side
+
+    offer = ChunkRing._offer
+    fits = ChunkRing._fits
 
     def arm_room(self, size: int) -> bool:
         """Arm the room wake, before the producer sleeps on it until ``size`` bytes fit.
@@ -248,27 +287,13 @@ class ChunkRing:
 
     # The consumer's side
 
-    def pop(self) -> bytes | None:
-        """Take the oldest chunk, or its rest if a part was taken before; `None` if the ring is empty."""
-        if not self._chunks:
-            return None
-        chunk = self._first()
-        self._popped += len(chunk)
-        if self._room_armed:
-            self._wake_producer(0)
-        return chunk
+    def revoke(self) -> None:
+        """Refuse every chunk from now on, because the consumer takes no more. May be called from any thread.
 
-    # If there is not enough memory, no byte is lost: each of the following methods removes a chunk only after the
-    # bytes to be returned have been made.
-
-    def _first(self) -> bytes:
-        """Remove the oldest chunk and return its rest. The ring must not be empty. The caller counts the bytes."""
-        chunk = self._chunks[0]
-        if self._offset:
-            chunk = chunk[self._offset :]
-        self._chunks.popleft()
-        self._offset = 0
-        return chunk
+        A chunk that is being offered at the same time may still be accepted.
+        """
+        self._revoked = True
+        self._granted = -1
 
     def take(self, limit: int, *, fill: bool = False) -> bytes:
         """Take up to ``limit`` bytes (at least 1), joining small chunks; ``b""`` if the ring is empty.
@@ -411,8 +436,8 @@ class ChunkRing:
             self._room_wake.wake()
 
 
-class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
-    """`ChunkRing` for an interpreter without the interpreter lock: the same steps, with a fence between them.
+class FencedRing(LaneRing):  # type: ignore[misc]  # final for everybody else
+    """`LaneRing` for an interpreter without the interpreter lock: the same steps, with a fence between them.
 
     There are three places where each side stores one thing and then reads the thing that the other side stores:
 
@@ -428,7 +453,7 @@ class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
     So the three flags are properties here: a read passes the mutex before it, and setting a flag passes the mutex
     after it. Clearing a flag passes no mutex. A side that clears the flag for a sleeper rings the sleeper's wake
     next, which is a system call, so the sleeper sees the cleared flag after the ring. A side that clears its own
-    flag arms again, and reads again, before it sleeps.
+    flag arms again, and reads again, before it sleeps. (Nobody sleeps on a `ChunkRing`, so it has no fence.)
 
     The mutex is the one that such an interpreter keeps in every list, and locks to assign an element. A
     `threading.Lock` would be correct as well. But it costs ten times as much, and if a signal handler raised
@@ -485,4 +510,4 @@ class FencedRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
 if FREE_THREADED and not TYPE_CHECKING:
     # Chosen once, at import, and not at each push: with the interpreter lock the hot path pays nothing for the
     # fence.
-    ChunkRing = FencedRing
+    LaneRing = FencedRing

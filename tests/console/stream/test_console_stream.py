@@ -13,7 +13,7 @@ from tests.console.stream.stream_pair import check_at_rest, pair
 from tests.tools.limits import HANG
 from tests.tools.streams import fill, receive_all
 from trio_console._console.backend import AgentConsoleBackend, ConsoleSharedState
-from trio_console._console.ring import ChunkRing
+from trio_console._console.ring import LaneRing
 from trio_console._console.stream import ConsoleStream, LaneStream
 from trio_console.testing import console_stream_pair
 
@@ -261,7 +261,7 @@ async def test_the_end_wakes_a_blocked_receiver() -> None:
 # What comes in the moment before sleep
 
 
-class Obliging(ChunkRing):
+class Obliging(LaneRing):
     """The other side always moves just before this one goes to sleep."""
 
     def arm_room(self, size: int) -> bool:  # type: ignore[misc]
@@ -411,7 +411,7 @@ async def test_a_second_task_cannot_receive_while_the_first_has_its_bytes_alread
 class Guarded:
     """A ring that notes whether Ctrl-C may strike while bytes go into it or come out."""
 
-    def __init__(self, ring: ChunkRing) -> None:
+    def __init__(self, ring: LaneRing) -> None:
         self._ring = ring
         self.seen: list[bool] = []
 
@@ -444,7 +444,7 @@ async def test_bytes_that_come_as_the_receiver_falls_asleep_are_received_with_a_
     class Late:
         """A ring into which bytes are pushed between the look at it and the arming."""
 
-        def __init__(self, ring: ChunkRing) -> None:
+        def __init__(self, ring: LaneRing) -> None:
             self._ring = ring
 
         def __getattr__(self, name: str) -> Any:

@@ -172,7 +172,7 @@ def test_with_the_mutex_before_the_store_and_after_the_look_it_is_not(scenario: 
 
 
 def test_the_ring_is_chosen_by_the_build() -> None:
-    assert (_ring.ChunkRing is _ring.FencedRing) == FREE_THREADED
+    assert (_ring.LaneRing is _ring.FencedRing) == FREE_THREADED
 
 
 @pytest.mark.parametrize("lock_is_off", [0, 1])
@@ -184,7 +184,6 @@ def test_a_lock_that_is_on_for_the_moment_does_not_choose(lock_is_off: int) -> N
         sys._is_gil_enabled = lambda: True
         import trio_console
         from trio_console._console.ring import FencedRing
-        assert (trio_console.ChunkRing is FencedRing) == {lock_is_off}
         assert (type(trio_console.ConsoleSharedState().tx_ring) is FencedRing) == {lock_is_off}
     """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=HANG)
