@@ -90,8 +90,8 @@ class GuestStatistics:
 class _Request(Session):
     """A session of one request and one answer."""
 
-    def __init__(self, id_: int) -> None:
-        self.id = id_
+    def __init__(self, session_id: int) -> None:
+        self.id = session_id
         self.reply: wire.Message | None = None
         self.error: Exception | None = None
         self.done = trio.Event()

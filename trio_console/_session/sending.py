@@ -58,11 +58,11 @@ class DataSender:
         window: bytes that may be sent before a grant, or `None` if the agent counts no credit.
     """
 
-    def __init__(self, outbox: Outbox, kind: type[wire.DataMessage], id_: int, window: int | None) -> None:
+    def __init__(self, outbox: Outbox, kind: type[wire.DataMessage], session_id: int, window: int | None) -> None:
         self._outbox = outbox
         self._kind = kind
         self._stream: Final = wire.type_of(kind).stream
-        self._id = id_
+        self._id = session_id
         self._credit: Final = SendWindow(window)
         self._changed = trio.Event()
         self.state = SENDING.first

@@ -124,12 +124,12 @@ class MessageType:
         return self.kind in (kind, "any")
 
 
-def _no_write(id_: int) -> Message:
-    return FsResponse(ok=False, error=f"unknown write session: {id_}")
+def _no_write(frame_id: int) -> Message:
+    return FsResponse(ok=False, error=f"unknown write session: {frame_id}")
 
 
-def _no_tcp(id_: int) -> Message:
-    return TcpFailed(f"unknown TCP session: {id_}")
+def _no_tcp(frame_id: int) -> Message:
+    return TcpFailed(f"unknown TCP session: {frame_id}")
 
 
 def _table() -> Mapping[str, MessageType]:

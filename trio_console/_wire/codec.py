@@ -78,12 +78,12 @@ _OP_NAMES: Final = {cls: name for name, cls in FS_OPS.items()}
 _RESULT_NAMES: Final = {cls: name for name, cls in FS_RESULTS.items()}
 
 
-def encode(message: Message, id: int = 0, *, version: int = GENERATION) -> bytes:  # noqa: A002
+def encode(message: Message, frame_id: int = 0, *, version: int = GENERATION) -> bytes:
     """Return the message as one whole frame.
 
     Args:
         message: the message; its values are checked as a receiver would check them.
-        id: correlation id, ``0 ..= 2**32 - 1``.
+        frame_id: correlation id, ``0 ..= 2**32 - 1``.
         version: the protocol generation to write into it, ``0 ..= 255``.
 
     Raises:
@@ -99,41 +99,41 @@ def encode(message: Message, id: int = 0, *, version: int = GENERATION) -> bytes
     else:
         raise ValueError(f"version {version} out of range")
     if isinstance(message, DataMessage):
-        return _data_frame(prefix, id, message.data)
+        return _data_frame(prefix, frame_id, message.data)
     payload = _encode_payload(message)
     lead = prefix + head(BYTES, len(payload))
-    frame_head = encode_header(id, type_of(cls).flags, len(lead) + len(payload))
+    frame_head = encode_header(frame_id, type_of(cls).flags, len(lead) + len(payload))
     return b"".join((frame_head, lead, payload))
 
 
 def encode_data(
     cls: type[DataMessage],
-    id: int,  # noqa: A002
+    frame_id: int,
     data: bytes | bytearray | memoryview,
 ) -> bytes:
     """Return one whole frame of a `DataMessage` class; the data is copied once.
 
     Raises:
         ProtocolError: (kind ``bad_frame``) the frame would be too long.
-        ValueError: ``id`` does not fit its field.
+        ValueError: ``frame_id`` does not fit its field.
     """
-    return _data_frame(_PREFIX[cls], id, data)
+    return _data_frame(_PREFIX[cls], frame_id, data)
 
 
-def encode_data_lead(cls: type[DataMessage], id: int, size: int) -> bytes:  # noqa: A002
+def encode_data_lead(cls: type[DataMessage], frame_id: int, size: int) -> bytes:
     """Return all of such a frame that comes before its ``size`` bytes of data; raises as `encode_data`."""
-    return _data_frame_lead(_PREFIX[cls], id, size)
+    return _data_frame_lead(_PREFIX[cls], frame_id, size)
 
 
-def _data_frame(prefix: bytes, id_: int, data: bytes | bytearray | memoryview) -> bytes:
+def _data_frame(prefix: bytes, frame_id: int, data: bytes | bytearray | memoryview) -> bytes:
     size = data.nbytes if isinstance(data, memoryview) else len(data)
-    return b"".join((_data_frame_lead(prefix, id_, size), data))
+    return b"".join((_data_frame_lead(prefix, frame_id, size), data))
 
 
-def _data_frame_lead(prefix: bytes, id_: int, size: int) -> bytes:
+def _data_frame_lead(prefix: bytes, frame_id: int, size: int) -> bytes:
     lead = _data_lead(size)
     # All data types have flags 0.
-    return encode_header(id_, 0, len(prefix) + len(lead) + size) + prefix + lead
+    return encode_header(frame_id, 0, len(prefix) + len(lead) + size) + prefix + lead
 
 
 def _data_lead(size: int) -> bytes:

@@ -80,11 +80,11 @@ class Frame(NamedTuple):
     body: bytes | memoryview
 
 
-def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noqa: A002
+def encode_frame(frame_id: int, flags: int, body: bytes | memoryview) -> bytes:
     """Return the bytes of one whole frame.
 
     Args:
-        id: correlation id, ``0 ..= 2**32 - 1``.
+        frame_id: correlation id, ``0 ..= 2**32 - 1``.
         flags: the flags byte, ``0 ..= 255``.
         body: at most ``MAX_FRAME_LENGTH - 5`` bytes.
 
@@ -92,7 +92,7 @@ def encode_frame(id: int, flags: int, body: bytes | memoryview) -> bytes:  # noq
         ProtocolError: the frame would be longer than a peer accepts. Nothing has been built.
         ValueError: ``id`` or ``flags`` do not fit their fields.
     """
-    return b"".join((encode_header(id, flags, len(body)), body))
+    return b"".join((encode_header(frame_id, flags, len(body)), body))
 
 
 def encode_again(frame: Frame) -> bytes:
@@ -130,18 +130,18 @@ def parse_frame(raw: bytes) -> Frame:
     return Frame(frame_id, flags, raw[HEADER_SIZE:])
 
 
-def encode_header(id_: int, flags: int, body_size: int) -> bytes:
+def encode_header(frame_id: int, flags: int, body_size: int) -> bytes:
     """Return the header of a frame with a body of ``body_size`` bytes; raises as `encode_frame`."""
     length = MIN_FRAME_LENGTH + body_size
     if length > MAX_FRAME_LENGTH:
         raise ProtocolError(
-            f"frame too large: length {length} of id {id_} exceeds {MAX_FRAME_LENGTH}",
+            f"frame too large: length {length} of id {frame_id} exceeds {MAX_FRAME_LENGTH}",
             kind="bad_frame",
-            frame_id=id_,
+            frame_id=frame_id,
         )
-    if not 0 <= id_ <= _MAX_ID or not 0 <= flags <= 0xFF:
-        raise ValueError(f"id {id_} or flags {flags} out of range")
-    return _HEADER.pack(length, id_, flags)
+    if not 0 <= frame_id <= _MAX_ID or not 0 <= flags <= 0xFF:
+        raise ValueError(f"id {frame_id} or flags {flags} out of range")
+    return _HEADER.pack(length, frame_id, flags)
 
 
 def _cut(raw: bytes, start: int, end: int) -> bytes | memoryview:

@@ -26,9 +26,9 @@ def slot_ids(slot: int) -> range:
     return range(slot * STEP + 1, (slot + 1) * STEP)
 
 
-def slot_of(id_: int) -> int | None:
+def slot_of(frame_id: int) -> int | None:
     """Return the slot that an id belongs to, or ``None`` if it belongs to no client."""
-    slot, offset = divmod(id_, STEP)
+    slot, offset = divmod(frame_id, STEP)
     return slot if offset and slot < MAX_CLIENTS else None
 
 
@@ -66,7 +66,7 @@ class IdSequence:
         if len(in_use) >= len(self._ids):
             raise RuntimeError("every correlation id of this connection is in use")
         while True:
-            id_ = self._next
-            self._next = id_ + 1 if id_ + 1 < self._ids.stop else self._ids.start
-            if id_ not in in_use:
-                return id_
+            session_id = self._next
+            self._next = session_id + 1 if session_id + 1 < self._ids.stop else self._ids.start
+            if session_id not in in_use:
+                return session_id

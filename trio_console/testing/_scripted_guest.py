@@ -204,28 +204,28 @@ class _Agent:
         return True
 
     def _between(self, start: int, end: int) -> Sequence[ScriptedProcess]:
-        return [process for id_, process in self._running.items() if start <= id_ < end]
+        return [process for session_id, process in self._running.items() if start <= session_id < end]
 
-    def _answer(self, message: wire.Message, id_: int) -> None:
+    def _answer(self, message: wire.Message, session_id: int) -> None:
         refusal = f"a scripted guest runs commands only: {os.strerror(errno.ENOSYS)} (os error {errno.ENOSYS})"
         match message:
             case wire.Ping():
-                self._say(wire.Pong(), id_)
+                self._say(wire.Pong(), session_id)
             case wire.Touch():
-                self._say(wire.Touched(self._activity), id_)
+                self._say(wire.Touched(self._activity), session_id)
             case wire.FsRequest():
-                self._say(wire.FsResponse(ok=False, error=refusal), id_)
+                self._say(wire.FsResponse(ok=False, error=refusal), session_id)
             case wire.TcpConnect():
-                self._say(wire.TcpFailed(refusal), id_)
+                self._say(wire.TcpFailed(refusal), session_id)
             case _:
                 # A frame for a command that has just ended is ignored.
-                if id_ in self._running:
-                    self._running[id_]._on_message(message)
+                if session_id in self._running:
+                    self._running[session_id]._on_message(message)
 
-    async def _run(self, id_: int, process: ScriptedProcess) -> None:
+    async def _run(self, session_id: int, process: ScriptedProcess) -> None:
         await process._run(self._play)
-        del self._running[id_]
+        del self._running[session_id]
 
-    def _say(self, message: wire.Message, id_: int = 0) -> None:
+    def _say(self, message: wire.Message, session_id: int = 0) -> None:
         if not self._outbox.closed:
-            self._outbox.send_control(wire.encode(message, id_))
+            self._outbox.send_control(wire.encode(message, session_id))

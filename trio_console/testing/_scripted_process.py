@@ -61,7 +61,7 @@ class ScriptedProcess:
             and if the guest ended first.
     """
 
-    def __init__(self, outbox: Outbox, id_: int, request: wire.ExecRequest) -> None:
+    def __init__(self, outbox: Outbox, session_id: int, request: wire.ExecRequest) -> None:
         self.args: Final = [request.cmd, *request.args]
         self.env: Final = dict(entry.split("=", 1) for entry in request.env if "=" in entry)
         self.cwd: Final = request.cwd
@@ -69,10 +69,10 @@ class ScriptedProcess:
         self.tty: Final = request.tty
         self.rows = request.rows
         self.cols = request.cols
-        self.pid: Final = 1000 + id_
+        self.pid: Final = 1000 + session_id
         self.returncode: int | None = None
         self._outbox = outbox
-        self._id = id_
+        self._id = session_id
         self._started = False
         self._scope = trio.CancelScope()
         self._killed_by = 0

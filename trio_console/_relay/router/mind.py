@@ -114,10 +114,10 @@ class Router:
         orders = Orders()
         # (A session whose terminal frame is held here has ended in the guest already.)
         execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.state is not _ENDED}
-        orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
+        orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), session_id) for session_id in sorted(execs)]
         if self.observer is not None:
-            for id_ in execs:
-                self.observer.ended(id_, "killed: its client has disconnected")
+            for session_id in execs:
+                self.observer.ended(session_id, "killed: its client has disconnected")
         orders.to_agent.append(wire.encode(wire.ClientDisconnected(client.ids.start, client.ids.stop)))
         # A command ends with a frame. Other sessions end without one, so a request goes behind the two messages
         # above. Its answer keeps the order of data: what the guest had queued for this slot before it read those
