@@ -114,7 +114,7 @@ class FsCall(FsSession):
 
     async def _work(self) -> None:
         disk = self._files.disk
-        async with disk.slots:
+        async with disk.permits:
             call = partial(perform, self._op, self._stop)
             await self._answer(await disk.run(partial(_answer_with, call, self.id)))
 
@@ -157,7 +157,7 @@ class FsHandleCall(FsHandleSession):
 
     async def _use(self) -> None:
         disk = self._files.disk
-        async with disk.slots:
+        async with disk.permits:
             call = partial(_answer_with, self._call, self.id)
             await self._answer(await disk.run(call, self._handle.disown))
 
@@ -181,7 +181,7 @@ class FsOpen(FsSession):
         handle: Handle | None = None
         told = False
         try:
-            async with files.disk.slots:
+            async with files.disk.permits:
                 handle = await files.disk.run(self._open_unless_stopped)
                 # The handle is put into the table before the client is told, so that it is closed if the client
                 # leaves.
@@ -209,7 +209,7 @@ class FsClose(FsHandleSession):
 
     async def _use(self) -> None:
         files, handle = self._files, self._handle
-        async with files.disk.slots:
+        async with files.disk.permits:
             if not handle.doomed:
                 files.handles.doom(handle)
             call = partial(_answer_with, partial(_close, handle), self.id)

@@ -5,10 +5,10 @@ stopped. It keeps its thread until it returns, and the descriptors of the call m
 it could write to another file that got the number. So a call that has begun is always waited for, also if its
 session ends; only the end of the agent waits no longer than a grace.
 
-A *slot* is the right to make one call, and to keep its result until that is queued for the host. So the slots
+A *permit* is the right to make one call, and to keep its result until that is queued for the host. So the permits
 bound both threads and memory. No bytes of the outbox are reserved during a call: a few hung reads would reserve
-its whole budget, and stop all output. A task that has a slot waits only for its call or for the outbox, and never
-for another
+its whole budget, and stop all output. A task that has a permit waits only for its call or for the outbox, and
+never for a second permit.
 
 This module must not know sessions.
 """
@@ -28,11 +28,10 @@ __all__ = ["CHUNK", "Disk"]
 
 T = TypeVar("T")
 
-#: Calls at once. A disk is kept busy by a few; each more is only more memory when one hangs.
-_SLOTS: Final = 8
+#: Calls at once. A few keep a disk busy; each further call would only cost more memory when it hangs.
+_PERMITS: Final = 8
 
-#: Bytes read by one call: what a client's usual window is. A change of threads costs about as much as the
-#: reading of so many cached bytes.
+#: Bytes read by one call. A change of threads costs about as much as reading so many cached bytes.
 CHUNK: Final = 256 * 1024
 
 #: Seconds that calls under way may take when the agent ends.
@@ -43,22 +42,22 @@ _LAST_GRACE: Final = 1.0
 class Disk:
     """See the module's docstring."""
 
-    __slots__ = ("_buffers", "_calls", "_deadline", "_threads", "slots")
+    __slots__ = ("_buffers", "_calls", "_deadline", "_threads", "permits")
 
-    def __init__(self, slots: int = _SLOTS) -> None:
-        #: To be held around `run`, and until the result is on its way.
-        self.slots = trio.CapacityLimiter(slots)
-        self._threads = trio.CapacityLimiter(math.inf)  # the slots are the limit
+    def __init__(self, permits: int = _PERMITS) -> None:
+        #: Taken before `run`, and kept until the result is queued.
+        self.permits = trio.CapacityLimiter(permits)
+        self._threads = trio.CapacityLimiter(math.inf)  # the permits are the limit
         self._buffers: list[bytearray] = []
         self._calls: set[trio.CancelScope] = set()
         self._deadline = math.inf
 
     async def run(self, call: Callable[[], T], given_up: Callable[[], object] | None = None) -> T:
-        """Make a call in a thread and wait for it, also if cancelled. To be made with a slot in hand.
+        """Make a call in a thread and wait for it, also if cancelled. The caller holds a permit.
 
         Args:
-            call: must not touch anything of trio's.
-            given_up: called if the agent ended first, and the thread will go on for who knows how long.
+            call: runs in the thread, so it must not use trio.
+            given_up: called if the agent ends before the call does; the thread goes on until the call returns.
         """
         with trio.CancelScope(shield=True, deadline=self._deadline) as scope:
             self._calls.add(scope)
@@ -73,12 +72,12 @@ class Disk:
 
     @asynccontextmanager
     async def buffer(self) -> AsyncIterator[memoryview]:
-        """A slot with a buffer of `CHUNK` bytes, which is given back with it.
+        """A permit with a buffer of `CHUNK` bytes; both are given back at the end of the block.
 
-        (Memory that one thread takes and another frees goes back to the system and costs page faults each
-        time, so these few are kept.)
+        The buffers are kept for later calls: memory that is allocated in one thread and freed in another goes back
+        to the system, and costs page faults each time.
         """
-        async with self.slots:
+        async with self.permits:
             buffer = self._buffers.pop() if self._buffers else bytearray(CHUNK)
             try:
                 yield memoryview(buffer)
@@ -86,7 +85,7 @@ class Disk:
                 self._buffers.append(buffer)
 
     async def watch_for_end(self) -> None:
-        """To be run beside everything else: once cancelled, calls have so much longer and not more."""
+        """Sleep until cancelled; from then on, all calls together have `_LAST_GRACE` seconds to return."""
         try:
             await trio.sleep_forever()
         finally:

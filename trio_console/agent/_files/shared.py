@@ -84,7 +84,7 @@ class Files:
     async def run(self) -> None:
         """Close what is to be closed, for as long as the agent lives; cancel it at the agent's end.
 
-        It needs no slot for that: the slots may all be taken by calls that hang.
+        It takes no permit for that, because calls that hang may have all permits.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.disk.watch_for_end)

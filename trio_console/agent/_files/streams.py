@@ -1,7 +1,7 @@
 """File operations that move bytes: data frames, and an answer behind them.
 
 A read waits for credit first. Bytes that the system has in memory are read at once, after room in the outbox was
-reserved for them. For other bytes it takes a slot and a thread (see `disk`), and reserves room after the call. A
+reserved for them. For other bytes it takes a permit and a thread (see `disk`), and reserves room after the call. A
 write queues the data that comes, and writes it in batches.
 
 This module must not know other kinds of sessions.
@@ -172,7 +172,7 @@ class FsWrite(FsHandleSession):
         self._queue.start()
         total = 0
         while batch := await self._queue.batch(_BATCH, _CHANCES):
-            async with disk.slots:
+            async with disk.permits:
                 await disk.run(partial(file.write, batch, op.offset + total), file.disown)
             for chunk in batch:
                 total += len(chunk)
