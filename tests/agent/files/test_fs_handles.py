@@ -361,8 +361,8 @@ async def test_a_client_that_left_is_told_nothing(host: Host, tmp_path: Path) ->
         + wire.encode(wire.ClientDisconnected(1, STEP))
     )
     # A relay asks this to learn that everything of before has been said.
-    fence = STEP - 1
-    await host.ok(wire.OpStat("/", True), sid=fence)
+    last_id = STEP - 1
+    await host.ok(wire.OpStat("/", True), sid=last_id)
     said = {sid for sid in range(1, 20) if host._kept.get(sid)}
     for sid in range(1, 20):
         assert (sid in said) or await host.nothing_for(sid)

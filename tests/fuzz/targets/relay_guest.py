@@ -96,12 +96,12 @@ class PoliteGuest(World):
             self.say(wire.Error("invalid_session", "in use"), id_)
             return
         window: Any = getattr(message, "window", wire.UNSET)
-        is_fence = isinstance(message, wire.FsRequest) and isinstance(message.op, wire.OpStat)
-        assert is_fence or not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
+        is_last = isinstance(message, wire.FsRequest) and isinstance(message.op, wire.OpStat)
+        assert is_last or not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
         mark = next((peer.mark for peer in self.peers if id_ in peer.client.ids), 0)
         again = id_ in self.opened
         self.opened.add(id_)
-        self.work[id_] = _Work(kind, mark, window if self.credit else None, brief=is_fence, again=again)
+        self.work[id_] = _Work(kind, mark, window if self.credit else None, brief=is_last, again=again)
 
     def _hear_within(self, id_: int, message: wire.Message, work: _Work) -> None:
         if isinstance(message, wire.Credit):

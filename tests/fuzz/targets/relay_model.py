@@ -145,14 +145,16 @@ class Model:
         gone = wire.ClientDisconnected(party.ids.start, party.ids.stop)
         return [*(wire.encode(wire.ExecSignal(9), id_) for id_ in kills), wire.encode(gone)]
 
-    def await_last_words(self, party: Party, fence: int, now: float) -> None:
-        """The fence is a request behind the client's data: under an id of which the guest says nothing else."""
+    def await_last_words(self, party: Party, last_id: int, now: float) -> None:
+        """The last request goes behind the client's data, under an id for which the guest sends nothing else."""
         tail = party.ids[-2 * self._limits.sessions - 1 :]
-        assert fence in party.ids
-        assert fence not in party.sessions, "the fence has the id of a session"
-        assert fence not in party.used or all(id_ in party.used for id_ in tail), "the fence has a used id"
+        assert last_id in party.ids
+        assert last_id not in party.sessions, "the last request has the id of a session"
+        assert last_id not in party.used or all(id_ in party.used for id_ in tail), (
+            "the last request's id was used"
+        )
         words = {s.id: "exec" for s in party.sessions.values() if s.kind == "exec" and s.last is None}
-        self.awaited[party.slot] = (now + self._limits.quarantine, {**words, fence: "fs"})
+        self.awaited[party.slot] = (now + self._limits.quarantine, {**words, last_id: "fs"})
 
     def tick(self, now: float) -> list[int]:
         late = [slot for slot, (deadline, _) in self.awaited.items() if deadline <= now]

@@ -115,9 +115,9 @@ class World:
         self.peers.remove(peer)
         orders = self.router.disconnect(peer.client, self.now)
         assert orders.to_agent == self.model.disconnect(peer.party), "the guest is told something else"
-        [fence] = map(parse, orders.behind)
-        assert isinstance(wire.decode(fence), wire.FsRequest)
-        self.model.await_last_words(peer.party, fence.id, self.now)
+        [last] = map(parse, orders.behind)
+        assert isinstance(wire.decode(last), wire.FsRequest)
+        self.model.await_last_words(peer.party, last.id, self.now)
         self._carry_out(orders)
 
     def client_writes(self, peer: Peer, data: bytes) -> None:

@@ -68,10 +68,10 @@ class World:
         for id_ in kill:
             assert await self.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         await self.agent.expect(wire.ClientDisconnected)
-        fence, _ = await self.agent.expect(wire.FsRequest)
+        last_id, _ = await self.agent.expect(wire.FsRequest)
         for id_ in kill:
             await self.agent.send(wire.ExecExited(-1), id_)
-        await self.agent.send(wire.FsResponse(ok=True), fence)
+        await self.agent.send(wire.FsResponse(ok=True), last_id)
         await settle()
 
 

@@ -64,8 +64,8 @@ def quarantined() -> tuple[Table, int, int, int]:
     table = Table()
     client = table.connect()
     first, second = (table.open(client, EXEC, offset) for offset in (0, 1))
-    [(fence, _)] = said(table.router.disconnect(client, 100).behind)
-    return table, first, second, fence
+    [(last_id, _)] = said(table.router.disconnect(client, 100).behind)
+    return table, first, second, last_id
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1), (1, 2, 0)])
@@ -86,10 +86,10 @@ def test_what_a_quarantined_slot_still_says_is_dropped_and_counted() -> None:
 
 
 def test_an_answer_that_came_before_does_not_count_twice() -> None:
-    table, first, second, fence = quarantined()
+    table, first, second, last_id = quarantined()
     table.agent_says(wire.ExecExited(-1), first)
     table.agent_says(wire.ExecExited(-1), first)
-    table.agent_says(DONE, fence)
+    table.agent_says(DONE, last_id)
     assert table.router.slots.quarantined == 1
     table.agent_says(wire.ExecExited(-1), second)
     assert table.router.slots.quarantined == 0
@@ -104,9 +104,9 @@ def test_a_slot_is_retired_when_the_guest_does_not_finish_with_it() -> None:
 
 
 def test_late_words_about_a_retired_slot_change_nothing() -> None:
-    table, first, second, fence = quarantined()
+    table, first, second, last_id = quarantined()
     table.router.tick(1000)
-    for id_ in (first, second, fence):
+    for id_ in (first, second, last_id):
         table.agent_says(wire.ExecExited(-1), id_)
     assert table.router.dropped_frames == 3
     assert table.connect().slot == 1
@@ -193,10 +193,10 @@ def test_an_answer_to_data_that_came_too_late_does_not_free_the_slot() -> None:
     table.client_says(client, wire.FsData(b"x"), id_)
     assert table.to_agent(client) == [(id_, wire.FsData(b"x"))]
     table.agent_says(wire.FsResponse(ok=False, error="disk full"), id_)
-    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
+    [(last_id, _)] = said(table.router.disconnect(client, 0).behind)
     table.agent_says(wire.FsResponse(ok=False, error=f"unknown write session: {id_}"), id_)
     assert table.router.slots.quarantined == 1
-    table.agent_says(DONE, fence)
+    table.agent_says(DONE, last_id)
     assert table.router.slots.quarantined == 0
 
 
@@ -207,10 +207,10 @@ def test_the_question_finds_an_id_even_if_all_that_are_remembered_were_used() ->
         id_ = table.open(client, wire.Ping(), offset)
         if offset != -50:
             table.agent_says(wire.Pong(), id_)
-    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
-    assert fence in client.ids
-    assert fence != client.ids[-50]
-    assert fence not in client.ids[-4:], "of the newest ones there may be something on its way"
+    [(last_id, _)] = said(table.router.disconnect(client, 0).behind)
+    assert last_id in client.ids
+    assert last_id != client.ids[-50]
+    assert last_id not in client.ids[-4:], "of the newest ones there may be something on its way"
 
 
 def test_an_id_that_was_used_again_is_one_of_the_newest() -> None:
@@ -221,8 +221,8 @@ def test_an_id_that_was_used_again_is_one_of_the_newest() -> None:
         id_ = table.open(client, wire.Ping(), offset)
         table.agent_says(wire.Pong(), id_)
     assert id_ == first
-    [(fence, _)] = said(table.router.disconnect(client, 0).behind)
-    assert fence == client.ids[-8]
+    [(last_id, _)] = said(table.router.disconnect(client, 0).behind)
+    assert last_id == client.ids[-8]
 
 
 STALE = [wire.TcpFailed("unknown TCP session: 1"), wire.FsResponse(ok=False), wire.TcpClosed(), wire.Pong()]
@@ -241,9 +241,9 @@ def test_the_last_word_of_an_ids_former_session_does_not_end_a_command(last: wir
 
 @pytest.mark.parametrize("last", STALE)
 def test_nor_does_it_end_the_wait_for_one_whose_client_has_gone(last: wire.Message) -> None:
-    table, first, second, fence = quarantined()
+    table, first, second, last_id = quarantined()
     table.agent_says(wire.ExecExited(-1), second)
-    table.agent_says(DONE, fence)
+    table.agent_says(DONE, last_id)
     table.agent_says(last, first)
     assert table.router.slots.quarantined == 1
     table.agent_says(wire.ExecFailed(kind="other", message="killed"), first)

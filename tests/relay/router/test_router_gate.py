@@ -267,8 +267,8 @@ def test_a_message_for_another_kind_of_session_does_not_make_the_relay_forget_a_
     assert (id_, wire.ExecSignal(9)) in said_to_agent(table, orders)
     assert table.router.slots.quarantined == 1
     # The slot is taken until the command has really ended.
-    [(fence, _)] = [(one.id, one) for one in parse(orders.behind)]
-    table.agent_says(wire.FsResponse(ok=True), fence)
+    [(last_id, _)] = [(one.id, one) for one in parse(orders.behind)]
+    table.agent_says(wire.FsResponse(ok=True), last_id)
     assert table.router.slots.quarantined == 1
     table.agent_says(wire.ExecExited(-1), id_)
     assert table.router.slots.quarantined == 0

@@ -112,13 +112,13 @@ class RouterModel(RuleBasedStateMachine):
         self.carry_out(orders)
         killed = {id_ for id_, message in said(orders.to_agent) if isinstance(message, wire.ExecSignal)}
         assert killed == {id_ for id_ in self.commanded if id_ in client.ids}, "left a command running"
-        [(fence, _)] = said(orders.behind)
+        [(last_id, _)] = said(orders.behind)
         # An agent of good will.
         for id_ in sorted(killed):
             self.router.from_agent(frame(wire.ExecExited(-1), id_))
             self.commanded.discard(id_)
         assert self.router.slots.quarantined == 1
-        self.router.from_agent(frame(wire.FsResponse(ok=True), fence))
+        self.router.from_agent(frame(wire.FsResponse(ok=True), last_id))
         assert self.router.slots.quarantined == 0
 
     @precondition(lambda self: self.clients)

@@ -78,13 +78,10 @@ class Client:
         An id whose session is over is not enough. Data of the client may still be on its way to that session, and
         an agent answers data for an unknown id with a terminal frame.
         """
-        unused = (session_id for session_id in reversed(self.ids[-tail:]) if session_id not in self._recent)
-        session_id = next(unused, None)
-        return (
-            next(session_id for session_id in self._recent if session_id not in self.sessions)
-            if session_id is None
-            else session_id
-        )
+        for session_id in reversed(self.ids[-tail:]):
+            if session_id not in self._recent:
+                return session_id
+        return next(session_id for session_id in self._recent if session_id not in self.sessions)
 
     def put(self, item: Outgoing, *, hurried: bool = False) -> int:
         """Queue a frame for its socket; returns how many bytes longer the queue is.
