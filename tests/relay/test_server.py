@@ -159,7 +159,7 @@ async def test_frames_split_anywhere_arrive_whole(tmp_path: Path, size: int) -> 
 
 
 async def test_credit_is_given_as_the_socket_takes_the_output(tmp_path: Path) -> None:
-    limits = RouterLimits(window=1000)
+    limits = RouterLimits(largest_window=1000)
     async with serving(tmp_path, options=RelayOptions(limits=limits)) as world:
         client = await world.connect()
         id_ = client.ids[0]

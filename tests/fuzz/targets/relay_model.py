@@ -264,7 +264,9 @@ class Model:
             limits = self._limits
             wanted = None if message.window is wire.UNSET else message.window
             left = min(limits.client_budget - party.committed, limits.total_budget - self.committed)
-            window = max(min(limits.window, left // (limits.share * len(names))), limits.least_window)
+            window = max(
+                min(limits.largest_window, left // (limits.rest_divisor * len(names))), limits.least_window
+            )
             if wanted is not None:
                 window = max(min(window, wanted), 1)
             streams = {cls: Stream(frame.id, cls, name, window, wanted) for cls, name in names.items()}

@@ -29,7 +29,7 @@ __all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "d
 
 #: So small that an input of some hundred bytes reaches every bound.
 SMALL: Final = RouterLimits(
-    window=300,
+    largest_window=300,
     least_window=40,
     client_budget=1200,
     total_budget=1500,
@@ -42,7 +42,7 @@ SMALL: Final = RouterLimits(
 
 #: So large that pieces which wait are joined.
 LARGE: Final = RouterLimits(
-    window=128 * 1024,
+    largest_window=128 * 1024,
     least_window=4 * 1024,
     client_budget=256 * 1024,
     total_budget=512 * 1024,

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 KIB = 1024
 WINDOW = 64 * KIB
 SMALL = RouterLimits(
-    window=16 * KIB,
-    share=1,
+    largest_window=16 * KIB,
+    rest_divisor=1,
     least_window=1 * KIB,
     client_budget=64 * KIB,
     total_budget=128 * KIB,

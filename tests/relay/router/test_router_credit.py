@@ -78,7 +78,7 @@ def test_a_command_takes_two_windows() -> None:
 
 
 def test_a_session_that_is_opened_later_gets_its_share_of_what_is_left() -> None:
-    table = Table(share=4)
+    table = Table(rest_divisor=4)
     client = table.connect()
     windows = [asked(table, table.client_says(client, READ, id_)) for id_ in range(1, 5)]
     assert windows == [16 * KIB, 12 * KIB, 9 * KIB, 27 * KIB // 4]

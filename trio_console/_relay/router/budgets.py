@@ -33,7 +33,7 @@ class Budgets:
         """The window, in bytes, of each of ``count`` new streams, out of the rest of the budgets."""
         limits, books = self._limits, self._books
         left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
-        window = max(limits.least_window, min(limits.window, left // (limits.share * count)))
+        window = max(limits.least_window, min(limits.largest_window, left // (limits.rest_divisor * count)))
         return window if wanted is None else max(1, min(window, wanted))
 
     def may_read(self, client: Client) -> bool:

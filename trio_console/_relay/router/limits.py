@@ -15,9 +15,9 @@ class RouterLimits:
     """The relay's bounds, in bytes unless said otherwise.
 
     Attributes:
-        window: the largest window of a stream from the agent.
-        share: a number: all windows of a new session together are at most this part (1 / share) of the rest of the
-            budgets, so that later sessions get smaller windows, but still get some.
+        largest_window: the largest window of a stream from the agent.
+        rest_divisor: a number: the rest of the budgets is divided by it, and all windows of a new session together
+            are at most the result. So later sessions get smaller windows, but still get some.
         least_window: the window of a stream that is opened when the client's or the total budget is used up.
         client_budget: the windows of one client together. With an agent without credit: the bytes queued for a
             client above which the slow-client policy applies.
@@ -33,8 +33,8 @@ class RouterLimits:
 
     # A window must last until the next grant comes; but a ping waits behind the bytes of the window. With an
     # eighth of this window a stream was a third as fast; a ping beside it waits twice as long as on an idle relay.
-    window: int = 1024 * 1024
-    share: int = 4
+    largest_window: int = 1024 * 1024
+    rest_divisor: int = 4
     least_window: int = 4 * 1024
     client_budget: int = DEFAULT_CLIENT_BUDGET
     total_budget: int = 64 * 1024 * 1024
