@@ -37,7 +37,7 @@ endings = pytest.mark.parametrize("ending", ENDINGS)
 def when_reserving(
     monkeypatch: pytest.MonkeyPatch, nbytes: Callable[[int], bool], action: Callable[[], Awaitable[None]]
 ) -> trio.Event:
-    """The first who gets a share of such a size finds that something was done before they go on.
+    """Before the first reservation of such a size returns, carry out ``action``.
 
     Returns an event that is set when that has happened.
     """
@@ -55,7 +55,7 @@ def when_reserving(
             done.set()
 
     monkeypatch.setattr(Outbox, "reserve", reserve)
-    # A share that is free is taken with nothing in between. So all have to go the long way.
+    # Free room is reserved at once, with nothing in between. So every reservation is made to wait.
     monkeypatch.setattr(Outbox, "reserve_nowait", lambda *_: False)
     return done
 
@@ -83,9 +83,9 @@ async def test_a_read_sends_no_data_after_its_end(
     handle = await host.open_file(tmp_path / "f", "read", sid=7)
     if not cached:
         monkeypatch.setattr("trio_console.agent._files.handles.FileHandle.read_cached", lambda *_, **__: None)
-    # (With nothing cached, the first share is given back, and the second is for what was read.)
-    shares = iter([cached, True])
-    reached = when_reserving(monkeypatch, lambda size: size == 3000 and next(shares), end(host, ending))
+    # (With nothing cached, the first reservation is given back, and the second is for the bytes that were read.)
+    counts = iter([cached, True])
+    reached = when_reserving(monkeypatch, lambda size: size == 3000 and next(counts), end(host, ending))
     await host.send(wire.FsRequest(wire.OpRead(handle, 0, 3000)), 5)
     with trio.fail_after(HANG):
         await reached.wait()

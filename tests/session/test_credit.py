@@ -360,7 +360,7 @@ async def test_a_process_that_exits_as_its_input_has_got_room_leaves_the_room_to
     async with trio.open_nursery() as nursery:
         sending = begin(nursery, lambda: stdin.send_all(bytes(10)))
         await trio.testing.wait_all_tasks_blocked()
-        outbox.release(BULK_BUDGET)  # the sender has its share now, and its next turn comes later
+        outbox.release(BULK_BUDGET)  # the sender has its reservation now, and its next turn comes later
         sender.stop(BrokenPipeError("the process has exited"))
         with pytest.raises(trio.BrokenResourceError):
             await sending.wait()
@@ -443,7 +443,7 @@ async def test_data_that_has_got_room_when_the_console_breaks_does_not_count_as_
     async with trio.open_nursery() as nursery:
         sending = begin(nursery, lambda: sender.send(memoryview(b"late")))
         await trio.testing.wait_all_tasks_blocked()
-        outbox.release(BULK_BUDGET)  # the sender has its share now, and its next turn comes later
+        outbox.release(BULK_BUDGET)  # the sender has its reservation now, and its next turn comes later
         outbox.close()
         await trio.testing.wait_all_tasks_blocked()
         assert not sending.done.is_set()  # its session will be told why

@@ -135,7 +135,7 @@ class DataSender:
             await self._wait_told()
             return False
         # No checkpoint from here: the slice is sent and paid for, or neither. (The writer may have broken, or the
-        # session ended, between the share and our turn.)
+        # session ended, between the reservation and our turn.)
         if self._outbox.closed or self.state is not _OPEN:
             self._outbox.release(len(piece))
             await self._wait_told()

@@ -135,7 +135,7 @@ async def test_an_already_cancelled_send_queues_nothing() -> None:
         assert stream.sent == []
 
 
-async def test_a_cancelled_reservation_gives_its_share_back() -> None:
+async def test_a_cancelled_reservation_is_given_back() -> None:
     async with running(bulk_budget=10) as (outbox, _):
         await outbox.reserve(10)
         for _ in range(3):
@@ -206,10 +206,10 @@ async def test_cancelling_the_writer_breaks_the_outbox() -> None:
         outbox.send_control(b"x")
 
 
-# Shares
+# Reservations
 
 
-async def test_shares_are_given_in_the_order_they_were_asked_for() -> None:
+async def test_reservations_are_given_in_the_order_they_were_asked_for() -> None:
     async with running(bulk_budget=10) as (outbox, _):
         await outbox.reserve(10)
         order: list[int] = []
@@ -228,7 +228,7 @@ async def test_shares_are_given_in_the_order_they_were_asked_for() -> None:
         assert order == [0, 1, 2, 3, 4, 5]
 
 
-async def test_a_small_share_does_not_overtake_a_large_one_that_waits() -> None:
+async def test_a_small_reservation_does_not_overtake_a_large_one_that_waits() -> None:
     async with running(bulk_budget=10) as (outbox, _):
         await outbox.reserve(6)
         async with trio.open_nursery() as nursery:
@@ -295,7 +295,7 @@ async def test_bytes_count_until_they_were_sent() -> None:
         assert stream.sent == [bytes(10), b"later"]
 
 
-async def test_a_share_larger_than_its_frame_is_given_back() -> None:
+async def test_a_reservation_larger_than_its_frame_is_given_back() -> None:
     async with running(bulk_budget=10) as (outbox, _):
         await outbox.reserve(10)
         async with trio.open_nursery() as nursery:
@@ -432,7 +432,7 @@ async def test_a_closed_outbox_refuses_frames() -> None:
     await outbox.run()
 
 
-async def test_who_waits_for_a_share_learns_of_the_close() -> None:
+async def test_who_waits_for_a_reservation_learns_of_the_close() -> None:
     async with running(bulk_budget=10) as (outbox, _):
         await outbox.reserve(10)
         async with trio.open_nursery() as nursery:
@@ -446,7 +446,7 @@ async def test_who_waits_for_a_share_learns_of_the_close() -> None:
             outbox.close()
 
 
-async def test_a_share_taken_before_the_close_cannot_be_used_after_it() -> None:
+async def test_a_reservation_taken_before_the_close_cannot_be_used_after_it() -> None:
     async with running() as (outbox, _):
         await outbox.reserve(5)
         outbox.close()
@@ -456,7 +456,7 @@ async def test_a_share_taken_before_the_close_cannot_be_used_after_it() -> None:
 
 
 @pytest.mark.parametrize("way", ["reserve", "send_bulk"])
-async def test_taking_a_share_is_a_checkpoint(way: str) -> None:
+async def test_taking_a_reservation_is_a_checkpoint(way: str) -> None:
     async with running(is_open=True) as (outbox, _):
         with trio.testing.assert_checkpoints():
             if way == "reserve":

@@ -72,7 +72,7 @@ async def test_what_a_frame_in_pieces_takes_of_the_budget_is_all_of_it() -> None
         assert outbox.reserve_nowait(10)
 
 
-async def test_a_share_is_not_taken_before_those_who_wait_have_theirs() -> None:
+async def test_a_reservation_is_not_taken_before_those_who_wait_have_theirs() -> None:
     async with running(bulk_budget=10) as (outbox, _stream):
         assert outbox.reserve_nowait(8)
         async with trio.open_nursery() as nursery:

@@ -79,17 +79,17 @@ class FsRead(FsHandleSession):
         left = math.inf if self._op.len is None else self._op.len
         while left > 0 and not self._complete:
             await trio.lowlevel.checkpoint()
-            share = await self._credit.wait(int(min(CHUNK, left)))
-            # A cached read first, however little it may get: a hung disk must find no share of the console
-            # in our hands, and a change of threads costs more than the copying.
-            size = await self._send_cached(min(share, SLICE)) or await self._send_read(share)
+            allowed = await self._credit.wait(int(min(CHUNK, left)))
+            # A cached read first, however little it may get: a hung disk must find no room of the outbox
+            # reserved, and a change of threads costs more than the copying.
+            size = await self._send_cached(min(allowed, SLICE)) or await self._send_read(allowed)
             left -= size
             self._sender.activity.fs_bytes += size
 
-    async def _send_cached(self, share: int) -> int:
+    async def _send_cached(self, allowed: int) -> int:
         scratch = self._files.scratch
         data = await self._pass_on(
-            wire.FsData, share, lambda size: self._file.read_cached(scratch[:size], self._offset)
+            wire.FsData, allowed, lambda size: self._file.read_cached(scratch[:size], self._offset)
         )
         if data is None:
             return 0
@@ -98,12 +98,12 @@ class FsRead(FsHandleSession):
         self._offset += len(data)
         return len(data)
 
-    async def _send_read(self, share: int) -> int:
+    async def _send_read(self, allowed: int) -> int:
         if self._complete:
             return 0
         disk, handle = self._files.disk, self._file
         async with disk.buffer() as buffer:
-            call = partial(handle.read_into, buffer[:share], self._offset)
+            call = partial(handle.read_into, buffer[:allowed], self._offset)
             size, self._complete = await disk.run(call, handle.disown)
             await self._send(buffer[:size])
         self._offset += size

@@ -175,14 +175,14 @@ class TcpSession(PromptSession):
                 await trio.lowlevel.checkpoint()
             else:
                 await trio.lowlevel.wait_readable(fd)
-            share = await self._credit.wait(_CHUNK)
-            data = await self._pass_on(wire.TcpData, share, partial(_read_some, fd))
+            allowed = await self._credit.wait(_CHUNK)
+            data = await self._pass_on(wire.TcpData, allowed, partial(_read_some, fd))
             if data == b"":
                 return
             size = 0 if data is None else len(data)
             self._credit.note_sent(size)
             self._sender.activity.tcp_bytes += size
-            full = size == share
+            full = size == allowed
 
     async def _pump_out(self, stream: trio.SocketStream) -> None:
         fd = stream.socket.fileno()

@@ -243,13 +243,13 @@ class ExecSession(Session):
             else:
                 # Waited for before the first read, too: a read that finds no bytes would reserve room in vain.
                 await trio.lowlevel.wait_readable(output.fd)
-            share = await output.credit.wait(_CHUNK)
-            if not share:
+            allowed = await output.credit.wait(_CHUNK)
+            if not allowed:
                 return
-            data = await self._read(output, share)
+            data = await self._read(output, allowed)
             if data == b"":
                 return
-            full = data is not None and len(data) == share
+            full = data is not None and len(data) == allowed
             if data is not None and len(data) >= _PLAIN_PIPE:
                 output.grow()
 
@@ -257,13 +257,13 @@ class ExecSession(Session):
         """Deliver the bytes that were in the pipe when the leader exited, without waiting for more."""
         while output.left > 0:
             await trio.lowlevel.checkpoint()
-            share = await output.credit.wait(min(_CHUNK, int(output.left)))
-            if not share or not await self._read(output, share):
+            allowed = await output.credit.wait(min(_CHUNK, int(output.left)))
+            if not allowed or not await self._read(output, allowed):
                 return
 
-    async def _read(self, output: _Output, share: int) -> bytes | None:
-        """Read at most ``share`` bytes and send them; ``None`` if there are none, empty at the end."""
-        data = await self._pass_on(output.cls, share, partial(_read_some, output.fd))
+    async def _read(self, output: _Output, allowed: int) -> bytes | None:
+        """Read at most ``allowed`` bytes and send them; ``None`` if there are none, empty at the end."""
+        data = await self._pass_on(output.cls, allowed, partial(_read_some, output.fd))
         if data:
             output.credit.note_sent(len(data))
             output.left -= len(data)
