@@ -28,12 +28,12 @@ from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
 from trio_console.agent._system.machine import (
-    HEARTBEAT_DIR,
+    ACTIVITY_DIR,
     Leaders,
-    beat,
     kill_remaining,
     reap_orphans,
     set_clock,
+    write_activity,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ class AgentOptions:
         owns_process: whether the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
             every descendant that is left at the end, and requests a SIGALRM in case the end takes too long. Only
             in the main thread.
-        heartbeat_dir: the directory of the activity file (``heartbeat.json``), which is written if it exists.
+        activity_dir: a directory. If it exists, the activity file (``heartbeat.json``) is written into it.
     """
 
     stdin_window: int = STDIN_WINDOW
@@ -83,7 +83,7 @@ class AgentOptions:
     handles_per_client: int = HANDLES_PER_CLIENT
     shutdown_grace: float = _SHUTDOWN_GRACE
     owns_process: bool = False
-    heartbeat_dir: str = HEARTBEAT_DIR
+    activity_dir: str = ACTIVITY_DIR
 
 
 async def serve_agent(
@@ -184,7 +184,7 @@ class _Agent:
         )
         self._router = router
         nursery.start_soon(self._files.run)
-        nursery.start_soon(beat, sender.activity, router.sessions, self.options.heartbeat_dir)
+        nursery.start_soon(write_activity, sender.activity, router.sessions, self.options.activity_dir)
         if self.options.owns_process:
             nursery.start_soon(reap_orphans, self._leaders)
             nursery.start_soon(self._obey_sigterm, router)

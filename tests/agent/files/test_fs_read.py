@@ -294,7 +294,7 @@ async def test_a_client_that_left_gets_no_more_of_its_reads(host: Host, tmp_path
 
 
 async def test_reads_count_as_activity_in_bytes(agent: AgentFactory, tmp_path: Path) -> None:
-    async with agent(heartbeat_dir=str(tmp_path)) as host:
+    async with agent(activity_dir=str(tmp_path)) as host:
         (tmp_path / "f").write_bytes(bytes(12345))
         handle = await host.open_file(tmp_path / "f", "read write")
         await host.read_file(wire.OpRead(handle, 0))
@@ -302,9 +302,9 @@ async def test_reads_count_as_activity_in_bytes(agent: AgentFactory, tmp_path: P
         await host.send(wire.FsRequest(wire.OpRead(handle, 0), window=1), 5)
         await host.send(wire.TcpConnect("127.0.0.1", 1), 6)
         with trio.fail_after(HANG):
-            while b'"fs_bytes":13346' not in (beat := read_if_there(tmp_path / "heartbeat.json")):
+            while b'"fs_bytes":13346' not in (record := read_if_there(tmp_path / "heartbeat.json")):
                 await trio.sleep(0.01)
-        assert b'"active_fs_streams":1' in beat
+        assert b'"active_fs_streams":1' in record
 
 
 def read_if_there(path: Path) -> bytes:

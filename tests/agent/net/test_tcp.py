@@ -570,13 +570,13 @@ async def test_idle_connections_take_no_threads(host: Host, server: Server) -> N
 
 
 async def test_connections_count_as_activity_in_bytes(agent: AgentFactory, server: Server, tmp_path: Any) -> None:
-    beat = tmp_path / "heartbeat.json"
-    async with agent(heartbeat_dir=str(tmp_path)) as host, await server.connect(host, 5) as peer:
+    record = tmp_path / "heartbeat.json"
+    async with agent(activity_dir=str(tmp_path)) as host, await server.connect(host, 5) as peer:
         await host.send(wire.TcpData(bytes(100)), 5)
         await read_exactly(peer, 100)
         await peer.send_all(bytes(23))
         await host.receive(5)
         with trio.fail_after(HANG):
-            while not (beat.exists() and b'"tcp_bytes":123' in beat.read_bytes()):
+            while not (record.exists() and b'"tcp_bytes":123' in record.read_bytes()):
                 await trio.sleep(0.01)
-        assert b'"active_tcp_streams":1' in beat.read_bytes()
+        assert b'"active_tcp_streams":1' in record.read_bytes()

@@ -194,24 +194,24 @@ async def test_everything_that_remains_is_killed(monkeypatch: pytest.MonkeyPatch
     child.returncode = -9
 
 
-# --- heartbeat ------------------------------------------------------------------------------------
+# --- activity file ---------------------------------------------------------------------------------
 
 
-async def test_the_heartbeat_tells_what_goes_on(agent: AgentFactory, tmp_path: Path) -> None:
-    async with agent(heartbeat_dir=str(tmp_path)) as host:
+async def test_the_activity_file_tells_what_goes_on(agent: AgentFactory, tmp_path: Path) -> None:
+    async with agent(activity_dir=str(tmp_path)) as host:
         sid = await host.start("cat")
         path = tmp_path / "heartbeat.json"
-        beat: dict[str, object] = {}
+        record: dict[str, object] = {}
         with trio.fail_after(HANG):
-            while beat.get("active_exec_sessions") != 1:
+            while record.get("active_exec_sessions") != 1:
                 await host.ping()
-                beat = read_json(path)
-        assert beat["heartbeat_seq"]
-        assert set(beat) == {
+                record = read_json(path)
+        assert record["heartbeat_seq"]
+        assert set(record) == {
             *("heartbeat_seq", "activity_seq", "timestamp", "last_activity", "active_exec_sessions"),
             *("active_fs_streams", "active_tcp_streams", "activity_counters"),
         }
-        assert str(beat["timestamp"]).endswith("Z")
+        assert str(record["timestamp"]).endswith("Z")
         await host.send(wire.ExecStdin(b""), sid)
         await host.collect(sid)
 
@@ -220,7 +220,7 @@ def read_json(path: Path) -> dict[str, object]:
     return dict(json.loads(path.read_text())) if path.exists() else {}
 
 
-async def test_without_its_directory_there_is_no_heartbeat(agent: AgentFactory, tmp_path: Path) -> None:
-    async with agent(heartbeat_dir=str(tmp_path / "absent")) as host:
+async def test_without_its_directory_there_is_no_activity_file(agent: AgentFactory, tmp_path: Path) -> None:
+    async with agent(activity_dir=str(tmp_path / "absent")) as host:
         await host.ping()
     assert not read_json(tmp_path / "absent" / "heartbeat.json")

@@ -24,17 +24,17 @@ if TYPE_CHECKING:
     from trio_console.agent._session import Activity
 
 __all__ = [
-    "HEARTBEAT_DIR",
+    "ACTIVITY_DIR",
     "Leaders",
-    "beat",
     "become_subreaper",
     "kill_remaining",
     "power_off",
     "reap_orphans",
     "set_clock",
+    "write_activity",
 ]
 
-HEARTBEAT_DIR: Final = "/.msb"
+ACTIVITY_DIR: Final = "/.msb"
 
 _CLOCK_TOLERANCE_NS: Final = 100_000_000
 _PR_SET_CHILD_SUBREAPER: Final = 36
@@ -197,19 +197,21 @@ def power_off() -> None:
 # --- activity file ----------------------------------------------------------------------------------
 
 
-async def beat(activity: Activity, sessions: Mapping[int, object], directory: str = HEARTBEAT_DIR) -> None:
+async def write_activity(
+    activity: Activity, sessions: Mapping[int, object], directory: str = ACTIVITY_DIR
+) -> None:
     """Rewrite the activity file each second, for ever; return at once if its directory does not exist."""
     path = os.path.join(directory, "heartbeat.json")
     seq = 0
     while await trio.to_thread.run_sync(os.path.isdir, directory):
         seq += 1
-        text = msgspec.json.encode(_heartbeat(seq, activity, sessions))
+        text = msgspec.json.encode(_activity_record(seq, activity, sessions))
         with contextlib.suppress(OSError):  # a full or read-only disk must not stop the agent
             await trio.to_thread.run_sync(_replace_file, path, text)
         await trio.sleep(1)
 
 
-def _heartbeat(seq: int, activity: Activity, sessions: Mapping[int, object]) -> dict[str, object]:
+def _activity_record(seq: int, activity: Activity, sessions: Mapping[int, object]) -> dict[str, object]:
     kinds = [getattr(session, "kind", "") for session in sessions.values()]
     return {
         "heartbeat_seq": seq,
