@@ -55,8 +55,8 @@ def pipe() -> Iterator[_wake.WakePipe]:
         yield made
 
 
-class Window:
-    """The bell of a pipe with something happening inside its calls, where another thread could come in."""
+class Interposed:
+    """The bell of a pipe, which calls ``inside`` at the points of its calls where another thread could come in."""
 
     def __init__(self, pipe: _wake.WakePipe, inside: Callable[[], object]) -> None:
         self._bell = pipe._bell
@@ -255,7 +255,7 @@ def test_a_device_that_overtakes_its_waker_does_not_spin() -> None:
             backend.read(10)
         assert not is_readable(backend.read_wake_fd())
 
-    Window(shared.rx_wake, the_device_runs)
+    Interposed(shared.rx_wake, the_device_runs)
     shared.rx_ring.push(b"x")
     assert shared.rx_ring.wakes == len(runs) == 1
 
@@ -451,7 +451,7 @@ def test_the_number_is_not_closed_inside_a_call(wake: Any, call: str) -> None:
             thread.join(HANG)
             open_then[0] = is_open(fd)
 
-    Window(pipe, another_thread_closes)
+    Interposed(pipe, another_thread_closes)
     getattr(pipe, call)()
     assert open_then == [True]
     assert not is_open(fd)

@@ -1,4 +1,4 @@
-"""A guest that keeps to the protocol, and is as fast or as slow as the fuzzer chooses."""
+"""A guest that keeps to the protocol. The fuzzer chooses when it reads and when it sends."""
 
 from __future__ import annotations
 

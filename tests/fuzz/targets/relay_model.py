@@ -1,13 +1,13 @@
-"""What a relay owes its clients and its guest, said a second time and in the plainest way: the reference.
+"""The reference of the relay: a second, plain implementation of what a relay must send.
 
-Nothing here is read out of the relay. Every frame that goes in is given to the relay and to this, and everything
-that comes out must be what this says: which frames, under whose ids, in which order, and what is dropped. Where
-the relay may choose (how many pieces of a stream it joins on the way out, when exactly it gives credit back), the
-bounds of the choice are stated instead.
+The model reads nothing out of the relay. Each frame that goes into the relay also goes into the model, and the
+relay must send what the model says: which frames, under which ids, in which order, and which frames it drops. The
+relay may choose two things: how many pieces of a stream it joins into one frame, and when it grants credit. For
+these the model states bounds.
 
-What is left to the client: one that uses an id again at once may find that data which it sent to the id's former
-session, and which the relay had handed over before that ended, counts to the new one. It is that client's own data
-under that client's own id; nobody else's can be.
+One thing is left to the client. A client that uses an id again at once may find that old data counts to the new
+session: data that it had sent to the id's former session, and that the relay had handed over before that session
+ended. This can only be the client's own data, under the client's own id.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Model", "Verdict"]
 
-#: Pieces of one stream that are held back are one piece up to so many bytes.
+#: The relay joins the pieces of a stream that it holds, up to this many bytes.
 _JOINED: Final = 8 * 1024
 
-#: Bytes beyond twice its window that a guest is forgiven.
+#: Bytes beyond twice its window that a guest may send before the relay takes it for broken.
 _FORGIVEN: Final = 64 * 1024
 
 _SHUTDOWN: Final = 4
 _TERMINAL: Final = 1
 
-#: The first generation that can be told of an error.
+#: The first generation of the protocol that knows the message for an error.
 _TOLD_FROM: Final = 5
 
 _STREAMS: Final[dict[str, dict[DataClass, str]]] = {
@@ -407,8 +407,8 @@ class Model:
             party.quick.append(Item(frame.id, raw))
         else:
             blocked = next((stream for stream in session.streams.values() if stream.held), None)
-            lane = party.slow if blocked is None else blocked.held
-            lane.append(Item(frame.id, raw))
+            queue = party.slow if blocked is None else blocked.held
+            queue.append(Item(frame.id, raw))
 
     def _guest_data(
         self, party: Party, session: Session, stream: Stream, raw: bytes, frame: wire.Frame, out: list[bytes]
@@ -474,13 +474,13 @@ class Model:
     # To a client
 
     def take(self, party: Party, batch: Sequence[bytes]) -> None:
-        """These go to the socket: each the first of its lane, and the first of all from the quick one."""
+        """These go to the socket: each the first of its queue, and the first of all from the quick one."""
         for number, raw in enumerate(batch):
             frame = parse(raw)
             assert frame.id in party.ids, "a frame of somebody else"
-            lanes = (party.quick,) if not number and party.quick else (party.quick, party.slow)
-            for lane in lanes:
-                if (taken := _front(lane, frame, raw)) is not None:
+            queues = (party.quick,) if not number and party.quick else (party.quick, party.slow)
+            for queue in queues:
+                if (taken := _front(queue, frame, raw)) is not None:
                     party.in_flight += taken
                     break
             else:
@@ -536,19 +536,19 @@ class Model:
         session.pending.clear()
 
 
-def _front(lane: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
-    """Take what a frame is made of off a lane: its first item, or several pieces of one stream."""
-    if not lane:
+def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
+    """Take what a frame is made of off a queue: its first item, or several pieces of one stream."""
+    if not queue:
         return None
-    if lane[0].is_in(frame, raw):
-        return [lane.popleft()]
-    first, data = lane[0].stream, data_of(frame)
+    if queue[0].is_in(frame, raw):
+        return [queue.popleft()]
+    first, data = queue[0].stream, data_of(frame)
     if first is None or not data or first.cls is not class_of(frame) or first.id != frame.id:
         return None
     taken: list[Item] = []
-    while data and lane and lane[0].stream is first and lane[0].data and data.startswith(lane[0].data):
-        data = data[len(lane[0].data) :]
-        taken.append(lane.popleft())
+    while data and queue and queue[0].stream is first and queue[0].data and data.startswith(queue[0].data):
+        data = data[len(queue[0].data) :]
+        taken.append(queue.popleft())
     return None if data else taken
 
 

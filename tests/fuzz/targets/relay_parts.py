@@ -1,4 +1,4 @@
-"""What the reference of the relay is made of: clients, their sessions, streams, and frames that wait for them."""
+"""The parts of the relay's reference: clients, their sessions, streams, and the frames that wait for them."""
 
 from __future__ import annotations
 

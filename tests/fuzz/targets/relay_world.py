@@ -1,9 +1,10 @@
-"""A relay's router without its server: clients, a guest, and what must hold whatever they do.
+"""A relay's router without its server, with clients and a guest that a fuzzer plays.
 
-The world does what the server does with the router's orders, one step at a time, so that a fuzzer can do anything
-between two of them. What is for the guest waits in two lanes, as in an outbox: control frames overtake data.
+The world carries out the router's orders as the server does, one step at a time, so that the fuzzer can do
+anything between two steps. Frames for the guest wait in two queues, as in an outbox: control frames overtake data.
 
-Whatever the router does is compared with the `Model` at once; after every step so are its sessions and its sums.
+Each thing that the router does is compared with the `Model` at once. After each step the router's sessions and
+sums are compared with the model's as well.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
 
-#: So small that an input of some hundred bytes reaches every bound.
+#: Limits so small that an input of some hundred bytes reaches every one of them.
 SMALL: Final = RouterLimits(
     largest_window=300,
     least_window=40,
@@ -40,7 +41,7 @@ SMALL: Final = RouterLimits(
     quarantine=60.0,
 )
 
-#: So large that pieces which wait are joined.
+#: Limits so large that the relay joins pieces that wait.
 LARGE: Final = RouterLimits(
     largest_window=128 * 1024,
     least_window=4 * 1024,
@@ -53,7 +54,7 @@ LARGE: Final = RouterLimits(
     quarantine=60.0,
 )
 
-#: What the guest lets the relay send ahead for one session.
+#: The guest's window, in bytes: what the relay may send for one session before a grant.
 AGENT_WINDOW: Final = 500
 
 MOST_CLIENTS: Final = 3
