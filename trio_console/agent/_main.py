@@ -1,7 +1,8 @@
-"""The agent as a program: arguments, signals, the exit status, and the power switch of a machine of its own.
+"""The agent as a program: its arguments, signals and exit status; it also turns off a machine of its own.
 
-Exit status: 0 after a shutdown or when the console was closed; 1 if the host did not boot it properly or
-the console got out of step; 2 for bad arguments; 3 if the bootstrap asks for something it refuses.
+Exit status: 0 after a shutdown, or when the console was closed; 1 if the host did not boot the agent properly, or
+if the frames on the console cannot be told apart any more; 2 for wrong arguments; 3 if the agent refuses a setting
+of the bootstrap.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
 
 __all__ = ["main"]
 
-#: Checked at the start, so that no session fails later because one of them is missing.
+#: Functions of `os` that are looked for at the start, so that no session fails later because one is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it ends; return the exit status.
 
-    As process 1 with a device for its console, it is a machine's only program and turns that off in the
-    end: if process 1 just exited, the kernel would panic.
+    As process 1 with a device for its console, the agent is a machine's only program, and turns the machine off at
+    the end: if process 1 only exited, the kernel would panic.
     """
     began = BootTimes.now()
     arguments = _parse(argv)
     if missing := _missing_names():
         log(
-            f"this Python cannot run the agent: it has no {', '.join(missing)} "
-            "(built for another system, or against a C library that is too old)"
+            f"this Python cannot run the agent: it has no {', '.join(missing)}, because it was built for another "
+            "system or against a C library that is too old; run the agent with another Python"
         )
         return EXIT_FAILED
     is_init = os.getpid() == 1
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _missing_names() -> list[str]:
-    """Functions that the agent cannot do without and this Python does not have."""
+    """The functions that the agent needs and that this Python does not have."""
     return [f"os.{name}" for name in _NEEDED if not hasattr(os, name)]
 
 
@@ -72,7 +73,7 @@ def _try_to_be_subreaper() -> None:
     try:
         become_subreaper()
     except OSError as exc:
-        log(f"daemons that leave their session outlive the agent: {exc.strerror}")
+        log(f"cannot adopt orphans, so processes that leave their session will outlive the agent: {exc.strerror}")
 
 
 def _give_up(*, owns_machine: bool) -> None:
@@ -111,17 +112,17 @@ def _open_console(arguments: argparse.Namespace) -> trio.abc.Stream:
 
 
 def _prepare_signals() -> None:
-    """Have the agent ignore a Ctrl-C that is meant for the host, and its children nothing at all.
+    """Let the agent ignore Ctrl-C, which is meant for the host, but let its children ignore no signal.
 
-    An ignored signal stays ignored through exec, a handled one becomes the default again. So what the
-    agent should not react to gets a handler that does nothing.
+    An ignored signal stays ignored after exec, and a signal with a handler gets its default again. So each signal
+    that the agent should ignore gets a handler that does nothing.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     signal.signal(signal.SIGINT, _do_nothing)
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}:
-        # (Those first two are Python's own doing, and `subprocess` undoes it.)
+        # (Python itself ignores the first two, and `subprocess` sets them back in the child.)
         if signal.getsignal(number) is signal.SIG_IGN:
-            # Ignoring this one would have the kernel reap the agent's children behind its back.
+            # If SIGCHLD were ignored, the kernel would reap the agent's children before the agent does.
             handler = signal.SIG_DFL if number == signal.SIGCHLD else _do_nothing
             with contextlib.suppress(OSError, ValueError):
                 signal.signal(number, handler)

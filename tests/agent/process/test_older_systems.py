@@ -157,8 +157,9 @@ async def test_what_is_needed_and_missing_is_named() -> None:
             said = b"".join([bytes(data) async for data in process.stderr])
             assert await process.wait() == 1
         assert said == (
-            b"trio_console.agent: this Python cannot run the agent: it has no os.pwritev, os.waitid "
-            b"(built for another system, or against a C library that is too old)\n"
+            b"trio_console.agent: this Python cannot run the agent: it has no os.pwritev, os.waitid, "
+            b"because it was built for another system or against a C library that is too old; run the agent with "
+            b"another Python\n"
         )
 
 

@@ -1,8 +1,8 @@
 """File operations with one answer, each a call in a worker thread; and the base class of all file operations.
 
 All operations run as the agent's own user, whatever the user of commands is. If an operation is cancelled, its id
-is free at once. But a call in a thread goes on. Only when it has returned does the session release its handle, so
-the next operation on that handle waits for it; and a file that the call has opened is closed again.
+is free at once, but its call in a thread goes on. The session keeps its handle until the call has returned, so the
+next operation on that handle waits for the call. A file that such a call has opened is closed again.
 
 This module must not know other kinds of sessions.
 """
@@ -34,7 +34,7 @@ def failure(exc: FsError) -> wire.FsResponse:
 
 
 def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> bytes:
-    """Make a call and encode its result, all of it in the worker thread: a listing may be long."""
+    """Make a call and encode its result. Both are done in the worker thread, because a listing may be long."""
     result: wire.FsResult | None = None
     try:
         result = call()
@@ -78,13 +78,16 @@ class FsSession(PromptSession):
             self._discount()
 
     def _discount(self) -> None:
-        """Not waiting any more. (Those that are inside a call are few, and their client may be another.)"""
+        """Count this session no more among those of its client that wait.
+
+        (A session inside a call need not be counted: the permits allow only a few such calls.)
+        """
         if self._counted:
             self._counted = False
             self._files.sessions[self._slot] -= 1
 
     async def _work(self) -> None:
-        """Do it and answer, unless that is an `FsError`."""
+        """Carry out the operation and send its answer; an `FsError` becomes the answer."""
         raise NotImplementedError
 
     async def receive(self, message: wire.Message) -> None:
@@ -134,7 +137,7 @@ class FsHandleSession(FsSession):
             await self._use()
 
     async def _use(self) -> None:
-        """Do it and answer, unless that is an `FsError`."""
+        """Like `_work`, when the handle is this operation's."""
         raise NotImplementedError
 
 
@@ -183,8 +186,8 @@ class FsOpen(FsSession):
         try:
             async with files.disk.permits:
                 handle = await files.disk.run(self._open_unless_stopped)
-                # The handle is put into the table before the client is told, so that it is closed if the client
-                # leaves.
+                # The handle is put into the table first, and then the client gets its number. So the handle is
+                # closed if the client leaves in between.
                 result = wire.ResultHandle(files.handles.add(slot, handle))
                 told = await self._answer(wire.encode(wire.FsResponse(ok=True, data=result), self.id))
         finally:

@@ -1,10 +1,10 @@
 """Open files and directories: the operations on a handle, which is a number that a client was given.
 
 A handle belongs to the client that opened it, and not to a session. Operations on it take turns, in the order of
-their requests. It is closed when the client closes it or leaves, but never while a call uses its descriptor: the
-operation that has the turn keeps it open.
+their requests. A handle is closed when its client closes it or leaves, but never while a call uses its descriptor:
+the operation that has the turn keeps it open.
 
-The blocking methods are for worker threads. This module must not know sessions.
+The blocking methods are called in worker threads. This module must not know sessions.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ __all__ = [
 
 HANDLES_PER_CLIENT: Final = 1024
 
-#: `ReadDir` without a limit.
+#: Entries that a `ReadDir` without a limit returns at most.
 _DEFAULT_PAGE: Final = 128
 
 #: Bytes read at once from the cache, and sent in one frame: control frames overtake at frame boundaries.
@@ -50,18 +50,20 @@ SLICE: Final = 64 * 1024
 
 LARGEST_OFFSET: Final = 2**63 - 1
 
-#: Has a read fail instead of wait for a disk; 0 where Python was built against a C library that has no such reads.
+#: The flag with which a read fails instead of waiting for a disk. It is 0 if Python was built against a C library
+#: that has no such reads.
 _NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
 
-#: Pieces one system call takes.
+#: Pieces that one system call takes.
 _IOV_MAX: Final = 1024
 
 
 @final
 class Turns:
-    """A queue in which an operation takes a place at one moment, and waits later, perhaps in another task.
+    """A queue for the use of a handle. An operation takes its place in it first, and waits for its turn later.
 
-    Not a lock: tasks start in any order, and a close must not overtake the write that was asked for before it.
+    A lock would not do. The places are taken in the order of the requests; but the tasks of the operations start
+    in any order, and with a lock a close could overtake a write that was requested before it.
     """
 
     __slots__ = ("_queue",)
@@ -92,18 +94,18 @@ class Turns:
 
 
 class Handle:
-    """What files and directories have in common.
+    """The base class of open files and open directories.
 
     Attributes:
-        turns: to be had for every use.
-        doomed: whether it was removed from the table; the operation with the last turn closes it.
-        number: what the client calls it.
-        slot: the client it belongs to.
+        turns: the queue for its use.
+        doomed: whether it was removed from the table; after the last operation in the queue it is closed.
+        number: the number by which its client names it.
+        slot: the slot of its client.
     """
 
     __slots__ = ("doomed", "number", "path", "slot", "turns")
 
-    #: What it is not, for the error.
+    #: Its kind, for the error when an operation is for the other kind.
     is_a: str
 
     def __init__(self, path: str) -> None:
@@ -115,25 +117,25 @@ class Handle:
 
     @property
     def closed(self) -> bool:
-        """Whether there is nothing left to close."""
+        """Whether it was closed or disowned, so that there is nothing left to close."""
         raise NotImplementedError
 
     def close(self) -> None:
-        """Close it; idempotent. Blocking.
+        """Close it. Blocks. A second call does nothing.
 
         Raises:
-            OSError: something that was written before is lost.
+            OSError: bytes that were written before are lost.
         """
         raise NotImplementedError
 
     def disown(self) -> None:
-        """A thread is inside a call with it and will not come back: never close it."""
+        """Never close it, because a thread is in a call with its descriptor and may not return."""
         raise NotImplementedError
 
 
 @final
 class FileHandle(Handle):
-    """An open file. Raises `FsError`."""
+    """An open file. Its operations raise `FsError`."""
 
     __slots__ = ("_cached", "_fd", "readable", "writable")
 
@@ -147,11 +149,11 @@ class FileHandle(Handle):
         self.writable = op.options.write or op.options.append
 
     def read_cached(self, buffer: memoryview, offset: int) -> memoryview | None:
-        """Read what is in memory, without blocking: the one method for the event loop's own thread.
+        """Read bytes that the system has in memory. Does not block: only this method may run in trio's thread.
 
         Returns:
-            The part of ``buffer`` that was filled, empty at the end of the file; or ``None`` if that takes a
-            thread, and also if it failed: the thread will say why.
+            The part of ``buffer`` that was filled, which is empty at the end of the file. ``None`` if a thread has
+            to read; also after an error, which the thread's read will raise.
         """
         if not self._cached:
             return None
@@ -160,18 +162,18 @@ class FileHandle(Handle):
         except BlockingIOError:
             return None
         except (OSError, OverflowError, NotImplementedError):
-            self._cached = False  # not on this file system or with this C library, or an error
+            self._cached = False  # this file system or C library has no such reads, or the read failed
             return None
 
     def read_into(self, buffer: memoryview, offset: int) -> tuple[int, bool]:
-        """Fill the buffer from ``offset`` on; how many bytes it was, and whether the file ended there."""
+        """Read bytes from ``offset`` on; returns their number, and whether the file ended there."""
         done = 0
         while done < len(buffer):
             try:
                 count = os.preadv(self._fd, [buffer[done:]], offset + done)
             except (OSError, OverflowError) as exc:
                 if done:
-                    break  # the next read will fail, too; what there is comes first
+                    break  # these bytes are sent first, and the next read fails with the same error
                 raise _position_error("read", exc) from exc
             if not count:
                 return done, True
@@ -179,7 +181,7 @@ class FileHandle(Handle):
         return done, False
 
     def write(self, chunks: Sequence[bytes], offset: int) -> None:
-        """Write all of it from ``offset`` on, or at the end if the file was opened for that."""
+        """Write all chunks from ``offset`` on, or at the end of a file that was opened to append."""
         for start in range(0, len(chunks), _IOV_MAX):
             views = [memoryview(chunk) for chunk in chunks[start : start + _IOV_MAX]]
             offset += self._write_some(views, offset)
@@ -223,13 +225,13 @@ class FileHandle(Handle):
 
 def _position_error(what: str, exc: OSError | OverflowError) -> FsError:
     code = (exc.errno or errno.EIO) if isinstance(exc, OSError) else errno.EINVAL
-    # What has no positions, such as a pipe, cannot be read from one.
+    # A file without positions, such as a pipe, cannot be read at one: the error is one of a seek.
     return FsError(f"{'seek' if code == errno.ESPIPE else what}: {os_error_text(code)}")
 
 
 @final
 class DirHandle(Handle):
-    """An open directory, read page by page. Raises `FsError`."""
+    """An open directory that is read page by page. Its operations raise `FsError`."""
 
     __slots__ = ("_directory",)
 
@@ -263,11 +265,11 @@ _H = TypeVar("_H", bound=Handle)
 
 @final
 class HandleTable:
-    """All handles by number, and how many each client has.
+    """All handles by their numbers, and how many each client has.
 
     Args:
-        limit: handles of one client, those included that are being opened.
-        has_room: asked with the number of all handles whether there are descriptors for one more.
+        limit: the most handles of one client, including handles that are being opened.
+        has_room: returns whether there are descriptors for as many handles as it is given.
     """
 
     __slots__ = ("_counts", "_handles", "_has_room", "_last", "_limit")
@@ -281,17 +283,17 @@ class HandleTable:
 
     @property
     def count(self) -> int:
-        """All there are, those included that are being opened."""
+        """The number of all handles, including handles that are being opened."""
         return sum(self._counts.values())
 
     def __iter__(self) -> Iterator[Handle]:
         return iter(self._handles.values())
 
     def claim(self, slot: int, what: str) -> None:
-        """Count one that is about to be opened; `add` or `unclaim` follows.
+        """Count a handle that is about to be opened; `add` or `unclaim` follows.
 
         Raises:
-            FsError: there are too many.
+            FsError: there are too many handles.
         """
         count = self._counts.get(slot, 0)
         if count >= self._limit or not self._has_room(self.count + 1):
@@ -299,7 +301,7 @@ class HandleTable:
         self._counts[slot] = count + 1
 
     def unclaim(self, slot: int) -> None:
-        """It was not opened, or it is closed."""
+        """Count a handle no more: it was not opened, or it is closed."""
         self._counts[slot] -= 1
         if not self._counts[slot]:
             del self._counts[slot]
@@ -312,10 +314,10 @@ class HandleTable:
         return self._last
 
     def find(self, number: int, slot: int, cls: type[_H]) -> _H:
-        """The handle with a number.
+        """The handle with this number.
 
         Raises:
-            FsError: there is none, or it is not this client's, or of another kind.
+            FsError: there is no such handle, or it is another client's, or of another kind.
         """
         handle = self._handles.get(number)
         if handle is None:
@@ -327,7 +329,7 @@ class HandleTable:
         return handle
 
     def doom(self, handle: Handle) -> None:
-        """Take it out of the table. Whoever has the turn, or else the caller, is to have it closed."""
+        """Take a handle out of the table. The operation that has the turn, or else the caller, closes it."""
         handle.doomed = True
         del self._handles[handle.number]
         self.unclaim(handle.slot)

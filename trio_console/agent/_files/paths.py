@@ -41,23 +41,23 @@ if TYPE_CHECKING:
     _ChangingOp = wire.OpSetStat | wire.OpSymlink | wire.OpMkdir | wire.OpRemove | wire.OpRemoveDir
     PathOp = _ReadingOp | _ChangingOp | wire.OpCopy | wire.OpRename
 
-#: What the system takes, its final NUL included.
+#: Bytes of the longest path that the system takes, including the NUL at its end.
 _PATH_MAX: Final = 4096
 
 _PERMISSIONS: Final = 0o7777
 _BILLION: Final = 1_000_000_000
 
-#: Never wait for the other end of a pipe, nor let a terminal take over.
+#: Flags of every open: it does not wait for the other end of a pipe, and no terminal becomes the agent's own.
 _ALWAYS: Final = os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
 
-#: What an entry's map takes at least, and at most, besides its path.
+#: The least and the most bytes of an entry in an answer, without its path.
 _LEAST_ENTRY: Final = 62
 _MOST_ENTRY: Final = 114
 
-#: A page of a directory is cut at about this size, so that a frame of it is not much in anybody's way.
+#: About the most bytes of one page of a directory, so that its frame does not hold up other frames for long.
 _PAGE: Final = 256 * 1024
 
-#: What errors call an operation, where that is not its own name in lower case.
+#: The names of operations in errors, where they are not the class's name in lower case.
 _VERBS: Final = {
     wire.OpList: "readdir",
     wire.OpRemoveDir: "remove_dir",
@@ -67,11 +67,11 @@ _VERBS: Final = {
 
 
 class FsError(Exception):
-    """A file operation failed; the text is the answer."""
+    """A file operation failed; the text is the answer to the client."""
 
 
 def verb(op: wire.FsOp) -> str:
-    """What errors call an operation."""
+    """The name of an operation in errors."""
     cls = type(op)
     return _VERBS.get(cls, cls.__name__.removeprefix("Op").lower())
 
@@ -83,15 +83,15 @@ def failing(what: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise FsError(f"{what}: {os_error_text(exc.errno or errno.EIO)}") from exc
-    except (ValueError, OverflowError) as exc:  # a NUL in a path, or a number no system call takes
+    except (ValueError, OverflowError) as exc:  # a NUL in a path, or a number that no system call takes
         raise FsError(f"{what}: {os_error_text(errno.EINVAL)}") from exc
 
 
 def check_paths(op: wire.FsOp) -> None:
-    """Refuse paths that the system would refuse anyway, before they are stored.
+    """Refuse a path that is longer than the system takes, before it is stored.
 
     Raises:
-        FsError: one is too long.
+        FsError: a path is too long.
     """
     for name in op.__struct_fields__:
         value = getattr(op, name)
@@ -143,7 +143,7 @@ def _text(path: bytes) -> str:
 
 
 def _real_path(path: bytes) -> bytes:
-    """The canonical path; of a last component that is missing, that of where it would be."""
+    """The canonical path. The last component may be missing: then it is the path that the file would have."""
     if not path:
         raise FileNotFoundError(errno.ENOENT, "empty path")
     try:
@@ -156,7 +156,7 @@ def _real_path(path: bytes) -> bytes:
 
 
 def entry_info(path: str, found: os.stat_result | None) -> wire.EntryInfo:
-    """The information on a file; ``None`` if it could not be read."""
+    """The information on a file. ``found`` is ``None`` if it could not be read."""
     if found is None:
         return wire.EntryInfo(path=path, kind="other", size=0, mode=0, uid=0, gid=0)
     modified = found.st_mtime_ns // _BILLION
@@ -209,8 +209,8 @@ def _chmod(target: bytes | int, mode: int, *, follow: bool) -> None:
         os.chmod(target, mode)
         return
     assert isinstance(target, bytes)
-    # There is no such system call. This descriptor is of the file itself, so a link put into its place
-    # meanwhile is not followed either.
+    # No system call changes a mode without following links. This descriptor is of the file itself, so a link that
+    # is put into the file's place in the meantime is not followed either.
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         if stat.S_ISLNK(os.fstat(fd).st_mode):
@@ -233,10 +233,10 @@ def _rmdir(path: bytes, _stop: Stop) -> None:
 
 
 def open_file(op: wire.OpOpenFile) -> int:
-    """Open a file; the descriptor never blocks on anything but a disk.
+    """Open a file. Calls with the descriptor block only for a disk.
 
     Raises:
-        FsError: as the system says, or nothing was asked for.
+        FsError: the file could not be opened, or the options ask for neither reading nor writing.
     """
     options = op.options
     writes = options.write or options.append
@@ -257,10 +257,9 @@ def open_file(op: wire.OpOpenFile) -> int:
 
 @final
 class Directory:
-    """An open directory that is read bit by bit. Takes two descriptors.
+    """An open directory that is read entry by entry. It takes two descriptors.
 
-    Raises:
-        OSError: from everything but `close`.
+    All but `close` may raise `OSError`.
     """
 
     __slots__ = ("_entries", "_fd", "_prefix")
@@ -283,7 +282,7 @@ class Directory:
             yield entry_info(self._prefix + _text(os.fsencode(entry.name)), found)
 
     def read_page(self, limit: int) -> list[wire.EntryInfo]:
-        """The next entries: ``limit`` of them, or fewer if they are long. None are left if it is empty."""
+        """The next ``limit`` entries, or fewer if their names are long; an empty list if none is left."""
         page: list[wire.EntryInfo] = []
         size = 0
         for entry in self:
@@ -294,7 +293,7 @@ class Directory:
         return page
 
     def close(self) -> None:
-        """Close it. Idempotent."""
+        """Close it. A second call does nothing."""
         self._entries.close()
         if self._fd != -1:
             fd, self._fd = self._fd, -1
@@ -317,5 +316,5 @@ def _list(path: str, stop: Stop) -> list[wire.EntryInfo]:
 
 
 def too_large(count: int) -> str:
-    """Why a listing is not sent."""
+    """The error for a listing that does not fit a frame."""
     return f"the listing of {count} or more entries does not fit a frame; open the directory to read it in parts"

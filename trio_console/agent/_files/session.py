@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["FsOpener"]
 
-#: Operations of one client that may be waiting. Each costs a task and a path or two.
+#: The most operations of one client that wait. Each costs the memory of a task and of a path or two.
 _SESSIONS_PER_CLIENT: Final = 4096
 
 
@@ -37,10 +37,10 @@ class FsOpener:
     """Makes sessions of ``core.fs.request``.
 
     Args:
-        files: what they share.
-        window: bytes of a write that a client which counts credit may have outstanding.
-        budget: bytes of a write that are queued for a client that does not.
-        patience: seconds a file may take none before such a client is refused.
+        files: the state that all file operations share.
+        window: bytes of a write that a client with credit may send before a grant.
+        budget: bytes of a write that are queued for a client without credit.
+        patience: seconds in which a file may take no data before more data of such a client is refused.
     """
 
     __slots__ = ("_budget", "_files", "_patience", "_window")

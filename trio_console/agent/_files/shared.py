@@ -1,7 +1,7 @@
 """The state that all file operations share: threads, handles, limits, and the closing of handles.
 
-A descriptor must not be closed while a thread is in a call that uses it. So a handle that is to be closed is
-*doomed*, and the last operation that has a turn with it closes it.
+A descriptor must not be closed while a thread is in a call that uses it. So a handle that has to be closed is
+*doomed* first. It is closed when the operation that has the turn has ended.
 
 This module must not know messages or sessions.
 """
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 __all__ = ["FILE_PATIENCE", "Files"]
 
-#: Seconds a file may take no data before a client without credit is refused. Longer than for a command: disks
-#: do pause, and who writes a file cannot go on without the part that was refused.
+#: Seconds in which a file may take no data before more data of a client without credit is refused. It is longer
+#: than for a command, because disks pause, and because a file with a part missing is of no use.
 FILE_PATIENCE: Final = 5.0
 
 
@@ -37,20 +37,20 @@ class Files:
     def __init__(self, *, handles_per_client: int, has_room: Callable[[int], bool]) -> None:
         self.disk = Disk()
         self.handles = HandleTable(handles_per_client, has_room)
-        #: Where cached bytes are read to. One will do: they are sent on before any other session runs. (But not
-        #: one for several agents, which may live in threads of one process.)
+        #: The buffer for reads of cached bytes. One is enough for all sessions, because the bytes are queued
+        #: before another session runs. (Several agents may run in threads of one process, so each has its own.)
         self.scratch = memoryview(bytearray(SLICE))
-        #: Operations under way, by client.
+        #: Operations under way, by the slot of their client.
         self.sessions: Counter[int] = Counter()
         self._doomed: list[Handle] = []
         self._work = trio.Event()
 
     @asynccontextmanager
     async def using(self, handle: Handle, ticket: trio.Event) -> AsyncIterator[None]:
-        """Wait for the turn that ``ticket`` stands for. The handle stays open meanwhile.
+        """Wait for the turn that ``ticket`` stands for, and keep the handle open in the block.
 
         Raises:
-            FsError: it was closed before.
+            FsError: the handle was closed before the turn came.
         """
         try:
             await ticket.wait()
@@ -59,30 +59,30 @@ class Files:
             yield
         finally:
             if handle.turns.leave(ticket):
-                self._bury_doomed(handle)  # the client left; those behind will find it doomed
+                self._bury_doomed(handle)  # the operations behind find it doomed, and fail
 
     def discard(self, handle: Handle) -> None:
-        """Nobody is to use a handle of the table any more."""
+        """Take a handle out of the table, and have it closed when no operation uses it."""
         if not handle.doomed:
             self.handles.doom(handle)
             if handle.turns.idle:
                 self._bury_doomed(handle)
-            # Otherwise a call may be under way; who made it is in `using`.
+            # (Otherwise a call may be under way. Its operation is in `using`, which closes the handle.)
 
     def _bury_doomed(self, handle: Handle) -> None:
-        """Have it closed, if that is due. No call may be under way."""
+        """Have a handle closed if it is doomed. No call with it may be under way."""
         if handle.doomed and not handle.closed:
             self._doomed.append(handle)
             self._work.set()
 
     def forget(self, id_start: int, id_end_exclusive: int) -> None:
-        """The clients with these ids are gone: close their handles. To be called when their sessions ended."""
+        """Close the handles of clients that have gone, by their ids. Called when their sessions have ended."""
         slots = slots_in(id_start, id_end_exclusive)
         for handle in [handle for handle in self.handles if handle.slot in slots]:
             self.discard(handle)
 
     async def run(self) -> None:
-        """Close what is to be closed, for as long as the agent lives; cancel it at the agent's end.
+        """Close doomed handles, until cancelled at the agent's end.
 
         It takes no permit for that, because calls that hang may have all permits.
         """
@@ -95,7 +95,7 @@ class Files:
                 await self.disk.run(partial(_close_all, doomed))
 
     def close(self) -> None:
-        """Close all handles. To be called when no session runs any more."""
+        """Close all handles. Called when no session runs any more."""
         for handle in list(self.handles):
             self.handles.doom(handle)
             self._doomed.append(handle)

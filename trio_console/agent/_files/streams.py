@@ -34,14 +34,14 @@ __all__ = ["FsRead", "FsWrite"]
 #: Bytes written by one call.
 _BATCH: Final = 1024 * 1024
 
-#: Checkpoints passed before a call, in which more of what is on its way arrives. A change of threads costs as much
-#: as twenty of them; with these, calls are half as many; a fifth of the CPU time is saved where that was measured.
+#: Checkpoints before a call, in which more data may arrive, so that one call writes more. A change of threads
+#: costs as much as twenty checkpoints. With these the calls are half as many, which saved a fifth of the CPU time.
 _CHANCES: Final = 6
 
 
 @final
 class FsRead(FsHandleSession):
-    """Reading: data frames, then the answer, which is also the end of file."""
+    """A read: data frames, and then the answer, which is also the end of file."""
 
     __slots__ = ("_complete", "_credit", "_file", "_offset", "_op")
 
@@ -60,7 +60,7 @@ class FsRead(FsHandleSession):
         self._file = handle
         self._op = op
         self._offset = op.offset
-        self._complete = False  # the end of the file was seen
+        self._complete = False  # whether the end of the file was reached
         self._credit = SendCredit(window)
 
     async def receive(self, message: wire.Message) -> None:
@@ -80,8 +80,8 @@ class FsRead(FsHandleSession):
         while left > 0 and not self._complete:
             await trio.lowlevel.checkpoint()
             allowed = await self._credit.wait(int(min(CHUNK, left)))
-            # A cached read first, however little it may get: a hung disk must find no room of the outbox
-            # reserved, and a change of threads costs more than the copying.
+            # A cached read is tried first, even if it may get few bytes: a change of threads costs more than the
+            # copying. (It reserves room in the outbox, which the other read must not do: its disk may hang.)
             size = await self._send_cached(min(allowed, SLICE)) or await self._send_read(allowed)
             left -= size
             self._sender.activity.fs_bytes += size
@@ -123,7 +123,7 @@ class FsRead(FsHandleSession):
 
 @final
 class FsWrite(FsHandleSession):
-    """Writing what comes, up to the empty chunk; then the answer."""
+    """A write: it writes all data up to an empty chunk, and then sends the answer."""
 
     __slots__ = ("_file", "_op", "_queue")
 

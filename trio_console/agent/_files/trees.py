@@ -1,7 +1,7 @@
-"""File operations that are more than one system call: directories with their parents, copies, whole trees.
+"""File operations of more than one system call: directories with their parents, copies, whole trees.
 
-All raise `OSError`. A long operation checks a `Stop` from time to time: a thread cannot be stopped, but it can be
-asked to end. These functions are called in worker threads; this module must know only the operating system.
+All raise `OSError`. A thread cannot be stopped, so a long operation checks from time to time whether a `Stop` asks
+it to end. These functions are called in worker threads; this module must know only the operating system.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ _COPY_SIZE: Final = 16 * 1024 * 1024
 
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
 
-#: What `copy_file_range` says of files it cannot do; plain copying can.
+#: The errors of `copy_file_range` for files that it cannot copy, but that can be copied by other calls.
 _NOT_IN_THE_KERNEL: Final = {errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.EBADF}
 
 
 @final
 class Stop:
-    """Asks a thread to stop. It may see that a moment late, so nothing may depend on it."""
+    """Asks a thread to stop. The thread may see that late or never, so nothing may depend on it."""
 
     __slots__ = ("asked",)
 
@@ -40,7 +40,7 @@ class Stop:
 
 
 def make_directories(path: bytes) -> None:
-    """Make a directory and the parents it lacks; one that exists is fine."""
+    """Make a directory, and its parents that are missing. Does nothing if it exists."""
     missing: list[bytes] = []
     while not _make_directory(path):
         missing.append(path)
@@ -54,7 +54,7 @@ def make_directories(path: bytes) -> None:
 
 
 def _make_directory(path: bytes) -> bool:
-    """Whether it is there now; if not, a parent is missing."""
+    """Make a directory, if it does not exist; returns whether it exists now. If not, its parent is missing."""
     try:
         os.mkdir(path)
     except FileNotFoundError:
@@ -77,7 +77,7 @@ def copy_file(source: bytes, target: bytes, stop: Stop) -> None:
         if not stat.S_ISREG(found.st_mode):
             raise OSError(errno.EISDIR if stat.S_ISDIR(found.st_mode) else errno.EINVAL, "not a regular file")
         mode = stat.S_IMODE(found.st_mode)
-        # Not truncated by this: it may turn out to be the same file.
+        # The target is not truncated yet, because it may be the same file as the source.
         writer = os.open(target, os.O_WRONLY | os.O_CREAT | flags, mode)
         try:
             if os.path.samestat(found, os.fstat(writer)):
@@ -104,7 +104,7 @@ def _copy_contents(reader: int, writer: int, stop: Stop) -> None:
         if not copied:
             if copy is _send:
                 return
-            # The end, or a file whose contents are made up as they are read, whose size is 0.
+            # This is the end of the file, or a file of size 0 whose contents are made when it is read (in /proc).
             copy = _send
 
 
@@ -126,18 +126,18 @@ class _Identity(NamedTuple):
 
 
 class _Level(NamedTuple):
-    """A directory on the way down from the top: what it is, and which of its children are left."""
+    """A directory on the way down: its identity, and the directories in it that are left."""
 
     identity: _Identity
     children: list[bytes]
 
 
 def remove_tree(path: bytes, stop: Stop) -> None:
-    """Remove a directory with all there is in it, following no link, not even ``path`` itself.
+    """Remove a directory with everything in it. No link is followed, not even ``path`` itself.
 
-    However deep the tree, this takes one descriptor. Everything is named relative to that, so a directory
-    that is replaced by a link meanwhile is an error and not a way out of the tree. So is one that is moved:
-    the way back up is checked.
+    This takes one descriptor, however deep the tree is. Each name is looked up in the directory of that
+    descriptor. So if a directory is replaced by a link in the meantime, this fails, and never leaves the tree. It
+    also fails if a directory is moved: after each step back up, the identity of the parent is checked.
     """
     path = path.rstrip(b"/") or path
     fd = os.open(path, _DIRECTORY)
@@ -161,7 +161,7 @@ def remove_tree(path: bytes, stop: Stop) -> None:
 
 
 def _step(fd: int, name: bytes) -> int:
-    """Open a neighbour of a directory in its place."""
+    """Open a child or the parent of a directory under the directory's own descriptor."""
     neighbour = os.open(name, _DIRECTORY, dir_fd=fd)
     os.dup2(neighbour, fd, inheritable=False)
     os.close(neighbour)
@@ -169,7 +169,7 @@ def _step(fd: int, name: bytes) -> int:
 
 
 def _remove_files(fd: int, stop: Stop) -> list[bytes]:
-    """Remove from a directory all that is none; return the names of those that are."""
+    """Remove all files of a directory; return the names of the directories in it."""
     directories: list[bytes] = []
     with os.scandir(fd) as entries:
         for entry in entries:

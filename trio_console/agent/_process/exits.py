@@ -1,4 +1,4 @@
-"""A descriptor that tells when a child has ended, with or without the kernel's own.
+"""A descriptor that becomes readable when a child has ended: a pidfd, or a pipe on systems without one.
 
 This module must not know sessions, and reaps no child.
 """
@@ -13,21 +13,22 @@ from typing import Final
 
 __all__ = ["open_exit_fd"]
 
-#: What a kernel or a sandbox says that does not know ``pidfd_open(2)``. Other errors are this moment's.
+#: The errors of a kernel or a sandbox that does not know ``pidfd_open(2)``. Other errors may pass.
 _UNKNOWN_CALL: Final = (errno.ENOSYS, errno.EPERM, errno.EINVAL)
 
 
 def open_exit_fd(pid: int) -> int:
-    """Open a descriptor that is readable from the moment on in which a child has ended. The caller closes it.
+    """Open a descriptor that becomes readable when a child ends, and stays readable. The caller closes it.
 
-    A pidfd where there is one: an interpreter that was built against an old C library has no `os.pidfd_open`, and
-    some sandboxes refuse it. There a thread waits for the child, and the descriptor is a pipe's that ends.
+    It is a pidfd if the system has them. (An interpreter that was built against an old C library has no
+    `os.pidfd_open`, and some sandboxes refuse it.) If not, a thread waits for the child, and then closes the other
+    end of a pipe.
 
     Args:
         pid: the id of a child of this process that was not reaped yet.
 
     Raises:
-        OSError: there is no descriptor or no thread to be had.
+        OSError: no descriptor or no thread is left.
     """
     if hasattr(os, "pidfd_open"):
         try:
@@ -52,14 +53,14 @@ def _open_watched_pipe(pid: int) -> int:
 def _start_watching(pid: int, writer: int) -> None:
     try:
         threading.Thread(target=_wait_and_close, args=(pid, writer), name="exit watcher", daemon=True).start()
-    except RuntimeError as exc:  # how Python says that there are no more threads
+    except RuntimeError as exc:  # Python raises this if no more threads can be started
         raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from exc
 
 
 def _wait_and_close(pid: int, writer: int) -> None:
-    # The child is left a zombie, so that its number stays its own. Should it have been reaped before this begins,
-    # nobody looks at the pipe any more. Should its number be another child's by then, this waits for that one, and
-    # costs a thread and a descriptor for as long.
+    # The child stays a zombie, so that no other process gets its number. If the child was reaped before this
+    # begins, no task looks at the pipe any more. If another child has got its number by then, this waits for that
+    # child, which only costs a thread and a descriptor until it ends.
     with contextlib.suppress(ChildProcessError):
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
     os.close(writer)

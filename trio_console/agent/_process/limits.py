@@ -1,9 +1,9 @@
 """Resource limits: names to numbers, and the agent's own need of file descriptors.
 
-Limits travel as unsigned 64-bit numbers with ``2**64 - 1`` for "no limit"; the ``resource`` module says
--1 for that. Everything here speaks the wire's numbers and converts at the system call.
+On the wire a limit is an unsigned 64-bit number, with ``2**64 - 1`` for "no limit", which is -1 in the
+``resource`` module. All functions here take the wire's numbers, and convert them at the system call.
 
-This module knows nothing of sessions or messages.
+This module must not know sessions or messages.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _UNLIMITED: Final = 2**64 - 1
 _LARGEST_PLAIN: Final = 2**63 - 1
 
 _NUMBERS: Final[dict[str, int]] = {
-    # Linux still has a number for it, the resource module has no name for it.
+    # Linux still has a number for this resource, but the resource module has no name for it.
     "locks": 10,
     **{
         name[len("RLIMIT_") :].lower(): getattr(resource, name)
@@ -38,7 +38,7 @@ class Limit(NamedTuple):
 
 
 def limit_number(name: str) -> int | None:
-    """The kernel's number for a resource name in any case, or ``None`` for one it does not have."""
+    """The kernel's number for the name of a resource, in any case; ``None`` for an unknown name."""
     return _NUMBERS.get(name.lower())
 
 
@@ -55,8 +55,7 @@ def apply_limit(limit: Limit) -> None:
     """Set a limit of this process.
 
     Raises:
-        OSError: with the errno of setrlimit(2). (The resource module turns two of them into
-            ``ValueError``, one text each.)
+        OSError: with the errno of setrlimit(2). (The resource module raises a ``ValueError`` for two of them.)
     """
     try:
         resource.setrlimit(limit.resource, (_to_python(limit.soft), _to_python(limit.hard)))
@@ -66,10 +65,10 @@ def apply_limit(limit: Limit) -> None:
 
 
 def raise_hard_limit(limit: Limit) -> None:
-    """Make sure a child of any user may have ``limit``, without changing what binds this process.
+    """Let a child of any user set ``limit``: raise this process's hard limit if it is lower. The soft limit stays.
 
     Raises:
-        OSError: the limit is impossible, or this process may not raise its own.
+        OSError: the limit is impossible, or this process may not raise its hard limit.
     """
     if limit.soft > limit.hard:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
@@ -80,16 +79,15 @@ def raise_hard_limit(limit: Limit) -> None:
 
 @final
 class FdHeadroom:
-    """Room for file descriptors as sessions grow.
+    """Raises the limit of file descriptors when the number of sessions grows.
 
-    A thousand idle commands take some four thousand descriptors, and 1024 is a common soft limit. It is
-    raised only once it is nearly used up, because children then have to be given the old one back, which
-    makes starting them slower.
+    A thousand idle commands take some four thousand descriptors, and 1024 is a common soft limit. It is raised
+    only when it is nearly used up: after that each child has to set the old limit, and so takes longer to start.
     """
 
     __slots__ = ("_original", "_soft")
 
-    _PER_SESSION = 8  # three pipes and what tells the exit at rest, twice that while the child is being started
+    _PER_SESSION = 8  # three pipes and the exit descriptor; twice as many while the child is being started
     _PER_HANDLE = 2  # a directory; a file takes one
     _RESERVE = 64
 
@@ -98,8 +96,8 @@ class FdHeadroom:
         self._original = Limit(resource.RLIMIT_NOFILE, self._soft, hard)
 
     def ensure(self, sessions: int, handles: int = 0) -> None:
-        """Raise the soft limit, as far as the hard one allows, if so many of these need it."""
-        # Open files may take half of all there are, so that commands can always be started.
+        """Raise the soft limit, up to the hard one, if so many sessions and handles need it."""
+        # Open files may take half of all descriptors, so that commands can always be started.
         need = sessions * self._PER_SESSION + 2 * handles * self._PER_HANDLE + self._RESERVE
         if need <= self._soft or self._soft >= self._original.hard:
             return
@@ -108,15 +106,15 @@ class FdHeadroom:
         self._soft = soft
 
     def takes_handles(self, handles: int) -> bool:
-        """Whether so many may be open at once."""
+        """Whether so many handles may be open at once."""
         return 2 * handles * self._PER_HANDLE <= self._soft
 
     def for_child(self) -> tuple[Limit, ...]:
-        """What a child has to set so as not to notice."""
+        """The limits that a child has to set to get those from before the raise."""
         return () if self._soft == self._original.soft else (self._original,)
 
     def restore(self) -> None:
-        """Put the old limit back."""
+        """Set the limit back to the value from before the raise."""
         if self._soft != self._original.soft:
             apply_limit(self._original)
             self._soft = self._original.soft

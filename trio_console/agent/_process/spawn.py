@@ -1,10 +1,10 @@
-"""From a plan to a running child: pipes or terminal, fork and exec.
+"""Starts a child from a plan: its pipes or its terminal, fork and exec.
 
 All functions block for a moment, run in a worker thread, and use no trio object. The result is a `Child`, or a
-`StartError` with the answer to send. `subprocess.Popen` makes the fork: without a user switch, limits or a
-terminal it uses vfork, which is several times faster than copying the agent.
+`StartError` with the answer to the client. `subprocess.Popen` makes the fork: if the child needs no other user, no
+limits and no terminal, it uses vfork, which is several times faster because it does not copy the agent.
 
-This module must not know when a child is started, nor what it is for.
+This module must not know sessions.
 """
 
 from __future__ import annotations
@@ -43,8 +43,9 @@ _KINDS: Final[dict[int, str]] = {
     errno.ENOMEM: "out_of_memory",
 }
 
-# From Python 3.12 on, a fork in a program with threads warns. The child makes only two system calls before exec,
-# and takes no lock that another thread could hold. Warning filters are global, so a lock guards their change.
+# From Python 3.12 on, a fork in a program with threads warns. The warning is ignored, because the child makes only
+# two kinds of system calls before exec, and takes no lock that another thread could hold. The filters of warnings
+# belong to the whole process, so a lock guards their change.
 _WARNS_AT_FORK: Final = sys.version_info >= (3, 12)
 _filters_lock = threading.Lock()
 
@@ -58,7 +59,7 @@ class StartError(Exception):
 
 
 def os_error_text(code: int) -> str:
-    """The text of upstream's agent for an errno; clients show it as it is."""
+    """The text for an errno, as the agent of microsandbox writes it. Clients show it unchanged."""
     return f"{os.strerror(code)} (os error {code})"
 
 
@@ -67,12 +68,12 @@ def os_error_text(code: int) -> str:
 
 @final
 class Child:
-    """A process group's leader and the agent's ends of its pipes, or its terminal.
+    """The leader of a process group, with the agent's ends of its pipes or its terminal.
 
-    The leader stays a zombie until `reap`. Until then its number, which is also the group's, cannot be another
-    process's, so `kill_group` never hits a process of another session.
+    The leader stays a zombie until `reap`. Until then no other process can get its number, which is also the
+    number of the group. So `kill_group` never hits a process of another session.
 
-    ``stdin`` and the members of ``outputs`` are non-blocking; with a terminal all are one descriptor.
+    ``stdin`` and the members of ``outputs`` are non-blocking. With a terminal they are all the same descriptor.
     """
 
     __slots__ = ("_fds", "_popen", "_reaped", "exit_fd", "on_reap", "outputs", "pid", "stdin", "tty")
@@ -80,7 +81,7 @@ class Child:
     def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends) -> None:
         self._popen = popen
         self._reaped = False
-        #: Called with the pid once it may belong to another process.
+        #: Called with the pid in `reap`; after that the pid may belong to another process.
         self.on_reap: Callable[[int], None] | None = None
         self.pid = popen.pid
         #: Readable once the leader has ended.
@@ -91,18 +92,18 @@ class Child:
         self._fds = {exit_fd, ends.stdin, *ends.outputs}
 
     def kill_group(self, number: int) -> None:
-        """Send a signal to every process of the group that is left. Does nothing after `reap`."""
+        """Send a signal to every process of the group. Does nothing after `reap`."""
         if not self._reaped:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
     def resize(self, rows: int, cols: int) -> None:
-        """Tell the terminal its size; does nothing without one."""
+        """Set the size of the terminal; does nothing if there is none."""
         if self.tty and self.stdin in self._fds:
             _set_size(self.stdin, rows, cols)
 
     def status(self) -> wire.ExecExited | None:
-        """How the leader ended, or ``None`` while it runs. It stays a zombie."""
+        """How the leader ended; ``None`` while it runs. After its end it stays a zombie."""
         result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if result is None:
             return None
@@ -111,15 +112,15 @@ class Child:
         return wire.ExecExited(code=-1, signal=result.si_status)
 
     def close_stdin(self) -> None:
-        """Close the pipe, so that the child reads end of file. Nobody may be waiting for it."""
+        """Close the pipe, so that the child reads end of file. No task may be waiting for the pipe."""
         self._fds.discard(self.stdin)
         os.close(self.stdin)
 
     def reap(self) -> None:
-        """Let go of the zombie and of all descriptors. Idempotent."""
+        """Reap the leader, and close all descriptors. A second call does nothing."""
         if not self._reaped:
             self._reaped = True
-            # If it cannot be killed, it is left, and no task waits for it.
+            # (If it cannot be killed, it has not ended yet; no task waits for it any more.)
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._popen.returncode = os.waitstatus_to_exitcode(status) if pid else -signal.SIGKILL
             if self.on_reap is not None:
@@ -134,7 +135,7 @@ def _set_size(fd: int, rows: int, cols: int) -> None:
 
 @final
 class _Ends:
-    """Both ends of a child's pipes or terminal; who is in the middle of failing closes them all."""
+    """Both ends of a child's pipes or terminal. If the start fails, its caller closes all of them."""
 
     __slots__ = ("child_side", "outputs", "stdin", "tty")
 
@@ -173,7 +174,7 @@ def _open_terminal(rows: int, cols: int, account: Account | None) -> _Ends:
     master, slave = os.openpty()
     _set_size(slave, rows, cols)
     if account is not None:
-        # As login(1) does: programs open their terminal by its name.
+        # Programs open their terminal by its name, so the user must own it; login(1) does the same.
         with contextlib.suppress(OSError):
             os.fchown(slave, account.uid, -1)
     return _Ends(master, (master,), (slave, slave, slave), tty=True)
@@ -186,8 +187,8 @@ def _open_terminal(rows: int, cols: int, account: Account | None) -> _Ends:
 class _InChild:
     """Runs in the child between fork and exec, as the new user.
 
-    An exception here reaches the parent without its errno, so that goes through a pipe of our own. (The
-    pipe's ends are close-on-exec; a child that got as far as exec leaves nothing behind.)
+    An exception here reaches the parent without its errno. So the errno goes through a pipe of our own, whose ends
+    are closed by exec.
     """
 
     __slots__ = ("_limits", "_report", "_tty")
@@ -214,16 +215,16 @@ def spawn(
     defaults: ExecDefaults,
     first_limits: tuple[Limit, ...] = (),
 ) -> Child:
-    """Start what ``request`` asks for.
+    """Start the command of a request.
 
     Args:
-        request: the request; its window is of no interest here.
+        request: the request; its window is not used here.
         size: rows and columns of the terminal, which may have changed since the request.
-        defaults: what holds for every command.
-        first_limits: set in the child before all others.
+        defaults: the settings for all commands.
+        first_limits: limits that are set in the child before all others.
 
     Raises:
-        StartError: it could not be started; nothing is left behind.
+        StartError: the command could not be started. No process and no descriptor is left.
     """
     try:
         plan = make_plan(request, defaults, first_limits)
@@ -256,10 +257,10 @@ def _start(plan: Plan, ends: _Ends) -> Child:
 
 
 def _look_at_files(plan: Plan) -> None:
-    """Touch the files the child will touch first.
+    """Look at the files that the child will need first.
 
-    The fork keeps the interpreter from running anything else until the child has entered the program. A
-    file system that hangs should hang this call instead, which holds up this thread alone.
+    During the fork the interpreter runs no other thread, until the child has called exec. If a file system hangs,
+    it must hang before the fork, where it holds up only this thread.
     """
     if not plan.argv[0]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), plan.argv[0])
@@ -288,7 +289,7 @@ def _popen(plan: Plan, ends: _Ends, in_child: _InChild | None) -> subprocess.Pop
     stdin, stdout, stderr = ends.child_side
     account = plan.account
     with _quiet_fork() if in_child is not None else contextlib.nullcontext():
-        # PATH is searched as the child has it, because the environment is passed explicitly.
+        # The PATH that is searched is the child's, because the environment is passed explicitly.
         return subprocess.Popen(
             plan.argv,
             stdin=stdin,
@@ -321,7 +322,8 @@ def _blamed(exc: OSError | ValueError, plan: Plan) -> str | None:
     """The working directory, if it could not be entered."""
     if plan.cwd is None or not isinstance(exc, OSError) or exc.filename is not plan.cwd:
         return None
-    # Before 3.12 or so a failed user switch is put down to the directory as well; chdir(2) never fails so.
+    # Older Pythons (up to about 3.11) name the directory also if the change of the user failed, with one of these
+    # errors. They are not errors of chdir(2).
     return None if exc.errno in (errno.EPERM, errno.EINVAL, errno.EAGAIN) else plan.cwd.decode()
 
 
@@ -336,10 +338,10 @@ def _failure(
     kind: str | None = None,
     filename: str | None = None,
 ) -> wire.ExecFailed:
-    """The answer, worded as upstream words it: about the command, whichever file is to blame."""
+    """The answer, in the words of the agent of microsandbox: it names the command, whichever file has failed."""
     command = '"' + request.cmd.replace("\\", "\\\\").replace('"', '\\"') + '"'
     if not isinstance(exc, OSError) or exc.errno is None:
-        # Of what came over the wire only a NUL gets here.
+        # Of the values from the wire only a NUL in a text leads here.
         text = "nul byte found in provided data" if "null" in str(exc) else str(exc)
         return wire.ExecFailed(kind="other", message=f"spawn {command}: {text}", stage=_stage(request, None))
     return wire.ExecFailed(
