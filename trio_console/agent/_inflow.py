@@ -139,6 +139,7 @@ class Inflow:
             self._append(b"")
 
     def _append(self, data: bytes) -> None:
+        assert not self._chunks or self._chunks[-1], "no chunk is queued behind the end"
         self._chunks.append(data)
         self._cost += len(data) + _CHUNK_OVERHEAD
         self._work.set()
@@ -199,7 +200,8 @@ class Inflow:
         Raises:
             OSError: the error of the write; a part of the chunk may have been written.
         """
-        view = memoryview(self._chunks[0])
+        chunk = self._chunks[0]
+        view = memoryview(chunk)
         while self._first_taken < len(view):
             start = self._first_taken
             try:
@@ -208,6 +210,7 @@ class Inflow:
                 await trio.lowlevel.wait_writable(fd)
             else:
                 self._first_taken += written
+                assert self._chunks and self._chunks[0] is chunk, "a chunk stays queued while a task writes it"
                 self._account(written)
 
     def pop(self) -> None:

@@ -178,6 +178,7 @@ class Router:
         if isinstance(session, wire.Message):
             self._sender.commit_unreserved(session, frame.id)
             return
+        assert former is None or (former.muted and former.ended), "only the owner of an id speaks under it"
         self.sessions[frame.id] = session
         self._nursery.start_soon(self._run_session, session)
 

@@ -324,6 +324,7 @@ class Session(abc.ABC):
         commit, so that each byte is either still at its source or queued. If there is room at once there is no
         checkpoint at all: the caller must make one between two calls.
         """
+        assert size > 0, "a read of no bytes would look like the end of the data"
         outbox = self._sender.outbox
         if not outbox.reserve_nowait(size):
             await outbox.reserve(size)

@@ -224,6 +224,7 @@ class TcpSession(PromptSession):
 
     def _close(self) -> None:
         """End the session at the client's close. The bytes that it sent before are still written."""
+        assert self.departed, "an id is free behind the client's last word, and nothing more is said under it"
         self._closed.set()
         self._queue.put_end()
         self._reading.cancel()

@@ -102,6 +102,7 @@ class FdHeadroom:
         if need <= self._soft or self._soft >= self._original.hard:
             return
         soft = min(max(2 * self._soft, need), self._original.hard)
+        assert self._soft < soft <= self._original.hard, "a limit is only raised, and not above the hard one"
         apply_limit(Limit(resource.RLIMIT_NOFILE, soft, self._original.hard))
         self._soft = soft
 

@@ -205,6 +205,7 @@ class ExecSession(Session):
         window = None if self._request.window is msgspec.UNSET else self._request.window
         # In the order of descriptors; a terminal has but the first.
         streams = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
+        assert len(child.outputs) == (1 if child.tty else len(streams)), "every output of a child has its stream"
         self._outputs = {
             name: _Output(name, fd, cls, window)
             for (cls, name), fd in zip(streams.items(), child.outputs, strict=False)
@@ -278,6 +279,7 @@ class ExecSession(Session):
 
     def _last_word(self) -> wire.Message:
         if self._failure is not None:
+            assert self._child is None, "a session ends once: a command that was started has an exit"
             return self._failure
         if self._child is None:
             return wire.ExecFailed(kind="other", message="ended before it was started")

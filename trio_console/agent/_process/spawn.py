@@ -104,15 +104,19 @@ class Child:
 
     def status(self) -> wire.ExecExited | None:
         """How the leader ended; ``None`` while it runs. After its end it stays a zombie."""
+        assert not self._reaped, "an exit is learnt before its number may be another's"
         result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if result is None:
             return None
         if result.si_code == os.CLD_EXITED:
             return wire.ExecExited(code=result.si_status)
+        assert result.si_status > 0, "a missing exit is never 0: what ended by a signal has the signal's number"
         return wire.ExecExited(code=-1, signal=result.si_status)
 
     def close_stdin(self) -> None:
         """Close the pipe, so that the child reads end of file. No task may be waiting for the pipe."""
+        assert self.stdin in self._fds, "a descriptor is closed once"
+        assert self.stdin not in self.outputs, "a descriptor is never closed while another task may use its number"
         self._fds.discard(self.stdin)
         os.close(self.stdin)
 

@@ -82,9 +82,14 @@ class Leaders:
             await self._settled.wait()
 
     def add(self, pid: int) -> None:
+        assert self._starting, (
+            "a leader is added while its start runs: before that it could be reaped as an orphan"
+        )
         self._pids.add(pid)
 
     def discard(self, pid: int) -> None:
+        """Forget a leader, whose number may be another process's from now on."""
+        assert pid in self._pids, "a leader is added before its session can reap it, and reaped once"
         self._pids.discard(pid)
 
     def __contains__(self, pid: int) -> bool:
