@@ -71,6 +71,7 @@ def test_a_lane_that_is_busy_meanwhile_never_tells_less_than_nothing() -> None:
         now = lane.statistics()
         assert now.bytes_out == 0
         assert now.bytes_in == now.bytes_dropped
+    lane.finish()
     lane.close_wakes()
 
 

@@ -60,6 +60,18 @@ async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> No
     assert process.signals == [signal.SIGKILL]
 
 
+async def test_all_that_a_process_has_said_is_in_the_reason_of_its_end(autojump_clock: MockClock) -> None:
+    process: Any = Undying()
+    device: Any = None
+    host = Host(device, process, "the agent")
+    with pytest.warns(RuntimeWarning, match="did not end"):
+        async with supervisor.watch(host, process, process.stderr):
+            for part in (b"out of ", b"memory"):
+                await process._said.send_all(part)
+                await trio.testing.wait_all_tasks_blocked()
+            assert (await host.explain()).endswith("and said: out of memory")
+
+
 async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bounded(
     autojump_clock: MockClock,
 ) -> None:

@@ -210,6 +210,25 @@ async def test_an_agent_without_credit_is_not_told_so() -> None:
         await talk.agent.nothing_more()
 
 
+async def test_merged_output_that_comes_together_with_the_start_is_not_lost() -> None:
+    async with talking() as talk:
+
+        async def answer() -> None:
+            id_, _ = await talk.agent.expect(wire.ExecRequest)
+            messages = (
+                wire.ExecStarted(7),
+                wire.ExecStdout(b"one "),
+                wire.ExecStderr(b"two"),
+                wire.ExecExited(code=0),
+            )
+            await talk.agent.send_raw(b"".join(wire.encode(message, id_) for message in messages))
+
+        talk.nursery.start_soon(answer)
+        with trio.fail_after(HANG):
+            result = await talk.guest.run_process(["cmd"], capture_stdout=True, stderr=subprocess.STDOUT)
+        assert result.stdout == b"one two"
+
+
 async def test_merged_output_is_credited_to_the_accounts_it_came_from() -> None:
     async with talking() as talk:
         process, id_ = await block(talk, stderr=subprocess.STDOUT)

@@ -117,11 +117,14 @@ class Lane:
         self._wake_all()
 
     def _wake_all(self) -> None:
+        assert self.finished or self.abandoned, "a flag is set first, and then both wakes are rung"
         self.data_wake.wake()
         self.room_wake.wake()
 
     def close_wakes(self) -> None:
         """Close the descriptors. Only when neither end will use them again."""
+        # The close rings: a thread that still sleeps looks at the flags, and must find that the lane has ended.
+        assert self.finished or self.abandoned, "a lane has ended before its wakes are closed"
         self.data_wake.close()
         self.room_wake.close()
 

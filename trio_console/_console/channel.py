@@ -209,6 +209,8 @@ class _Workers:
         An abandoned thread may still use the wakes, so they stay open until it drops its references.
         """
         if self._delivered.is_set() and self._received.is_set():
+            ended = self._shared._rx.abandoned and self._shared._tx.finished
+            assert ended or self._missing is not None, "a worker ends its lane before it returns"
             self._shared.close_wakes()
             return
         for scope in self._scopes:

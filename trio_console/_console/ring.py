@@ -430,6 +430,7 @@ class LaneRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
                 return
             if not self.fits(self._room_wanted):
                 return
+        assert used >= 0, "bytes in = bytes out + bytes queued: no more are taken than were pushed"
         self._room_armed = False
         if self._room_wake is not None:
             self.wakes += 1

@@ -157,6 +157,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
     async def _wait_room(self, size: int) -> None:
         """Sleep until ``size`` bytes may fit; raises if sending has become impossible."""
         lane = self._send
+        assert not self._waiting_send, "one task sleeps on a wake: another would disarm it"
         self._waiting_send += 1
         try:
             # No end is missed: the flags are read after the wake was armed, and a lane rings after it has set one.
@@ -228,6 +229,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
     async def _wait_data(self) -> bool:
         """Sleep until there may be bytes to take; returns whether it slept."""
         lane = self._receive
+        assert not self._waiting_receive, "one task sleeps on a wake: another would disarm it"
         self._waiting_receive += 1
         try:
             if sleepy := lane.ring.arm_data() and not lane.finished:
@@ -282,6 +284,7 @@ class LaneStream(trio.abc.HalfCloseableStream):
 
     def _drop(self) -> None:
         """Drop and count the bytes that are still queued after `aclose`, and wait for the other end no longer."""
+        assert self._closed, "bytes are dropped only when no more can come"
         self._send.discard()
 
 

@@ -64,6 +64,7 @@ def kill_marked_processes(mark: str) -> Leftovers:
         clean = 0 if found or unclear else clean + 1
         if not clean:
             time.sleep(_PAUSE)
+    assert found <= killed, "what is left was killed, and is told of"
     return Leftovers(frozenset(killed), frozenset(found))
 
 
@@ -126,6 +127,7 @@ def _read(proc_fd: int, name: str) -> bytes:
 
 
 def _kill(pid: int, proc_fd: int, needle: bytes) -> None:
+    assert pid != os.getpid(), "a guest's end does not end this program, which may be a guest itself"
     pidfd = _open_pidfd(pid)
     if pidfd is None:
         # Between this check and the signal another process could get the number. But that would take 32 thousand

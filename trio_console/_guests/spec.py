@@ -48,6 +48,7 @@ class Host:
         self._tail_done = trio.Event()
 
     def keep_tail(self, data: bytes) -> None:
+        assert not self._tail_done.is_set(), "what a guest has said is complete when its end is told"
         self._tail += data
         del self._tail[:-_STDERR_TAIL]
 

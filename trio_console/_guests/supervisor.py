@@ -39,6 +39,7 @@ _KILL_TIME: Final = 1.0
 @contextmanager
 def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
     """Our end of a console, as a device; it is closed when the block is left, if it was not closed before."""
+    assert trio.lowlevel.currently_ki_protected(), "no Ctrl-C comes between a descriptor and its owner"
     try:
         device = as_device(ends)
     except (TypeError, ValueError):

@@ -62,6 +62,7 @@ class Confirmations:
             self._heard_before = self._heard()
             self._watch = Stopwatch()
         deadline = self._since + self.grace - reserve
+        assert deadline <= now + self.grace, "a guest that confirms nothing costs one deadline"
         return deadline if self._heard() == self._heard_before else max(deadline, now + _MOMENT)
 
     def peek(self) -> float:

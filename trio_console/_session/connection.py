@@ -243,6 +243,7 @@ class Connection:
     def await_end_no_more(self) -> None:
         """Note that a caller of `expect_end` no longer waits. The end may still come, and is then expected."""
         self._awaiting_end -= 1
+        assert self._awaiting_end >= 0, "a wait for the end is over once"
 
     def lose(self, reason: str, cause: BaseException | None = None) -> None:
         """End every session with `GuestLostError`, and end `run`. In further calls the first reason stays."""

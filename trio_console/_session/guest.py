@@ -549,7 +549,7 @@ class Guest:
         """
         await trio.lowlevel.checkpoint()
         await self._connection.wait_ended()
-        assert self._connection.lost is not None
+        assert self._connection.lost is not None, "every session ends with a reason, and so does the connection"
         return again(self._connection.lost)
 
     def statistics(self) -> GuestStatistics:

@@ -7,7 +7,6 @@ on without a thread, would also catch other errors.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import outcome
@@ -49,15 +48,22 @@ async def in_thread(
     Raises:
         NoThreadError: no thread could be started.
     """
-    # The function's exception is captured, so that a RuntimeError of it is not taken for the lack of a thread.
-    captured = partial(outcome.capture, function)
+    called = False
+
+    def call() -> outcome.Outcome[_T]:
+        nonlocal called
+        called = True  # read by the task when this thread has ended, or never: an abandoned call is not answered
+        # The function's exception is captured, so that a RuntimeError of it is not taken for the lack of a thread.
+        return outcome.capture(function)
+
     try:
         result = await trio.to_thread.run_sync(
-            captured,
+            call,
             thread_name=f"thread {purpose}",
             abandon_on_cancel=abandon,
             limiter=limiter or trio.CapacityLimiter(1),
         )
     except RuntimeError as exc:
+        assert not called, "what lacked a thread was not called: the caller may call it again"
         raise NoThreadError(purpose) from exc
     return result.unwrap()

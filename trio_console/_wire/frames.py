@@ -249,6 +249,7 @@ class FrameDecoder:
             self._set_aside(self._size - self._have)
         if self._have < self._size:
             return None
+        assert self._have == self._size, "a frame takes no byte of the next one"
         raw = b"".join(self._partial)
         self._forget_partial()
         self._pending -= len(raw)

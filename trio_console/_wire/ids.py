@@ -69,4 +69,5 @@ class IdSequence:
             session_id = self._next
             self._next = session_id + 1 if session_id + 1 < self._ids.stop else self._ids.start
             if session_id not in in_use:
+                assert session_id in self._ids, "a session has an id of its client's"
                 return session_id

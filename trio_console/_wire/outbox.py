@@ -100,6 +100,7 @@ class Outbox:
         self._work = trio.Event()
         self._control_room = trio.Event()
         self._closed = False
+        self._begun = False
         self._broken: BaseException | None = None
 
     # The writer
@@ -112,6 +113,8 @@ class Outbox:
         later calls, get the error. If cancelled, the stream is left, perhaps in the middle of a frame, and nothing
         may be written to it afterwards.
         """
+        assert not self._begun, "only one task writes to a frame stream"
+        self._begun = True
         try:
             while True:
                 batch, size, bulk_bytes = self._take_batch()
@@ -277,6 +280,7 @@ class Outbox:
         """
         self._bulk_used -= reserved
         self._check_open()
+        assert self._bulk_used >= 0, "room is used or given back once"
         size = sum(map(len, frame)) if isinstance(frame, tuple) else len(frame)
         self._bulk_used += size
         self._bulk.append((size, frame))

@@ -210,7 +210,7 @@ class Inflow:
                 await trio.lowlevel.wait_writable(fd)
             else:
                 self._first_taken += written
-                assert self._chunks and self._chunks[0] is chunk, "a chunk stays queued while a task writes it"
+                assert chunk in self._chunks, "a chunk stays queued while a task writes it"
                 self._account(written)
 
     def pop(self) -> None:

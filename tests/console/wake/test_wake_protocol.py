@@ -28,7 +28,8 @@ def stepped(stepper: Stepper, capacity: int = 2, max_bytes: int = 4) -> ConsoleS
     """A console's state whose wakes belong to the stepper."""
     shared = ConsoleSharedState(capacity, max_bytes)
     for lane in (shared._tx, shared._rx):
-        lane.close_wakes()
+        lane.data_wake.close()
+        lane.room_wake.close()
         data: Any = StepWake(stepper)
         room: Any = StepWake(stepper)
         lane.data_wake, lane.room_wake = data, room  # type: ignore[misc]

@@ -148,12 +148,13 @@ class BinaryFile(GuestFile[bytes]):
         data = self._ahead[self._taken : self._taken + size]
         self._taken += size
         if size:
-            assert self._position is not None
+            assert self._position is not None, "what was read ahead begins at a known position"
             self._position += size
         return data
 
     async def _fill(self, size: int = 0) -> bool:
         """Read ahead one more buffer, or ``size`` bytes if that is more; returns whether there were bytes."""
+        assert not self._behind, "bytes are read only after those that were written before"
         start = await self._where()
         data = await self._handle.read(start + self._available, max(self._limit, size, 1))
         self._ahead = self._ahead[self._taken :] + data

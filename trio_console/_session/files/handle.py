@@ -91,6 +91,7 @@ class FileHandle:
         except BaseException:
             connection.outbox.release(len(data))
             raise
+        assert self._unsettled is None, "one write at a time waits for its answer"
         self._unsettled, self._unheard = call, False
         call.sender.put(data)
         call.end()

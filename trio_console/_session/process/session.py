@@ -177,9 +177,11 @@ class ProcessSession(Session):
     def _exit(self, message: wire.ExecExited) -> None:
         late = self._state is ProcessState.FAILED
         self._state = PROCESS.take(self._state, ProcessState.EXITED_LATE if late else ProcessState.EXITED)
+        assert self.returncode is None, "an exit status is told once"
         # A number below 1 is not a signal; as a signal, 0 would turn an abnormal end into status 0.
         number = message.signal
         self.returncode = message.code if number is wire.UNSET or number < 1 else -number
+        assert self.returncode < 0 or self.returncode == message.code, "a missing exit is never 0"
         self._end(BrokenPipeError("the process has exited"))
         self._note_late_answer()
 
@@ -214,6 +216,7 @@ class ProcessSession(Session):
         if self.error is None:  # the first reason stays
             self._state = PROCESS.take(self._state, ProcessState.FAILED)
             self.error = error
+            assert self.returncode is None, "every session ends once: one that has exited cannot fail"
         self._end(error, broken(error))
 
     def _end(self, input_error: Exception, output_error: Exception | None = None) -> None:
@@ -241,6 +244,7 @@ class ProcessSession(Session):
 
     def merge_output(self) -> None:
         """Read both outputs as one. Called before the first checkpoint after `open`, so before output comes."""
+        assert not self.output.bytes_received, "each byte of a window is always somewhere: none came unnoted"
         self._merged = MergedAccounts()
         if self.output.account is not None:
             self.output.account = self._merged
