@@ -97,7 +97,7 @@ def encode(message: Message, frame_id: int = 0, *, version: int = GENERATION) ->
     elif 0 <= version <= _MAX_VERSION:
         prefix = _BEFORE_VERSION + head(0, version) + _AFTER_VERSION[cls]
     else:
-        raise ValueError(f"version {version} out of range")
+        raise ValueError(f"version must be 0 to {_MAX_VERSION}, not {version}")
     if isinstance(message, DataMessage):
         return _data_frame(prefix, frame_id, message.data)
     payload = _encode_payload(message)

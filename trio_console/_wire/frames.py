@@ -140,7 +140,9 @@ def encode_header(frame_id: int, flags: int, body_size: int) -> bytes:
             frame_id=frame_id,
         )
     if not 0 <= frame_id <= _MAX_ID or not 0 <= flags <= 0xFF:
-        raise ValueError(f"id {frame_id} or flags {flags} out of range")
+        raise ValueError(
+            f"id {frame_id} or flags {flags} out of range: an id is 0 to 2**32 - 1, flags are 0 to 255"
+        )
     return _HEADER.pack(length, frame_id, flags)
 
 

@@ -64,7 +64,7 @@ class IdSequence:
             RuntimeError: all ids are in use.
         """
         if len(in_use) >= len(self._ids):
-            raise RuntimeError("every correlation id of this connection is in use")
+            raise RuntimeError("every correlation id of this connection is in use: end some of its sessions first")
         while True:
             session_id = self._next
             self._next = session_id + 1 if session_id + 1 < self._ids.stop else self._ids.start

@@ -193,7 +193,7 @@ class Router:
             log(f"session {session.id} failed\n{''.join(traceback.format_exception(group))}")
             if not session.muted:
                 with contextlib.suppress(*_GONE):
-                    error = wire.Error("invalid_session", "internal error of the agent")
+                    error = wire.Error("invalid_session", "internal error of the agent: its log has the traceback")
                     self._sender.commit_unreserved(error, session.id)
         finally:
             if self.sessions.get(session.id) is session:

@@ -246,7 +246,7 @@ class FakeConsoleDevice:
             thread.join(max(0.0, deadline - time.monotonic()))
         late = [thread.name for thread in self._threads if thread.is_alive()]
         if late:
-            raise AssertionError(f"did not end within {timeout} s: {', '.join(late)}")
+            raise AssertionError(f"these threads did not end within {timeout} s: {', '.join(late)}")
         self._stop.close()
 
     def statistics(self) -> FakeDeviceStatistics:

@@ -65,7 +65,9 @@ class PureGuestPath:
     def _segment(self, segment: Segment) -> str | PurePosixPath:
         if isinstance(segment, PureGuestPath):
             if not self._same_guest(segment):
-                raise ValueError(f"{segment!r} is a path of another guest")
+                raise ValueError(
+                    f"{segment!r} is a path of another guest: convert it to str to use the same path here"
+                )
             return segment._pure
         return os.fspath(segment)
 

@@ -137,7 +137,7 @@ def _arguments(command: CommandLine, shell: bool) -> list[str]:
             "a shell command line needs shell=True"
         )
     if shell:
-        raise TypeError("with shell=True the command must be one string")
+        raise TypeError("with shell=True the command must be one string, not a sequence")
     args = [_text(arg, "an argument") for arg in command]
     if not args:
         raise ValueError("command must not be empty")

@@ -140,11 +140,11 @@ async def _wait_for(source: FrameSource, name: str) -> wire.Frame:
         try:
             frame = await source.next_frame()
         except ProtocolError as exc:
-            raise BootError(f"expected {name}: {exc}") from exc
+            raise BootError(f"the host sent bytes that are no {name}: {exc}") from exc
         if frame is None:
-            raise BootError(f"the console was closed before {name} came")
+            raise BootError(f"the host closed the console before it sent {name}")
         return frame
-    raise BootError(f"no {name} within {BOOT_TIMEOUT:g} seconds")
+    raise BootError(f"the host sent no {name} within {BOOT_TIMEOUT:g} seconds")
 
 
 def _decode_bootstrap(frame: wire.Frame) -> wire.Bootstrap:
@@ -152,21 +152,21 @@ def _decode_bootstrap(frame: wire.Frame) -> wire.Bootstrap:
         message = wire.decode(frame)
         version = wire.decode_envelope(frame.body).version
     except ProtocolError as exc:
-        raise BootError(f"bad first message: {exc}") from exc
+        raise BootError(f"the host's first message is malformed: {exc}") from exc
     if not isinstance(message, wire.Bootstrap) or frame.id != 0 or version < wire.GENERATION:
         name = wire.type_of(message).name
-        raise BootError(f"expected core.bootstrap first, got {name} (id {frame.id}, v {version})")
+        raise BootError(f"the host's first message is {name} (id {frame.id}, v {version}), not core.bootstrap")
     return message
 
 
 def _check_ack(frame: wire.Frame) -> None:
-    # Its flags are of no interest, unlike those of any other message.
+    # The flags of this message are not checked, unlike those of all others.
     try:
         message = wire.decode(frame._replace(flags=0))
     except ProtocolError as exc:
-        raise BootError(f"bad core.init.ack: {exc}") from exc
+        raise BootError(f"the host's core.init.ack is malformed: {exc}") from exc
     if not isinstance(message, wire.InitAck):
-        raise BootError(f"expected core.init.ack, got {wire.type_of(message).name}")
+        raise BootError(f"the host sent {wire.type_of(message).name}, not core.init.ack")
 
 
 def _apply(bootstrap: wire.Bootstrap, is_init: bool) -> tuple[ExecDefaults, wire.DefaultUser]:
@@ -199,7 +199,7 @@ def _apply(bootstrap: wire.Bootstrap, is_init: bool) -> tuple[ExecDefaults, wire
 
 def _set_hostname(name: str, *, is_init: bool) -> None:
     if not is_init:
-        raise _refused("hostname", "this agent shares its machine and does not rename it")
+        raise _refused("hostname", "this agent shares its machine with others, so it does not rename it")
     try:
         socket.sethostname(name)
     except OSError as exc:
@@ -222,4 +222,6 @@ def _settle_limits(bootstrap: wire.Bootstrap) -> tuple[Limit, ...]:
 
 
 def _refused(field: str, why: str) -> BootError:
-    return BootError(f"cannot honour the bootstrap's {field}: {why}", EXIT_REFUSED)
+    return BootError(
+        f"cannot make the bootstrap's setting {field}: {why}; start the guest without it", EXIT_REFUSED
+    )
