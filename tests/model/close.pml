@@ -1,25 +1,26 @@
-/* How a WakePipe (trio_console/_console/wake.py) closes its descriptor, for spin.
+/* A model of the closing of a WakePipe's descriptor (trio_console/_console/wake.py), for the checker spin.
  *
- * There are a consumer that waits and drains, a thread that wakes it, and two threads that close the pipe at any moment.
- * Checked over all interleavings:
+ * The model has a consumer thread that waits and drains, a thread that wakes it, and two threads that close the pipe at
+ * any moment. In all interleavings this is checked:
  *
- *   - no thread makes a system call on the descriptor, or is in one, after it was closed: its number may belong to
- *     another file by then;
- *   - it is closed exactly once, when all threads have left;
- *   - closing the pipe wakes a thread that waits (spin's invalid end states).
+ *   - after the descriptor was closed, no thread makes a system call on it, or is in one, because its number may belong
+ *     to another file by then;
+ *   - the descriptor is closed exactly once, when all threads have ended;
+ *   - closing the pipe wakes a thread that waits (spin calls a thread that waits for ever an invalid end state).
  *
- * A system call is two steps, its beginning and its end. Taking a reference is one step, and so is dropping one: the
- * interpreter makes them atomic, with its lock or without. Dropping the last reference closes the descriptor.
+ * A system call is two steps, its beginning and its end. To take a reference is one step, and to drop one is one step: the
+ * interpreter makes both atomic, with its lock or without. When the last reference is dropped, the descriptor is closed.
  *
- * A signal handler that calls the pipe is, for the call that it interrupts, a thread that runs while that call stands
- * still. No call waits for another one (except `wait` for the bell), so all its actions are among the interleavings.
+ * A signal handler that calls the pipe needs no part of its own in the model: it acts like a thread that runs while the
+ * interrupted call stands still. No call waits for another call (except `wait`, for the bell), so the actions of such a
+ * handler are among the interleavings.
  *
  * Variants, each a preprocessor symbol:
  *
- *   RAISING    one call of each thread may end after any of its steps, as if by an exception from a handler: its
- *              references go with its frame. A `close` that ended so is done again.
- *   TSO        stores become visible later, see wake.pml.
- *   MUTANT_*   mistakes, to show that the check can fail.
+ *   RAISING    one call of each thread may end after any of its steps, as by an exception from a signal handler. The
+ *              references of the call are dropped with its frame. A `close` that has ended so is called again.
+ *   TSO        other threads see a thread's stores later, see wake.pml.
+ *   MUTANT_*   a mistake, which the check must find.
  */
 
 #define CONSUMER 0
@@ -29,15 +30,16 @@
 
 bool closed;            /* `_closed` */
 bool present = true;    /* `_bell` is the bell */
-byte refs = 1;          /* to the bell; the first is the pipe's */
+byte refs = 1;          /* references to the bell; the first is the pipe's */
 bool bell;
-bool open = true;       /* the descriptor, as only the check knows it */
-byte using;             /* threads that are in a system call on it, likewise */
-byte left;              /* threads that are done */
+bool open = true;       /* for the check only: whether the descriptor is open */
+byte using;             /* for the check only: threads that are in a system call on the descriptor */
+byte left;              /* threads that have ended */
 
 #ifdef TSO
 
-/* One flag goes through the buffers: `_bell` is changed together with a count of references, which waits for them. */
+/* Only `_closed` goes through a buffer: a change of `_bell` also changes the count of references, and that step waits
+ * until the buffer is empty. */
 bool taken[4];
 
 #define SAY_CLOSED(p) atomic { !taken[p] -> taken[p] = true }
@@ -62,7 +64,7 @@ end:    do
 #define BEGIN(p) atomic { FENCE(p) -> assert(open); using++ }
 #define END atomic { assert(open); using-- }
 
-/* `got`: whether this call has a reference; without one it rings what stands for a bell, which is nothing. */
+/* `got`: whether this call has a reference. Without one it rings an object that does nothing. */
 #define TAKE(p) atomic { FENCE(p) -> got = present; refs = refs + got }
 #define LET_GO(p) d_step { FENCE(p) -> refs = refs - got; got = false; give_back_if_last() }
 

@@ -1,15 +1,15 @@
-/* How a consumer that has gone takes back what the producer was granted (trio_console/_console/ring.py), for spin.
+/* A model of the grant of a ring, and of its revocation (trio_console/_console/ring.py), for the checker spin.
  *
- * The producer stores how many bytes fit, so that it need not read the consumer's counter for each chunk (`_grant`); the
- * consumer may take that back at any moment (`revoke`). Checked over all interleavings: when both are done, no byte is
- * granted, so every later chunk is refused.
+ * The producer stores how many bytes it may push without reading the consumer's counter again (`_grant`). The consumer may
+ * take this grant back at any moment (`revoke`). In all interleavings this is checked: when both threads have ended, no
+ * byte is granted, so each later chunk is refused.
  *
  * Variants, each a preprocessor symbol:
  *
- *   TSO        stores become visible later, see wake.pml.
- *   FENCED     between store and look each side passes one mutex, see wake.pml.
- *   BARE, EARLY   with FENCED: the producer does not pass it, or passes it before its store.
- *   MUTANT_*   mistakes, to show that the check can fail.
+ *   TSO        other threads see a thread's stores later, see wake.pml.
+ *   FENCED     each side passes one mutex between its store and its read, see wake.pml.
+ *   BARE, EARLY   with FENCED: the producer does not pass the mutex, or passes it before its store.
+ *   MUTANT_*   a mistake, which the check must find.
  */
 
 #define GRANTED 0
@@ -20,14 +20,14 @@
 #define CONSUMER 1
 
 byte mem[3];
-byte left;              /* threads that are done, and whose stores all see */
+byte left;              /* threads that have ended, and whose stores are visible to all */
 
 #ifdef TSO
 
 #define BUFFER 4
 typedef buffer { byte n; byte var[BUFFER]; byte val[BUFFER] };
 buffer buf[2];
-byte at;                /* scratch, used in indivisible steps only */
+byte at;                /* an index that is only used inside one indivisible step */
 
 #define WRITE(p, v, x) atomic { (buf[p].n < BUFFER) -> \
         buf[p].var[buf[p].n] = v; buf[p].val[buf[p].n] = x; buf[p].n++ }
@@ -83,7 +83,7 @@ inline pass(p)
 #define pass(p) skip
 #endif
 
-/* Three chunks are offered, and each may use up what was granted. */
+/* The producer offers three chunks. Each may use up the grant, and then the next one asks for a new grant. */
 proctype producer()
 {
         byte offered, granted, revoked;
@@ -93,7 +93,7 @@ proctype producer()
                 offered++;
                 READ(PRODUCER, GRANTED, granted);
                 if
-                :: granted              /* it goes into the ring */
+                :: granted              /* the chunk goes into the ring */
                 :: true ->
 #ifdef MUTANT_LOOKS_FIRST
                         READ(PRODUCER, REVOKED, revoked);

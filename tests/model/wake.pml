@@ -1,33 +1,33 @@
-/* The wake protocol of trio_console/_console: ring.py, backend.py and stream.py, for spin.
+/* A model of the wake protocol (trio_console/_console: ring.py, backend.py and stream.py), for the checker spin.
  *
- * There are one producer thread, one consumer thread, and one lane: a ring bounded in chunks (C) and bytes (B), and for
- * each of the two waits a flag ("armed") and a bell (a descriptor that is readable once rung). The producer sends up to N
- * chunks of different sizes, one of them larger than B, and then just sends no more; or it finishes at any moment, and
- * may discard the queued chunks. The consumer takes parts of chunks, chunks, or all chunks, and may abandon the lane at
- * any moment. Checked over all interleavings:
+ * The model has one producer thread, one consumer thread, and one lane. The lane is a ring with a bound in chunks (C) and
+ * one in bytes (B). For each of the two waits it has a flag ("armed") and a bell, which is a descriptor that is readable
+ * after it was rung. The producer sends up to N chunks of different sizes, one of them larger than B. Then it sends no
+ * more; or it finishes, at any moment, and may discard the queued chunks. The consumer takes a part of a chunk, one chunk,
+ * or all chunks, and may abandon the lane at any moment. In all interleavings this is checked:
  *
- *   - no thread sleeps for ever (spin's invalid end states): no wake-up is lost, and an ending always wakes;
- *   - a consumer that sleeps when no more chunks are sent has taken all of them;
- *   - a consumer that sees the end has taken all chunks that were sent, unless they were discarded;
+ *   - no thread sleeps for ever (spin calls that an invalid end state): no wake-up is lost, and an ending always wakes;
+ *   - if the consumer sleeps after the last chunk was sent, it has taken all chunks;
+ *   - if the consumer sees the end, it has taken all chunks that were sent, unless they were discarded;
  *   - a ring holds no more than its bounds, or one chunk.
  *
- * Every line that reads or writes shared state is a step of its own, in the order of the code: a chunk is counted, then
- * published, then the flag is read; a chunk is removed, then counted, then the flag is read.
+ * Each line that reads or writes shared state is one step, and the steps have the order of the code: the producer counts
+ * a chunk, publishes it, and reads the flag; the consumer removes a chunk, counts it, and reads the flag.
  *
  * Variants, each a preprocessor symbol:
  *
- *   POLLS      the consumer is a device that polls the bell: it drains only when a read finds no chunk, and rings again
- *              if it then finds one. It polls when a read would block, and, as level-triggered polling allows, after
- *              any other read.
- *   TSO        stores go through a buffer and become visible later, as between the cores of a machine whose
- *              interpreter has no lock. Reads and system calls behave as such a machine's: a thread reads
- *              its own buffered stores, and a system call waits until its buffer is empty. (A thread's stores
- *              keep their order, as those of attributes do in such an interpreter.)
- *   FENCED     between its store and its read, each side passes one mutex, as `FencedRing` in ring.py does. The mutex does
- *              not empty a buffer, which a real one may do. It has only the property of a mutex: when a thread takes it,
- *              the stores that the last holder made before its release are visible.
- *   BARE=n, EARLY=n   with FENCED: at the n-th of the four places the mutex is not passed, or passed before the store.
- *   MUTANT_*   mistakes, to show that the check can fail.
+ *   POLLS      the consumer is a device that polls the bell. It drains the bell only when a read finds no chunk, then
+ *              looks once more, and rings the bell again if there is a chunk. It polls when a read would block; after any
+ *              other read it may poll or not, as with level-triggered polling.
+ *   TSO        each thread's stores go through a buffer, and other threads see them later, as on a machine with several
+ *              cores, for an interpreter without its lock. A thread reads its own buffered stores, and a system call
+ *              waits until the thread's buffer is empty. (The stores of one thread become visible in their order, as
+ *              stores to attributes do in such an interpreter.)
+ *   FENCED     each side passes one mutex between its store and its read, as `FencedRing` in ring.py does. The model's
+ *              mutex does not empty a buffer, as a real one may. It only guarantees what every mutex does: a thread that
+ *              takes it sees the stores that the last holder made before the release.
+ *   BARE=n, EARLY=n   with FENCED: at the n-th of the four places the mutex is left out, or passed before the store.
+ *   MUTANT_*   a mistake, which the check must find.
  */
 
 #ifndef N
@@ -43,13 +43,13 @@
 #define BUFFER 2
 #endif
 
-/* Chunk number i (from 0): one byte, two, more than fit, and so on. */
+/* The size of chunk number i (from 0): one byte, then two bytes, then more than the ring may hold, and again. */
 #define SIZE(i) (((i) % 3 == 2) -> B + 1 : (i) % 3 + 1)
 /* `_low_water` and `_low_entries`. */
 #define LOW (B / 2)
 #define LOW_ENTRIES (C / 2)
 
-/* The places where something is stored and something else looked at. */
+/* The four places where a thread stores one thing and then reads another. */
 #define PUSHING 1
 #define ARMING_DATA 2
 #define TAKING 3
@@ -79,15 +79,15 @@
 
 byte mem[11];
 bool data_bell, room_bell;
-byte total;             /* bytes published, as only the check knows it */
-bool forgotten;         /* discarded, likewise */
-bool idle;              /* the producer sends no more, and does not say so, likewise */
+byte total;             /* for the check only: bytes published */
+bool forgotten;         /* for the check only: the queued chunks were discarded */
+bool idle;              /* for the check only: the producer sends no more, and has not finished the lane */
 
 #ifdef TSO
 
 typedef buffer { byte n; byte var[BUFFER]; byte val[BUFFER] };
 buffer buf[2];
-byte at;                /* scratch, used in indivisible steps only */
+byte at;                /* an index that is only used inside one indivisible step */
 
 #define WRITE(p, v, x) atomic { (buf[p].n < BUFFER) -> \
         buf[p].var[buf[p].n] = v; buf[p].val[buf[p].n] = x; buf[p].n++ }
@@ -151,13 +151,13 @@ inline pass(p)
 #define SILENCE(p, bell) atomic { FENCE(p) -> bell = false }
 #define SLEEP(p, bell) atomic { (FENCE(p) && bell) -> skip }
 
-/* The consumer sleeps until the bell is rung; if nobody will, it must have taken everything. */
+/* The consumer sleeps until the bell is rung. If the producer sends no more, it must have taken all chunks. */
 #define SLEEP_FOR_DATA if \
         :: SLEEP(CONSUMER, data_bell) \
         :: atomic { (idle && FENCE(CONSUMER) && !data_bell) -> assert(mem[PUBLISHED] == removed); goto gone } \
         fi
 
-/* `LaneRing.fits` as the producer calls it: `counted` and `sent` are its own. */
+/* `LaneRing.fits`, called by the producer, so that `counted` and `sent` are its own variables. */
 inline fits(yes)
 {
         READ(PRODUCER, POPPED, popped);
@@ -191,7 +191,7 @@ proctype producer()
                 fits(yes);
                 if
                 :: yes ->
-                        /* count, publish, then look whether the consumer sleeps */
+                        /* count the chunk, publish it, then read whether the consumer sleeps */
                         counted = counted + SIZE(sent);
                         WRITE(PRODUCER, COUNTED, counted);
                         BEFORE_STORE(PRODUCER, PUSHING);
@@ -210,7 +210,7 @@ proctype producer()
                         :: else
                         fi
                 :: else ->
-                        /* full: arm, look again, sleep */
+                        /* the ring is full: arm the wake, read the ring again, sleep */
                         WRITE(PRODUCER, WANTED, SIZE(sent));
                         BEFORE_STORE(PRODUCER, ARMING_ROOM);
                         WRITE(PRODUCER, ROOM_ARMED, 1);
@@ -228,10 +228,10 @@ proctype producer()
         :: break
         od;
         if
-        :: atomic { FENCE(PRODUCER) -> idle = true }; goto stopped      /* it just sends no more */
+        :: atomic { FENCE(PRODUCER) -> idle = true }; goto stopped      /* it sends no more, and does not finish */
         :: true
         fi;
-        /* the end: publish the flags, then wake, whether or not anybody is armed */
+        /* the end: set the flags, then ring both bells, whether they are armed or not */
         if
         :: true
         :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) }
@@ -239,14 +239,14 @@ proctype producer()
         finish();
         if
         :: true
-        :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) };  /* on second thoughts */
+        :: atomic { forgotten = true; WRITE(PRODUCER, DISCARDED, 1) };  /* a forced end after an orderly one */
                 finish()
         fi;
 stopped:
         skip
 }
 
-/* `LaneRing._wake_producer` and the look before it: what was taken is removed and counted. */
+/* `LaneRing._wake_producer`, and the step before it that counts the bytes which were taken. */
 inline wake_producer()
 {
 #ifdef MUTANT_FLAG_BEFORE_COUNT
@@ -269,9 +269,9 @@ inline wake_producer()
 #ifdef MUTANT_NO_EMPTY_RULE
                 :: (used > LOW || queued > LOW_ENTRIES || used + wanted > B || queued >= C) -> skip
 #else
-                /* `take` and `readinto`: not before the ring is at its low water, unless it is empty */
+                /* `take` and `readinto` do not wake while the ring is above its low water, unless it is empty */
                 :: (used && (used > LOW || queued > LOW_ENTRIES || used + wanted > B || queued >= C)) -> skip
-                /* `pop`: whenever it fits */
+                /* `pop` wakes as soon as the wanted bytes fit */
                 :: (used && (used + wanted > B || queued >= C)) -> skip
                 :: (!used || (used + wanted <= B && queued < C)) ->
 #endif
@@ -286,12 +286,12 @@ inline wake_producer()
         fi
 }
 
-/* What there was to take, it has taken: `published` is how many chunks it saw. */
+/* Take a part of the first chunk, or the chunk and perhaps those after it. `published` is the number of chunks seen. */
 inline take()
 {
         if
-        :: (SIZE(removed) - offset > 1) -> offset++; popped++           /* part of the first */
-        :: popped = popped + SIZE(removed) - offset; offset = 0;        /* it, and perhaps all others */
+        :: (SIZE(removed) - offset > 1) -> offset++; popped++           /* one byte of the first chunk */
+        :: popped = popped + SIZE(removed) - offset; offset = 0;        /* the first chunk, and perhaps more */
                 removed++;
                 WRITE(CONSUMER, REMOVED, removed);
                 do
@@ -316,7 +316,7 @@ proctype consumer()
                 READ(CONSUMER, FINISHED, done);
                 READ(CONSUMER, DISCARDED, dropped);
 #else
-                /* the flags before the ring: "finished, and then found empty" is the end */
+                /* The flags are read before the ring: "finished" and then an empty ring is the end. */
                 READ(CONSUMER, FINISHED, done);
                 READ(CONSUMER, DISCARDED, dropped);
                 READ(CONSUMER, PUBLISHED, published);
@@ -335,8 +335,8 @@ proctype consumer()
                         take();
 #ifdef POLLS
                         if
-                        :: SLEEP_FOR_DATA         /* a device that polls after each read */
-                        :: true         /* one that reads on */
+                        :: SLEEP_FOR_DATA         /* the device polls after this read */
+                        :: true         /* the device reads again at once */
                         fi
 #endif
                 :: (!dropped && published == removed && done) ->
@@ -364,11 +364,11 @@ proctype consumer()
 #endif
                         :: else ->
 #ifdef POLLS
-                                /* would block: the device polls the bell, and then comes back */
+                                /* the read would block: the device polls the bell, and then reads again */
                                 SLEEP_FOR_DATA
 #else
                                 SLEEP_FOR_DATA;
-                                /* awake: disarm and drain, and only then look */
+                                /* awake: disarm the wake and drain the bell, and only then read the ring */
                                 WRITE(CONSUMER, DATA_ARMED, 0);
 #ifdef MUTANT_DRAIN_AFTER_LOOK
                                 READ(CONSUMER, PUBLISHED, published);
@@ -387,7 +387,7 @@ proctype consumer()
                 fi;
                 published = 0; done = false; dropped = false; armed = false
         :: true ->
-                /* abandon at any moment */
+                /* the consumer abandons the lane, at any moment */
                 WRITE(CONSUMER, ABANDONED, 1);
 #ifndef MUTANT_SILENT_ABANDON
                 RING(CONSUMER, data_bell);
@@ -402,7 +402,7 @@ gone:
 init
 {
         atomic {
-                /* A consumer that has never looked may be asleep already. */
+                /* Armed from the start: a device may poll before its first read. */
                 mem[DATA_ARMED] = 1;
                 run producer();
                 run consumer();
