@@ -201,8 +201,8 @@ async def _run_command(args: argparse.Namespace) -> int:
             tty=args.tty,
         ) as process,
     ):
-        assert process.stdout is not None
-        assert process.stderr is not None
+        assert process.stdout is not None, "a pipe was asked for"
+        assert process.stderr is not None, "a pipe was asked for"
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as signals:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_pass_stdin, process)
@@ -221,7 +221,7 @@ async def _pass_signals(signals: AsyncIterator[int], process: trio_console.Guest
 
 
 async def _pass_stdin(process: trio_console.GuestProcess) -> None:
-    assert process.stdin is not None
+    assert process.stdin is not None, "a pipe was asked for"
     async with process.stdin as stdin:
         # A stdin that cannot be read counts as one at end of file.
         with suppress(trio.BrokenResourceError, OSError):

@@ -181,8 +181,8 @@ class RelayServer:
         Raises:
             GuestLostError: the guest is gone.
         """
-        assert self._nursery is not None
-        assert self._own_client is not None
+        assert self._nursery is not None, "clients come while the server runs"
+        assert self._own_client is not None, "the client in this program attaches once"
         if self._ended.is_set():
             raise GuestLostError(self.reason) from self.cause
         client, self._own_client = self._own_client, None
@@ -226,7 +226,7 @@ class RelayServer:
             await self._accept_all(listener)
 
     async def _accept_all(self, listener: trio.SocketListener) -> None:
-        assert self._nursery is not None
+        assert self._nursery is not None, "clients come while the server runs"
         while True:
             try:
                 stream = await listener.accept()

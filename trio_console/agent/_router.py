@@ -210,12 +210,12 @@ class Router:
         self._sender.send(wire.Touched(self._sender.activity.seq), frame_id)
 
     def _clock_sync(self, _id: int, message: wire.Message) -> None:
-        assert isinstance(message, wire.ClockSync)
+        assert isinstance(message, wire.ClockSync), "a control gets the message that it is registered for"
         if self._set_clock is not None:
             self._set_clock(message.unix_time_nanos)
 
     def _client_disconnected(self, _id: int, message: wire.Message) -> None:
-        assert isinstance(message, wire.ClientDisconnected)
+        assert isinstance(message, wire.ClientDisconnected), "a control gets the message that it is registered for"
         for session in self.sessions.values():
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()

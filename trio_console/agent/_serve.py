@@ -210,7 +210,7 @@ class _Agent:
         }
 
     def _open_exec(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
-        assert isinstance(message, wire.ExecRequest)
+        assert isinstance(message, wire.ExecRequest), "an opener gets the message that it is registered for"
         return ExecSession(
             sender,
             session_id,
@@ -222,7 +222,7 @@ class _Agent:
         )
 
     def _open_tcp(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
-        assert isinstance(message, wire.TcpConnect)
+        assert isinstance(message, wire.TcpConnect), "an opener gets the message that it is registered for"
         self._ensure_headroom()
         return TcpSession(
             sender,
@@ -235,7 +235,7 @@ class _Agent:
 
     def _ensure_headroom(self, handles: int | None = None) -> None:
         """Raise the descriptor limit if the open and the new sessions and files need it."""
-        assert self._router is not None
+        assert self._router is not None, "sessions are opened by the router"
         count = self._files.handles.count if handles is None else handles
         self.headroom.ensure(len(self._router.sessions) + 1, count)
 

@@ -70,7 +70,7 @@ class FaultyDevice:
     # The test's side, from any thread
 
     def inject(self, fault: Fault) -> None:
-        assert fault.direction is not None
+        assert fault.direction is not None, "a fault that is armed has one direction"
         with self._changed:
             self._lines[fault.direction].arm(fault)
 
@@ -188,7 +188,7 @@ class FaultyDevice:
         with self._changed:
             match how:
                 case Stall():
-                    assert fired.fault.direction is not None
+                    assert fired.fault.direction is not None, "a fault that has fired has one direction"
                     self._stalled.add(fired.fault.direction)
                 case Disconnect():
                     self._cut = self._cut or how

@@ -42,7 +42,7 @@ def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> b
     except FsError as exc:
         return wire.encode(failure(exc), session_id)
     except ProtocolError:
-        assert isinstance(result, wire.ResultList)
+        assert isinstance(result, wire.ResultList), "only a list is longer than a frame may be"
         error = FsError(f"readdir: {too_large(len(result.value))}")
         return wire.encode(failure(error), session_id)
 

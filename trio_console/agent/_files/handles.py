@@ -243,7 +243,7 @@ class DirHandle(Handle):
             self._directory: Directory | None = Directory(op.path)
 
     def read_page(self, limit: int | None) -> wire.FsResult:
-        assert self._directory is not None
+        assert self._directory is not None, "a handle is not used after its close"
         with failing("readdir"):
             return wire.ResultList(self._directory.read_page(_DEFAULT_PAGE if limit is None else max(1, limit)))
 

@@ -196,7 +196,7 @@ def _truncate(target: bytes | int, size: int, *, follow: bool) -> None:
     if follow:
         os.truncate(target, size)
         return
-    assert isinstance(target, bytes)
+    assert isinstance(target, bytes), "only a path can lead over a link: a descriptor is of the file itself"
     fd = os.open(target, os.O_WRONLY | os.O_NOFOLLOW | _ALWAYS)
     try:
         os.truncate(fd, size)
@@ -208,7 +208,7 @@ def _chmod(target: bytes | int, mode: int, *, follow: bool) -> None:
     if follow:
         os.chmod(target, mode)
         return
-    assert isinstance(target, bytes)
+    assert isinstance(target, bytes), "only a path can lead over a link: a descriptor is of the file itself"
     # No system call changes a mode without following links. This descriptor is of the file itself, so a link that
     # is put into the file's place in the meantime is not followed either.
     fd = os.open(target, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)

@@ -53,7 +53,7 @@ class FsOpener:
 
     def __call__(self, sender: Sender, session_id: int, message: wire.Message) -> FsSession | wire.Message:
         """Make a session of a request, or refuse it."""
-        assert isinstance(message, wire.FsRequest)
+        assert isinstance(message, wire.FsRequest), "an opener gets the message that it is registered for"
         slot = slot_of(session_id)
         assert slot is not None, "a session has the id of a client"
         try:
