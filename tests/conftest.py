@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 HERE = pathlib.Path(__file__).parent
 
-# A shell has these ignored in what it starts in the background, and the processes of a test would inherit that.
+# A shell lets its background commands ignore these signals, and the processes of a test would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
@@ -42,7 +42,7 @@ guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY  # type: ignore[misc]
 
 
 def pytest_collection_finish() -> None:
-    """What is there by now stays: nobody need go through it again in each of thousands of collections."""
+    """Exempt the objects that exist now from the thousands of collections below: they live until the end."""
     _run_nothing()  # the first run of hypothesis makes what it has to find by a collection afterwards
     gc.collect()
     gc.freeze()
@@ -72,7 +72,7 @@ def _nothing_is_left_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     threads_before, descriptors_before = threads(), descriptors()
     yield
     if request.node.stash.get(_FAILED, False):
-        return  # its traceback keeps things alive, and it says more than we could
+        return  # the traceback keeps objects alive, and the error of the test says more
     if left := wait_until_none(lambda: threads() - threads_before):
         pytest.fail(f"left behind: {sorted(map(name_thread, left))}")
     if descriptors() - descriptors_before:
@@ -95,7 +95,7 @@ def no_process_is_left() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def _outboxes_are_balanced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    if request.path.is_relative_to(HERE / "wire"):  # these test the outbox itself, and take room for no session
+    if request.path.is_relative_to(HERE / "wire"):  # these test the outbox itself, without sessions
         yield
         return
     with balanced_outboxes(monkeypatch):

@@ -56,7 +56,7 @@ class Ground:
         return found | {f"process {pid}" for pid in marked(self._mark)}
 
     def processes(self) -> list[str]:
-        """Processes that there are now and were not then, except those that have been killed and are to die."""
+        """Processes that exist now and did not exist then, except those that were killed and are about to die."""
         return sorted(_describe(pid) for pid in marked(self._mark) - self._marked if not is_dying(pid))
 
     async def left(self, patience: float) -> list[str]:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Moment", "Sweep"]
 
-#: Names a moment: the sweep then runs nothing else, and that as often as `REPEAT` says.
+#: The environment variable that names a moment: the sweep then runs only that one, `REPEAT` times.
 ONLY = "SWEEP_MOMENT"
 REPEAT = "SWEEP_REPEAT"
 
@@ -69,7 +69,7 @@ class Moment(NamedTuple):
 
 
 class CancelAt(trio.abc.Instrument):
-    """Follows a task and all beneath it, and cancels a scope at one moment of theirs.
+    """Follows a task and all tasks below it, and cancels a scope at one of their moments.
 
     Args:
         scope: is cancelled.
@@ -119,7 +119,7 @@ class CancelAt(trio.abc.Instrument):
             self.scope.cancel()
 
     def position(self) -> str:
-        """Where the session's own task stands, outermost first."""
+        """The stack of the session's own task, outermost frame first."""
         if self._root is None:
             return "its beginning"
         return " > ".join(
@@ -178,7 +178,7 @@ class Sweep:
         return f"{self.rounds} rounds, {self.cancelled} of them cancelled, {len(self.missed)} moments missed"
 
     def check(self) -> None:
-        """A sweep that has missed more than it hit says nothing."""
+        """Refuse a sweep that has missed more moments than it has hit: it proves nothing."""
         assert self.cancelled >= len(self.missed), f"{self}, among them: {self.missed[:10]}"
 
     def all(self, part: int = 0, parts: int = 1) -> None:
@@ -283,14 +283,14 @@ class Sweep:
             assert took < self._grace, f"leaving took {took:.1f} s"
 
     async def _watch(self, cancel_at: CancelAt) -> None:
-        """A shielded task that waits for ever cannot be ended from here; at least it is told where it stands."""
+        """Print where a shielded task stands that waits for ever; it cannot be ended from here."""
         await trio.sleep(HANG)
         self._hung(f"{self._story(cancel_at)}\nstill not left, at {cancel_at.position()}")
 
 
 @contextmanager
 def _nothing_said() -> Iterator[None]:
-    """Warnings, and errors that nobody could be told of, are failures."""
+    """Make failures of warnings, and of errors that could not be raised anywhere."""
     said: list[object] = []
     unraisable, in_thread = sys.unraisablehook, threading.excepthook
     sys.unraisablehook = lambda args: said.append((args.err_msg, args.object, args.exc_value))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def make_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[..., Sweep]]:
-    """`Sweep`, with what does not depend on its session. At the end it tells how far it came."""
+    """`Sweep`, with the arguments that do not depend on its session. At the end it says how far it came."""
     marker = "-m nightly " if request.node.get_closest_marker("nightly") else ""
     made: list[Sweep] = []
 

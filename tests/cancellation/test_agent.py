@@ -35,7 +35,7 @@ class Place:
 
 @asynccontextmanager
 async def place(directory: str) -> AsyncIterator[Place]:
-    """A host that does what hosts do, in a task that is not cancelled."""
+    """A host that uses the agent, in a task that is not cancelled."""
     console = os.path.join(directory, "console")
     with trio.socket.socket(socket.AF_UNIX) as sock:
         await sock.bind(console)
@@ -52,7 +52,7 @@ async def place(directory: str) -> AsyncIterator[Place]:
             connection, _ = await sock.accept()
             here = Place(trio.SocketStream(connection))
             yield here
-            # Whatever has become of the agent, the host is not left waiting.
+            # Whatever has happened to the agent, the host does not wait for ever.
             nursery.cancel_scope.deadline = trio.current_time() + HANG
         assert not nursery.cancel_scope.cancelled_caught, "the host was not told of the end"
     os.unlink(console)

@@ -38,7 +38,7 @@ class Place:
 
     directory: str
     console: str  # a guest's, for `SocketGuest`
-    agents: list[trio.CancelScope]  # of the guests there have been
+    agents: list[trio.CancelScope]  # of the guests that were opened
     guest: Guest  # another one, which is open
     relay: str  # which serves that one
     neighbour: GuestProcess  # a `cat` in that guest
@@ -56,7 +56,7 @@ async def place(directory: str) -> AsyncIterator[Place]:
     async def be_guest(stream: trio.SocketStream) -> None:
         with trio.CancelScope() as scope:
             agents.append(scope)
-            with suppress(BootError):  # whoever opened it was cancelled before it had said what the guest is to be
+            with suppress(BootError):  # the opener was cancelled before it had sent the bootstrap
                 await serve_agent(stream)
 
     console, relay = os.path.join(directory, "console"), os.path.join(directory, "relay")
@@ -70,7 +70,7 @@ async def place(directory: str) -> AsyncIterator[Place]:
             open_guest(SocketGuest(console), relay_path=relay) as guest,
             guest.open_process(["cat"], stdin=PIPE, stdout=PIPE) as neighbour,
         ):
-            await greet(neighbour)  # all that is started for it is there then
+            await greet(neighbour)  # all tasks of this guest have been started by now
             yield Place(directory, console, agents, guest, relay, neighbour, port)
         nursery.cancel_scope.cancel()
     os.unlink(console)
@@ -83,11 +83,11 @@ async def greet(neighbour: GuestProcess) -> None:
 
 
 async def check_guest(place: Place) -> None:
-    """The guest that is open has noticed nothing, and does what it is asked for."""
+    """The guest that is open was not affected, and carries out requests."""
     await greet(place.neighbour)
     assert (await place.guest.run_process(["echo", "next"], capture_stdout=True)).stdout == b"next\n"
     with trio.fail_after(HANG):
-        while place.guest.statistics().active_sessions > 1:  # files are closed without waiting for it
+        while place.guest.statistics().active_sessions > 1:  # files are closed without waiting for the answer
             await place.guest.ping()
 
 
@@ -258,7 +258,7 @@ async def clean_up_in_a_guest(place: Place) -> None:
         try:
             await guest.run_process(["true"])
         finally:
-            # All around is cancelled, and the guest is still there for whoever needs it.
+            # Everything around it is cancelled, and the guest can still be used.
             with trio.CancelScope(shield=True):
                 for one in (guest, client):
                     done = await one.run_process(["echo", "clean"], capture_stdout=True)

@@ -44,7 +44,7 @@ async def place(directory: str) -> AsyncIterator[Place]:
 
 
 async def whole_session(place: Place) -> None:
-    """Everything that a guest is for, once."""
+    """Use each feature of a guest once."""
     async with open_guest(relay_path=place.relay_path) as guest:
         await use_commands(guest)
         await use_files(guest, place.directory)
@@ -108,7 +108,7 @@ async def use_a_command_guest(_place: Place) -> None:
 
 
 async def leave_a_stopped_guest(place: Place) -> None:
-    """It has to be ended by force, and what it had started too."""
+    """The guest has to be ended by force, with all processes that it had started."""
     async with open_guest(relay_path=place.relay_path, grace=1.0) as guest:
         script = "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $PPID"
         done = await guest.run_process(["sh", "-c", script], capture_stdout=True)

@@ -125,7 +125,7 @@ def test_a_device_that_reads_once_for_each_poll_gets_everything(read: Any) -> No
     assert not is_readable(backend.read_wake_fd())
     shared.host_gone()
     for _ in range(2):
-        poll_and_read()  # end of file, as often as it likes
+        poll_and_read()  # end of file, each time it reads
     assert len(received) == 120_000
 
 
@@ -351,7 +351,7 @@ def test_a_device_does_not_wait_for_room_after_a_want_of_memory(
 
 
 class RealWait:
-    """Tells when the backend goes to sleep, by standing in for the wait of a lane."""
+    """Stands for the wait of a lane, and tells when the backend begins to sleep."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.asleep = threading.Event()
@@ -397,7 +397,7 @@ def test_waiting_blocks_until_the_refused_write_would_be_taken(monkeypatch: pyte
 def test_what_is_written_after_the_host_has_gone_is_not_queued() -> None:
     shared = ConsoleSharedState()
     backend = AgentConsoleBackend(shared)
-    backend.write(b"before")  # the ring says yes to much more than this at once
+    backend.write(b"before")  # the ring would accept many more bytes at once
     shared.host_gone()
     for _ in range(3):
         assert backend.write(b"after") == 5

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class CountingWake:
-    """Stands for a wake pipe and counts the system calls it would make."""
+    """Stands for a wake pipe, and counts the rings, which would be system calls."""
 
     def __init__(self) -> None:
         self.calls = 0

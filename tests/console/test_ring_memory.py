@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """Says no to the allocation with this number, from 1."""
+    """Fails the allocation with this number, counted from 1."""
 
     def __init__(self) -> None:
         self.left = 0
@@ -35,7 +35,7 @@ MEMORY = Memory()
 
 
 class Chunk(bytes):
-    """Bytes of which no slice can be made when there is no memory."""
+    """Bytes whose slices fail when there is no memory."""
 
     def __getitem__(self, key: Any) -> Any:
         if isinstance(key, slice):
@@ -44,7 +44,7 @@ class Chunk(bytes):
 
 
 class Chunks(deque[Any]):
-    """A deque that needs memory to be copied or added to."""
+    """A deque whose copy and append fail when there is no memory."""
 
     def __init__(self, chunks: Any = (), maxlen: int | None = None) -> None:
         MEMORY.allocate()

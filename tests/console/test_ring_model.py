@@ -27,7 +27,7 @@ class RingModel(RuleBasedStateMachine):
         return not used or (used + size <= self.ring.max_bytes and len(self.chunks) < self.ring.capacity)
 
     def taken(self, size: int) -> bytes:
-        """What the first ``size`` bytes of the model are, and take them."""
+        """Take the first ``size`` bytes out of the model, and return them."""
         parts = []
         while size:
             head = self.chunks.popleft()

@@ -54,7 +54,7 @@ def test_a_lane_tells_what_it_holds_and_how_it_ended() -> None:
 
 def test_a_lane_that_is_busy_meanwhile_never_tells_less_than_nothing() -> None:
     class Busy(_console.Lane):  # type: ignore[misc]
-        """A device writes to it whenever somebody looks at how it ended."""
+        """A lane to which the device writes each time when its ending is read."""
 
         __slots__ = ()
 

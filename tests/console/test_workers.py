@@ -13,7 +13,7 @@ from trio_console._console.ring import LaneRing
 
 @final
 class _Returns:
-    """A device that returns these chunks, whatever it is asked for, and then the end."""
+    """A device that returns these chunks, whatever size is asked for, and then end of file."""
 
     def __init__(self, *chunks: bytes) -> None:
         self._chunks = iter(chunks)
@@ -56,12 +56,12 @@ def test_what_is_read_when_the_host_leaves_is_counted_as_dropped(monkeypatch: py
     assert _counts(lane) == (100, 0, 100)
 
 
-# What a device returns that it should not
+# Results that a device must not return
 
 
 @final
 class _Answers:
-    """A device whose calls return what they were given, and then the ordinary."""
+    """A device whose calls return the given results, and after them ordinary ones."""
 
     def __init__(self, *answers: Any) -> None:
         self._answers = list(answers)
@@ -107,7 +107,7 @@ def test_a_count_that_cannot_be_ends_the_direction_and_says_so(
     assert type(lane.cause) is error
     assert str(lane.cause).startswith("<the odd device>: write() returned ")
     assert f"{answer!r} for 30 bytes" in str(lane.cause)
-    # What it was given in a call that returned is its own, unless the call said that it had failed.
+    # Bytes given to a write that returned count as delivered, unless the write said that it had failed.
     assert _counts(lane) == (50, delivered, 50 - delivered)
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class SocketDevice:
-    """A device of a user's: an object with the blocking methods, around a socket that blocks."""
+    """A user's device: an object with the blocking methods, around a blocking socket."""
 
     def __init__(self, sock: socket.socket) -> None:
         self.sock = sock
@@ -52,7 +52,7 @@ class SocketDevice:
         self.sock.close()
 
 
-#: The device behind each console's state, and on it whether its writer sleeps.
+#: The device behind each console's state. The device knows whether its writer sleeps.
 DEVICES: weakref.WeakKeyDictionary[ConsoleSharedState, Any] = weakref.WeakKeyDictionary()
 
 
@@ -111,7 +111,7 @@ async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
 
 
 class ScriptedDevice:
-    """Returns or raises what it was given, then blocks until it is closed."""
+    """A device that returns or raises the given results, and then blocks until it is closed."""
 
     def __init__(self, *reads: bytes | Exception, write_error: Exception | None = None) -> None:
         self._reads = list(reads)

@@ -421,7 +421,7 @@ async def test_sending_to_a_terminal_that_is_full_and_was_closed_is_a_broken_pip
 
 
 class Polls:
-    """What poll(2) says of a descriptor, one answer after the other, and os.write of every kernel after that."""
+    """Stands for `select.poll`: it gives these answers for one descriptor, one after the other."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, fd: int, *answers: int) -> None:
         self.fd = fd
@@ -486,7 +486,7 @@ def test_an_end_that_is_collected_in_a_cycle_changes_nobody_elses_descriptor() -
     number = ours.detach()
 
     class Opens:
-        """Finalized between the descriptor's owner and its end, as they are made."""
+        """An object whose finalizer runs between that of the descriptor's owner and that of its end."""
 
         def __del__(self) -> None:
             os.dup2(other, number)

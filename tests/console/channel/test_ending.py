@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Ending:
-    """One that would rather go on for ever."""
+    """An ending that never returns by itself."""
 
     def __init__(self) -> None:
         self.begun = trio.Event()
@@ -88,7 +88,7 @@ async def test_an_endings_own_error_comes_out_as_it_is() -> None:
 
 @pytest.fixture
 def leaving(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
-    """Set when something is being left that waits for its grace."""
+    """An event that is set when a block is being left that waits for its grace."""
     event = trio.Event()
 
     async def noted(*args: Any, **options: Any) -> None:
@@ -101,7 +101,7 @@ def leaving(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
 
 
 class Late:
-    """Cancels what it wraps once it is being left and everybody sleeps."""
+    """Cancels the wrapped block when the block is being left and all tasks sleep."""
 
     def __init__(self, leaving: trio.Event) -> None:
         self._leaving = leaving

@@ -143,7 +143,7 @@ async def test_a_session_log_waits_for_a_thread(
             await trio.testing.wait_all_tasks_blocked()
             mock_clock.jump(1)
         assert log.statistics().records_written == 0
-        # The clock stands still while it is written: a clock that jumps would not wait for a thread.
+        # The clock stands still during the write: a clock that jumps would not wait for a thread.
         threads.left = None
         nursery.cancel_scope.cancel()
     assert log.statistics().records_written == 1

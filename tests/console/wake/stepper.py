@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class LostWakeUp(AssertionError):
-    """Everybody sleeps, and nobody is left to wake them."""
+    """Both threads sleep, so neither will wake the other."""
 
 
 class _Stop(BaseException):
@@ -133,7 +133,7 @@ class Stepper:
 
 
 def run_all(scenario: Any, *, switches: int, files: Sequence[str]) -> int:
-    """Run a scenario under every schedule; the number of runs.
+    """Run a scenario under every schedule; returns the number of runs.
 
     Args:
         scenario: gets a `Stepper`, makes fresh state, and returns the two threads' bodies and a check to run

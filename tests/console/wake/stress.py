@@ -62,7 +62,7 @@ class Numbers:
 
 
 class NoMutex:
-    """Stands for the ring's mutex and does nothing."""
+    """Stands for the ring's mutex, and does nothing."""
 
     def __setitem__(self, _index: int, _value: None) -> None:
         pass
@@ -187,7 +187,7 @@ class Stress:
 
     @staticmethod
     def _lost(lane: Lane, who: str, could_move: bool) -> None:
-        """Somebody has slept for long: a wake-up was lost, if there was something to do."""
+        """Raise the error for a side that has slept for long: if it had work, a wake-up was lost."""
         if could_move:
             raise Lost(f"{who} sleeps beside {lane.ring!r}")
 

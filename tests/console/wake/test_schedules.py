@@ -96,7 +96,7 @@ class Round:
         try:
             trio.run(self._host)
         finally:
-            self.shared.host_gone()  # whatever has happened, threads end now
+            self.shared.host_gone()  # whatever has happened, the threads end now
             for thread in threads:
                 thread.join(HANG)
             assert not any(thread.is_alive() for thread in threads), "a device's thread does not end"
@@ -114,11 +114,11 @@ class Round:
             self.shared.guest_gone(exc)
 
     def _rng(self, who: str) -> random.Random:
-        """Everybody has a generator of their own: a shared one would be drawn from in the threads' order."""
+        """A generator for one thread or task. A shared one would make the sizes depend on the threads' order."""
         return random.Random(f"{self.seed} {who}")
 
     def _size(self, rng: random.Random) -> int:
-        """Mostly small: it is the number of pieces that makes schedules."""
+        """A size, mostly small, because many pieces make more schedules."""
         return rng.randint(1, self.largest if rng.random() < 0.1 else min(16, self.largest))
 
     def _stall(self, rng: random.Random) -> None:
@@ -233,7 +233,7 @@ class Round:
 
 
 def run_rounds(chunks: int, first_seed: int, *, per_round: int) -> None:
-    """Rounds until so many chunks were passed on in all."""
+    """Play rounds until so many chunks were passed on in total."""
     passed, seed = 0, first_seed
     while passed < chunks:
         round_ = Round(seed, per_round)

@@ -77,7 +77,7 @@ class Interposed:
 
 
 class FakeSelect:
-    """`select` with a poll that tells when it is entered, and what for."""
+    """`select` with a poll that tells when it is entered, and for which descriptors."""
 
     POLLIN = select.POLLIN
 
@@ -149,7 +149,7 @@ def test_a_full_counter_is_readable_like_any_other(pipe: _wake.WakePipe) -> None
 @pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
 @pytest.mark.skipif(FREE_THREADED, reason="there is no interpreter lock to keep")
 def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
-    # Its consumer then finds all that a producer has to say, not the first word of it.
+    # Its consumer then finds all chunks that a producer pushes, and not only the first.
     seen: list[int] = []
     published: list[int] = []
     ready = threading.Event()
@@ -545,7 +545,7 @@ def test_whoever_a_close_wakes_does_not_sleep_again() -> None:
     woken: list[bool] = []
 
     class WakesAtOnce:
-        """Has the sleeper run before the call of the bell returns."""
+        """A bell whose sleeper runs before the ring returns."""
 
         read_fd = bell.read_fd
         silence = bell.silence

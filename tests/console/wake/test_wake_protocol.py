@@ -38,7 +38,7 @@ def stepped(stepper: Stepper, capacity: int = 2, max_bytes: int = 4) -> ConsoleS
 
 
 def consume(lane: Lane, received: list[bytes], take: Callable[[], bytes]) -> None:
-    """The consumer of a lane, as the module that owns the rules tells it."""
+    """A consumer that keeps to the rules of `_console.ring`."""
     while True:
         finished = lane.finished
         data = take()
@@ -236,7 +236,7 @@ def test_the_bytes_of_a_ring_are_never_counted_negative() -> None:
     assert run_all(scenario, switches=2, files=FILES) > 100
 
 
-# Wrong orders, which must be found out
+# Wrong orders of the steps, which must be found
 
 
 def looks_before_it_publishes(lane: Lane, chunk: bytes) -> None:

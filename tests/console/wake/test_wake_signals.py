@@ -72,7 +72,7 @@ def check_still_works(pipe: WakePipe) -> None:
 
 
 def check_given_back(pipe: WakePipe, fd: int) -> None:
-    """The number is free once the pipe is closed, and is not closed again when it is somebody else's."""
+    """The number is free when the pipe is closed, and is not closed again when it belongs to another file."""
     pipe.close()
     assert not is_open(fd)
     other = os.open(os.devnull, os.O_RDONLY)
@@ -108,7 +108,7 @@ def test_a_handler_at_any_opcode_breaks_nothing(
 
 @pytest.mark.parametrize("call", CALLS)
 def test_a_wake_in_a_handler_is_not_lost(call: Callable[[WakePipe], object]) -> None:
-    # A drain may swallow it: who drains looks for work afterwards.
+    # A drain may take the ring away, because its caller looks for work after the drain.
     def run(at: int) -> bool:
         with WakePipe() as pipe:
             happened = interrupted(lambda: call(pipe), pipe.wake, at, FILES)

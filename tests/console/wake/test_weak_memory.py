@@ -31,11 +31,11 @@ FILES = [_ring.__file__]
 
 
 class NotRevoked(AssertionError):
-    """A ring whose consumer has gone takes chunks as before."""
+    """A ring has accepted a chunk after its consumer had revoked it."""
 
 
 def push(ring: WeakRing, chunk: bytes) -> None:
-    """As a producer does; `_console.wait_for_room` is the same with a lane."""
+    """Push as a producer does; `wait_for_room` of the backend does the same with a lane."""
     while not ring.offer(chunk):
         if ring.arm_room(len(chunk)):
             ring._room_wake.wait()  # type: ignore[union-attr]
@@ -44,7 +44,7 @@ def push(ring: WeakRing, chunk: bytes) -> None:
 
 
 def take(ring: WeakRing, nbytes: int, way: Callable[[WeakRing], bytes | None]) -> bytes:
-    """As a consumer does: all of so many bytes, sleeping where there is nothing."""
+    """Take so many bytes as a consumer does, sleeping while the ring is empty."""
     data = b""
     while len(data) < nbytes:
         if got := way(ring):

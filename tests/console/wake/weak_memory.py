@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class Memory:
-    """What all threads see, and of each thread what only it sees."""
+    """The stores that all threads see, and for each thread those that only it sees."""
 
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {}
@@ -34,11 +34,11 @@ class Memory:
         self.buffers.setdefault(threading.get_ident(), {})[name] = value
 
     def publish(self) -> None:
-        """What this thread has stored is seen by all."""
+        """Let all threads see the stores of this thread."""
         self.seen.update(self.buffers.pop(threading.get_ident(), {}))
 
     def runs(self, body: Callable[[], object]) -> Callable[[], None]:
-        """A thread's body: what it has stored is seen at its end."""
+        """The body of a thread; at its end all threads see its stores."""
 
         def run() -> None:
             body()
@@ -73,7 +73,7 @@ class WeakDeque:
 
 
 class Mutex:
-    """The ring's mutex; a thread for which it does ``nothing`` shows what it is for."""
+    """The ring's mutex. For one thread it may do ``nothing``, which shows its purpose."""
 
     def __init__(self, memory: Memory, nothing: Callable[[], bool]) -> None:
         self.memory = memory
@@ -85,7 +85,7 @@ class Mutex:
 
 
 class WeakWake(StepWake):
-    """A lock and a system call: what was stored before them is seen before they are."""
+    """A wake: its lock and its system call let the other thread see the stores made before."""
 
     def __init__(self, stepper: Stepper, memory: Memory) -> None:
         super().__init__(stepper)
@@ -105,7 +105,7 @@ class WeakWake(StepWake):
 
 
 def shared(name: str) -> Any:
-    """A variable of the ring that both threads look at."""
+    """A variable of the ring that both threads read."""
     return property(lambda ring: ring.memory.read(name), lambda ring, value: ring.memory.write(name, value))
 
 

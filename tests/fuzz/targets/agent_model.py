@@ -15,10 +15,10 @@ from trio_console._errors import ProtocolError
 
 __all__ = ["AgentModel", "Told", "told"]
 
-#: Ids are given out in 128 ranges. The number before each, and what follows the last, are nobody's.
+#: Ids are given out in 128 ranges. The number before each range, and those after the last, have no owner.
 _STEP: Final = (2**32 - 1) // 128
 
-#: The first generation that can be told of an error.
+#: The first generation of the protocol that knows the message for an error.
 _TOLD_FROM: Final = 5
 
 #: A frame without the words in it that do not matter: its id, its type, and what it says there.
@@ -99,7 +99,7 @@ class AgentModel:
     def _refuse(
         self, frame: wire.Frame, owner: _Session | None, kind: str, name: str | None, version: int | None
     ) -> None:
-        """The frame ends its session, and is answered where that is understood."""
+        """A frame ends its session. It is answered if the host's generation knows the answer."""
         understood = version is None or version >= _TOLD_FROM
         error = wire.Error(kind, "words", name or wire.UNSET)
         if owner is not None:
@@ -154,7 +154,7 @@ class AgentModel:
                 self._replaced.clear()
 
     def settle(self) -> None:
-        """Sessions have gone as far as they can."""
+        """All tasks wait, so the sessions have gone as far as they can."""
         for session in (*self._replaced, *self._table.values()):
             self._run(session)
         self._replaced.clear()

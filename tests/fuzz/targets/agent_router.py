@@ -1,4 +1,4 @@
-"""The agent's router, given any frames by the host, with sessions that do not touch the machine."""
+"""The agent's router with any frames from the host, and with sessions that do not touch the machine."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class _Console(trio.abc.Stream):
 
 
 class _Session(Session):
-    """Does what its request says, and nothing else."""
+    """A session that does only what its request says."""
 
     kind: ClassVar[str] = "exec"
     accepts = frozenset({wire.ExecStdin, wire.ExecSignal, wire.Credit})
@@ -114,7 +114,7 @@ class _Session(Session):
 
 @final
 class _Agent:
-    """The router under test, beside the model of it: compared whenever nothing moves any more."""
+    """The router under test and its model, which are compared each time when all tasks wait."""
 
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self.console = _Console(pieces, self.settled)
@@ -198,14 +198,14 @@ class _Agent:
 
 
 def fuzz_agent_router(data: bytes) -> int:
-    """Frames in pieces, some of them sensible, and what the router does about it."""
+    """Send frames in pieces, some of them valid, and check what the router does."""
     agent = _Agent(_pieces(Script(data)))
     # trio shuffles the tasks that are to run, and what it does that with is not public; but an input is to do the
     # same each time.
     trio._core._run._r.seed(data)
     with (
         mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
-        contextlib.redirect_stderr(io.StringIO()),  # where it says what it thinks of all this
+        contextlib.redirect_stderr(io.StringIO()),  # the router's log
     ):
         ending = trio.run(agent.serve, clock=trio.testing.MockClock(autojump_threshold=0))
     return zlib.crc32(ending.name.encode(), agent.trace)
@@ -251,7 +251,7 @@ def _envelope(script: Script, row: wire.MessageType, ids: Sequence[int]) -> byte
 
 
 def _disconnected(script: Script, ids: Sequence[int]) -> wire.Message:
-    """Of a range that begins and ends at an id that somebody has, or beside it."""
+    """A range of ids that begins and ends at a used id, or beside one."""
     start, end = script.pick(ids), script.pick(ids)
     return wire.ClientDisconnected(start, min(2**32 - 1, end + script.byte() % 2))
 

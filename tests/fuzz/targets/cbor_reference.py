@@ -16,7 +16,7 @@ _STOP: Final = object()
 
 
 class Refused(Exception):
-    """This is not taken."""
+    """The protocol does not accept this input."""
 
 
 class _Reading:
@@ -45,7 +45,7 @@ class _Reading:
         return first // 32, low, low if low < 24 else int.from_bytes(self.take(2 ** (low - 24)), "big")
 
     def item(self, level: int, stop: bool = False) -> Any:
-        """``stop``: whether the end of something without a length may come instead."""
+        """Read an item. With ``stop``, the end of an item without a length may come in its place."""
         if level > MOST_DEEP:
             raise Refused("deep")
         major, low, number = self.head()
@@ -97,7 +97,7 @@ class _Reading:
         return values
 
     def map(self, _major: int, _low: int, number: int | None, level: int) -> dict[Any, Any]:
-        """Keys that are no text are one, under `None`."""
+        """Make a map. All keys that are no text become one key, `None`."""
         values: dict[Any, Any] = {}
         count = 0
         while count != number:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 __all__ = ["fuzz_frames"]
 
-#: The bounds of the length field, said here once more.
+#: The bounds of the length field, written a second time.
 _LEAST: Final = 5
 _MOST: Final = 4 * 1024 * 1024
 
@@ -24,12 +24,12 @@ _LARGEST_FRAME: Final = 4 + _MOST
 #: A stream up to this size is fed byte by byte as well.
 _BYTEWISE: Final = 600
 
-#: What a length field says, where a script picks it.
+#: Values of a length field that a script can pick.
 _LENGTHS: Final = (0, 4, 5, 6, 24, 4100, 4101, 4105, 65541, _MOST - 1, _MOST, _MOST, _MOST + 1, 2**31, 2**32 - 1)
 
 
 class _Plain(NamedTuple):
-    """What a stream holds: frames, where each ends, and where it is known to be broken, if it is."""
+    """The frames of a stream, the end of each, and the place where the stream is known to be broken, if any."""
 
     frames: list[wire.Frame]
     ends: list[int]
@@ -57,7 +57,7 @@ def fuzz_frames(data: bytes) -> int:
 
 
 def _made(script: Script) -> bytes:
-    """Frames with lengths at the bounds. One large one at most, which would take long."""
+    """Frames with lengths at the bounds. At most one is large, because large ones take long."""
     parts: list[bytes] = []
     large = False
     while script and len(parts) < 40:
@@ -128,7 +128,7 @@ def _check_read(stream: bytes, pieces: list[bytes], plain: _Plain) -> None:
 
 
 def _check_broken(decoder: wire.FrameDecoder, error: ProtocolError) -> None:
-    """An error is for good, and nothing is held after it."""
+    """After an error every call raises it again, and no bytes are kept."""
     assert error.kind == "bad_frame"
     assert decoder.pending == 0
     ping = wire.encode(wire.Ping())
@@ -142,7 +142,7 @@ def _check_encoded(frame: wire.Frame) -> None:
 
 
 def _check_bounds(number: int) -> None:
-    """What may be sent is what is taken: up to the bounds, and nothing beyond."""
+    """The encoder and the decoder have the same bounds."""
     id_ = (0, 1, 2**32 - 1, 2**32, -1)[number % 5]
     flags = (0, 1, 255, 256, -1)[number // 5 % 5]
     fits = 0 <= id_ < 2**32 and 0 <= flags < 256

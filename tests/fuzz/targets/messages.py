@@ -21,7 +21,7 @@ __all__ = ["fuzz_messages"]
 _KINDS: Final = {"malformed_message", "unsupported_message_type", "invalid_flags", "invalid_payload"}
 _ROWS: Final = list(wire.MESSAGE_TYPES.values())
 
-#: The flags of each type, said here once more: the last frame of an id, the first one, the end of the guest.
+#: The flags of each type, written a second time: the last frame of an id, the first one, the end of the guest.
 _FLAGS: Final = {
     **dict.fromkeys(("core.pong", "core.touched", "core.error", "core.exec.exited", "core.exec.failed"), 1),
     **dict.fromkeys(("core.fs.response", "core.tcp.closed", "core.tcp.failed"), 1),
@@ -29,10 +29,10 @@ _FLAGS: Final = {
     "core.shutdown": 4,
 }
 
-#: An error quotes the peer, and must fit a frame however much there is to quote.
+#: An error quotes the peer, and must fit into a frame, however long the quoted text is.
 _LONGEST_ERROR: Final = 1500
 
-#: So few that an input of some hundred bytes has them.
+#: A bound of items so low that an input of some hundred bytes reaches it.
 _FEW_ITEMS: Final = 150
 
 _KEYS: Final = ("v", "t", "p", "data", "window", "code", "", "\N{SNOWMAN}")
@@ -71,7 +71,7 @@ def _check(frame: wire.Frame, most: int) -> int:
 
 
 def _check_data(script: Script) -> int:
-    """Bulk data of sizes at which heads grow."""
+    """Bulk data of sizes at which a head becomes longer."""
     trace = 0
     for _ in range(20):
         cls = script.pick([row.cls for row in _ROWS if issubclass(row.cls, wire.DataMessage)])
@@ -88,7 +88,7 @@ def _check_data(script: Script) -> int:
 
 
 def _made_body(script: Script) -> bytes:
-    """An envelope, with something wrong here and there; or any item; or more items than are taken."""
+    """An envelope with faults; or any item; or more items than the decoder accepts."""
     match script.byte() % 8:
         case 0:
             return _item(script, 4)
@@ -114,7 +114,7 @@ def _made_body(script: Script) -> bytes:
 
 
 def _many(script: Script) -> bytes:
-    """As many items as are taken one by one, or one more; in a form that is read so, or in another."""
+    """The most items that are read one by one, or one more; in a form that is read so, or in another."""
     most = _FEW_ITEMS + script.pick((-1, 0, 1))
     return _one_by_one(most) if script.byte() % 4 else _plain(most)
 
@@ -127,7 +127,7 @@ def _plain(items: int) -> bytes:
     return b"\x9a" + (items - 1).to_bytes(4, "big") + bytes(items - 1)
 
 
-#: Whole inputs, because what they are about takes its time.
+#: Inputs that stand for a body with the most items, which is tried only for these because it takes long.
 _MOST: Final = {b"most items": _one_by_one, b"most items, plain": _plain}
 
 
@@ -159,7 +159,7 @@ def _item(script: Script, depth: int) -> bytes:
 
 
 def _nested(script: Script) -> bytes:
-    """As deep as is taken, or one more."""
+    """Items nested as deep as the decoder accepts, or one level more."""
     return b"\x81" * (reference.MOST_DEEP + script.pick((-3, -2, -1, 0, 1))) + b"\0"
 
 
@@ -174,18 +174,18 @@ def _map(script: Script, pairs: list[bytes]) -> bytes:
 
 
 def _stop(script: Script) -> bytes:
-    """The end of what has no length; with a tag in front, which is refused."""
+    """The end of an item without a length; with a tag in front, which is refused."""
     return b"\xc1\xff" if script.byte() % 8 == 0 else b"\xff"
 
 
 def _octet_array(script: Script) -> bytes:
-    """Octets one by one, which are taken for a byte string; or what is nearly one."""
+    """An array of octets, which is accepted as a byte string; or an array that is nearly one."""
     octets = [script.pick((b"\0", b"\x18\xff", b"\x01", b"\x01", b"\xf5", b"\x19\1\0", b"\x20")) for _ in range(2)]
     return b"\x82" + b"".join(octets)
 
 
 def _text(script: Script, text: str) -> bytes:
-    """As text, or as bytes that are taken for the same."""
+    """A text, or bytes that are accepted as the same text."""
     return _string(script, 2 if script.byte() % 8 == 0 else 3, text.encode())
 
 
@@ -254,7 +254,7 @@ def _check_message(frame: wire.Frame, most: int) -> str:
     if data is not None:
         assert isinstance(message, wire.DataMessage)
         assert data == (type(message), len(message.data))
-    # The short cut for bulk data and the long way say the same.
+    # The short way for bulk data and the general way have the same result.
     assert _codec._decode_any(frame) == message
     version = wire.decode_envelope(frame.body).version
     _check_payload(frame, message)
@@ -268,10 +268,10 @@ def _check_message(frame: wire.Frame, most: int) -> str:
 
 
 def _check_payload(frame: wire.Frame, message: wire.Message) -> None:
-    """What was taken is there once: no key in it is there twice."""
+    """No key is twice in the map of an accepted payload."""
     if isinstance(message, wire.Shutdown):
         return  # whatever came with it
-    value = reference.read(wire.decode_envelope(frame.body).payload)  # raises, if it is not to be taken
+    value = reference.read(wire.decode_envelope(frame.body).payload)  # raises if it must be refused
     assert isinstance(value, dict)
     if isinstance(message, wire.DataMessage):
         assert message.data == _octets(value["data"])
@@ -300,13 +300,13 @@ def _check_refusal(frame: wire.Frame, exc: ProtocolError, most: int) -> None:
     else:
         assert exc.kind == "invalid_payload"
         assert exc.version == envelope[0]
-    # What the peer is told of it, which quotes what it sent.
+    # The error frame for the peer, which quotes what the peer has sent.
     told = wire.Error(exc.kind, str(exc), wire.UNSET if exc.message_type is None else exc.message_type)
     assert wire.decode(_frame(wire.encode(told, frame.id))) == told
 
 
 def _check_reader(data: bytes, most: int) -> None:
-    """Taken, and for what; or refused: as a plain reading says. So is what the exact reader says by itself."""
+    """The result is that of a plain reader: a value, or a refusal. The exact reader alone has the same result."""
     value: Any = reference.Refused
     with contextlib.suppress(reference.Refused):
         value = reference.read(data, most)
@@ -322,7 +322,7 @@ def _check_reader(data: bytes, most: int) -> None:
 
 
 def _told(value: Any) -> str:
-    """Tells 1 from True and 1.0, and takes a NaN for equal, and all keys that are no text."""
+    """The text of a value. 1, True and 1.0 differ in it; all NaNs are alike, as are all keys that are no text."""
     if isinstance(value, list):
         return f"[{', '.join(map(_told, value))}]"
     if isinstance(value, dict):

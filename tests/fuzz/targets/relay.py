@@ -1,4 +1,4 @@
-"""The relay, between clients and a guest, all of which may do anything."""
+"""The relay, between clients and a guest which may send anything."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["fuzz_relay_agent", "fuzz_relay_clients"]
 
 _ROWS: Final = list(wire.MESSAGE_TYPES.values())
 
-#: Ids are picked by where they are in a client's range: from its beginning, or from its end.
+#: A script picks an id by its place in the client's range, counted from the beginning or from the end.
 _OFFSETS: Final = (0, 0, 0, 1, 1, 2, 3, -1)
 
 _SIZES: Final = (0, 1, 2, 50, 99, 100, 101, 299, 300, 301, 700, 3000, 40000)
@@ -78,7 +78,7 @@ _FROM_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
 )
 
 
-#: What is a relay's or a guest's to say, and never a client's.
+#: Messages that only a relay or a guest may send, and no client.
 _CONTROL: Final[Sequence[wire.Message]] = (
     wire.ClientDisconnected(1, 2**32 - 1),
     wire.ClientDisconnected(1, STEP),
@@ -87,7 +87,7 @@ _CONTROL: Final[Sequence[wire.Message]] = (
     wire.Shutdown(),
 )
 
-#: What fits a session of a kind, from its client and from the guest: the last of these ends it.
+#: The messages of a session, by its kind, from its client and from the guest. The last one ends the session.
 _FITTING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
     "exec": (
         lambda s: wire.ExecStdin(_data(s)),
@@ -133,13 +133,13 @@ _ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
 
 
 def _any_id(script: Script) -> int:
-    """One at an edge of a range, inside or outside, whosever it is."""
+    """An id at an edge of any client's range, inside or outside of it."""
     ids = ids_of(script.byte() % 4)
     return script.pick((ids[0], ids[-1], ids[0] - 1, ids[-1] + 1, ids[-1] + 2, 0, 2**32 - 1, 128 * STEP))
 
 
 def _envelope(script: Script) -> tuple[int, bytes]:
-    """Flags and body of any type with any payload, flags and version mostly right."""
+    """Flags and body of a message of any type with any payload. The flags and the version are mostly right."""
     row = script.pick(_ROWS)
     how = script.byte()
     payload = script.take(script.byte())
@@ -221,7 +221,7 @@ def _client_goes_on(world: World, script: Script) -> None:
 
 
 def _client_opens_many(world: World, script: Script) -> None:
-    """Up to as many as it may have, and beyond."""
+    """Open sessions up to the limit of a client, and more."""
     if world.peers:
         peer, request = script.pick(world.peers), script.pick(_REQUESTS)
         for offset in range(script.byte() % 10):
@@ -332,7 +332,7 @@ def _is_wide(how: int) -> bool:
 
 
 class _Marked(PoliteGuest):
-    """Looks at the data that clients get: a guest puts their owner's mark into every byte."""
+    """Checks the data that clients get: the guest puts the mark of the owner into every byte."""
 
     def on_received(self, peer: Peer, frame: wire.Frame) -> None:
         message = wire.decode(frame)
@@ -342,7 +342,7 @@ class _Marked(PoliteGuest):
 
 
 def fuzz_relay_clients(data: bytes) -> int:
-    """Any clients, and a guest that keeps to the protocol: nobody else notices, and nothing is left behind."""
+    """Any clients, and a guest that keeps to the protocol: no client disturbs another, and nothing is left."""
     script = Script(data)
     how = script.byte()
     world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL)
@@ -403,11 +403,11 @@ def _check_witness(world: _Marked) -> None:
     assert messages[-1] == wire.ExecExited(0)
 
 
-# What a guest may do that keeps to nothing
+# What a guest may do that does not keep to the protocol
 
 
 class _RudeGuest(World):
-    """A guest that says what it likes."""
+    """A guest that sends any frames."""
 
     def __init__(self, credit: bool, limits: RouterLimits) -> None:
         super().__init__(credit, limits)
@@ -463,7 +463,7 @@ def _guest_goes_on(world: _RudeGuest, script: Script) -> None:
 
 
 def _guest_says_a_last_word(world: _RudeGuest, script: Script) -> None:
-    """Of a session whose client has gone: the right one, or any."""
+    """A last message for a session whose client has gone: the right one, or any."""
     if ids := [id_ for _, words in world.model.awaited.values() for id_ in words.items()]:
         id_, kind = script.pick(ids)
         last = _ANSWERING[kind][-1] if script.byte() % 4 else script.pick(_FROM_AGENT)
@@ -519,7 +519,7 @@ _WIDE_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
 
 
 def fuzz_relay_agent(data: bytes) -> int:
-    """Clients, and any guest: each gets nothing but what came under its own ids, within its bounds."""
+    """Clients, and any guest: each client gets only frames under its own ids, within its bounds."""
     script = Script(data)
     how = script.byte()
     world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL)

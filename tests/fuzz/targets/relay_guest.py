@@ -48,7 +48,7 @@ class _Work:
 
 
 class PoliteGuest(World):
-    """A world whose guest answers everything as an agent does."""
+    """A world whose guest answers each message as an agent does."""
 
     def __init__(self, credit: bool, limits: RouterLimits) -> None:
         super().__init__(credit, limits)
@@ -67,7 +67,7 @@ class PoliteGuest(World):
     # What the guest hears
 
     def hear(self) -> bool:
-        """Take a frame; whether there was one."""
+        """Take a frame; returns whether there was one."""
         if not self.wire:
             return False
         frame = parse(self.wire.popleft())
@@ -125,7 +125,7 @@ class PoliteGuest(World):
         elif work.kind == kind:
             work.input += message.data
             work.got += len(message.data)
-            # A client that uses an id again at once may overtake its own former session's data, which counts then.
+            # If a client uses an id again at once, old data of its former session counts to the new one.
             assert not self.credit or work.again or work.got <= AGENT_WINDOW, "more than the guest has room for"
         elif kind != "exec":
             del self.work[id_]
@@ -145,7 +145,7 @@ class PoliteGuest(World):
         self.out.append(wire.encode(message, id_))
 
     def deliver(self) -> bool:
-        """The relay gets a frame; whether there was one."""
+        """Send a frame to the relay; returns whether there was one."""
         if not self.out:
             return False
         self.agent_says(parse(self.out.popleft()))
@@ -156,7 +156,7 @@ class PoliteGuest(World):
         return list(self.work)[number % len(self.work)] if self.work else None
 
     def output(self, id_: int, stream: int, size: int) -> None:
-        """A session has something to say, and says it as far as it may."""
+        """A session sends output, as far as its credit allows."""
         work = self.work[id_]
         cls, name = _OUTPUT[work.kind][stream % len(_OUTPUT[work.kind])]
         if work.brief:
@@ -176,7 +176,7 @@ class PoliteGuest(World):
             self.say(wire.TcpConnected(), id_)
 
     def grant(self, id_: int) -> None:
-        """The guest has made room for all that came for a session."""
+        """The guest has consumed all data that came for a session."""
         work = self.work[id_]
         if self.credit and work.got:
             self.say(wire.Credit("stdin" if work.kind == "exec" else "data", work.got), id_)
@@ -203,7 +203,7 @@ class PoliteGuest(World):
             pass
 
     def settle(self) -> None:
-        """Until nothing moves: everybody reads, the guest hears everything, and those it has killed are dead."""
+        """Run until nothing moves: all clients read, the guest reads all frames, and killed commands end."""
         while self._move():
             for id_, work in list(self.work.items()):
                 self.grant(id_)

@@ -58,7 +58,7 @@ _STREAMS: Final[dict[str, dict[DataClass, str]]] = {
     "tcp": {wire.TcpData: "data"},
     "call": {},
 }
-#: What a client says in a session of a kind, for which the guest gives credit.
+#: The stream of a client's input, by the kind of session.
 _INPUT: Final = {"exec": "stdin", "fs": "data", "tcp": "data"}
 _OPENS: Final[dict[type[wire.Message], str]] = {
     wire.ExecRequest: "exec",
@@ -76,7 +76,7 @@ _PART_OF: Final[dict[type[wire.Message], str]] = {
     wire.TcpEof: "tcp",
     wire.TcpClose: "tcp",
 }
-#: Everything a client may send.
+#: All messages that a client may send.
 _CLIENTS: Final = {*_OPENS, *_PART_OF, wire.Shutdown, wire.Credit, wire.Cancel}
 _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.ExecExited: "exec",
@@ -91,7 +91,7 @@ _OVERTAKE: Final = (wire.ExecStarted, wire.ExecStdinError, wire.TcpConnected, wi
 
 
 class Verdict(NamedTuple):
-    """What comes of a client's frame."""
+    """What the relay must do with a frame of a client."""
 
     cut: bool
     to_agent: list[bytes]
@@ -127,14 +127,14 @@ class Model:
     # Clients come and go
 
     def connect(self) -> Party:
-        """A client gets the first slot that is nobody's, of which the guest has nothing to say any more."""
+        """Give a client the first slot that no client has, and for which the guest sends no more frames."""
         taken = {*self.parties, *self.awaited, *self.retired}
         slot = next(slot for slot in range(SLOTS) if slot not in taken)
         party = self.parties[slot] = Party(slot, ids_of(slot))
         return party
 
     def disconnect(self, party: Party) -> list[bytes]:
-        """What the guest is told: to kill each command that may still run, and then to forget the ids."""
+        """The frames for the guest: to kill each command that may still run, and then to forget the ids."""
         del self.parties[party.slot]
         kills = sorted(s.id for s in party.sessions.values() if s.kind == "exec" and s.last is None)
         self._lose_items(party.queued)
@@ -185,7 +185,7 @@ class Model:
     def _refuse(
         self, party: Party, frame: wire.Frame, kind: str, name: str | None, version: int | None, out: list[bytes]
     ) -> Verdict:
-        """The frame is answered in the guest's place and ends its session; who cannot be told is cut."""
+        """Answer a frame in the guest's place, and end its session. A client that knows no such answer is cut."""
         self.refused_frames += 1
         if frame.id == 0 or (version is not None and version < _TOLD_FROM):
             return Verdict(True, [])
@@ -225,7 +225,7 @@ class Model:
         if isinstance(message, wire.Credit):
             self._grant(party, session, message)
         elif session.last is not None:
-            # The guest knows nothing of it any more. A connection that is closed is forgotten by its client.
+            # The guest does not know the session any more. Its client forgets a connection when it closes it.
             self._lose(frame)
             if isinstance(message, wire.TcpClose):
                 self._release(party, session)
@@ -252,10 +252,10 @@ class Model:
         for stream in session.streams.values():
             self._lose_items(stream.held)
             stream.held.clear()
-            stream.credit = None  # nothing waits for it any more
+            stream.credit = None  # no frame waits for it any more
 
     def _open(self, party: Party, frame: wire.Frame, message: wire.Message) -> bytes:
-        """With a guest that counts each stream has a window: a share of what is left, at most what was asked."""
+        """If the guest counts credit, each stream gets a window: a part of the rest, at most what was asked."""
         kind = _OPENS[type(message)]
         names = _STREAMS[kind]
         session = Session(frame.id, kind, {}, None, False)
@@ -288,7 +288,7 @@ class Model:
             party.round.append(session)
 
     def feed(self, party: Party) -> bytes | None:
-        """The next of a client's data for the guest: its sessions take turns."""
+        """The next data of a client for the guest: the client's sessions take turns."""
         while party.round:
             session = party.round.popleft()
             session.turn = False
@@ -313,7 +313,7 @@ class Model:
         return None
 
     def _give_up(self, party: Party, session: Session, out: list[bytes]) -> None:
-        """The client knows nothing of the session any more, so it must end in the guest."""
+        """The client has forgotten the session, so the session must end in the guest as well."""
         self._release(party, session)
         if session.over:
             return
@@ -366,7 +366,7 @@ class Model:
         return False
 
     def _is_for_relay(self, party: Party, session: Session, frame: wire.Frame) -> bool:
-        """Credit for a client that does not count is the relay's alone; for another it is the relay's as well."""
+        """Take credit of the guest; returns whether it is only for the relay, because the client counts none."""
         if session.room is None or frame.flags:
             return False
         try:
@@ -376,7 +376,7 @@ class Model:
         if not isinstance(message, wire.Credit):
             return False
         if message.stream == _INPUT.get(session.kind):
-            # More than its whole window a guest cannot have to grant.
+            # A guest can never grant more than its whole window.
             session.room = min(session.room + message.bytes, self._agent_window)
             self._take_turn(party, session)
         return not session.counts
@@ -461,7 +461,7 @@ class Model:
             del party.sessions[session.id]
 
     def guest_lost(self) -> None:
-        """Nobody is asked for credit any more: clients get everything there is."""
+        """The guest is gone: clients get all frames that are held, whatever credit they have given."""
         for party in self.parties.values():
             for session in list(party.sessions.values()):
                 for stream in session.streams.values():
@@ -474,7 +474,7 @@ class Model:
     # To a client
 
     def take(self, party: Party, batch: Sequence[bytes]) -> None:
-        """These go to the socket: each the first of its queue, and the first of all from the quick one."""
+        """These frames go to the socket. Each must be the first of its queue, and the quick queue goes first."""
         for number, raw in enumerate(batch):
             frame = parse(raw)
             assert frame.id in party.ids, "a frame of somebody else"
@@ -487,7 +487,7 @@ class Model:
                 raise AssertionError("a frame that is not the client's next one")
 
     def took(self, party: Party, grants: Sequence[bytes]) -> None:
-        """The socket has them: the guest may send as much again, at the latest when it is half a window."""
+        """The socket has taken the frames, so these bytes are granted again, at the latest with half a window."""
         streams = [item.stream for item in party.in_flight if item.stream is not None]
         open_ = {(stream.id, stream.name): stream for stream in streams if not stream.closed}
         for item in party.in_flight:
@@ -508,7 +508,7 @@ class Model:
         party.in_flight.clear()
 
     def drop_data(self, party: Party) -> int:
-        """Bytes of the frames that go when a client of a guest without credit does not read."""
+        """Bytes of the frames that are dropped when a client does not read and the guest counts no credit."""
         data = [item for item in party.slow if item.raw and wire.measure_data(parse(item.raw)) is not None]
         party.slow = deque(item for item in party.slow if item not in data)
         self._lose_items(data)
@@ -537,7 +537,7 @@ class Model:
 
 
 def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
-    """Take what a frame is made of off a queue: its first item, or several pieces of one stream."""
+    """Take the parts of a frame off a queue: its first item, or several pieces of one stream."""
     if not queue:
         return None
     if queue[0].is_in(frame, raw):
@@ -553,6 +553,6 @@ def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | No
 
 
 def _may_end(frame: wire.Frame, kind: str) -> bool:
-    """A terminal frame of another kind is about the id's former session."""
+    """Whether a frame fits a session of this kind. If not, it is the last frame of the id's former session."""
     cls = class_of(frame)
     return cls is None or cls not in _ENDS or _ENDS[cls] == kind

@@ -31,7 +31,7 @@ DataClass: TypeAlias = type[wire.DataMessage]
 
 SLOTS: Final = 128
 
-#: Slot k has the ids between two multiples of this, neither of which is anybody's.
+#: Slot k has the ids between two multiples of this number. The multiples themselves belong to no slot.
 STEP: Final = (2**32 - 1) // SLOTS
 
 
@@ -89,7 +89,7 @@ class Session:
 
 
 class Item(NamedTuple):
-    """A frame for a client: as it is, or an answer of the relay's own, of which the words do not matter."""
+    """A frame for a client: as it came, or an answer by the relay, whose words do not matter."""
 
     id: int
     raw: bytes

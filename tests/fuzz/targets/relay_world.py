@@ -62,7 +62,7 @@ MOST_CLIENTS: Final = 3
 
 @final
 class Peer:
-    """A client's process, at the other end of its socket."""
+    """The program of a client, at the other end of the relay's socket."""
 
     def __init__(self, client: Client, party: Party, mark: int) -> None:
         self.client = client
@@ -122,7 +122,7 @@ class World:
         self._carry_out(orders)
 
     def client_writes(self, peer: Peer, data: bytes) -> None:
-        """As far as the server would read: it leaves in the socket what the router has no room for."""
+        """Read as the server does: bytes for which the router has no room stay in the socket."""
         if not self.router.budgets.may_read(peer.client):
             return
         try:
@@ -153,14 +153,14 @@ class World:
         self.client_writes(peer, wire.encode(message, peer.client.ids[offset]))
 
     def client_takes(self, peer: Peer, limit: int) -> None:
-        """The server begins to write to a client's socket, about so much."""
+        """The server begins to write about this many bytes to a client's socket."""
         if not peer.batch:
             peer.batch = peer.client.take(limit)
             self.model.take(peer.party, [item.frame for item in peer.batch])
             assert peer.batch or not _busy(peer.party)[0], "there is something to send"
 
     def client_took(self, peer: Peer) -> bool:
-        """The socket has it; whether there was anything."""
+        """The socket has taken the write; returns whether one was under way."""
         batch, peer.batch = peer.batch, []
         for item in batch:
             self.trace = zlib.crc32(item.frame, self.trace)
@@ -180,7 +180,7 @@ class World:
         """A client got a frame."""
 
     def feed(self, peer: Peer) -> bool:
-        """Some of a client's data goes to the guest; whether there was any."""
+        """Send some data of a client to the guest; returns whether there was any."""
         raw = self.router.next_for_agent(peer.client)
         assert raw == self.model.feed(peer.party), "something else is next for the guest"
         if raw is None:
@@ -216,7 +216,7 @@ class World:
             self._mind_queue(peer)
 
     def _mind_queue(self, peer: Peer) -> None:
-        """As the server does."""
+        """Drop data of a client that does not read, or cut the client, as the server does."""
         client = peer.client
         if not self.credit and client.account.queued > self.limits.client_budget:
             assert self.router.drop_data(client) == self.model.drop_data(peer.party)
@@ -226,7 +226,7 @@ class World:
             self.disconnect(peer)
 
     def lose_agent(self) -> None:
-        """The guest is gone; clients still get what there is for them."""
+        """The guest is gone. Clients still get the frames that are kept for them."""
         self.router.lose_agent()
         self.model.guest_lost()
         for peer in self.peers:
@@ -234,7 +234,7 @@ class World:
             assert not peer.client.account.held
 
     def drain(self, peer: Peer) -> None:
-        """A client reads everything that there is for it."""
+        """A client reads all frames that are kept for it."""
         while self.client_reads(peer, 1000):
             pass
 
@@ -254,20 +254,20 @@ class World:
     # What must hold
 
     def _check_woken(self, peer: Peer, busy: tuple[bool, bool], orders: Orders) -> None:
-        """Whoever has got something to send is told, or it would wait for ever."""
+        """A client with frames to send is named in the orders; otherwise its frames would wait for ever."""
         more = any(now > before for now, before in zip(_busy(peer.party), busy, strict=True))
         assert not more or orders.wake is peer.client, "has something to send, and sleeps on"
 
     def _carry_out(self, orders: Orders) -> None:
         for raw in (*orders.to_agent, *orders.behind):
             self.trace = zlib.crc32(raw, self.trace)
-            wire.decode(parse(raw))  # raises at what an agent could not take
+            wire.decode(parse(raw))  # raises if an agent could not decode it
         self.control.extend(orders.to_agent)
         self.bulk.extend(orders.behind)
         assert orders.wake is None or orders.wake in self.router.clients
 
     def check(self) -> None:
-        """After every step: who is there, what is given out, what was dropped."""
+        """After every step: compare the sessions, the windows and the dropped bytes with the model."""
         router, model = self.router, self.model
         assert {peer.client.slot for peer in self.peers} == {client.slot for client in router.clients}
         router.books.check()
@@ -282,7 +282,7 @@ class World:
             self._check_client(peer.client, peer.party)
 
     def check_end(self) -> None:
-        """When all clients have gone."""
+        """The sums when all clients have gone."""
         assert not self.router.books.relay.reserved
         assert not self.router.books.relay.queued
         assert not list(self.router.clients)
@@ -300,7 +300,7 @@ class World:
         said = [item for item in (*party.quick, *party.slow) if item.stream is not None]
         assert sum(item.size for item in queued if item.stream is not None) == sum(len(item.data) for item in said)
         assert client.account.reserved == party.committed
-        # What is really kept, and not what is counted, is within the bounds.
+        # The objects that are really kept, and not only the counts, are within the bounds.
         held = [item for s in client.sessions.values() for stream in s.streams.values() for item in stream.held]
         kept = sum(len(item.frame) for item in (*queued, *held))
         cost = FRAME_COST * (len(queued) + len(held))
@@ -337,7 +337,7 @@ class World:
             assert not own.held or (own.credit is not None and own.credit <= 0 and own.held[0].size)
         kept = sum(
             memoryview(view.obj).nbytes for _, view in session.pending
-        )  # a view keeps all of what it is a view of
+        )  # a view keeps its whole object alive
         assert kept <= 2 * session.account.pending + 64, "far more is kept than is counted"
 
 
@@ -352,7 +352,7 @@ def _state_of(session: Session) -> SessionState:
 
 
 def _busy(party: Party) -> tuple[bool, bool]:
-    """Whether there is something for its socket, and something for the guest."""
+    """Whether a client has frames for its socket, and data for the guest."""
     return bool(party.quick or party.slow), bool(party.round)
 
 

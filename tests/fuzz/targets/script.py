@@ -33,7 +33,7 @@ class Script:
         return choices[self.byte() % len(choices)]
 
     def take(self, size: int) -> bytes:
-        """At most so many."""
+        """The next bytes, at most so many."""
         piece = self._data[self._position : self._position + size]
         self._position += size
         return piece
@@ -43,7 +43,7 @@ class Script:
 
 
 def outcome(call: Callable[[], T]) -> T | ProtocolError:
-    """What a call returns, or the one error it may raise."""
+    """The result of a call, or the one error that it may raise."""
     try:
         return call()
     except ProtocolError as exc:
