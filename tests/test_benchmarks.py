@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def turns(*values: Sequence[float]) -> Callable[[], Sequence[float]]:
-    """A contender that measures these, turn by turn."""
+    """A contender that measures these values, one in each turn."""
     left = iter(values)
     return lambda: next(left)
 
@@ -129,7 +129,7 @@ def test_six_values_are_the_fewest_that_make_an_interval() -> None:
         _versions.interval([1, 2, 3, 4, 5])
 
 
-#: Rows of a version that "measures" what a file says, and knows nothing of this project's rows.
+#: Rows of a version whose "measurements" are read from a file.
 _ROWS = """
 import dataclasses, pathlib
 @dataclasses.dataclass
@@ -166,7 +166,7 @@ def test_a_row_is_worse_when_its_whole_interval_lies_below_the_bar(
 def test_what_others_keep_busy_is_not_what_we_do() -> None:
     others = _versions.OthersLoad()
     subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=HANG)
-    # Whatever else runs here, no more than all processors can be busy.
+    # Whatever runs on this machine, at most all processors are busy.
     assert 0 <= others.so_far() <= (os.cpu_count() or 1)
 
 

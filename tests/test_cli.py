@@ -66,7 +66,7 @@ def execute(relay: str, *command: str, **options: Any) -> subprocess.CompletedPr
 
 
 def stop(process: subprocess.Popen[bytes], number: int) -> tuple[int, bytes]:
-    """Send a signal; returns the exit status and what was said."""
+    """Send a signal; returns the exit status and the output."""
     process.send_signal(number)
     _, said = process.communicate(timeout=HANG)
     return process.returncode, said
@@ -88,7 +88,7 @@ def test_a_relay_serves_a_console_socket(tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(console))
         server.listen(1)
-        # What a VM would do: its agent at the other end of the console.
+        # As a VM does it: the agent is at the other end of the console.
         process = subprocess.Popen(
             [*PROGRAM, "relay", "--console", str(console), "--listen", str(tmp_path / "s")], stdout=subprocess.PIPE
         )

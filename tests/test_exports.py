@@ -89,7 +89,7 @@ def test_every_public_name_has_a_docstring(door: object, name: str) -> None:
 @pytest.mark.parametrize(("door", "name"), PUBLIC, ids=lambda value: getattr(value, "__name__", value))
 def test_every_public_method_has_a_docstring(door: object, name: str) -> None:
     value = getattr(door, name)
-    # (What `DeviceBackend` only repeats is said where it says.)
+    # (`DeviceBackend` only repeats the methods of a backend, and refers to it.)
     if inspect.isclass(value) and name != "DeviceBackend":
         for attribute, member in inspect.getmembers(value):
             if not attribute.startswith("_") and (inspect.isroutine(member) or isinstance(member, property)):

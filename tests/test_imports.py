@@ -59,7 +59,7 @@ ROOMS = {
         {"ground", "trio", "channel", "wire", "session", "session log", "mind", "relay", "guests"},
         named={"console"},
     ),
-    # For tests of whoever uses the package. What goes wrong on a console is bytes and frames, and no more.
+    # For the tests of users. The faults of a console are faults of bytes and frames only.
     "faults": Room(
         {"testing._faults", "testing._faulty_device"}, {"ground", "wire"}, trio=False, named={"console"}
     ),
@@ -231,7 +231,7 @@ def test_a_folder_has_no_more_files_than_can_be_taken_in(folder: pathlib.Path) -
 
 
 def floors(folder: pathlib.Path, root: pathlib.Path = PACKAGE) -> dict[str, int]:
-    """How many floors of the same folder each thing in it stands on, itself among them."""
+    """The floor of each thing in a folder, counted from 1, by its imports in that folder."""
     prefix = ".".join(folder.relative_to(root).parts)
     start = prefix + "." if prefix else ""
     stands_on: dict[str, set[str]] = {}

@@ -76,6 +76,6 @@ def test_every_state_can_be_reached_and_left_for_the_end(table: Steps[Any]) -> N
 
 @pytest.mark.parametrize("table", list(tables()))
 def test_no_state_that_was_left_comes_back(table: Steps[Any]) -> None:
-    # What lives through states here begins, and ends. (A door that opens again is none of these.)
+    # Each of these lives has a beginning and an end. (None is like a door that opens again.)
     for state, following in table.after.items():
         assert all(state not in reached(table, after) for after in following - {state})

@@ -23,7 +23,7 @@ M = TypeVar("M", bound=wire.Message)
 
 @dataclass
 class Outcome:
-    """Everything the agent said of one sid, up to the terminal frame."""
+    """All messages of one session from the agent, up to the terminal frame."""
 
     messages: list[wire.Message] = field(default_factory=list)
 
@@ -44,7 +44,7 @@ class Outcome:
 
 
 class Host:
-    """Speaks to one agent. Frames of other ids are kept until somebody asks for them."""
+    """The host of one agent. Frames of other ids are kept until a test asks for them."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
@@ -65,7 +65,7 @@ class Host:
         await self._peer.send_raw(data)
 
     async def boot(self, **fields: Any) -> wire.Ready:
-        """Go through the boot exchange; return what the agent said of itself."""
+        """Go through the boot exchange; return the agent's ready message."""
         await self.send(wire.Bootstrap(**fields))
         assert isinstance(await self.receive(0), wire.InitResolved)
         await self.send(wire.InitAck())
@@ -84,7 +84,7 @@ class Host:
         await self.send(wire.ExecRequest(argv[0], list(argv[1:]), **fields), sid)
 
     async def run(self, *argv: str, stdin: bytes | None = None, **fields: Any) -> Outcome:
-        """Run a command to its end; with ``stdin``, feed it that and end of file."""
+        """Run a command to its end. If ``stdin`` is given, send it, and then end of file."""
         sid = self.new_id()
         await self.request(*argv, sid=sid, **fields)
         if stdin is not None:
@@ -99,7 +99,7 @@ class Host:
     # Files
 
     async def fs(self, op: Any, *, sid: int | None = None, **fields: Any) -> wire.FsResponse:
-        """Ask for a file operation that has one answer."""
+        """Request a file operation that has one answer, and return that."""
         sid = sid or self.new_id()
         await self.send(wire.FsRequest(op, **fields), sid)
         response = await self.receive(sid)
@@ -107,14 +107,14 @@ class Host:
         return response
 
     async def ok(self, op: Any, **fields: Any) -> Any:
-        """Ask for a file operation that has to succeed; return its result."""
+        """Request a file operation that must succeed; return its result."""
         response = await self.fs(op, **fields)
         assert response.ok, response
         assert response.error is None
         return None if response.data is None else response.data.value
 
     async def error(self, op: Any, **fields: Any) -> str:
-        """Ask for a file operation that has to fail; return what is said of it."""
+        """Request a file operation that must fail; return its error text."""
         response = await self.fs(op, **fields)
         assert not response.ok
         assert response.data is None
@@ -122,7 +122,7 @@ class Host:
         return response.error
 
     async def open_file(self, path: object, how: str, *, mode: int | None = None, **fields: Any) -> int:
-        """Open a file, ``how`` being a list of options; return its handle."""
+        """Open a file with the options in ``how``; return its handle."""
         names = ("read", "write", "append", "create", "truncate", "create_new")
         options = wire.OpenOptions(**{name: name in how.split() for name in names}, mode=mode)
         handle = await self.ok(wire.OpOpenFile(str(path), options), **fields)
@@ -130,7 +130,7 @@ class Host:
         return handle
 
     async def read_file(self, op: wire.OpRead, **fields: Any) -> tuple[bytes, wire.FsResponse]:
-        """A whole read; the client must not count credit."""
+        """Read a file to its end. The client must not count credit."""
         sid = self.new_id()
         await self.send(wire.FsRequest(op, **fields), sid)
         *chunks, last = (await self.collect(sid)).messages
@@ -151,7 +151,7 @@ class Host:
     # Receiving
 
     async def receive_frame(self, sid: int | None = None) -> wire.Frame | None:
-        """The next frame of ``sid``, or of any; ``None`` at the end."""
+        """The next frame of ``sid``, or of any session; ``None`` at the end."""
         while (kept := self._take_kept(sid)) is None:
             frame = await self._peer.receive_frame()
             if frame is None:
@@ -173,7 +173,7 @@ class Host:
         return wire.decode(frame)
 
     async def collect(self, sid: int) -> Outcome:
-        """Everything of ``sid`` up to its terminal frame."""
+        """All messages of ``sid`` up to its terminal frame."""
         outcome = Outcome()
         while True:
             outcome.messages.append(await self.receive(sid))
@@ -181,7 +181,7 @@ class Host:
                 return outcome
 
     async def read_stdout(self, sid: int, enough: bytes) -> bytes:
-        """Output of ``sid`` until ``enough`` is part of it."""
+        """The output of ``sid``, read until it contains ``enough``."""
         seen = b""
         while enough not in seen:
             message = await self.receive(sid)
@@ -190,18 +190,18 @@ class Host:
         return seen
 
     async def ping(self) -> None:
-        """Once this returns, the agent has taken everything sent before."""
+        """Wait until the agent has taken all frames that were sent before."""
         sid = self.new_id()
         await self.send(wire.Ping(), sid)
         assert isinstance(await self.receive(sid), wire.Pong)
 
     async def nothing_for(self, sid: int) -> bool:
-        """Whether, with everything sent so far taken, nothing has come for ``sid``."""
+        """Whether nothing has come for ``sid`` when the agent has taken all frames sent so far."""
         await self.ping()
         return not self._kept.get(sid)
 
     async def gone(self) -> list[wire.Frame]:
-        """Wait for the agent to close the console; return what it still said."""
+        """Wait until the agent closes the console; return the frames that came before."""
         frames = []
         while (frame := await self.receive_frame()) is not None:
             frames.append(frame)
@@ -222,7 +222,7 @@ async def wait_gone(pid: int) -> None:
 
 
 def pid_is_taken(pid: int) -> bool:
-    """Whether a process is there, be it a zombie."""
+    """Whether a process exists; a zombie does."""
     return os.path.exists(f"/proc/{pid}")
 
 

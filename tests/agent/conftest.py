@@ -52,7 +52,7 @@ async def running_agent(
             await host.boot(**(bootstrap or {}))
         yield host
         await ours.aclose()
-        # The agent has to end by itself now; this only keeps a broken one from hanging the test.
+        # The agent must end by itself now. The limit only keeps a broken agent from hanging the test.
         nursery.cancel_scope.deadline = trio.current_time() + HANG
 
 
@@ -64,6 +64,6 @@ def agent() -> AgentFactory:
 
 @pytest.fixture
 async def host() -> AsyncIterator[Host]:
-    """An agent with nothing out of the ordinary."""
+    """An agent with its default options."""
     async with running_agent() as host:
         yield host

@@ -1,4 +1,4 @@
-"""The end of an agent, and that nothing is left of it."""
+"""The end of an agent: no process, descriptor or thread of it is left."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def test_a_closed_console_leaves_no_process(agent: AgentFactory) -> None:
         await host.run("true", tty=True)
         tty = await host.start("/bin/sh", "-c", "echo $$; exec cat", tty=True)
         pids.append(int(await host.read_stdout(tty, b"\n")))
-    # Grandchildren were killed with their group, but nobody here can wait for them.
+    # Grandchildren were killed with their group, but this process cannot wait for them.
     for pid in pids:
         await wait_gone(pid)
 
@@ -56,7 +56,7 @@ async def test_a_console_closed_in_a_flood_leaves_no_process(agent: AgentFactory
 async def test_a_host_that_stops_reading_for_good_is_noticed(agent: AgentFactory) -> None:
     async with agent() as host:
         await host.start("yes")
-        # Only this direction is gone; the router alone would wait for ever.
+        # Only this direction is gone, so the router alone would wait for ever.
         await host.stream.receive_stream.aclose()  # type: ignore[attr-defined]
 
 
@@ -70,7 +70,7 @@ async def test_shutdown_asks_politely_and_says_nothing(agent: AgentFactory, tmp_
         sid = await host.start("/bin/sh", "-c", script)
         await host.read_stdout(sid, b"ready\n")
         await host.send(wire.Shutdown())
-        # (The shell may say something about it, but nobody is told that it exited.)
+        # (The shell may print a message, but no exit is reported.)
         assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
     assert os.listdir(tmp_path) == ["mark"]
 
@@ -159,7 +159,7 @@ async def test_many_commands_do_not_run_out_of_descriptors_nor_notice(
 
 
 async def test_cancelling_the_agent_anywhere_in_a_session_leaves_nothing(agent: AgentFactory) -> None:
-    # (See the fixture for what is looked at.) Each round gets one step further before it is cut off.
+    # (The fixture makes the checks.) Each round gets one step further before it is cut off.
     for steps in range(12):
         async with agent() as host:
             await host.request("/bin/sh", "-c", "cat; echo end", sid=5, tty=bool(steps % 2))

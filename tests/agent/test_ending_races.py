@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 STEP = (2**32 - 1) // 128
 CANCELLED = wire.FsResponse(ok=False, error="cancelled")
 
-#: How a session is ended, and what is said of it.
+#: How a session is ended, and the answer to that.
 ENDINGS: dict[str, tuple[wire.Message, int, Any]] = {
     "cancelled": (wire.Cancel(), 5, CANCELLED),
     "left": (wire.ClientDisconnected(1, STEP), 0, None),
@@ -61,7 +61,7 @@ def when_reserving(
 
 
 async def check(host: Host, ending: str, sid: int = 5) -> None:
-    """That nothing but the ending was said."""
+    """Check that no frame but the ending was sent."""
     _, _, answer = ENDINGS[ending]
     if answer is not None:
         assert await host.receive(sid) == answer

@@ -91,5 +91,5 @@ async def test_an_end_frees_whoever_waits_for_room(autojump_clock: trio.testing.
             inflow.close()
 
         nursery.start_soon(close)
-        assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN  # that is: nobody is left to take it
+        assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN  # no task is left to take it
     assert trio.current_time() == begin + 0.5

@@ -28,7 +28,7 @@ AGENT = [sys.executable, "-m", "trio_console.agent"]
 
 @asynccontextmanager
 async def agent_on_stdio() -> AsyncIterator[tuple[Host, trio.Process]]:
-    """A booted agent on two pipes; killed at the end if it is still there."""
+    """A booted agent on two pipes. If it has not ended at the end of the block, it is killed."""
     async with trio.open_nursery() as nursery:
         start = partial(trio.run_process, stdin=PIPE, stdout=PIPE, stderr=PIPE, check=False)
         process = await nursery.start(start, [*AGENT, "--stdio"])
@@ -78,7 +78,7 @@ async def test_it_serves_on_a_device() -> None:
     process = popen(*AGENT, "--port", path)
     host = Host(trio.lowlevel.FdStream(master))
     try:
-        # Raw mode is the agent's doing; before it, the terminal would echo what it is sent.
+        # The agent sets raw mode. Before that, the terminal would echo the bytes that it gets.
         with trio.fail_after(HANG):
             while True:
                 await trio.lowlevel.checkpoint()
@@ -135,7 +135,7 @@ async def test_children_have_default_signals_even_if_the_agent_was_started_witho
         async with host.stream:
             await host.boot()
             outcome = await host.run("grep", "-E", "Sig(Ign|Blk)", "/proc/self/status")
-        # From 32 on they are the C library's own; make has some of them ignored, and nobody can change that.
+        # Signals from 32 on belong to the C library. Some are ignored below make, and no program can change that.
         assert [int(word, 16) & 0x7FFFFFFF for word in outcome.stdout.split()[1::2]] == [0, 0]
 
 

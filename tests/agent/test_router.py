@@ -38,7 +38,7 @@ async def test_a_recorded_bad_frame_ends_its_session_at_most(host: Host, case: d
         assert await host.nothing_for(sid)
         return
     message = await host.receive(sid)
-    # Where the recorded agent died of it, this one says what it could not read.
+    # The recorded agent died of this frame. This one says what it could not read.
     expected = case["replies"][0] if case["replies"] else {"kind": "malformed_message"}
     if expected.get("message_type") == "core.tcp.failed":
         assert message == wire.TcpFailed(expected["payload"]["error"])
@@ -160,7 +160,7 @@ async def test_a_client_that_left_has_its_commands_killed(host: Host) -> None:
     theirs = await host.start("sleep", "60", sid=20)
     pid = int(await host.read_stdout(mine, b"\n"))
     await host.send(wire.ClientDisconnected(id_start=10, id_end_exclusive=20))
-    # The last word frees the sid for a relay that keeps track.
+    # The terminal frame frees the id in a relay.
     assert (await host.collect(mine)).messages == [wire.ExecExited(code=-1, signal=9)]
     assert not runs(pid)
     assert await ends_of_sigterm(host, theirs)
@@ -175,7 +175,7 @@ async def test_the_ids_of_a_client_that_left_are_a_half_open_range(host: Host, s
 
 
 async def ends_of_sigterm(host: Host, sid: int) -> bool:
-    """Whether a command that runs ends of this signal, and has not been killed before."""
+    """Whether a running command ends by this signal, and was not killed before."""
     await host.send(wire.ExecSignal(15), sid)
     return (await host.collect(sid)).messages == [wire.ExecExited(code=-1, signal=15)]
 
@@ -187,7 +187,7 @@ async def test_nothing_of_an_old_session_reaches_the_next_owner_of_its_id(host: 
             wire.encode(wire.ClientDisconnected(1, 100))
             + wire.encode(wire.ExecRequest("echo", ["new"], window=100), 10)
         )
-        # What was queued before the disconnect may still come: it is before the new session's start.
+        # Frames that were queued before the disconnect may still come, before the start of the new session.
         while not isinstance(await host.receive(10), wire.ExecStarted):
             pass
         assert (await host.collect(10)).messages == [wire.ExecStdout(b"new\n"), wire.ExecExited(code=0)]
@@ -275,7 +275,7 @@ async def test_an_asker_that_does_not_read_is_held_back(agent: AgentFactory) -> 
                 if stuck.cancelled_caught:
                     break
         assert stuck.cancelled_caught
-        # Half a ping may be on the wire: this connection is done for, the agent has to see its end.
+        # Half a ping may be on the wire, so this connection cannot be used: the agent must see its end.
 
 
 async def test_the_ending_says_why(agent: AgentFactory) -> None:

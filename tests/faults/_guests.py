@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class InProcessGuest(GuestSpec):
-    """The real agent, as a task of this program: it starts in no time, and its leaks are this program's."""
+    """The real agent as a task of this program: it starts at once, and its leaks are leaks of this program."""
 
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
@@ -46,13 +46,13 @@ class InProcessGuest(GuestSpec):
 
     async def _serve(self, stream: trio.SocketStream, living: trio.CancelScope) -> None:
         with living:
-            with suppress(BootError):  # the host said nothing that could be understood, and is told by the end
+            with suppress(BootError):  # the host sent no valid message; it learns that by the end of the console
                 await serve_agent(stream, options=AgentOptions(shutdown_grace=0.2))
         assert not living.cancelled_caught, "the agent did not end when its console was closed"
 
 
 class TappedGuest(GuestSpec):
-    """Any guest, and a record of the exits that the host was told, and of the bytes that passed."""
+    """Any guest, with a record of the exits that were sent to the host, and of the bytes that passed."""
 
     def __init__(self, guest: GuestSpec) -> None:
         self._guest = guest
@@ -66,7 +66,7 @@ class TappedGuest(GuestSpec):
 
     @property
     def exits(self) -> set[int]:
-        """Every return code that was in a whole frame which the host was given."""
+        """The return codes in all whole frames that the host got."""
         assert self.tap is not None
         return self.tap.exits
 

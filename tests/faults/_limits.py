@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def lowered(limit: int, soft: int) -> Iterator[None]:
-    """A soft limit of this process, for a while."""
+    """Set a soft limit of this process in a block."""
     before = resource.getrlimit(limit)
     resource.setrlimit(limit, (soft, before[1]))
     try:

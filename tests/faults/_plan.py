@@ -21,13 +21,13 @@ from trio_console.testing import (
     Truncate,
 )
 
-#: After these, what arrived is right, if anything arrived: they take away, and change nothing.
+#: Faults that only take bytes away and change none: after them, all bytes that arrive are right.
 HONEST = (Stall, Disconnect, Signal, Truncate)
 
-#: After these somebody may wait for ever for what does not come, and has to be cancelled.
+#: Faults after which a call may wait for ever for a frame that does not come, and has to be cancelled.
 SILENT = (Stall, Signal, Drop, Corrupt, Reorder, Truncate, Flood, Duplicate)
 
-#: What is said in an operation, and how often at least.
+#: The messages of an operation, and how often each comes at least.
 EXEC = ("core.exec.request", "core.exec.started", "core.exec.exited")
 MESSAGES = {
     "cat": (*EXEC, "core.exec.stdin", "core.exec.stdout", "core.exec.stderr"),
@@ -47,7 +47,7 @@ SHARES = {"console": 44, "agent": 14, "cancel": 12, "device": 8, "descriptors": 
 
 
 def harms_a_session_only(action: Any) -> bool:
-    """Whether every frame stays one: some session is harmed then, and never the guest."""
+    """Whether each frame stays a whole frame: then only a session is harmed, and never the guest."""
     if isinstance(action, Corrupt):
         return action.offset > 3
     return isinstance(action, Drop | Duplicate | Reorder)
@@ -55,7 +55,7 @@ def harms_a_session_only(action: Any) -> bool:
 
 @dataclass(frozen=True)
 class Plan:
-    """A round, as its seed has it."""
+    """The plan of one round."""
 
     seed: int
     kind: str
@@ -140,7 +140,7 @@ def _console_fault(rng: random.Random, operations: list[Operation]) -> Fault:
 
 
 def _trigger(rng: random.Random, action: Any, operations: list[Operation]) -> Fault:
-    """At a frame that is likely to come. Some never do, and such a round is one without a fault."""
+    """A fault at a frame that is likely to come. If the frame never comes, the round has no fault."""
     if rng.random() < 0.6:
         rare = ("trio.credit", "core.shutdown", *BOOT)
         message = rng.choice(rare) if rng.random() < 0.15 else rng.choice(MESSAGES[rng.choice(operations).name])

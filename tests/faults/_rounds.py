@@ -53,15 +53,15 @@ if TYPE_CHECKING:
     from tests.faults._plan import Plan
     from trio_console import ConsoleStatistics, Guest, Relay
 
-#: Seconds of silence after a fault until what still waits is cancelled. Some faults leave nothing to wait for.
+#: Seconds of silence after a fault until the calls that still wait are cancelled.
 QUIET = 0.15
 
 POOL = random.Random(0).randbytes(1_300_000)
 
-#: What the operations, and the rounds themselves, make in their directory.
+#: The files that the operations and the rounds make in their directory.
 OWN_FILES = ("file-", "session.log", "disk")
 
-#: What the package may warn of when a guest does not answer.
+#: The warnings of the package for a guest that does not answer.
 EXPECTED_WARNINGS = ("did not confirm within", "ignored SIGTERM")
 
 
@@ -97,7 +97,7 @@ def _no_process_left(verdict: Verdict) -> Iterator[None]:
     """No process that a guest has started, whoever its parent is by now."""
     with marking() as mark:
         yield
-    # What was killed may wait for the processor, to die.
+    # A killed process may have to wait for the processor before it is gone.
     left = wait_until_none(lambda: {pid: _command_of(pid) for pid in marked(mark)}, HANG)
     verdict.expect(not left, f"left processes: {left}")
 
@@ -202,7 +202,7 @@ async def _guest_session(
 
 
 async def _look_after(session: Session, guest: Guest, faulty: FaultyGuest) -> None:
-    """A guest goes on after a fault that has harmed a session only; one that is lost says so at once."""
+    """After a fault that has harmed only a session, the guest goes on. A guest that is lost says so at once."""
     fired = faulty.fired
     if all(harms_a_session_only(each.fault.action) and each.message not in BOOT for each in fired):
         await _must_go_on(session, guest, faulty)
@@ -238,7 +238,7 @@ async def _must_go_on(session: Session, guest: Guest, faulty: FaultyGuest) -> No
     if (done is None or done.stdout != b"on\n") and len(faulty.fired) == len(fired):
         session.complaints.append(f"after {fired} the guest said {done}")
     if all(isinstance(each.fault.action, Duplicate) and not each.fault.action.copies for each in faulty.fired):
-        # Nothing was changed on the way, so that whatever was cancelled has been confirmed.
+        # No bytes were changed on the way, so the end of each cancelled call was confirmed.
         with trio.move_on_after(HANG / 2):
             while guest.statistics().active_sessions:
                 await trio.sleep(0.001)
@@ -282,7 +282,7 @@ def _judge_bytes(console: ConsoleStatistics, tapped: TappedGuest, session: Sessi
 
 
 async def _device_round(plan: Plan, _directory: pathlib.Path, verdict: Verdict) -> None:
-    """Bytes go both ways between a channel and a device's threads, until something happens to these."""
+    """Bytes go both ways between a channel and a device's threads, until these meet a fault."""
     shared = ConsoleSharedState(max_bytes=plan.details["max_bytes"])
     device = FakeConsoleDevice(shared)
     total = sum(plan.details["sizes"])
@@ -370,7 +370,7 @@ async def _descriptors_round(plan: Plan, directory: pathlib.Path, verdict: Verdi
             async with opening() as guest:
                 with few():
                     await _run_both(session, guest, relay_path, plan)
-                # There are enough again, and nothing that failed stays so.
+                # There are enough descriptors again, and all calls that had failed work.
                 done = await guest.run_process(["echo", "back"], capture_stdout=True)
                 verdict.expect(done.stdout == b"back\n", f"the same guest said {done.stdout!r}")
                 async with connect_guest(relay_path) as client:

@@ -37,7 +37,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Operation:
-    """One thing to do, and the data it is done with."""
+    """One operation, and its data."""
 
     name: str
     size: int
@@ -60,7 +60,7 @@ def choose(rng: random.Random, count: int) -> list[Operation]:
 
 
 class Session:
-    """Carries operations out, at once."""
+    """Carries out all operations at the same time."""
 
     def __init__(self, directory: pathlib.Path, pool: bytes, port: int) -> None:
         self.outcomes: list[Outcome] = []
@@ -93,7 +93,7 @@ class Session:
         how = "lost" if isinstance(error, GuestLostError) else "failed"
         self.outcomes.append(Outcome("connect", how, repr(error)))
 
-    # What is done. Each returns a return code it was told, or None, and asserts what it got.
+    # The operations. Each checks its results, and returns the return code that it got, or None.
 
     async def _cat(self, guest: Guest, operation: Operation, _label: str) -> int:
         data = operation.data(self._pool)
@@ -141,7 +141,7 @@ class Session:
                     await stream.send_all(data)
                     await stream.send_eof()
                 except FAILURES:
-                    pass  # the receiving side is told the same
+                    pass  # the receiving side gets the same error
 
             nursery.start_soon(send)
             failure = None
@@ -198,7 +198,7 @@ def describe(got: bytes, expected: bytes) -> str:
 
 @dataclass
 class Verdict:
-    """What was wrong with a round."""
+    """The failures of a round."""
 
     complaints: list[str] = field(default_factory=list)
 

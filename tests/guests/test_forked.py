@@ -49,7 +49,7 @@ trio.run(main)
 
 @contextmanager
 def _killed_at_the_end(pid: int) -> Iterator[int]:
-    """A descriptor that is readable when the process has ended."""
+    """A descriptor that becomes readable when the process has ended."""
     pidfd = os.pidfd_open(pid)
     try:
         yield pidfd
@@ -109,7 +109,7 @@ trio.run(main)
 
 
 async def test_a_guest_that_complains_ends_although_a_forked_child_of_its_dead_host_lives() -> None:
-    # Its error output is a pipe: with a reader left who does not read, the guest would be stuck in a write.
+    # Its error output is a pipe. If a reader stayed that does not read, the guest would be stuck in a write.
     command = [sys.executable, "-W", "ignore", "-c", COMPLAINING_HOST]
     with trio.fail_after(HANG), ExitStack() as stack:
         with subprocess.Popen(command, stdout=PIPE) as host:  # noqa: ASYNC220

@@ -46,7 +46,7 @@ class Undying:
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are of the machine's clock."""
+    """The times are those of the machine's clock."""
     monkeypatch.setattr(supervisor, "_KILL_TIME", 0.05)
     monkeypatch.setattr(_process, "_SCAN_TIME", 0.05)
 
@@ -152,7 +152,7 @@ async def test_the_teardown_of_a_guest_that_answers_is_in_order_although_one_pro
     heard = 0
     confirmations = Confirmations(5, lambda: heard)
     await confirmations.wait(trio.sleep_forever)
-    heard += 1  # such as the answer to something else
+    heard += 1  # such as the answer to another request
     console = Console(4)
     assert await _end(partial(trio.sleep, 0.1), confirmations, console) == ["told"]
     assert console.closed

@@ -37,7 +37,7 @@ AGENT = [sys.executable, "-m", "trio_console.agent"]
 
 @asynccontextmanager
 async def _over_a_socket(**options: Any) -> AsyncIterator[Guest]:
-    """A guest behind a Unix socket, as a machine monitor would give it."""
+    """A guest behind a Unix socket, as behind the console of a virtual machine."""
     with tempfile.TemporaryDirectory() as directory, trio.socket.socket(socket.AF_UNIX) as listener:
         path = os.path.join(directory, "console")
         await listener.bind(path)
@@ -111,7 +111,7 @@ async def receive_line(stream: trio.abc.ReceiveStream) -> bytes:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something of the kernel's that tells nobody; the test's deadline is the bound."""
+    """Wait for a change in the kernel that can only be polled; the test's deadline is the bound."""
     while not condition():
         await trio.sleep(0.001)
 
@@ -122,7 +122,7 @@ async def agent_pid(guest: Guest) -> int:
 
 
 def describe(exc: BaseException) -> tuple[Any, ...]:
-    """What of an exception is the same for trio's own call and for a guest's."""
+    """The parts of an exception that must be equal for trio's own call and for a guest's."""
     if isinstance(exc, OSError):
         return type(exc), exc.errno, exc.filename
     if isinstance(exc, subprocess.CalledProcessError):
@@ -250,14 +250,14 @@ async def test_leaving_the_block_ends_the_whole_process_group(any_guest: OpenGue
             grandchild = int(await receive_line(process.stdout))
         assert process.returncode == -9
         assert not runs(process.pid)
-        # (A child whose parent is gone is reaped by somebody else, in that one's own time.)
+        # (A child whose parent is gone is reaped by another process, which may take time.)
         await until(lambda: not runs(grandchild))
 
 
 async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the_output(
     any_guest: OpenGuest, deadline: None
 ) -> None:
-    # (yes and cat end by themselves when nobody is at the other end of their pipes any more.)
+    # (yes and cat end by themselves when the other ends of their pipes are closed.)
     async with any_guest() as guest:
         pid = await agent_pid(guest)
         async with guest.open_process(["yes", "abc"], stdout=PIPE, stderr=PIPE) as process:
@@ -335,7 +335,7 @@ async def test_a_cancelled_run_process_whose_process_never_stops_talking_ends_at
 
 
 async def test_a_body_cancelled_from_outside_ends_its_processes_in_order(deadline: None) -> None:
-    # Cancelling everything at once must not take away the connection over which processes are ended.
+    # If all tasks are cancelled at once, the connection must stay, because processes are ended over it.
     with trio.CancelScope() as scope:
         async with open_guest() as guest, trio.open_nursery() as nursery:
 
@@ -415,7 +415,7 @@ async def test_a_guest_shows_whether_it_runs(deadline: None) -> None:
 
 
 async def test_40_guests_can_be_used_at_once(deadline: None, tmp_path: Any) -> None:
-    # More than twice as many threads as trio's default limiter has tokens.
+    # The guests have more than twice as many threads as trio's default limiter has tokens.
     path = str(tmp_path / "console")
     with trio.socket.socket(socket.AF_UNIX) as listener:
         await listener.bind(path)

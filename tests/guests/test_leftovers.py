@@ -59,7 +59,7 @@ def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.Mo
     looks = 0
 
     def read(proc_fd: int, name: str) -> bytes:
-        """For a while the marked process shows neither its environment nor its arguments."""
+        """The marked process shows neither its environment nor its arguments for some time."""
         nonlocal looks
         found = real_read(proc_fd, "environ")
         if mark.encode() in found and name != "stat":
@@ -92,7 +92,7 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
                 pass
             monkeypatch.setattr(_leftovers.os, "listdir", listing)
             assert len(kill_marked_processes(secrets.token_hex(8)).killed) == 0
-            assert scans <= 10  # two, and a few more if somebody else is in the middle of an exec
+            assert scans <= 10  # two, and a few more if another process is in the middle of an exec
             assert process.poll() is None
         finally:
             process.kill()
@@ -116,7 +116,7 @@ def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch
         except ProcessLookupError:
             if name != "environ":
                 raise
-            return b""  # what has no memory has an empty environment, and not none
+            return b""  # a process without memory has an empty environment, and not none
 
     monkeypatch.setattr(_leftovers, "_read", read_as_older_kernels_do)
     with subprocess.Popen([sys.executable, "-c", ""]) as child:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def _copies(monkeypatch: pytest.MonkeyPatch, module: Any) -> Iterator[list[socket.socket]]:
-    """Of each socket of a module, as a child has them that a library in C has forked."""
+    """Copy each socket of a module, as a child gets them that a library in C has forked."""
     copies: list[socket.socket] = []
 
     def let_go(owner: Any) -> Any:

@@ -66,7 +66,7 @@ BEYOND = 3
 GRACE = 2.0
 ALLOWANCE = 2.0
 
-#: What a moment that took too long is multiplied with when it is tried again: it was the machine, or it hangs.
+#: The factor of the time limit when a moment that took too long is tried again. It shows whether the moment hangs.
 PATIENCE = 6.0
 
 # The contexts, each entered and left by the main task
@@ -143,7 +143,7 @@ CONTEXTS: dict[str, Callable[[str], Awaitable[None]]] = {
 
 
 class Presser(trio.abc.Instrument):
-    """Traces the package's opcodes, and raises SIGINT at some of them.
+    """Traces the opcodes of the package, and raises SIGINT at some of them.
 
     Args:
         at: which, counted from 1.
@@ -192,7 +192,7 @@ class Presser(trio.abc.Instrument):
             raise
 
 
-#: Frames in which it may strike: they run in the user's frame, before anything has been entered.
+#: Frames in which it may be raised: they run before anything has been entered.
 HARMLESS = ("interrupt_safe.<locals>.managed", "_Safe.__init__", "ScriptedGuest.__init__", "ProcessGuest.__init__")
 
 
@@ -207,7 +207,7 @@ def left(before: set[str], directory: str) -> list[str]:
 
 
 def outcome(context: str, presser: Presser, directory: str) -> str | None:
-    """Run the context under the presser, and tell what is wrong with how it ended."""
+    """Run the context under the presser; returns what was wrong at its end."""
     error: BaseException | None = None
     try:
         presser.install()
@@ -223,11 +223,11 @@ def outcome(context: str, presser: Presser, directory: str) -> str | None:
 
 
 def run_child(context: str, at: list[int], directory: str) -> dict[str, Any]:
-    """One run in this process; what it tells of it."""
+    """One run in this process; returns its report."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mark(str(os.getpid()))
     guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY
-    gc.disable()  # what waits for the collector is left behind
+    gc.disable()  # an object that waits for the collector counts as left behind
     said: list[str] = []
     sys.unraisablehook = lambda args: said.append(f"unraisable: {args.exc_value!r} in {args.object!r}")
     threading.excepthook = lambda args: said.append(f"in a thread: {args.exc_value!r}")
@@ -360,7 +360,7 @@ class Sweep:
 
 
 def kill_all(pid: int) -> None:
-    """A child that hangs, and what carries its mark."""
+    """Kill a child that hangs, and all processes that carry its mark."""
     os.kill(pid, signal.SIGKILL)
     for other in marked(str(pid)) - {pid}:
         with suppress(ProcessLookupError):

@@ -36,7 +36,7 @@ def press_ctrl_c() -> None:
 
 
 def pressing(when: Callable[[], Awaitable[object]], times: int = 1) -> None:
-    """Press Ctrl-C once ``when`` has returned and everybody sleeps."""
+    """Press Ctrl-C when ``when`` has returned and all tasks sleep."""
 
     async def press() -> None:
         await when()
@@ -47,7 +47,7 @@ def pressing(when: Callable[[], Awaitable[object]], times: int = 1) -> None:
     trio.lowlevel.spawn_system_task(press)
 
 
-# What it may not strike
+# Where it must not be raised
 
 
 def test_a_context_managers_two_ends_are_protected_and_its_body_is_not() -> None:
@@ -85,7 +85,7 @@ def test_every_context_manager_of_the_package_is_protected() -> None:
     assert not bare
 
 
-# What it may not cut short
+# Endings that it must not cut short
 
 
 @pytest.mark.parametrize("times", [1, 2])
@@ -257,7 +257,7 @@ async def leave_a_guest_with_a_relay(guest: GuestSpec, path: Path, leave: Callab
 
 
 async def leave_a_relay(guest: GuestSpec, path: Path, leave: Callable[[], Awaitable[None]]) -> None:
-    """From outside of it, since it has no body."""
+    """Press it from outside, because the relay has no block of the user."""
     failed: list[BaseException] = []
     async with trio.open_nursery() as nursery:
         await nursery.start(serve_relay, guest, path)

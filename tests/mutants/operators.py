@@ -186,7 +186,7 @@ def _flag(source: _Source, node: ast.AST) -> Iterator[_Edit]:
 
 
 def _guard(source: _Source, node: ast.AST) -> Iterator[_Edit]:
-    """A check that would have left the function or the turn is left out."""
+    """A check that leaves the function or the turn of a loop is left out."""
     leaves = (ast.Return, ast.Raise, ast.Continue, ast.Break)
     if isinstance(node, ast.If) and not node.orelse and isinstance(node.body[-1], leaves):
         if source.raw[source.start(node) :].startswith(b"if"):  # not an elif
@@ -194,7 +194,7 @@ def _guard(source: _Source, node: ast.AST) -> Iterator[_Edit]:
 
 
 def _hollow(source: _Source, node: ast.AST) -> Iterator[_Edit]:
-    """A function returns early: at once."""
+    """A function returns at once."""
     if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.name != "__init__":
         body = node.body[1:] if ast.get_docstring(node) is not None else node.body
         if body and node.returns is not None and ast.unparse(node.returns) == "None":
@@ -208,13 +208,13 @@ def _finally(source: _Source, node: ast.AST) -> Iterator[_Edit]:
 
 
 def _reraise(source: _Source, node: ast.AST) -> Iterator[_Edit]:
-    """What is handled is raised again."""
+    """A handled exception is raised again."""
     if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[0], ast.Raise):
         yield source.drop(node.body, "raise")
 
 
 def _unlocked(source: _Source, node: ast.AST) -> Iterator[_Edit]:
-    """What a ``with`` holds is not held."""
+    """The body of a ``with`` runs without its context."""
     if isinstance(node, (ast.With, ast.AsyncWith)) and all(item.optional_vars is None for item in node.items):
         first, last = node.items[0].context_expr, node.items[-1].context_expr
         start = source.start(node)
@@ -274,7 +274,7 @@ def _shown(source: _Source, edit: _Edit) -> str:
     """The text by which a site is known, with what is replaced between brackets where that is not all of it."""
     shown = edit.shown
     if isinstance(shown, ast.Module):
-        # Of a whole body the first line will do, which is less to keep up with.
+        # For a whole body the first line is enough, so that fewer entries become stale.
         return squeeze(source.raw[edit.start : edit.end].decode().partition("\n")[0])
     start, end = source.start(shown), source.end(shown)
     if (start, end) == (edit.start, edit.end):

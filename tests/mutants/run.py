@@ -49,14 +49,14 @@ _MEMORY: Final = 6 * 2**30
 #: Seconds for processes to be gone after SIGKILL; on the busiest machine they take a part of one.
 _GONE: Final = 30.0
 
-#: What a finder can need.
+#: The files that a finder may need.
 _COPIED: Final = ("trio_console", "tests", "examples", "benchmarks", "docs")
 
 _TOKEN: Final = "TRIO_CONSOLE_MUTANT"
 
 
 class Verdict(NamedTuple):
-    """What is to be said of a mutant, and whether that is as it should be."""
+    """The words for an outcome, and whether it is the expected one."""
 
     word: str
     good: bool
@@ -70,7 +70,7 @@ EQUIVALENT: Final = Verdict("equivalent", True)
 
 
 class Outcome(NamedTuple):
-    """What came of running a mutant or a finder."""
+    """The outcome of a mutant or of a finder."""
 
     verdict: Verdict
     seconds: float
@@ -138,7 +138,7 @@ class Tree:
         return Outcome(FOUND, ended.seconds, finder[0], ended.output)
 
     def failing(self, finders: Sequence[Sequence[str]]) -> list[str]:
-        """Those of the finders that do not pass on the tree as it is, with what they say."""
+        """The finders that do not pass on the unchanged tree, with their output."""
         nodes = sorted({node for finder in finders if _is_pytest(finder) for node in finder})
         others = sorted({tuple(finder) for finder in finders if not _is_pytest(finder)})
         bad: list[str] = []
@@ -156,7 +156,7 @@ class Tree:
     # Processes
 
     def _start(self, command: list[str], *, bound: float | None = None) -> _Ended:
-        """Run a command to its end, or to ours, and leave nothing of it behind."""
+        """Run a command until it ends or its time is over; no process of it is left."""
         token = secrets.token_hex(8)
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._temporary.mkdir()

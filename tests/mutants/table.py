@@ -43,7 +43,7 @@ _ROOMS: Final = (
 
 
 class StaleError(Exception):
-    """The text that a mutant changes is not in the source as the table says."""
+    """The text that a mutant changes is not in the source, or not as often as the table says."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,7 @@ class Mutant:
         )
 
     def check(self) -> None:
-        """Raise `ValueError` where the entry itself makes no sense."""
+        """Raise `ValueError` for an entry that is not valid in itself."""
         if bool(self.operator) == bool(self.name):
             raise ValueError(f"{self.id}: a mutant has an operator or a name")
         if self.operator and self.operator not in OPERATORS:

@@ -35,7 +35,7 @@ GUARD = Mutant(
 
 
 def test_no_mutant_of_the_table_is_stale() -> None:
-    # One that is: look at what has become of the code that it changed, and write the entry anew (docs/testing.md).
+    # For a stale one: read the code as it is now, and write the entry anew (docs/testing.md).
     assert check(TABLE) == []
 
 

@@ -35,7 +35,7 @@ CACHE: Final = (
     pathlib.Path(os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache") / "trio_console/pythons"
 )
 
-#: Python, and what runs on it besides the tests.
+#: The Pythons, and what runs on each besides the tests.
 PYTHONS: Final = {
     "3.14": [],
     "3.15": [],
@@ -46,12 +46,12 @@ PYTHONS: Final = {
 SETUP_TIMEOUT: Final = 1200
 TESTS_TIMEOUT: Final = 3600
 
-#: Where it is in its tree.
+#: The path of each Python in its tree.
 TREE_PROJECT: Final = "srv/trio_console"
 
 
 class Unavailable(Exception):
-    """This Python cannot be had here, and why."""
+    """This Python cannot be installed here; the text says why."""
 
 
 def say(text: str) -> None:
@@ -85,7 +85,7 @@ def call(command: list[str], *, timeout: float, what: str, env: dict[str, str] |
 
 
 def debian_mirror() -> str:
-    """Where this machine's apt gets Debian from."""
+    """The address from which this machine's apt gets Debian."""
     output = call(
         ["apt-get", "indextargets", "--format", "$(ORIGIN) $(LABEL) $(REPO_URI)", "Created-By: Packages"],
         timeout=60,
@@ -120,7 +120,7 @@ def debian_tree() -> pathlib.Path:
         "mmdebstrap",
         "--mode=root",
         "--variant=apt",
-        # A mirror that keeps one day for ever has a release that has expired. It must be signed all the same.
+        # A mirror of one fixed day has a release that has expired. It must be signed nevertheless.
         '--aptopt=Acquire::Check-Valid-Until "false"',
         "--include=ca-certificates,python3.14-full,python3.15-full",
         "sid",
@@ -132,7 +132,7 @@ def debian_tree() -> pathlib.Path:
     return tree
 
 
-#: What runs as the first process of a chroot. It does not `exec`: it reaps what the tests leave behind.
+#: The first process of a chroot. It does not `exec`, because it reaps the processes that the tests leave.
 ENTER: Final = """
 root=$1; shift
 mount -t proc proc "$root/proc"
@@ -146,7 +146,7 @@ exit $?
 
 
 def configure(tree: pathlib.Path) -> None:
-    """The network and the package index are to be found in the tree as they are outside."""
+    """Give the tree this machine's settings of the network and of the package index."""
     home = pathlib.Path.home()
     for source, target in (
         (pathlib.Path("/etc/resolv.conf"), "etc/resolv.conf"),
@@ -163,7 +163,7 @@ def configure(tree: pathlib.Path) -> None:
 
 
 class Place:
-    """Where a Python runs: in its tree, or beside ours."""
+    """The place where a Python runs: in its tree, or beside ours."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -189,7 +189,7 @@ class Place:
         return call([*self._prefix, *self._inside(command)], timeout=timeout, what=what)
 
     def run(self, arguments: list[str]) -> int:
-        """Run this Python in the project's copy; its status. What it prints is seen."""
+        """Run this Python in the copy of the project, with its output shown; returns its status."""
         command = [*self._prefix, *self._inside([f"{self.venv}/bin/python", *arguments])]
         with subprocess.Popen(command, start_new_session=True) as process:
             try:
@@ -240,7 +240,7 @@ def free_threaded() -> pathlib.Path:
 
 
 def assemble(prefix: pathlib.Path, parts: pathlib.Path, library: pathlib.Path) -> None:
-    """Lay the parts out as an interpreter looks for them."""
+    """Put the parts where an interpreter looks for them."""
     python = prefix / "bin/python3.14t"
     standard = prefix / "lib/python3.14t"
     shutil.copytree(
@@ -271,7 +271,7 @@ def assemble(prefix: pathlib.Path, parts: pathlib.Path, library: pathlib.Path) -
 
 
 def describe(standard: pathlib.Path) -> None:
-    """What `sysconfig` tells of the build: Debian's answers, but for what makes this one another."""
+    """The answers of `sysconfig` about the build: Debian's, except where this build differs."""
     (source,) = standard.glob("_sysconfigdata__linux_*.py")
     told = {
         key: value.replace("cpython-314-", "cpython-314t-") if isinstance(value, str) else value
@@ -355,7 +355,7 @@ def install(place: Place) -> list[str]:
 
 
 def try_one(name: str) -> tuple[bool, str]:
-    """Whether nothing failed, and what to tell."""
+    """Whether nothing failed, and the line to print."""
     say(f"==> Python {name}")
     try:
         place = Place(name)

@@ -360,7 +360,7 @@ async def test_a_client_that_left_is_told_nothing(host: Host, tmp_path: Path) ->
         b"".join(wire.encode(wire.FsRequest(wire.OpOpenDir(str(tmp_path))), sid) for sid in range(1, 20))
         + wire.encode(wire.ClientDisconnected(1, STEP))
     )
-    # A relay asks this to learn that everything of before has been said.
+    # A relay sends this request to learn that all earlier frames have come.
     last_id = STEP - 1
     await host.ok(wire.OpStat("/", True), sid=last_id)
     said = {sid for sid in range(1, 20) if host._kept.get(sid)}
@@ -386,7 +386,7 @@ async def test_what_a_client_that_left_was_opening_is_closed(
         await closed(tmp_path)
         assert await host.nothing_for(5)
         monkeypatch.undo()
-    # The two were never given numbers that could be used.
+    # The client never got usable numbers of these two handles.
     number = await host.ok(wire.OpOpenDir(str(tmp_path)))
     for handle in range(1, number):
         assert await host.error(wire.OpReadDir(handle)) == f"invalid handle: {handle}"
@@ -397,7 +397,7 @@ async def test_opens_called_off_before_they_began_count_for_nothing(host: Host, 
     names = ("read", "write", "append", "create", "truncate", "create_new")
     op = wire.OpOpenFile(str(tmp_path / "f"), wire.OpenOptions(**{name: name == "read" for name in names}))
     sids = range(1, HANDLES_PER_CLIENT + 100)
-    # As an agent that has fallen behind reads them: all at once.
+    # The agent reads all frames at once, as if it had fallen behind.
     await host.send_raw(
         b"".join(wire.encode(wire.FsRequest(op), sid) + wire.encode(wire.Cancel(), sid) for sid in sids)
     )
@@ -405,7 +405,7 @@ async def test_opens_called_off_before_they_began_count_for_nothing(host: Host, 
 
 
 def slow_opens(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
-    """Directories are opened, but that takes until the second event is set; the first says it was begun."""
+    """Opens of directories last until the second event is set. The first is set when one has begun."""
     begun, release = threading.Event(), threading.Event()
     plain = os.scandir
 
@@ -458,7 +458,7 @@ async def test_what_waits_behind_a_close_finds_the_handle_gone(host: Host, tmp_p
 async def test_a_handle_stays_open_as_long_as_a_call_uses_it(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Closed earlier, its descriptor could be somebody else's when the call gets to it.
+    # If it were closed earlier, the call could use the descriptor of another file.
     path = tmp_path / "f"
     handle = await host.open_file(path, "write create")
     begun, release = threading.Event(), threading.Event()
@@ -520,7 +520,7 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
             return plain(fd, *args)
         begun.set()
         release.wait(HANG)
-        os.close(fd)  # nobody else may have done so
+        os.close(fd)  # no other code may have closed it
         returned.set()
         raise OSError(5, "whatever")
 

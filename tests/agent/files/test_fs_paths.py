@@ -302,7 +302,7 @@ async def test_remove_dir_of_a_file_fails(host: Host, tmp_path: Path) -> None:
 async def test_remove_dir_does_not_leave_a_tree_that_changes_under_it(
     host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    # Just before it goes down into top/a, or just before it comes back up from there.
+    # The tree is changed just before the step down into top/a, or just before the step back up.
     (tmp_path / "precious/sub").mkdir(parents=True)
     (tmp_path / "precious/file").touch()
     (tmp_path / "top/a").mkdir(parents=True)
@@ -567,7 +567,7 @@ async def test_a_client_may_have_many_operations_waiting_but_not_any_number(
 
 
 class hanging_stat:  # noqa: N801
-    """Within this, a stat of ``/hang`` is one of ``/``, but hangs until the event is set."""
+    """In this block a stat of ``/hang`` hangs until the event is set, and then returns that of ``/``."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self._monkeypatch = monkeypatch

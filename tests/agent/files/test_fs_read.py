@@ -27,7 +27,7 @@ OK = wire.FsResponse(ok=True)
 
 @pytest.fixture(params=["cached", "not cached"])
 def _memory(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways bytes come: from memory, in the event loop's own thread, and from a disk, in another."""
+    """Both ways of reading: from memory, in trio's own thread; and from a disk, in another thread."""
     if request.param == "not cached":
         forbid_cached_reads(monkeypatch)
 
@@ -287,7 +287,7 @@ async def test_a_client_that_left_gets_no_more_of_its_reads(host: Host, tmp_path
         await host.send(wire.FsRequest(wire.OpRead(handle, 0), window=2**30), 5)
         await host.receive(5)
         await host.send(wire.ClientDisconnected(1, STEP))
-        await host.ok(wire.OpStat("/", True), sid=STEP - 1)  # what a relay asks to know
+        await host.ok(wire.OpStat("/", True), sid=STEP - 1)  # as the last request of a relay
         host._kept.pop(5, None)
         await host.ok(wire.OpStat("/", True), sid=STEP - 1)
         assert await host.nothing_for(5)

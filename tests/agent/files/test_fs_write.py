@@ -210,7 +210,7 @@ async def test_no_credit_is_spoken_to_a_client_that_did_not_ask(agent: AgentFact
 
 
 class hanging_writes:  # noqa: N801
-    """Within this, writes hang until the event is set."""
+    """In this block writes hang until the event is set."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.begun, self.release = threading.Event(), threading.Event()
@@ -259,7 +259,7 @@ async def test_a_disk_that_hangs_delays_nobody_for_long(
 async def test_a_write_that_waits_for_its_turn_does_not_make_everybody_wait(
     agent: AgentFactory, tmp_path: Path
 ) -> None:
-    # The one it waits for may itself wait for the router's next frame.
+    # The operation that it waits for may itself wait for the router's next frame.
     async with agent(stdin_budget=100_000, file_patience=3600) as host:
         handle = await host.open_file(tmp_path / "f", "write create")
         await host.send(wire.FsRequest(wire.OpWrite(handle, 0)), 5)
@@ -326,7 +326,7 @@ async def test_a_client_that_left_is_told_nothing_of_its_writes(host: Host, tmp_
     await host.send(wire.FsRequest(wire.OpWrite(handle, 0), window=1), 5)
     await host.send(wire.ClientDisconnected(1, STEP))
     assert await host.nothing_for(5)
-    # To whoever comes next, this is an id that is not open.
+    # For the next frame the id is not open.
     await host.send(wire.FsData(b"x"), 5)
     assert await host.receive(5) == unknown(5)
 
@@ -344,4 +344,4 @@ async def test_a_flood_of_cancelled_requests_does_not_grow_without_bound(
                 sent += len(pair) * 1000
             stuck = scope.cancelled_caught
         assert stuck  # held back by an agent that is not read from
-        # Half a pair may be on the wire: this connection is done for, the agent has to see its end.
+        # Half of the pair may be on the wire, so this connection cannot be used: the agent must see its end.

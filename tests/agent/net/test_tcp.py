@@ -26,7 +26,7 @@ STEP = (2**32 - 1) // 128
 
 
 class Server:
-    """Something in the guest to connect to."""
+    """A server in the guest."""
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
@@ -68,7 +68,7 @@ async def read_exactly(peer: trio.SocketStream, size: int) -> bytes:
 
 
 async def read_end(peer: trio.SocketStream) -> bytes:
-    """Everything up to the end, which has to be an orderly one."""
+    """All bytes up to the end of file, which must be an orderly one."""
     data = b""
     with trio.fail_after(HANG):
         async for part in peer:
@@ -77,7 +77,7 @@ async def read_end(peer: trio.SocketStream) -> bytes:
 
 
 async def is_reset(peer: trio.SocketStream) -> bool:
-    """Whether the other side is gone, whatever was still on the way."""
+    """Whether the other side is gone, after all bytes that were still on their way."""
     with trio.fail_after(HANG):
         try:
             while await peer.receive_some(65536):
@@ -385,7 +385,7 @@ async def test_close_is_not_answered_and_frees_the_id(host: Host, server: Server
 async def test_what_was_sent_before_the_close_is_delivered(
     host: Host, server: Server, ending: tuple[wire.Message, ...]
 ) -> None:
-    # Also if the client is gone right after: closing a socket of one's own is no different.
+    # Also if the client leaves right after: it is the same as when a program closes its own socket.
     data = bytes(range(256)) * 1000
     for early in (True, False):
         frames = wire.encode(wire.TcpData(data), 5) + wire.encode(wire.TcpClose(), 5)
@@ -444,7 +444,7 @@ async def test_a_peer_that_goes_on_sending_loses_nothing_of_what_came_before_the
         await host.send(wire.TcpData(bytes(4_000_000)), 5)
         await host.send(wire.TcpClose(), 5)
         await host.ping()
-        # More than the connection can hold: it is taken, although nobody wants it.
+        # More bytes than the connection can hold. They are taken, although no program reads them.
         with trio.fail_after(HANG):
             await peer.send_all(bytes(20_000_000))
         assert len(await read_end(peer)) == 4_000_000
@@ -530,7 +530,7 @@ async def test_nothing_of_an_old_connection_reaches_the_next_owner_of_its_id(hos
             await peer.send_all(bytes(300_000))
             await host.receive(5)
             await host.send(wire.ClientDisconnected(1, STEP))
-            await host.ok(wire.OpStat("/", True), sid=STEP - 1)  # what a relay asks to know
+            await host.ok(wire.OpStat("/", True), sid=STEP - 1)  # as the last request of a relay
             host._kept.pop(5, None)
             await host.ok(wire.OpStat("/", True), sid=STEP - 1)
             assert await host.nothing_for(5)

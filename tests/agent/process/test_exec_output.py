@@ -56,7 +56,7 @@ def endless_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_exec, "DRAIN_GRACE", HANG)
 
 
-#: Ends once the leader of the group is a zombie, which its background child can see.
+#: A background child that ends when the leader of its group is a zombie.
 UNTIL_LEADER_IS_GONE = "until grep -q 'State:.Z' /proc/$$/status; do :; done"
 
 
@@ -65,7 +65,7 @@ async def test_a_background_child_with_our_stdout_does_not_hold_the_exit_back(ho
     outcome = await host.sh("sleep 60 & echo $!; exit 3")
     assert outcome.last == wire.ExecExited(code=3)
     background = int(outcome.stdout)
-    assert runs(background)  # it is let live
+    assert runs(background)  # it may live on
     os.kill(background, 9)
 
 
@@ -90,7 +90,7 @@ async def test_output_of_a_background_child_within_the_grace_is_delivered(host: 
 
 @pytest.mark.usefixtures("no_grace")
 async def test_a_slow_reader_gets_all_that_was_there_at_the_exit(host: Host) -> None:
-    # The background child keeps the pipe open, so it is not end of file that ends the reading.
+    # The background child keeps the pipe open, so the reading does not end with end of file.
     script = "sleep 60 & echo $!; head -c 50000 /dev/zero; exit 6"
     sid = await host.start("/bin/sh", "-c", script, window=1000)
     received = b""
@@ -186,7 +186,7 @@ async def test_an_unread_console_costs_no_memory_and_pauses_the_processes(agent:
         ids = [host.new_id() for _ in range(4)]
         for sid in ids:
             await host.request("/bin/sh", "-c", "exec head -c 4000000 /dev/zero", sid=sid)
-        await wait_all_tasks_blocked(0.05)  # everything is stuck by now: pipes, outbox, socket
+        await wait_all_tasks_blocked(0.05)  # pipes, outbox and socket are all full by now
         for sid in ids:
             assert len((await host.collect(sid)).stdout) == 4_000_000
 
@@ -203,7 +203,7 @@ async def test_an_answer_overtakes_bulk_output(agent: AgentFactory) -> None:
             if frame.id == ping:
                 break
             before_pong += len(frame.body)
-        # What was on its way already, and one batch that was being written.
+        # The bytes that were on their way, and one batch that was being written.
         assert before_pong < 2 * MIB
         await host.send(wire.ExecSignal(9), flood)
         await host.collect(flood)
@@ -213,14 +213,14 @@ async def test_a_session_that_is_ended_sends_nothing_more(host: Host) -> None:
     for _ in range(20):
         sid = await host.start("yes")
         await host.read_stdout(sid, b"y\n")
-        # A bad frame inside the session: its error is the last that is heard of the sid.
+        # A bad frame inside the session: its error is the last frame of the session.
         await host.send_raw(wire.encode_frame(sid, 0, b"\xff"))
         assert isinstance((await host.collect(sid)).last, wire.Error)
         assert await host.nothing_for(sid)
 
 
 async def test_a_flood_does_not_starve_the_others(agent: AgentFactory) -> None:
-    # Over a socket, because what is in memory only takes everything at once, and gives it away piece by piece.
+    # Over a socket: a memory stream takes all bytes at once, and gives them away piece by piece.
     async with agent(over_socket=True) as host:
         flood = await host.start("yes", window=2**30)
         for _ in range(10):

@@ -20,7 +20,7 @@ async def test_a_signal_reaches_the_whole_group(host: Host, tty: bool) -> None:
     sid = await host.start("/bin/sh", "-c", "sleep 61 & (sleep 62 & wait) & echo $!; wait", tty=tty)
     await host.read_stdout(sid, b"\n")
     await host.send(wire.ExecSignal(15), sid)
-    # Both outputs are at their end only once no one is left.
+    # Both outputs end only when no process of the group is left.
     assert (await host.collect(sid)).last == wire.ExecExited(code=-1, signal=15)
 
 

@@ -78,7 +78,7 @@ async def test_a_child_has_no_descriptors_but_its_own_three(host: Host) -> None:
 
 async def test_signals_python_ignores_are_at_their_defaults(host: Host) -> None:
     outcome = await host.run("grep", "SigIgn", "/proc/self/status")
-    # (Others may be ignored because whoever started the tests ignores them, as nohup does SIGHUP.)
+    # (Other signals may be ignored because the program that started the tests ignores them, as nohup does.)
     ignored = int(outcome.stdout.split()[1], 16)
     assert not [number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (number - 1) & 1]
 
@@ -197,7 +197,7 @@ async def test_a_failed_start_leaves_the_agent_as_it_was(host: Host) -> None:
 async def test_running_out_of_descriptors_is_told(
     host: Host, monkeypatch: pytest.MonkeyPatch, call: str, tty: bool, kind: str
 ) -> None:
-    await host.run("true")  # what is imported or opened once is there
+    await host.run("true")  # by now everything that is imported or opened only once is there
 
     def fail(*_: object) -> None:
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))

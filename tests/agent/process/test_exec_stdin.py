@@ -156,14 +156,14 @@ async def test_a_command_that_never_reads_delays_nobody_for_long(agent: AgentFac
         while not await host.nothing_for(sid):
             errors.append(await host.receive(sid))
         assert {e.errno_name for e in errors} == {"ENOSPC"}
-        assert len(errors) == 9  # of the 8 MiB budget, the chunks' overhead costs one
+        assert len(errors) == 9  # the costs of the chunks use up one MiB of the budget of 8 MiB
         assert "is not reading" in errors[0].message
         await host.send(wire.ExecSignal(9), sid)
         assert (await host.collect(sid)).last.signal == 9
 
 
 async def test_a_slow_command_holds_the_channel_up_and_loses_nothing(agent: AgentFactory) -> None:
-    # A budget far below what is sent, and a child that reads on: backpressure, no refusal.
+    # The budget is far below the bytes that are sent, but the child reads: backpressure, and no refusal.
     async with agent(stdin_budget=100_000) as host:
         outcome = await host.run("wc", "-c", stdin=bytes(3 * MIB))
         assert outcome.stdout.strip() == b"%d" % (3 * MIB)
@@ -190,7 +190,7 @@ async def test_tiny_chunks_cannot_escape_the_budget(agent: AgentFactory) -> None
 
 async def test_the_router_is_let_go_when_the_command_it_waits_for_exits(agent: AgentFactory) -> None:
     async with agent(stdin_budget=1000, stdin_patience=3600) as host:
-        # The background child holds the pipe's other end open and does not read it either.
+        # The background child holds the other end of the pipe open, and does not read.
         sid = await host.start("/bin/sh", "-c", "sleep 60 <&0 >/dev/null 2>&1 & echo $!; read x; exit 3")
         background = int(await host.read_stdout(sid, b"\n"))
         await host.send(wire.ExecStdin(b"\n" + bytes(200_000)), sid)

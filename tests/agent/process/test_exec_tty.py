@@ -78,7 +78,7 @@ async def test_a_slow_reader_gets_all_that_was_there_at_the_exit(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_exec, "DRAIN_GRACE", 0.0)
-    # Less than a terminal holds, so that the leader can exit at once; a child keeps the terminal open.
+    # Fewer bytes than a terminal holds, so that the leader can exit at once. A child keeps the terminal open.
     script = "trap '' HUP; sleep 60 & echo $!; head -c 3000 /dev/zero"
     sid = await host.start("/bin/sh", "-c", script, tty=True, window=100)
     received = b""
@@ -92,7 +92,7 @@ async def test_a_slow_reader_gets_all_that_was_there_at_the_exit(
 
 async def test_writing_to_a_terminal_nobody_has_open_fails_like_any_write(host: Host) -> None:
     sid = await host.start("/bin/sh", "-c", "exec <&- >&- 2>&-; sleep 60", tty=True, window=2**20)
-    # End of output is no exit; the terminal is hung up now.
+    # The end of the output is no exit. The terminal is hung up now.
     await host.send(wire.ExecSignal(9), sid)
     assert (await host.collect(sid)).last == wire.ExecExited(code=-1, signal=9)
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 async def boot_failure(*sent: bytes, close: bool = True) -> BootError:
-    """How the agent fails when it is sent this and nothing more."""
+    """The error of the agent when the host sends these frames and no more."""
     ours, theirs = memory_stream_pair()
     for data in sent:
         await ours.send_all(data)

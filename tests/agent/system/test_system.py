@@ -172,7 +172,7 @@ async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch
             children[0].kill()
             while signal.getsignal(signal.SIGCHLD) is not before:
                 await trio.lowlevel.checkpoint()
-            # It has heard of the first, and is about to look. This one is not heard of.
+            # It got the signal for the first child, and is about to look. For this child no signal comes.
             children[1].kill()
             await trio.to_thread.run_sync(os.waitid, os.P_PID, children[1].pid, os.WEXITED | os.WNOWAIT)
             while any(pid_is_taken(pid) for pid in ours):
@@ -184,7 +184,7 @@ async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch
 
 
 async def test_everything_that_remains_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Only the child made here counts: the test process may have others.
+    # Only the child that is made here counts, because the test process may have others.
     child = popen("sleep", "60")
     every = _system._children
     monkeypatch.setattr(_system, "_children", lambda: (c for c in every() if c[0] == child.pid))
