@@ -123,6 +123,21 @@ async def test_a_cancelled_large_write_ends_and_the_file_goes_on(file: Path, win
 
 
 @FLOWS
+async def test_after_a_cancelled_large_write_errors_are_told_again(file: Path, window: int | None) -> None:
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, "wb", buffering=0) as guest_file:
+            files.grant_writes = False
+            await cancelled(lambda: guest_file.write(b"x" * 4 * MIB))
+            files.grant_writes = True
+            for live in files.lives.values():
+                live.changed.set()
+            await guest_file.write(b"a")
+            files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+            with pytest.raises(OSError, match="No space"):
+                await guest_file.write(b"b")
+
+
+@FLOWS
 @pytest.mark.parametrize("mode", ["wb", "ab"])
 async def test_a_flush_cancelled_after_it_was_sent_is_done_once(file: Path, window: int | None, mode: str) -> None:
     file.write_bytes(b"")

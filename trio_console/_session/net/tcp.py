@@ -54,7 +54,8 @@ class TcpState(enum.Enum):
 TCP: Final = Steps(
     {
         TcpState.CONNECTING: {TcpState.CONNECTED, TcpState.CALLED_OFF, TcpState.FAILED, TcpState.CLOSED},
-        TcpState.CONNECTED: {TcpState.FAILED, TcpState.CLOSED},
+        # (The answer may come after the task was cancelled, and before it runs.)
+        TcpState.CONNECTED: {TcpState.CALLED_OFF, TcpState.FAILED, TcpState.CLOSED},
         TcpState.CALLED_OFF: {TcpState.FAILED},
         TcpState.FAILED: {TcpState.CLOSED},
         TcpState.CLOSED: set(),
@@ -155,7 +156,7 @@ class _TcpSession(Session):
         await self.incoming.wait_relieved()
 
     def cancel(self) -> None:
-        """Give up before the connection was made."""
+        """Give up: the task that has asked for the connection was cancelled, so nobody has it."""
         if self.ended:
             return
         self.incoming.end()
