@@ -143,7 +143,9 @@ class SessionLog:
     @property
     def _queued(self) -> int:
         # A record counts as queued until it is written, so that the budget also bounds the records of a slow disk.
-        return self._accepted - self._files.settled
+        queued = self._accepted - self._files.settled
+        assert queued >= 0, "a record is settled once: written, or lost"
+        return queued
 
     # The router's side
 

@@ -86,6 +86,7 @@ class MergedAccounts:
 
     def consume(self, size: int) -> None:
         while size:
+            assert self._segments, "each byte that is read was noted for its account"
             account, queued = self._segments.popleft()
             part = min(size, queued)
             if part < queued:

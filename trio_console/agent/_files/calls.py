@@ -85,6 +85,7 @@ class FsSession(PromptSession):
         if self._counted:
             self._counted = False
             self._files.sessions[self._slot] -= 1
+            assert self._files.sessions[self._slot] >= 0, "an operation is counted once"
 
     async def _work(self) -> None:
         """Carry out the operation and send its answer; an `FsError` becomes the answer."""

@@ -82,6 +82,7 @@ class Turns:
     def leave(self, ticket: trio.Event) -> bool:
         """Leave the queue from any place; returns whether it was this place's turn."""
         had_turn = self._queue[0] is ticket
+        assert had_turn == ticket.is_set(), "the turn is that of the first in the queue, and of no other"
         self._queue.remove(ticket)
         if had_turn and self._queue:
             self._queue[0].set()
