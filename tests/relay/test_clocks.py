@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: Seconds, of a clock that jumps.
+#: Seconds on a virtual clock.
 MINUTE = 60.0
 
 

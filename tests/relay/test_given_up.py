@@ -23,7 +23,7 @@ READ = wire.FsRequest(wire.OpRead(handle=1, offset=0), window=CREDIT)
 CONNECT = wire.TcpConnect("h", 1, window=CREDIT)
 EXEC = wire.ExecRequest("c", window=CREDIT)
 
-#: What opens a session, what it sends, its last frame, and how its client gives it up.
+#: For each kind of session its request, its data, its last frame, and the message that gives it up.
 GIVEN_UP = {
     "a read": (READ, wire.FsData(bytes(CREDIT)), wire.FsResponse(ok=False), wire.Cancel()),
     "a connection": (CONNECT, wire.TcpData(bytes(CREDIT)), wire.TcpClosed(), wire.Cancel()),
@@ -32,7 +32,7 @@ GIVEN_UP = {
 
 
 def with_data_held(request: wire.Message, data: wire.Message) -> tuple[Table, Client, int]:
-    """A session of which the client has taken all that it gave credit for, and the relay holds the rest."""
+    """A session whose client has used up its credit, so that the relay holds the rest of the data."""
     table = Table()
     client = table.connect()
     id_ = table.open(client, request)

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 pytestmark = pytest.mark.skipif(
-    # Anywhere else a client that is missing is a fault of the installation, and fails.
+    # On all other systems a missing client is a fault of the installation, and fails.
     FREE_THREADED and importlib.util.find_spec("microsandbox") is None,
     reason="the makers' client has no wheel for Python without the interpreter lock",
 )
 
-#: Runs in a process of its own, because it wants asyncio. Prints what it has seen, as JSON.
+#: A program of its own, because the client needs asyncio. It prints its report as JSON.
 CLIENT = """
 import asyncio, json, os, sys
 import cbor2
@@ -218,7 +218,7 @@ EXPECTED: dict[str, Any] = {
 
 
 async def ask(tmp_path: Path, scenario: str) -> Any:
-    """What the client has seen, at a relay of ours."""
+    """The report of the client about a relay of ours."""
     path = tmp_path / "relay.sock"
     with trio.fail_after(HANG):
         async with open_guest(relay_path=path):

@@ -420,7 +420,7 @@ async def test_a_greeting_in_pieces_is_understood(split: int) -> None:
     assert attached.generation == 7
 
 
-# Nonsense, for a moment. (The soak does it for minutes.)
+# Nonsense for a moment. (`benchmarks/soak_relay.py` sends it for minutes.)
 
 
 @pytest.mark.parametrize("seed", range(2))

@@ -302,7 +302,7 @@ async def test_each_client_has_a_cancel_scope_of_its_own(tmp_path: Path) -> None
 
 
 async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path: Path) -> None:
-    """Data waits for the console behind control frames; the slot must wait for that data."""
+    """Data of a client waits for the console, behind control frames. The slot must not be free before that."""
     console, far = trio.testing.lockstep_stream_pair()
     agent_says, to_relay = trio.testing.memory_stream_pair()
     guest = trio.StapledStream(console.send_stream, to_relay.receive_stream)
@@ -312,7 +312,7 @@ async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path
         id_ = first.ids[0]
         await first.send(EXEC, id_)
         await settle()
-        # The console takes nothing now: the request is half way, and stdin behind it.
+        # The console takes no bytes now: half of the request has gone, and stdin waits behind it.
         for _ in range(3):
             await first.send(wire.ExecStdin(b"old"), id_)
         await settle()
@@ -323,7 +323,7 @@ async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path
             one = await world.agent.receive()
             assert one is not None
             got.append(one)
-        # After the question nothing of the first client comes any more.
+        # After the last request no data of the first client comes any more.
         assert (id_, wire.ExecStdin(b"old")) in got
         await world.agent.send(wire.ExecExited(-1), id_)
         await world.agent.send(wire.FsResponse(ok=True), got[-1][0])
@@ -377,7 +377,7 @@ async def test_when_the_guest_goes_while_input_waits_clients_still_get_what_is_q
         for _ in range(60):
             await world.agent.send(wire.ExecStdout(bytes(4096)), id_)
         await settle()
-        # What it is sent now fails at once: before its last words have been read.
+        # A write to it fails at once now, before its last frames have been read.
         assert isinstance(world.agent.stream, trio.StapledStream)
         await world.agent.stream.receive_stream.aclose()
         await client.send(wire.ExecStdin(bytes(1000)), id_)

@@ -137,7 +137,7 @@ async def test_a_client_that_has_read_what_was_queued_is_read_again(
         await settle()
         for _ in range(MIB // 4096):
             await slow.client.expect(wire.ExecStdout)
-        # Nothing else comes for it meanwhile, from either side.
+        # No other frame comes for it in the meantime, from either side.
         with trio.fail_after(HANG):
             assert (await slow.world.agent.expect(wire.Ping))[0] == second
 
@@ -226,7 +226,7 @@ async def test_an_agent_that_is_silent_about_unknown_ids_costs_one_slot_only(
 ) -> None:
     async with slow_client(tmp_path, SlowClient.CUT) as slow:
         await slow.client.leave()
-        # It ends the command and answers the question; about everything else it is silent.
+        # It ends the command and answers the last request, and sends nothing else.
         await slow.world.finish_slot(kill=(slow.id,))
         again = await slow.world.connect()
         assert again.ids[0] == slow.id
@@ -254,7 +254,7 @@ async def test_an_overflowing_client_of_an_agent_with_credit_is_cut(
     async with serving(tmp_path, options=options) as world:
         client = await world.connect()
         with trio.fail_after(HANG):
-            for _ in range(1000):  # for ids nobody has asked for
+            for _ in range(1000):  # for ids without a request
                 await world.agent.send(CHUNK, client.ids[7])
         await settle()
         assert world.server.statistics().clients_cut == 1

@@ -170,7 +170,7 @@ async def test_a_path_longer_than_an_address_can_be_used(tmp_path: Path) -> None
     with opened(deep / "relay.sock") as made, trio.fail_after(HANG):
         assert (deep / "relay.sock").is_socket()
         with trio.move_on_after(0.05):
-            # It is reached: nobody greets, and nothing else happens.
+            # The connection succeeds. The relay sends no greeting, and nothing else happens.
             async with connect_guest(made.path):
                 raise AssertionError
         made.sock.settimeout(60)
@@ -240,9 +240,9 @@ async def test_another_user_is_served_only_if_allowed(
     tmp_path: Path, allowed: frozenset[int], said: bytes
 ) -> None:
     if os.geteuid() != 0:
-        return  # only root can be somebody else
+        return  # only root can become another user
     async with serving(tmp_path, options=RelayOptions(allowed_uids=frozenset(allowed))) as world:
-        # The modes of the file, and of pytest's folders around it, would stop him first.
+        # Otherwise the modes of the file, and of pytest's folders around it, would refuse the other user first.
         os.chmod(world.path, 0o666)
         for place in (tmp_path, *tmp_path.parents[:3]):
             if not place.stat().st_mode & stat.S_IXOTH:

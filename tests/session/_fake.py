@@ -32,10 +32,10 @@ async def nothing_known() -> str:
 
 
 class FakeAgent(Peer):
-    """An agent of sessions, who does as a test says."""
+    """An agent whose every step is made by a test."""
 
     async def expect_start(self, pid: int = 7) -> int:
-        """A command is requested, and started; returns its id."""
+        """Wait for the request of a command, and report its start; returns its id."""
         id_, _ = await self.expect(wire.ExecRequest)
         await self.send(wire.ExecStarted(pid), id_)
         await trio.testing.wait_all_tasks_blocked()  # the client knows
@@ -61,7 +61,7 @@ class FakeAgent(Peer):
 
 
 class Talk:
-    """A guest and the agent it talks to."""
+    """A guest, and the agent at its other end."""
 
     def __init__(self, guest: Guest, connection: Connection, agent: FakeAgent, nursery: trio.Nursery) -> None:
         self.guest = guest
@@ -103,7 +103,7 @@ async def talking(
 
 
 class Result:
-    """What became of a call that runs in the background."""
+    """The outcome of a call that runs in the background."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.done = trio.Event()

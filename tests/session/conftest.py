@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> Path:
 
 @pytest.fixture
 async def guest() -> AsyncIterator[Guest]:
-    """A real one. At the end no session is left: handles are closed without waiting for it."""
+    """A real guest. At the end no session is left; the close of a handle may take a moment more."""
     with trio.fail_after(HANG):
         async with trio_console.open_guest() as guest:
             yield guest

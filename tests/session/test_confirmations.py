@@ -1,4 +1,4 @@
-"""One deadline for everything that a guest does not confirm."""
+"""All ends that a guest does not confirm have one deadline."""
 
 from __future__ import annotations
 

@@ -262,7 +262,7 @@ async def test_a_console_that_ends_inside_a_frame_is_out_of_step() -> None:
 
 
 class DeafStream(trio.abc.Stream):
-    """A stream whose other end takes nothing any more but has not closed its output."""
+    """A stream whose other end takes no more bytes, but has not closed its output."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream

@@ -192,7 +192,9 @@ async def test_a_cancelled_run_process_gives_credit_so_that_its_end_can_be_repor
 async def test_a_process_that_an_error_of_ours_has_ended_gets_credit_so_that_its_end_can_be_reported() -> None:
     async with talking() as talk:
         process, id_ = await block(talk)
-        await send(talk.agent, wire.ExecStdout, id_, WINDOW)  # unread; the rest is held by a relay and in the pipe
+        await send(
+            talk.agent, wire.ExecStdout, id_, WINDOW
+        )  # these are unread; a relay and the pipe hold the rest
         await talk.agent.send_raw(wire.encode_frame(id_, 0, b"\xff"))
         with pytest.raises(trio_console.ProtocolError):
             await process.wait()
@@ -372,7 +374,7 @@ async def test_end_of_file_needs_no_credit() -> None:
 
 async def test_a_process_that_exits_as_its_input_has_got_room_leaves_the_room_to_others() -> None:
     sending_end, _ = trio.testing.memory_stream_one_way_pair()
-    outbox = Outbox(sending_end)  # nobody writes: what is queued stays
+    outbox = Outbox(sending_end)  # no task writes, so the queued frames stay
     sender = DataSender(outbox, wire.ExecStdin, 1, None)
     stdin = StdinStream(sender, tty=False)
     assert outbox.reserve_nowait(BULK_BUDGET)
@@ -465,7 +467,7 @@ async def test_data_that_has_got_room_when_the_console_breaks_does_not_count_as_
         outbox.release(BULK_BUDGET)  # the sender has its reservation now, and its next turn comes later
         outbox.close()
         await trio.testing.wait_all_tasks_blocked()
-        assert not sending.done.is_set()  # its session will be told why
+        assert not sending.done.is_set()  # its session gets the reason later
         sender.stop(trio.BrokenResourceError("the guest is gone"))
         assert await sending.wait() is False
     assert sender.last_byte is None

@@ -147,7 +147,7 @@ async def test_a_request_that_cannot_be_queued_leaves_no_session() -> None:
 
 
 class Clumsy(Session):
-    """Raises whenever it is told something."""
+    """A session that raises at each message."""
 
     def __init__(self, id_: int, failures: int = 100) -> None:
         self.id = id_
@@ -185,7 +185,9 @@ async def test_the_id_of_a_session_that_failed_on_this_side_stays_taken_until_th
     async with talking(ids=range(1, 3)) as talk:
         talk.connection.open(Clumsy(1, failures=0), wire.Ping())
         await talk.agent.expect(wire.Ping)
-        await talk.agent.tell(wire.ExecStarted(1), 1)  # has no place there, and is not the last word
+        await talk.agent.tell(
+            wire.ExecStarted(1), 1
+        )  # this message has no place in the session, and is not its terminal frame
         await trio.testing.wait_all_tasks_blocked()
         assert talk.guest.statistics().active_sessions == 0
         assert [talk.connection.new_id() for _ in range(2)] == [2, 2]

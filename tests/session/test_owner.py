@@ -45,7 +45,7 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "samefile": ("/x",),
 }
 
-#: What changes something and is no coroutine function.
+#: Public methods that change something and are no coroutine functions.
 CHANGING = {"open_process", "resize"}
 
 
@@ -184,7 +184,7 @@ async def test_signals_may_be_sent_from_any_thread(name: str, number: int) -> No
 
 
 async def test_a_signal_may_be_sent_in_the_middle_of_whatever_the_run_does() -> None:
-    # As by a handler of this program's own signals, which runs between any two opcodes of its main thread.
+    # As from a signal handler of this program, which runs between any two opcodes of its main thread.
     async with talking() as talk:
 
         async def body() -> None:
@@ -192,7 +192,7 @@ async def test_a_signal_may_be_sent_in_the_middle_of_whatever_the_run_does() -> 
                 outbox = talk.connection.outbox
                 before = outbox.control_queued
                 process.kill()
-                assert outbox.control_queued == before  # nothing has been touched that was half done
+                assert outbox.control_queued == before  # the call has touched no state that was half changed
                 await process.wait()
 
         result = begin(talk.nursery, body)

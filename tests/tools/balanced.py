@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def balanced_outboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """At the end of the block every outbox that was made in it has all of its budget, but for what it has queued.
+    """Check at the end of the block that each outbox made in it has all of its budget, except for queued frames.
 
     A session that ends while it waits for room, or has just got some, must give it back: otherwise the other
     sessions of the guest have less for ever. (An outbox whose stream broke has no use for its budget.)

@@ -48,7 +48,7 @@ _LOOK = 0.001
 
 
 def threads() -> set[threading.Thread]:
-    """Threads that are doing something, the main thread too, and without the idle ones of trio's cache.
+    """The threads that work, with the main thread, and without the idle threads of trio's cache.
 
     Those are known by their default names, and end by themselves after ten seconds.
     """
@@ -56,7 +56,7 @@ def threads() -> set[threading.Thread]:
 
 
 def idle_threads() -> set[threading.Thread]:
-    """Threads that trio's cache keeps for work to come."""
+    """The idle threads in trio's cache."""
     return {thread for thread in threading.enumerate() if thread.name.startswith("Trio thread ")}
 
 
@@ -65,7 +65,7 @@ def name_thread(thread: threading.Thread) -> str:
 
 
 def descriptors() -> set[str]:
-    """Every open descriptor, and what it is of."""
+    """Each open descriptor, with its file."""
     found = set()
     for name in os.listdir("/proc/self/fd"):
         try:
@@ -133,12 +133,12 @@ def state_of(pid: int) -> str | None:
 
 
 def runs(pid: int) -> bool:
-    """Whether a process is there, and neither a zombie nor about to be gone."""
+    """Whether a process exists, and is neither a zombie nor dying."""
     return state_of(pid) not in (None, "Z", "X")
 
 
 def is_dying(pid: int) -> bool:
-    """Whether a process has got SIGKILL and has not had the processor since, or is gone by now."""
+    """Whether a process is gone, or has got SIGKILL and only waits for the processor to die."""
     try:
         with open(f"/proc/{pid}/status", encoding="ascii") as file:
             pending = [int(line.split()[1], 16) for line in file if line.startswith(("SigPnd", "ShdPnd"))]

@@ -46,7 +46,7 @@ def said(raw: bytes | Iterable[bytes]) -> list[tuple[int, wire.Message]]:
 
 
 def ready_message(window: int | None) -> wire.Ready:
-    """What an agent says of itself when it is ready. ``None`` is an agent that knows no credit."""
+    """The ready message of an agent. ``None`` is an agent that counts no credit."""
     flow = wire.UNSET if window is None else wire.Flow(window)
     return wire.Ready(boot_time_ns=1, init_time_ns=2, ready_time_ns=3, agent_version="fake", flow=flow)
 
@@ -89,7 +89,7 @@ class Peer:
             await self.stream.send_all(data)
 
     async def tell(self, message: wire.Message, id_: int) -> None:
-        """Send, for one of several tasks: after the others' frames, and in vain once the other end is closed."""
+        """Send from one of several tasks: behind the others' frames. Does nothing if the other end is closed."""
         async with self._telling:
             with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self.send(message, id_)
@@ -142,7 +142,7 @@ class Peer:
         return got
 
     async def nothing_more(self) -> None:
-        """Nothing comes, although all tasks have sent what they were about to."""
+        """Check that no message comes before all tasks wait."""
         assert await self.pending() == []
 
     def __aiter__(self) -> Self:

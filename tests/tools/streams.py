@@ -9,7 +9,7 @@ __all__ = ["fill", "receive_all"]
 
 
 async def fill(stream: trio.abc.SendStream, piece: bytes = b"x") -> int:
-    """Send until it would block; how many pieces have gone whole."""
+    """Send until it would block; returns how many whole pieces were sent."""
     sent = 0
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""The project's figures of itself count what they say."""
+"""The figures count what they claim to count."""
 
 from __future__ import annotations
 

@@ -151,7 +151,7 @@ def test_a_peer_knows_what_its_generation_had(generation: int, *, known: bool) -
     assert wire.knows(generation, wire.Error) is known
 
 
-# Nothing beside it says it again
+# No other module repeats the catalogue
 
 PACKAGE: Final = pathlib.Path(trio_console.__file__).parent
 
@@ -178,7 +178,7 @@ def owner_of(tree: ast.Module, node: ast.AST) -> str:
 
 
 def tables(source: str) -> Iterator[tuple[str, list[str]]]:
-    """Displays in a source that list two message classes or more, and whose they are."""
+    """The lists in a source that name two message classes or more, and where each is."""
     tree = ast.parse(source)
     types = {
         id(inner) for node in ast.walk(tree) if isinstance(node, ast.Subscript) for inner in ast.walk(node.slice)
@@ -218,7 +218,7 @@ def test_what_is_no_table_is_not_taken_for_one(source: str) -> None:
 
 
 def test_no_other_module_lists_message_types() -> None:
-    """Who lists them says something of them, which is the catalogue's to say."""
+    """A module that lists message classes repeats a column of the catalogue."""
     found = {
         (path.relative_to(PACKAGE).as_posix(), owner): listed
         for path in sorted(PACKAGE.rglob("*.py"))

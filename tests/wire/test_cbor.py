@@ -152,7 +152,7 @@ def test_any_number_of_tags_is_skipped() -> None:
 
 
 def test_nothing_is_shared_between_values() -> None:
-    # [28([1]), 29(0)]: with the meaning of these tags the second would be the first again.
+    # [28([1]), 29(0)]: if these tags had their meaning, the second item would be the first one again.
     assert load(bytes.fromhex("82d81c8101d81d00")) == [[1], 0]
 
 

@@ -505,7 +505,7 @@ def test_an_error_about_a_long_name_still_fits_a_frame() -> None:
 
 @pytest.mark.parametrize("size", [*range(300), *range(65500, 65560), 70_000])
 def test_canonical_data_of_every_size_is_seen_to_be_data(size: int) -> None:
-    # Where the heads grow one after the other, what is in front of the data has sizes of its own.
+    # At these sizes the two heads become longer one after the other, and not at the same size.
     raw = wire.encode(wire.ExecStdout(b"x" * size), 7)
     frame = wire.Frame(7, raw[8], raw[9:])
     assert wire.measure_data(frame) == (wire.ExecStdout, size)

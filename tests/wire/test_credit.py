@@ -114,7 +114,7 @@ def test_consuming_what_has_not_come_is_a_mistake_of_ours() -> None:
 
 
 class Stream(RuleBasedStateMachine):
-    """A sender and a receiver that keep to the rules, with a wire between them that takes its time."""
+    """A sender and a receiver that keep to the rules, with a slow wire between them."""
 
     @initialize(window=st.one_of(st.integers(1, 20), st.integers(1, 2**32 - 1)))
     def open(self, window: int) -> None:
@@ -176,7 +176,7 @@ class Stream(RuleBasedStateMachine):
 
     @invariant()
     def nobody_waits_for_nobody(self) -> None:
-        """The sender may send, or something is under way that will let it."""
+        """The sender may send, or bytes or grants are on their way that will let it send."""
         if hasattr(self, "window"):
             assert self.left or self.on_the_way or self.kept or self.grants
 

@@ -112,12 +112,12 @@ class DecoderModel(RuleBasedStateMachine):
         try:
             complete = self.front() is not None
         except BadLength:
-            complete = True  # its own error comes, when it is taken
+            complete = True  # the error of this frame comes when it is taken
         try:
             self.decoder.feed_eof()
         except ProtocolError as exc:
             assert self.buffer
-            assert not complete  # what is complete comes first
+            assert not complete  # complete frames come first
             self.has_broken(exc)
 
     @precondition(lambda self: self.broken)

@@ -25,7 +25,7 @@ KINDS = {"malformed_message", "unsupported_message_type", "invalid_flags", "inva
 
 
 def outcome(call: Callable[[], object]) -> object:
-    """What the call returns, or the error it is allowed to raise."""
+    """The result of a call, or the error that it may raise."""
     try:
         return call()
     except ProtocolError as exc:
@@ -137,7 +137,7 @@ class Speller:
         self._random = random.Random(seed)
 
     def head(self, major: int, argument: int) -> bytes:
-        """A head of any size the argument fits."""
+        """A head of any size into which the argument fits."""
         limits = (24, 2**8, 2**16, 2**32, 2**64)
         size = self._random.choice([size for size, limit in enumerate(limits) if argument < limit])
         if size == 0:
@@ -145,7 +145,7 @@ class Speller:
         return bytes([major << 5 | 23 + size]) + struct.pack(">" + "_BHIQ"[size], argument)
 
     def value(self, value: Any, *, choice: bool = False) -> bytes:
-        """The value with tags in front; a ``choice`` is a map that has to have its length."""
+        """The value with tags in front. A ``choice`` is a map that must have a known length."""
         tags = self._random.choices([0, 2, 28, 29, 64, 55799], k=self._random.choice([0, 0, 1, 2]))
         return b"".join(self.head(6, tag) for tag in tags) + self._untagged(value, choice)
 

@@ -43,7 +43,7 @@ KIND_OF_MALFORMED = {
     "len_over_4MiB": ("bad_frame", None),
 }
 
-# Well-formed; what is wrong with them is a matter of sessions.
+# These are well formed: only a session can find their fault.
 WELL_FORMED = {
     "bootstrap_after_ready",
     "stdin_unknown_session",

@@ -30,7 +30,7 @@ SMALL = RouterLimits(
 
 
 class Table:
-    """A router, told and asked in messages."""
+    """A router whose input and output are messages."""
 
     def __init__(self, *, window: int | None = WINDOW, **limits: float) -> None:
         flow = None if window is None else wire.Flow(window)
@@ -48,20 +48,20 @@ class Table:
         return self.router.from_agent(frame(message, id_))
 
     def to_agent(self, client: Client, orders: Orders | None = None) -> list[tuple[int, wire.Message]]:
-        """What the agent gets now: the control frames ordered, then all data of a client."""
+        """The messages for the agent now: the control frames of the orders, and then all data of a client."""
         got = list(orders.to_agent) if orders is not None else []
         while (data := self.router.next_for_agent(client)) is not None:
             got.append(data)
         return said(got)
 
     def to_client(self, client: Client) -> list[tuple[int, wire.Message]]:
-        """What the client's socket would get now; it is not taken yet, as far as credit goes."""
+        """The messages that the client's socket would get now. They count as not taken, so nothing is granted."""
         return said(item.frame for item in client.take(1 << 40))
 
     def client_reads(
         self, client: Client
     ) -> tuple[list[tuple[int, wire.Message]], list[tuple[int, wire.Message]]]:
-        """Let the client's socket take everything; returns that, and what the agent gets for it."""
+        """Let the client's socket take all frames; returns these, and the grants that the agent gets."""
         got, orders = [], Orders()
         while batch := client.take(1 << 40):
             got += [item.frame for item in batch]

@@ -64,7 +64,7 @@ class World:
         return client
 
     async def finish_slot(self, kill: tuple[int, ...] = ()) -> None:
-        """Do as an agent does when it hears that a client has gone, whose commands were these."""
+        """Answer as an agent does when a client has gone that had these commands."""
         for id_ in kill:
             assert await self.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         await self.agent.expect(wire.ClientDisconnected)
@@ -84,7 +84,7 @@ async def serving(
     options: RelayOptions | None = None,
     streams: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
 ) -> AsyncIterator[World]:
-    """A relay whose agent has just said it was ready, and was told the time."""
+    """A relay whose agent has just become ready and has got the time."""
     ours, theirs = streams or memory_stream_pair()
     said = ready or frame(ready_message(window))
     message = wire.decode(said)

@@ -140,7 +140,7 @@ def test_neither_a_session_nor_its_client_goes_before_what_they_keep(name: str) 
         books.pend(session, 10)
     with pytest.raises(AssertionError, match="a session that is over keeps nothing"):
         books.release(session)
-    client.sessions.clear()  # as if they had gone without a word
+    client.sessions.clear()  # as if its sessions had ended without an entry
     with pytest.raises(AssertionError, match="a client that left keeps nothing"):
         books.close_client(client)
 
@@ -179,7 +179,7 @@ SIZES = st.integers(0, 60)
 
 
 class BooksModel(RuleBasedStateMachine):
-    """Any operations that fit what is there; every number is what the plainest count says."""
+    """Any operations that are possible in a state; each number must be that of a plain count."""
 
     @initialize()
     def begin(self) -> None:

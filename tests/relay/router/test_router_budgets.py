@@ -18,7 +18,7 @@ def test_a_client_is_not_read_while_too_much_of_it_waits_for_the_agent() -> None
     id_ = table.open(client, EXEC)
     table.client_says(client, wire.ExecStdin(bytes(32 * KIB)), id_)
     assert not table.router.budgets.may_read(client)
-    for _ in range(PIECE_COST // 10 + 1):  # of which 128 bytes are what it costs to keep it
+    for _ in range(PIECE_COST // 10 + 1):  # the cost of keeping a piece counts as well
         assert not table.router.budgets.may_read(client)
         table.to_agent(client)
         table.agent_says(wire.Credit("stdin", 10), id_)
@@ -34,7 +34,7 @@ def test_a_client_that_keeps_to_the_agents_credit_is_read_on_whatever_the_guest_
         table.client_says(client, wire.ExecStdin(bytes(16 * KIB)), id_)
     assert client.account.pending > 160 * KIB
     assert not table.router.budgets.may_read(client)
-    table.to_agent(client)  # the console takes it; no process reads any of it
+    table.to_agent(client)  # the console takes the data, but no process reads it
     assert client.account.pending == 0
     assert table.router.budgets.may_read(client)
 
@@ -109,7 +109,7 @@ def test_frames_that_are_nearly_all_header_count_for_what_they_cost(held: bool) 
     while not table.router.budgets.overflows(client):
         table.router.from_agent(wire.Frame(id_, 0, b""))
         frames += 1
-    # An object in a queue costs more than a hundred bytes, however little it says.
+    # An object in a queue costs more than a hundred bytes, however small its frame is.
     assert frames < (64 + 64) * KIB / 100
 
 

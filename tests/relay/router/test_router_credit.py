@@ -429,7 +429,7 @@ def test_the_agents_credit_for_another_stream_lets_no_input_pass(
     assert len(table.to_agent(client)) == 1
     table.agent_says(wire.Credit(name, 100), id_)
     assert table.to_agent(client) == []
-    assert table.client_reads(client)[0] == []  # it is the relay's, whose client does not count
+    assert table.client_reads(client)[0] == []  # it is for the relay, because the client counts no credit
     table.agent_says(wire.Credit("stdin" if request_ is EXEC else "data", 100), id_)
     assert len(table.to_agent(client)) == 1
 

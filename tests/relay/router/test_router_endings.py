@@ -1,4 +1,4 @@
-"""Clients that leave, and the slots that they leave."""
+"""Clients that leave, and their slots after that."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_the_question_waits_behind_data_that_may_still_be_on_its_way() -> None:
 
 
 def quarantined() -> tuple[Table, int, int, int]:
-    """A slot whose client has gone: the table, the ids of its two commands, and of the question."""
+    """A slot whose client has gone: the table, the ids of the two commands, and that of the last request."""
     table = Table()
     client = table.connect()
     first, second = (table.open(client, EXEC, offset) for offset in (0, 1))

@@ -216,7 +216,7 @@ def test_an_id_in_use_is_not_given_a_second_session(message: wire.Message) -> No
     client = table.connect()
     id_ = table.open(client, EXEC)
     orders = table.client_says(client, message, id_)
-    # Its client forgets the id at an error, so what runs there ends.
+    # The client forgets the id at an error, so the command under it ends.
     assert said_to_agent(table, orders) == [(id_, wire.ExecSignal(9))]
     [(_, error)] = table.to_client(client)
     assert isinstance(error, wire.Error)
@@ -266,7 +266,7 @@ def test_a_message_for_another_kind_of_session_does_not_make_the_relay_forget_a_
     orders = table.router.disconnect(client, 0)
     assert (id_, wire.ExecSignal(9)) in said_to_agent(table, orders)
     assert table.router.slots.quarantined == 1
-    # The slot is taken until the command has really ended.
+    # The slot stays taken until the command has ended in the guest.
     [(last_id, _)] = [(one.id, one) for one in parse(orders.behind)]
     table.agent_says(wire.FsResponse(ok=True), last_id)
     assert table.router.slots.quarantined == 1

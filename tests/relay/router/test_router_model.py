@@ -64,7 +64,7 @@ OFFSETS = st.integers(0, 3)
 
 
 class RouterModel(RuleBasedStateMachine):
-    """Clients that do anything, and an agent that does anything, with every step's outcome taken in at once."""
+    """Clients and an agent that do anything. The outcome of each step is read at once."""
 
     @initialize(credit=st.booleans())
     def begin(self, credit: bool) -> None:
@@ -98,7 +98,7 @@ class RouterModel(RuleBasedStateMachine):
         if len(self.clients) < 4:
             client = self.router.connect(0)
             assert client is not None
-            # Whoever had this slot has nothing left in the guest.
+            # The former client of this slot has no session left in the guest.
             assert not [id_ for id_ in self.commanded if id_ in client.ids]
             self.clients.append(client)
             self.delivered[client] = 0
@@ -113,7 +113,7 @@ class RouterModel(RuleBasedStateMachine):
         killed = {id_ for id_, message in said(orders.to_agent) if isinstance(message, wire.ExecSignal)}
         assert killed == {id_ for id_ in self.commanded if id_ in client.ids}, "left a command running"
         [(last_id, _)] = said(orders.behind)
-        # An agent of good will.
+        # This agent keeps to the protocol.
         for id_ in sorted(killed):
             self.router.from_agent(frame(wire.ExecExited(-1), id_))
             self.commanded.discard(id_)

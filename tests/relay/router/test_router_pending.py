@@ -24,7 +24,7 @@ TCP = wire.TcpConnect("h", 1, window=1)
 def ended_with_data_held(
     request: wire.Message, data: wire.Message, last: wire.Message
 ) -> tuple[Table, Client, int]:
-    """A session that has ended in the guest and not for its client, which gives no credit for the data before."""
+    """A session that has ended in the guest, but not for its client, which gives no credit for the data before."""
     table = Table(window=STDIN_WINDOW)
     client = table.connect()
     id_ = table.open(client, request)

@@ -18,7 +18,7 @@ EXEC = wire.ExecRequest("c", window=1)
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0), window=1)
 TCP = wire.TcpConnect("h", 1, window=1)
 
-#: All that may happen. What is not here may not.
+#: All steps that may happen; no other step may.
 SESSION_STEPS = {
     (S.OPEN, S.GIVEN_UP),
     (S.OPEN, S.CLOSING),

@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 CHUNK = 16 * 1024
 
-#: A test that is to hold with an agent that gives credit, and with one that does not.
+#: Runs a test with an agent that counts credit, and with one that does not.
 FLOWS = pytest.mark.parametrize("window", [WINDOW, None], ids=["credit", "no-credit"])
 
 
 class Live:
-    """A request being served."""
+    """A request that is being served."""
 
     def __init__(self, window: int | None) -> None:
         self.credit = window

@@ -21,7 +21,7 @@ MIB = 1024 * 1024
 
 
 async def cancelled(call: Any) -> Any:
-    """Start a call, and cancel it once nothing moves any more; the result holder."""
+    """Start a call, and cancel it when all tasks wait; returns its outcome."""
     async with trio.open_nursery() as nursery:
         result = begin(nursery, call)
         await wait_all_tasks_blocked()
@@ -47,7 +47,7 @@ async def test_a_handle_that_comes_too_late_is_closed(file: Path, window: int | 
 async def test_an_agent_that_can_be_told_is_told_that_a_request_is_given_up(
     file: Path, window: int | None, held: type
 ) -> None:
-    # An agent that has fallen behind would count the handles of opens that were given up as open for as long.
+    # An agent that has fallen behind counts the handles of abandoned opens as open until it reads on.
     async with serving_files(window=window) as (talk, files):
         files.held[held] = trio.Event()
         calls: dict[type, Any] = {
@@ -79,7 +79,7 @@ async def test_a_handle_that_comes_with_the_cancellation_is_closed(file: Path) -
     async with talking() as talk:
         opening = begin(talk.nursery, lambda: talk.guest.open_file(file))
         id_, _ = await talk.agent.expect(wire.FsRequest)
-        # The task is woken to be cancelled, and before it runs its answer is there.
+        # The task is woken by the cancellation, and its answer comes before it runs.
         opening.scope.cancel()
         frame = wire.Frame(id_, 1, wire.encode(wire.FsResponse(ok=True, data=wire.ResultHandle(3)), id_)[9:])
         talk.connection._route(frame)

@@ -133,7 +133,7 @@ async def test_cancelled_opens_leak_no_handle(guest: Guest, tmp_path: Path) -> N
                 nursery.start_soon(guest.open_file, path)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
-    # An open whose answer was on its way when it was called off counts until its handle is closed.
+    # An open that was cancelled while its answer was on its way counts until its handle is closed.
     while guest.statistics().active_sessions:
         await guest.ping()
     async with await guest.open_file(path) as file:

@@ -22,7 +22,7 @@ CONTENTS = b"first\nsecond line\r\nthird\rfourth, \xc3\xa4\xe2\x82\xac\n\nlast w
 
 
 async def outcome(call: Callable[[], Any]) -> Any:
-    """What a step gives, in a form that can be compared."""
+    """The result of a step, in a form that can be compared."""
     try:
         value = await call()
     except Exception as exc:
@@ -54,7 +54,7 @@ async def play(open_file: Callable[[], Any], steps: list[Any]) -> list[Any]:
             else:
                 got = await outcome(partial(getattr(file, name), *args))
                 if isinstance(got, int) and (got >> 64 or (name == "seek" and args == [0, 1] and is_text)):
-                    got = "a position"  # where it means more than an offset, every implementation has its own
+                    got = "a position"  # a position that is more than an offset differs between implementations
                 results.append((name, args, got))
         results += [file.closed]
         for name in ("readable", "writable", "seekable", "isatty"):
@@ -116,7 +116,7 @@ async def test_every_mode_allows_what_it_allows_in_io(
     data: Any = b"new\xff\n" if binary else "neü\n"
     steps = [
         *[("tell",), ("write", data), ("tell",), ("flush",), ("seek", 0), ("read", 4)],
-        # What was read ahead shows io a write in the middle that in truth was appended.
+        # io reads from its buffer, as if the write had been made in the middle; in truth it was appended.
         ("seek", 0, 2) if "a" in mode else ("seek", 2),
         *[("tell",), ("write", data), ("seek", 0), ("read",), ("truncate", 3), ("seek", 0), ("read",)],
         *[("seek", 0, 2), ("tell",), ("writelines", [data, data]), ("truncate",), ("seek", 0), ("readlines",)],
@@ -233,7 +233,7 @@ def test_any_script_on_a_binary_file_is_as_in_io(
 def test_any_script_on_a_text_file_is_as_in_io(
     tmp_path: Path, mode: str, newline: str | None, steps: list[Any]
 ) -> None:
-    # Without a seek between, io writes behind what it has read ahead, and reads before it has written out.
+    # Without a seek in between, io writes behind the bytes that it has read ahead, and reads before it writes out.
     parted = [[("seek", 0, 1), step, ("flush",)] if step[0] == "write" else [step] for step in steps]
     steps = [one for part in parted for one in part]
     trio.run(partial(same, tmp_path, CONTENTS, mode, steps, newline=newline))

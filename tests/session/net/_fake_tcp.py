@@ -38,7 +38,7 @@ class Connected:
 
 
 class TcpAgent:
-    """Connects to the ports in ``listeners``: functions that give the near end of a connection."""
+    """An agent that connects to the ports in ``listeners``: functions that return the near end of a connection."""
 
     def __init__(self, agent: FakeAgent, window: int | None) -> None:
         self.listeners: dict[int, Any] = {}

@@ -28,7 +28,7 @@ FLOWS = pytest.mark.parametrize("window", [WINDOW, None], ids=["credit", "no-cre
 
 
 def listen(tcp: TcpAgent, port: int = 80, pair: Any = memory_stream_pair) -> HalfCloseableStream:
-    """Something at a port: the far end of the connection that will be made to it."""
+    """A server at a port: the far end of the connection that will be made to it."""
     near, far = pair()
     tcp.listeners[port] = lambda: near
     return far
@@ -61,7 +61,7 @@ async def test_it_is_a_half_closeable_stream(window: int | None) -> None:
             return stream, far
 
         with trio.fail_after(HANG):
-            # Without credit nothing clogs but the whole console, which is not this stream's to say.
+            # Without credit only the whole console clogs, and this stream does not control that.
             await check_half_closeable_stream(make, make_clogged if window else None)
 
 

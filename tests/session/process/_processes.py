@@ -44,7 +44,7 @@ class Opened:
 
 
 async def opened(talk: Talk, **options: Any) -> tuple[Any, int, Opened]:
-    """A started process, its id, and how to leave it. What it sends to begin with is received."""
+    """A started process, its id, and its block. The frames of the start have been received."""
     block = Opened(talk, **options)
     id_ = await talk.agent.expect_start()
     return await block.ready(), id_, block

@@ -163,7 +163,7 @@ async def test_a_process_held_by_nursery_start_is_ended_too(autojump_clock: Mock
         id_ = await talk.agent.expect_start()
         await trio.testing.wait_all_tasks_blocked()
         scope.cancel()
-        # More than half a window is unread, and nobody is going to: it must not hold up the end.
+        # More than half a window is unread and will not be read. It must not hold up the end.
         await talk.agent.expect(wire.ExecSignal)
         await talk.agent.send(wire.ExecStdout(bytes(600_000)), id_)
         assert (await talk.agent.expect(wire.Credit))[1].stream == "stdout"

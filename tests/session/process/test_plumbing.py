@@ -49,7 +49,7 @@ async def read_exactly(fd: int, size: int) -> bytes:
 
 
 async def test_a_non_blocking_descriptor_gets_everything_too() -> None:
-    # The flag is the open file's, not the process's: whoever else holds our terminal may have set it.
+    # The flag belongs to the open file and not to the process: any program on our terminal may have set it.
     with pipe(blocking=False) as (reading, writing), trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, full_stream(), writing)

@@ -181,7 +181,7 @@ async def test_input_errors_break_the_stdin_and_leave_the_process_alone() -> Non
 
 
 async def test_end_of_file_is_sent_even_if_the_process_did_not_take_everything() -> None:
-    # It may be one that was only slow, and now waits for the end.
+    # The process may only have been slow, and may now wait for the end of file.
     async with talking() as talk:
         process, id_, _ = await opened(talk, stdin=PIPE)
         await talk.agent.send(wire.ExecStdinError(errno=28, errno_name="ENOSPC", message="queue full"), id_)

@@ -14,7 +14,7 @@ from trio_console._wire.outbox import GatheringStream, Outbox
 
 
 class GatheringGatedStream(GatedStream, GatheringStream):
-    """A gated stream that keeps what came in pieces as it came."""
+    """A gated stream that keeps the pieces as they came."""
 
     def __init__(self) -> None:
         super().__init__(is_open=True)
@@ -116,7 +116,7 @@ async def test_what_frames_have_in_front_of_their_data_takes_no_room_from_the_la
 
 
 class NeverFullStream(GatheringGatedStream):
-    """Takes everything at once, and has the next frame there as soon as one was taken, up to a bound."""
+    """A stream that takes all bytes at once. After each frame it queues the next one, up to a bound."""
 
     outbox: Outbox
 
