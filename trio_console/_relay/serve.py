@@ -111,8 +111,8 @@ async def relaying(
                     await server.run(listener)
 
             try:
-                # Not by `nursery.start`: when that is cancelled it waits for its task to end, and this one is
-                # shielded from just that.
+                # `nursery.start` would not do: if it is cancelled, it waits for its task to end, and this task is
+                # shielded from that cancellation.
                 nursery.start_soon(run)
                 await server.wait_serving()
                 yield server

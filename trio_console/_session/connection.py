@@ -107,7 +107,7 @@ class Connection:
         self._stream = stream
         self._decoder = decoder
         self._ids: Final = IdSequence(ids)
-        #: By the ids that are in use. `None`: nobody listens to the session any more, but the guest still has it.
+        #: The sessions by the ids in use. `None`: the session is over on this side, but the guest still has it.
         self._sessions: dict[int, Session | None] = {}
         self._explain = explain
         self._expected: str | None = None  # the reason of the end, if this side has caused it

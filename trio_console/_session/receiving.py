@@ -299,7 +299,7 @@ class IncomingStream(trio.abc.ReceiveStream):
                 await trio.lowlevel.checkpoint()
             while not (incoming.chunks or incoming.state in _SETTLED):
                 await incoming.wait_change()  # this is a checkpoint, too
-        if incoming.chunks:  # of a closed stream there are none
+        if incoming.chunks:  # a closed stream has none
             return incoming.take(max_bytes)
         if incoming.state in _SHUT:
             raise trio.ClosedResourceError("this stream was closed")

@@ -156,7 +156,7 @@ class _TcpSession(Session):
         await self.incoming.wait_relieved()
 
     def cancel(self) -> None:
-        """Give up: the task that has asked for the connection was cancelled, so nobody has it."""
+        """Give up the connection: the task that has requested it was cancelled."""
         if self.ended:
             return
         self.incoming.end()

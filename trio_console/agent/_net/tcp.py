@@ -132,7 +132,7 @@ class TcpSession(PromptSession):
         finally:
             if self._closed.is_set():
                 _discard(stream.socket.fileno())
-            # Not by its aclose(), which is a checkpoint: a session that was closed could be cancelled there.
+            # (The stream's `aclose` is a checkpoint, at which a session that was closed could be cancelled.)
             stream.socket.close()
         if self._closed.is_set():
             return

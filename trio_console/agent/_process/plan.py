@@ -1,6 +1,6 @@
-"""What a request means: the command line, the environment, the identity and the limits of a command.
+"""Turns a request into a plan: the command line, the environment, the identity and the limits of a command.
 
-Looks users up, which may block. Knows nothing of processes.
+It looks up users, which may block. This module must not know processes.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ class Plan(NamedTuple):
     argv: list[bytes]
     env: dict[bytes, bytes]
     cwd: bytes | None
-    account: Account | None  # None: stay who we are
+    account: Account | None  # None: the agent's own
     limits: tuple[Limit, ...]
 
 
 def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Limit, ...]) -> Plan:
-    """Settle a request. ``first`` are limits to set before all others.
+    """Make the plan for a request. ``first`` are limits that are set before all others.
 
     Raises:
         UnknownUserError: there is no such user or group.
@@ -81,7 +81,7 @@ def _environment(entries: Sequence[str], base: Mapping[bytes, bytes], home: str 
     asked = dict(_split_entries(entries))
     env = {**base, **asked}
     if b"HOME" not in asked:
-        # Not even a default from the bootstrap stands here: HOME belongs to the user that was resolved.
+        # A default from the bootstrap is dropped as well, because HOME belongs to the command's user.
         env.pop(b"HOME", None)
         if home is not None:
             env[b"HOME"] = os.fsencode(home)

@@ -1,7 +1,9 @@
 """One command: the session from its request to its exit.
 
-The life of a session, in order: spawn, ``started``, then four tasks side by side (stdin, stdout, stderr,
-and this one, which waits for the leader), a short drain after the leader's exit, burial, ``exited``.
+A session begins with the start of the process, and the frame ``started``. Then four tasks run side by side: one
+each for stdin, stdout and stderr, and the session's own, which waits for the exit of the process, the leader of
+its group. After the exit the rest of the output is sent, and the zombie is reaped. If the session is ended before
+the exit, the whole group is killed. The last frame is ``exited``.
 
 Rules:
 
@@ -38,33 +40,33 @@ from trio_console.agent._session import SendCredit, Sender, Session
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
-#: Bytes of stdin a client that speaks credit may have outstanding for one command. They must last until the next
-#: grant has come round, as the client's own window has; a quarter of this was half as fast. A client that sends to
-#: a thousand stuck commands has them hold 1 GiB at the very worst.
+#: The window for stdin of a client that counts credit. It must last until the next grant comes: with a quarter of
+#: it stdin was half as fast. If a client sends to a thousand commands that do not read, they hold 1 GiB at most.
 STDIN_WINDOW: Final = 1024 * 1024
 
-#: Bytes of stdin queued for a command whose client speaks no credit: two of the largest frames.
+#: Bytes of stdin that are queued for a command whose client counts no credit: two of the largest frames.
 LEGACY_STDIN_BUDGET: Final = 8 * 1024 * 1024
 
-#: Seconds a command may take no stdin before a client without credit is refused.
+#: Seconds in which a command may take no stdin before more stdin of a client without credit is refused.
 STDIN_PATIENCE: Final = 1.0
 
-#: Seconds after the leader's exit that other holders of its stdout may keep the exit from being reported.
+#: Seconds after the leader's exit in which other processes with its stdout may delay the report of the exit.
 DRAIN_GRACE: Final = 0.25
 
-#: Seconds to wait for a process that was killed; one in an uninterruptible call is given up.
+#: Seconds to wait for a killed process. One that is in an uninterruptible system call is left after that.
 _BURIAL_GRACE: Final = 2.0
 
-#: Bytes read at once, and so in one frame. Each costs the same turns of the loop here and on the host, so twice
-#: as many are a third faster than 64 KiB were. Twice as many again would be slower: the allocator would get each
+#: Bytes that are read at once, and sent in one frame. Each frame costs the same turns of the loop here and on the
+#: host, so this is a third faster than 64 KiB. Twice as many would be slower, because the allocator would get each
 #: buffer from the kernel, and give it back.
 _CHUNK: Final = 128 * 1024
 
 #: Bytes that a pipe of the default size holds.
 _PLAIN_PIPE: Final = 64 * 1024
 
-#: A child that fills its pipe gets one this large, the most that anybody may ask for, and goes on writing while we
-#: have our turn. Not from the start: large pipes are rationed for ordinary users.
+#: The size to which a pipe is enlarged when its child has filled it: the most that an ordinary user may ask for.
+#: So the child goes on writing while other tasks run. It is not done at the start, because a user may have only a
+#: few large pipes.
 _GROWN_PIPE: Final = 1024 * 1024
 
 # A terminal does not tell how much it holds beyond its reader's 4 KiB; its other buffer takes 8 KiB.
@@ -99,7 +101,7 @@ class _Output:
         """Enlarge the pipe, once, because it was found full."""
         if not self._grown:
             self._grown = True
-            # It is not a pipe, or this user has as many large pipes as allowed: then it keeps its size.
+            # (This fails if it is a terminal, or if the user has no more large pipes: then it keeps its size.)
             with contextlib.suppress(OSError):
                 fcntl.fcntl(self.fd, fcntl.F_SETPIPE_SZ, _GROWN_PIPE)
 
@@ -203,7 +205,7 @@ class ExecSession(Session):
 
     def _make_outputs(self, child: Child) -> None:
         window = None if self._request.window is msgspec.UNSET else self._request.window
-        # In the order of descriptors; a terminal has but the first.
+        # The streams are in the order of the descriptors; a terminal has only the first one.
         streams = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
         assert len(child.outputs) == (1 if child.tty else len(streams)), "every output of a child has its stream"
         self._outputs = {
@@ -242,7 +244,8 @@ class ExecSession(Session):
             if full:
                 await trio.lowlevel.checkpoint()  # more may come, but other tasks run first
             else:
-                # Waited for before the first read, too: a read that finds no bytes would reserve room in vain.
+                # This wait comes before the first read as well, because a read reserves room, even if it finds no
+                # bytes.
                 await trio.lowlevel.wait_readable(output.fd)
             allowed = await output.credit.wait(_CHUNK)
             if not allowed:
@@ -263,7 +266,7 @@ class ExecSession(Session):
                 return
 
     async def _read(self, output: _Output, allowed: int) -> bytes | None:
-        """Read at most ``allowed`` bytes and send them; ``None`` if there are none, empty at the end."""
+        """Read at most ``allowed`` bytes, and send them; ``None`` if there are none, ``b""`` at the end."""
         data = await self._pass_on(output.cls, allowed, partial(_read_some, output.fd))
         if data:
             output.credit.note_sent(len(data))

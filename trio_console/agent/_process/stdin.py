@@ -18,13 +18,13 @@ __all__ = ["StdinEvents", "StdinFeed"]
 
 
 class StdinEvents(Protocol):
-    """Whoever owns the feed is told of these; neither may block."""
+    """The calls that a feed makes to its owner. They must not block."""
 
     def stdin_failed(self, exc: OSError) -> None:
-        """One queued chunk could not be written, or not all of it."""
+        """A queued chunk could not be written, or only in part."""
 
     def stdin_granted(self, nbytes: int) -> None:
-        """The client may send so many bytes more."""
+        """The client may send this many more bytes."""
 
 
 @final
@@ -33,7 +33,7 @@ class StdinFeed:
 
     Args:
         events: see `StdinEvents`.
-        tty: the child has a terminal, which has no end of file, only a character for it.
+        tty: whether the child has a terminal, which knows end of file only as a character.
         window: see `Inflow`, also for ``budget`` and ``patience``.
     """
 
@@ -65,10 +65,10 @@ class StdinFeed:
         self._queue.close()
 
     async def run(self, child: Child) -> None:
-        """Write to the child until end of file. Cancel it when the child is gone, and `close`.
+        """Write to the child until end of file. When the child is gone, cancel this, and call `close`.
 
-        A failed write is reported once per chunk and the rest of that chunk is dropped; later chunks
-        are tried anew, so that each of them is answered.
+        If a write fails, that is reported once, and the rest of its chunk is dropped. Each later chunk is tried
+        again, and each failure is reported.
         """
         self._queue.start()
         while await self._queue.first():

@@ -27,7 +27,7 @@ class UnknownUserError(LookupError):
 @final
 @dataclass(frozen=True, slots=True)
 class Account:
-    """The identity of a command: ids, all its groups, and its home if anybody knows it."""
+    """The identity of a command: its ids, all its groups, and its home directory, if it is known."""
 
     uid: int
     gid: int
@@ -35,19 +35,19 @@ class Account:
     home: str | None
 
     def is_current(self) -> bool:
-        """Whether this process is that already, so that nothing has to be switched."""
+        """Whether this process has this identity already, so that nothing has to be changed."""
         if (self.uid, self.gid) != (os.geteuid(), os.getegid()):
             return False
-        # Only root may set groups. Anybody else asking for itself is meant as it is.
+        # Only root may set groups. For another user the groups of this process are taken as they are.
         return self.uid != 0 or {*self.groups, self.gid} == {*os.getgroups(), self.gid}
 
 
 def find_account(text: str) -> Account:
     """The account that ``text`` names.
 
-    A part that is a 32-bit number is an id and need not be known, anything else is a name. The group is
-    the part after the colon, else the user's own, else that of this process. Further groups are
-    those the group file lists for the user, if the user is known.
+    A part that is a 32-bit number is an id, which need not be known; any other part is a name. The group is the
+    part after the colon; without one, the user's own; and if that is not known, the group of this process. Further
+    groups are those that the group file lists for a known user.
 
     Raises:
         UnknownUserError: a name is not known, or a part is empty.

@@ -38,7 +38,7 @@ EXIT_REFUSED: Final = 3
 
 _READ_SIZE: Final = 128 * 1024
 
-# What this agent has no means for. Absent or empty is fine.
+# Settings that this agent cannot make. They must be absent or empty.
 _UNSUPPORTED: Final = (
     "block_root",
     "dir_mounts",
