@@ -157,7 +157,7 @@ def test_one_fault_acts_on_a_frame_and_another_that_is_due_waits() -> None:
 def test_a_fault_that_is_added_counts_from_then_on() -> None:
     line = FaultLine()
     line.feed(A1 + B1)
-    line.arm(Fault(Drop(), nth=2))
+    line.add(Fault(Drop(), nth=2))
     line.feed(A2 + B2 + A3)
     out = b""
     while (item := line.take()) is not None:

@@ -88,7 +88,7 @@ async def _remove(made: RelaySocket, patience: trio.CancelScope) -> None:
 @interrupt_safe
 @asynccontextmanager
 async def relaying(
-    channel: trio.abc.Stream, booted: Booted, made: RelaySocket, options: RelayOptions
+    console: trio.abc.Stream, booted: Booted, made: RelaySocket, options: RelayOptions
 ) -> AsyncIterator[RelayServer]:
     """Serve clients for the time of a block.
 
@@ -96,7 +96,7 @@ async def relaying(
     still to hear of it. Leaving the block stops them at once, so it is left when `RelayServer.wait_ended` has
     returned, or the time for that is over.
     """
-    server = RelayServer(channel, booted, options)
+    server = RelayServer(console, booted, options)
     accepting = let_go_in_child(made.sock.dup())
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(accepting))
     # (The socket, because the listener's `aclose` is a checkpoint: a `Cancelled` from there would take the place

@@ -99,14 +99,14 @@ class RelayServer:
     """Serves clients until the guest is gone or `run` is cancelled.
 
     Args:
-        channel: the console's stream.
+        console: the console's stream.
         booted: the guest.
         options: the caller's choices.
     """
 
-    def __init__(self, channel: trio.abc.Stream, booted: Booted, options: RelayOptions) -> None:
+    def __init__(self, console: trio.abc.Stream, booted: Booted, options: RelayOptions) -> None:
         flow = booted.ready.flow
-        self._channel = channel
+        self._console = console
         self._decoder = booted.decoder
         self._ready = wire.encode_again(booted.frame)
         self._options = options
@@ -116,7 +116,7 @@ class RelayServer:
         self._tasks: dict[Client, _ClientTasks] = {}
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.
-        self._outbox = Outbox(channel, control_budget=_CONTROL_BUDGET)
+        self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(os.geteuid()) if options.attached else None
         self._relief = trio.Event()
@@ -405,7 +405,7 @@ class RelayServer:
                         self._slot_freed = trio.Event()
                     if orders.wake is not None:
                         await self._mind_queue(orders.wake)
-                data = await self._channel.receive_some()
+                data = await self._console.receive_some()
                 if not data:
                     self._decoder.feed_eof()
                     return "the guest closed its console", None

@@ -69,7 +69,7 @@ class DataMessage(Message, frozen=True, gc=False):
 
 @final
 class Bootstrap(OmittingMessage, frozen=True, kw_only=True):
-    """Host to agent, first bytes on the channel: what the guest is to be."""
+    """Host to agent, first bytes on the console: what the guest is to be."""
 
     block_root: Omit[DiskImageRoot | OciErofsRoot] = UNSET
     dir_mounts: Sequence[DirMount] = field(default_factory=list)

@@ -244,7 +244,7 @@ class _Agent:
         return self.headroom.takes_handles(handles)
 
     async def _spawn(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
-        """Start a child in a worker thread, so that a slow file system does not stop other sessions."""
+        """Start a child in a thread, so that a slow file system does not stop other sessions."""
         self._ensure_headroom()
         before = self.headroom.for_child()
         with self._leaders.starting():

@@ -277,7 +277,7 @@ class LineStatistics:
     bytes_out: int
 
 
-class _Armed:
+class _Awaited:
     """A fault that has not happened yet, and the number of frames that have matched."""
 
     __slots__ = ("fault", "seen")
@@ -316,7 +316,7 @@ class FaultLine:
     """
 
     def __init__(self, faults: Iterable[Fault] = ()) -> None:
-        self._armed = [_Armed(fault) for fault in faults]
+        self._awaited = [_Awaited(fault) for fault in faults]
         self._partial = bytearray()
         self._out: deque[bytes | FiredFault] = deque()
         self._held: _Held | None = None
@@ -327,9 +327,9 @@ class FaultLine:
         self._bytes_in = 0
         self._bytes_out = 0
 
-    def arm(self, fault: Fault) -> None:
+    def add(self, fault: Fault) -> None:
         """Add a fault, which counts from now on."""
-        self._armed.append(_Armed(fault))
+        self._awaited.append(_Awaited(fault))
 
     def statistics(self) -> LineStatistics:
         return LineStatistics(self._frames, self._bytes_in, self._bytes_out)
@@ -400,16 +400,16 @@ class FaultLine:
 
     def _due(self, frame: bytes) -> tuple[Fault | None, str]:
         """The fault that is due at this frame, if any, and the frame's type."""
-        if not self._armed:
+        if not self._awaited:
             return None, ""
         try:
             message = peek_type(parse_frame(frame).body)
         except ProtocolError:
             message = ""
-        due = [armed for armed in self._armed if armed.counts(message)]
+        due = [awaited for awaited in self._awaited if awaited.counts(message)]
         if not due:
             return None, message
-        self._armed.remove(due[0])
+        self._awaited.remove(due[0])
         return due[0].fault, message
 
     def _act(self, action: Action, frame: bytes, session: int) -> None:

@@ -70,9 +70,9 @@ class FaultyDevice:
     # The test's side, from any thread
 
     def inject(self, fault: Fault) -> None:
-        assert fault.direction is not None, "a fault that is armed has one direction"
+        assert fault.direction is not None, "a fault that was added has one direction"
         with self._changed:
-            self._lines[fault.direction].arm(fault)
+            self._lines[fault.direction].add(fault)
 
     def stall(self, *directions: Direction) -> None:
         with self._changed:

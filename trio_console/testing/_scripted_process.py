@@ -39,7 +39,7 @@ _HARMLESS: Final = frozenset(
     }
 )
 
-#: The most signals that are queued in the channel of `ScriptedProcess.signals`.
+#: The most signals that are queued in the memory channel of `ScriptedProcess.signals`.
 _MAX_SIGNALS: Final = 64
 
 
@@ -92,7 +92,7 @@ class ScriptedProcess:
         return f"<trio_console.testing.ScriptedProcess {self.args!r}: {state}>"
 
     def signals(self) -> trio.MemoryReceiveChannel[int]:
-        """Handle signals from now on: their numbers arrive on the returned channel, and do not end the process.
+        """Handle signals from now on: they do not end the process, and arrive on the returned memory channel.
 
         SIGKILL still ends it: the function that plays the process is then cancelled.
         """
@@ -153,7 +153,7 @@ class ScriptedProcess:
 
     def _on_signal(self, number: int) -> None:
         if self._signals is not None and number != signal.SIGKILL:
-            # (A signal is lost if too many are queued, or if the test has closed the channel.)
+            # (A signal is lost if too many are queued, or if the test has closed the memory channel.)
             with suppress(trio.WouldBlock, trio.BrokenResourceError):
                 self._signals.send_nowait(number)
         elif number not in _HARMLESS:

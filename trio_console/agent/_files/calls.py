@@ -1,4 +1,4 @@
-"""File operations with one answer, each a call in a worker thread; and the base class of all file operations.
+"""File operations with one answer, each a call in a thread; and the base class of all file operations.
 
 All operations run as the agent's own user, whatever the user of commands is. If an operation is cancelled, its id
 is free at once, but its call in a thread goes on. The session keeps its handle until the call has returned, so the
@@ -34,7 +34,7 @@ def failure(exc: FsError) -> wire.FsResponse:
 
 
 def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> bytes:
-    """Make a call and encode its result. Both are done in the worker thread, because a listing may be long."""
+    """Make a call and encode its result. Both are done in the thread, because a listing may be long."""
     result: wire.FsResult | None = None
     try:
         result = call()

@@ -1,4 +1,4 @@
-"""Worker threads for calls that may block on a file system, and a bound on what they hold.
+"""Threads for calls that may block on a file system, and a bound on what they hold.
 
 A file system may hang: a network share whose server is gone, or a disk that does not answer. Such a call cannot be
 stopped. It keeps its thread until it returns, and the descriptors of the call must stay open until then; otherwise

@@ -4,7 +4,7 @@ A handle belongs to the client that opened it, and not to a session. Operations 
 their requests. A handle is closed when its client closes it or leaves, but never while a call uses its descriptor:
 the operation that has the turn keeps it open.
 
-The blocking methods are called in worker threads. This module must not know sessions.
+The blocking methods are called in threads beside trio. This module must not know sessions.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ Paths are UTF-8 text, and names that are not UTF-8 are returned with replacement
 `FsError` with the text for the client: the operation, and then the system's message with its errno, on which
 clients rely.
 
-These functions are called in worker threads. This module must not know handles, sessions or trio.
+These functions are called in threads beside trio. This module must not know handles, sessions or trio.
 """
 
 from __future__ import annotations

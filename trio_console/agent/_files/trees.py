@@ -1,7 +1,7 @@
 """File operations of more than one system call: directories with their parents, copies, whole trees.
 
 All raise `OSError`. A thread cannot be stopped, so a long operation checks from time to time whether a `Stop` asks
-it to end. These functions are called in worker threads; this module must know only the operating system.
+it to end. These functions are called in threads beside trio; this module must know only the operating system.
 """
 
 from __future__ import annotations

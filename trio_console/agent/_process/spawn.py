@@ -1,8 +1,8 @@
 """Starts a child from a plan: its pipes or its terminal, fork and exec.
 
-All functions block for a moment, run in a worker thread, and use no trio object. The result is a `Child`, or a
-`StartError` with the answer to the client. `subprocess.Popen` makes the fork: if the child needs no other user, no
-limits and no terminal, it uses vfork, which is several times faster because it does not copy the agent.
+All functions block for a moment, run in a thread beside trio, and use no trio object. The result is a `Child`, or
+a `StartError` with the answer to the client. `subprocess.Popen` makes the fork: if the child needs no other user,
+no limits and no terminal, it uses vfork, which is several times faster because it does not copy the agent.
 
 This module must not know sessions.
 """

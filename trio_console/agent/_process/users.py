@@ -1,6 +1,6 @@
 """The user and groups of a command: ``USER``, ``UID``, ``USER:GROUP`` and so on, looked up in the guest.
 
-The C library makes the look-ups, and may read files or ask a name service, so they are made in a worker thread.
+The C library makes the look-ups, and may read files or ask a name service, so they are made in another thread.
 This module must not know sessions or messages.
 """
 
