@@ -62,7 +62,7 @@ def test_nor_does_an_end_that_has_come_before(what: str) -> None:
     table.agent_says(last, id_)
     orders = table.client_says(client, give_up, id_)
     if isinstance(give_up, wire.Cancel):
-        assert orders.wake is client
+        assert orders.busy is client
         assert table.client_reads(client)[0] == [(id_, last)]
     assert not client.sessions
     assert client.account.held == client.account.reserved == table.router.books.relay.reserved == 0

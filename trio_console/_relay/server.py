@@ -370,12 +370,12 @@ class RelayServer:
                 self._outbox.commit(frame, 0)
         if orders.shutdown:
             self.shutdown_requested.set()
-        if orders.wake is not None:
-            tasks = self._tasks.get(orders.wake)
+        if orders.busy is not None:
+            tasks = self._tasks.get(orders.busy)
             if tasks is not None:
-                if orders.wake.outgoing or orders.wake.hurried:
+                if orders.busy.outgoing or orders.busy.hurried:
                     tasks.output.set()
-                if orders.wake.round:
+                if orders.busy.round:
                     tasks.input.set()
                 tasks.room.set()  # frames that waited for the agent may have been dropped, which makes room
 
@@ -403,8 +403,8 @@ class RelayServer:
                     if orders.slot_freed and self._slot_waiters:
                         self._slot_freed.set()
                         self._slot_freed = trio.Event()
-                    if orders.wake is not None:
-                        await self._mind_queue(orders.wake)
+                    if orders.busy is not None:
+                        await self._mind_queue(orders.busy)
                 data = await self._console.receive_some()
                 if not data:
                     self._decoder.feed_eof()

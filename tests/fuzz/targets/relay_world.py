@@ -207,10 +207,10 @@ class World:
         assert not orders.behind
         if peer is not None and busy is not None:
             self._check_woken(peer, busy, orders)
-            assert not blocked or not self.router.budgets.may_read(peer.client) or orders.wake is peer.client, (
+            assert not blocked or not self.router.budgets.may_read(peer.client) or orders.busy is peer.client, (
                 "sleeps on"
             )
-        assert orders.wake is None or frame.id in orders.wake.ids, "somebody else is woken"
+        assert orders.busy is None or frame.id in orders.busy.ids, "somebody else is woken"
         self._carry_out(orders)
         if peer is not None:
             self._mind_queue(peer)
@@ -256,7 +256,7 @@ class World:
     def _check_woken(self, peer: Peer, busy: tuple[bool, bool], orders: Orders) -> None:
         """A client with frames to send is named in the orders; otherwise its frames would wait for ever."""
         more = any(now > before for now, before in zip(_busy(peer.party), busy, strict=True))
-        assert not more or orders.wake is peer.client, "has something to send, and sleeps on"
+        assert not more or orders.busy is peer.client, "has something to send, and sleeps on"
 
     def _carry_out(self, orders: Orders) -> None:
         for raw in (*orders.to_agent, *orders.behind):
@@ -264,7 +264,7 @@ class World:
             wire.decode(parse(raw))  # raises if an agent could not decode it
         self.control.extend(orders.to_agent)
         self.bulk.extend(orders.behind)
-        assert orders.wake is None or orders.wake in self.router.clients
+        assert orders.busy is None or orders.busy in self.router.clients
 
     def check(self) -> None:
         """After every step: compare the sessions, the windows and the dropped bytes with the model."""

@@ -131,7 +131,7 @@ def test_nothing_is_granted_while_the_client_does_not_read() -> None:
     id_ = table.open(client, EXEC)
     orders = table.agent_says(wire.ExecStdout(bytes(16 * KIB)), id_)
     assert orders.to_agent == []
-    assert orders.wake is client
+    assert orders.busy is client
 
 
 def test_a_session_that_took_over_an_id_is_granted_nothing_for_the_old_one() -> None:

@@ -117,7 +117,7 @@ def test_a_bad_body_is_answered_here_and_never_forwarded(bad: dict[str, Any]) ->
     assert isinstance(error, wire.Error)
     for reply in bad["replies"]:
         assert error.kind == reply["kind"]
-    assert orders.wake is client
+    assert orders.busy is client
     assert table.router.refused_frames == 1
 
 

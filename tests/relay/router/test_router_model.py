@@ -86,7 +86,7 @@ class RouterModel(RuleBasedStateMachine):
             if isinstance(message, wire.ExecRequest):
                 assert id_ not in self.commanded, "two commands under one id"
                 self.commanded.add(id_)
-        assert orders.wake is None or orders.wake in self.clients
+        assert orders.busy is None or orders.busy in self.clients
 
     def pick(self, number: int) -> Client:
         return self.clients[number % len(self.clients)]

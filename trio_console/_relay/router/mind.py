@@ -194,7 +194,7 @@ class Router:
     def _queue(self, client: Client, item: Outgoing, orders: Orders, *, hurried: bool = False) -> None:
         """Queue a frame whose bytes are in no window."""
         self.books.queue(client.account, client.put(item, hurried=hurried))
-        orders.wake = client
+        orders.busy = client
 
     def _abandon(self, client: Client, session: RelaySession, orders: Orders) -> None:
         """End a session in the guest that its client has forgotten."""
@@ -244,7 +244,7 @@ class Router:
         self.books.pend(session.account, len(piece[1]) + PIECE_COST)
         if session not in client.round and session.can_send():
             client.round[session] = None
-            orders.wake = client
+            orders.busy = client
 
     def _accept_within(
         self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
@@ -279,7 +279,7 @@ class Router:
         elif isinstance(message, wire.Cancel):
             self._give_up(session, _ENDED)
             self._say_held_last(client, session)
-            orders.wake = client
+            orders.busy = client
 
     def _give_up(self, session: RelaySession, state: SessionState) -> None:
         """Note that the client needs only the terminal frame of a session, and drop the held data.
@@ -358,7 +358,7 @@ class Router:
             stream.credit += message.bytes
         self._let_go(client, stream)
         self._say_held_last(client, session)
-        orders.wake = client
+        orders.busy = client
 
     def _let_go(self, client: Client, stream: RelayStream) -> None:
         """Queue the held frames of a stream, as far as the client's credit allows."""
@@ -438,7 +438,7 @@ class Router:
             self.books.queue(client.account, client.put(item), stream.window, size)
         else:
             self.books.hold(stream.window, stream.hold(item), size)
-        orders.wake = client
+        orders.busy = client
 
     def _deliver(self, client: Client, session: RelaySession | None, frame: wire.Frame, orders: Orders) -> None:
         """Handle a frame without data, or with data in an unusual form, which the client must judge."""
@@ -478,7 +478,7 @@ class Router:
             self.books.hold(stream.window, stream.hold(Outgoing(raw)), 0)
         else:
             self._queue(client, Outgoing(raw), orders)
-        orders.wake = client
+        orders.busy = client
 
     def _finish(self, client: Client, session: RelaySession, last: Outgoing) -> None:
         """Handle the terminal frame of a session."""
@@ -517,7 +517,7 @@ class Router:
             session.room.granted(message.bytes)
             if session not in client.round and session.can_send():
                 client.round[session] = None
-                orders.wake = client
+                orders.busy = client
         return not session.counts
 
     def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:

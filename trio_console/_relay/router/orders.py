@@ -18,13 +18,13 @@ class Orders:
     Attributes:
         to_agent: control frames to send to the agent, in order.
         behind: frames to send to the agent behind all data that was queued for it before.
-        wake: a client with new frames, for its socket or for the agent.
+        busy: a client with new frames, for its socket or for the agent.
         shutdown: whether a client has told the guest to shut down.
         slot_freed: whether a slot became free, so that a waiting client may try again.
     """
 
     to_agent: list[bytes] = field(default_factory=list)
     behind: tuple[bytes, ...] = ()
-    wake: Client | None = None
+    busy: Client | None = None
     shutdown: bool = False
     slot_freed: bool = False
