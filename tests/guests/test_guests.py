@@ -270,6 +270,7 @@ async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the
             with pytest.raises(GuestLostError) as waited:
                 await process.wait()
             assert waited.value.reason == caught.value.reason
+        await until(lambda: not runs(process.pid))
         for call in (guest.ping, lambda: guest.run_process(["true"])):
             with pytest.raises(GuestLostError):
                 await call()
