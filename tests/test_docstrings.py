@@ -136,7 +136,8 @@ def docstring(thing: Thing) -> str:
     if thing.owner is not None:
         name = thing.name.rpartition(".")[2]
         for base in thing.owner.__mro__:
-            text = getattr(vars(base).get(name), "__doc__", None)
+            # (`None` has a docstring from Python 3.13 on.)
+            text = vars(base)[name].__doc__ if name in vars(base) else None
             if is_ours(base) and text:
                 return str(text)
         return ""
