@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.tools.limits import HANG
 from trio_console import _open
 from trio_console._guests import process as _process
 from trio_console._guests import supervisor
@@ -94,6 +95,24 @@ async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
     assert [str(found.message).partition(" were")[0] for found in recwarn] == (
         ["the processes [4, 17] of a guest"] if match else []
     )
+
+
+async def test_a_second_ctrl_c_does_not_cut_the_search_short(
+    monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.setattr(_process, "_SCAN_TIME", HANG)
+    searched: list[str] = []
+
+    def search(mark: str) -> Leftovers:
+        searched.append(mark)
+        return Leftovers(frozenset(), frozenset())
+
+    monkeypatch.setattr(_process, "kill_marked_processes", search)
+    patience = trio.CancelScope()
+    patience.cancel()  # as `see_through` does at a second Ctrl-C
+    await _process._kill_left_behind("mark", patience)
+    assert searched == ["mark"]
+    assert not recwarn.list
 
 
 async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:

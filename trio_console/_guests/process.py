@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import secrets
 import socket
@@ -91,10 +90,11 @@ class ProcessGuest(GuestSpec):
                     yield host
             finally:
                 kill = partial(_kill_left_behind, mark)
-                await see_through(kill, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
+                await see_through(kill)  # noqa: ASYNC102  (shields itself)
 
 
-async def _kill_left_behind(mark: str, patience: trio.CancelScope) -> None:
+async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
+    """Kill the processes that a dead agent has left. This is not cut short: it takes two seconds at most."""
     search = partial(kill_marked_processes, mark)
     result: Leftovers | None = None
 
@@ -107,8 +107,7 @@ async def _kill_left_behind(mark: str, patience: trio.CancelScope) -> None:
         except NoThreadError:
             result = search()  # in this thread, although that blocks all tasks for a moment
 
-    with patience:
-        await within(_SCAN_TIME, look)
+    await within(_SCAN_TIME, look)
     if result is None or result.left:
         which = "processes of a guest" if result is None else f"the processes {sorted(result.left)} of a guest"
         warnings.warn(f"{which} were killed, but may still run: look for them", RuntimeWarning, stacklevel=1)
