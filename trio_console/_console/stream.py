@@ -247,18 +247,20 @@ class LaneStream(trio.abc.HalfCloseableStream):
         # it after it has set the flags, and its descriptor is not closed during our sleep, because we hold the
         # bell. If we read it after that, the flags were set before: the caller checks them next and leaves its
         # loop. The checkpoint makes sure that other tasks run even then.
-        bell = wake._bell
-        if bell.read_fd < 0:
+        held = [wake._bell]
+        if held[0].read_fd < 0:
             await trio.lowlevel.checkpoint()
             return
         try:
-            await trio.lowlevel.wait_readable(bell.read_fd)
+            await trio.lowlevel.wait_readable(held[0].read_fd)
         except trio.ClosedResourceError:
             return  # another thread called notify_closing: the flags say why
         finally:
             # The traceback of an exception that ends this sleep refers to this frame. If it is kept, or is part of
-            # a reference cycle, it must not keep the descriptor open.
-            del bell
+            # a reference cycle, it must not keep the descriptor open. (The bell is held by a list, and not by a
+            # variable: a look at the frame's `f_locals`, as by the handler for Ctrl-C of trio 0.27, makes a
+            # copy of the variables, which the frame keeps.)
+            held.clear()
 
     @trio.lowlevel.enable_ki_protection
     async def aclose(self) -> None:
