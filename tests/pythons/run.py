@@ -11,7 +11,8 @@ contains
 The trees are kept in ``$XDG_CACHE_HOME/trio_console/pythons`` (by default below ``~/.cache``); delete that folder
 to make them anew. Only main.c is compiled: a requirement that has no wheel is left out, and named.
 
-Prints for each Python what was run and the result, or why it could not be installed. Fails if a test failed.
+Two processes run the tests, or as many as JOBS says (0: one alone). Prints for each Python what was run and the
+result, or why it could not be installed. Fails if a test failed.
 """
 
 from __future__ import annotations
@@ -369,6 +370,7 @@ def try_one(name: str) -> tuple[bool, str]:
         return True, f"not run: {exc}"
     say(f"==> Running the tests on {version}")
     pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_exit_on_timeout=true"]
+    pytest += ["-n", os.environ.get("JOBS", "2"), "--dist", "worksteal"]
     runs = [pytest, *([PYTHONS[name]] if PYTHONS[name] else [])]
     statuses = [place.run(arguments) for arguments in runs]
     told = "; ".join(
