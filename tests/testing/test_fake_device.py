@@ -144,6 +144,7 @@ def test_statistics_count() -> None:
     with FakeConsoleDevice(shared) as device:
         device.guest_write(b"abc")
         device.guest_flush()
+        wait_for(lambda: device.statistics().reads_blocked >= 1)  # its thread has looked, and found no byte
         shared.rx_ring.push(b"de")
         device.guest_read()
         now = device.statistics()
