@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from tests.tools.limits import HANG
+from tests.tools.peer import connect_to_listener
 from trio_console import CommandGuest, ProcessGuest, open_guest
 from trio_console._forked import let_go_in_child
 
@@ -68,9 +69,7 @@ async def test_end_of_file_comes_when_the_parent_dies_although_a_forked_child_li
                 try:
                     assert host.stdin is not None
                     assert host.stdout is not None
-                    while not await trio.Path(theirs).exists():
-                        await trio.sleep(0.01)
-                    client = await trio.open_unix_socket(theirs)
+                    client = await connect_to_listener(theirs)
                     assert await client.receive_some()  # it is greeted
                     host.stdin.write(b"\n")
                     host.stdin.flush()

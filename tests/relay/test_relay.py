@@ -19,6 +19,7 @@ import trio_console
 from tests.relay.router._world import RawClient
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
+from tests.tools.peer import connect_to_listener
 from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest, serve_relay
 from trio_console import _wire as wire
 from trio_console._relay.server import RelayOptions
@@ -296,9 +297,7 @@ async def test_who_comes_before_the_guest_is_ready_waits(path: Path) -> None:
             with pytest.raises(ExceptionGroup) as caught:
                 async with trio.open_nursery() as serving:
                     serving.start_soon(serve_relay, ours, path)
-                    while not path.exists():
-                        await trio.sleep(0.002)
-                    client = RawClient(await trio.open_unix_socket(path))
+                    client = RawClient(await connect_to_listener(path))
                     nursery.start_soon(client.greet)
                     await agent.send_all(wire.encode(wire.Ready(boot_time_ns=1, init_time_ns=1, ready_time_ns=1)))
                     while not hasattr(client, "greeting"):

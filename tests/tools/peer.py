@@ -16,9 +16,10 @@ from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterable
 
-__all__ = ["Peer", "frame", "parse", "ready_message", "said", "settle"]
+__all__ = ["Peer", "connect_to_listener", "frame", "parse", "ready_message", "said", "settle"]
 
 M = TypeVar("M", bound=wire.Message)
 
@@ -55,6 +56,15 @@ async def settle() -> None:
     """Wait until nothing moves any more. Kernel buffers are looked at on the way."""
     for _ in range(3):
         await trio.testing.wait_all_tasks_blocked()
+
+
+async def connect_to_listener(path: str | os.PathLike[str]) -> trio.SocketStream:
+    """Connect to a Unix socket as soon as a program listens there. (Its file is there a moment before that.)"""
+    with trio.fail_after(HANG):
+        while True:
+            with suppress(FileNotFoundError, ConnectionRefusedError):
+                return await trio.open_unix_socket(path)
+            await trio.sleep(0.002)
 
 
 # The far end
