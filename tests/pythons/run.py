@@ -43,6 +43,9 @@ PYTHONS: Final = {
     "3.14t": ["-m", "pytest", "-q", "-m", "nightly", "tests/console/wake/test_stress.py"],
 }
 
+#: What Debian's tree has beside what every tree has. (The tests mount small disks.)
+PACKAGES: Final = "ca-certificates,mount,python3.14-full,python3.15-full"
+
 #: Seconds: setting something up, and all tests of one Python.
 SETUP_TIMEOUT: Final = 1200
 TESTS_TIMEOUT: Final = 3600
@@ -102,7 +105,8 @@ def debian_mirror() -> str:
 def debian_tree() -> pathlib.Path:
     """A tree of Debian's unstable distribution with its newest Pythons."""
     tree = CACHE / "sid"
-    if (tree / "complete").exists():
+    complete = tree / "complete"  # with the packages that it was made of
+    if complete.exists() and complete.read_text(encoding="utf-8") == PACKAGES:
         return tree
     if os.geteuid():
         raise Unavailable("it takes root: mmdebstrap makes a tree, and the tests run in a chroot")
@@ -123,13 +127,13 @@ def debian_tree() -> pathlib.Path:
         "--variant=apt",
         # A mirror of one fixed day has a release that has expired. It must be signed nevertheless.
         '--aptopt=Acquire::Check-Valid-Until "false"',
-        "--include=ca-certificates,python3.14-full,python3.15-full",
+        f"--include={PACKAGES}",
         "sid",
         str(tree),
         f"deb {debian_mirror()} sid main",
     ]
     call(command, timeout=SETUP_TIMEOUT, what="mmdebstrap")
-    (tree / "complete").touch()
+    complete.write_text(PACKAGES, encoding="utf-8")
     return tree
 
 
