@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
     from trio_console._guests.spec import GuestSpec
 
+# These tests fork, and the process that runs them may have other threads. The children end at once.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork:DeprecationWarning")
+
+
 PIPE = subprocess.PIPE
 HOST = """
 import os, signal, sys, trio

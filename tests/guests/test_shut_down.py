@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
+# These tests fork, and the process that runs them may have other threads. The children end at once.
+pytestmark = pytest.mark.filterwarnings("ignore:.*is multi-threaded, use of fork:DeprecationWarning")
+
+
 @contextmanager
 def _copies(monkeypatch: pytest.MonkeyPatch, module: Any) -> Iterator[list[socket.socket]]:
     """Copy each socket of a module, as a child gets them that a library in C has forked."""
