@@ -35,7 +35,7 @@ class Room(NamedTuple):
 
 
 ROOMS = {
-    "ground": Room({"_errors", "_states", "_buffers", "_version", "_forked"}, trio=False),
+    "ground": Room({"_errors", "_states", "_buffers", "_version", "_forked", "_processes"}, trio=False),
     "trio": Room({"_trio"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_console"}, {"ground"}, trio=False),
@@ -52,8 +52,7 @@ ROOMS = {
         {"_relay"}, {"ground", "trio", "wire", "outbox", "session log", "mind"}, named={"channel", "session"}
     ),
     # Where the towers meet.
-    "leftovers": Room({"_guests.leftovers"}, trio=False),
-    "guests": Room({"_guests"}, {"ground", "trio", "console", "channel", "leftovers"}, named={"wire", "session"}),
+    "guests": Room({"_guests"}, {"ground", "trio", "console", "channel"}, named={"wire", "session"}),
     "open": Room(
         {"_open"},
         {"ground", "trio", "channel", "wire", "session", "session log", "mind", "relay", "guests"},

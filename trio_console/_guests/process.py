@@ -13,9 +13,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._forked import let_go_in_child
-from trio_console._guests.leftovers import GUEST_MARK, kill_marked_processes
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import TheirEnds, owned, start, watch
+from trio_console._processes import GUEST_MARK, Wanted, kill_processes
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
@@ -26,9 +26,12 @@ if TYPE_CHECKING:
 
     import trio
 
-    from trio_console._guests.leftovers import Leftovers
+    from trio_console._processes import Leftovers
 
 __all__ = ["ProcessGuest"]
+
+#: The variable with which Python leaves the locale as it is.
+_NO_COERCION: Final = "PYTHONCOERCECLOCALE"
 
 #: Seconds to find and kill the processes that a guest has left. (The search itself takes at most half of it.)
 _SCAN_TIME: Final = 2.0
@@ -66,13 +69,18 @@ class ProcessGuest(GuestSpec):
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         mark = secrets.token_hex(16)
-        env = {**(os.environ if self._env is None else self._env), GUEST_MARK: mark}
+        given = os.environ if self._env is None else self._env
+        # In the C locale Python sets LC_CTYPE in its environment, and so in that of the commands, unless this
+        # variable is set. The agent takes it out again before it starts a command.
+        env = {_NO_COERCION: "0", **given, GUEST_MARK: mark}
+        forget = "" if _NO_COERCION in given else f"import os; del os.environ[{_NO_COERCION!r}]; "
         ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with theirs, owned(ours) as device, TheirEnds() as ends, ends.error_pipe() as stderr:
             # The agent finds its modules where this program finds its own, also if the package is not installed.
-            code = f"import sys; sys.path[:] = {sys.path!r}; from trio_console.agent import main; sys.exit(main())"
+            begin = f"{forget}import sys; sys.path[:] = {sys.path!r}"
+            code = f"{begin}; from trio_console.agent import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
             process = await start(
                 argv,
@@ -95,7 +103,7 @@ class ProcessGuest(GuestSpec):
 
 async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
     """Kill the processes that a dead agent has left. This is not cut short: it takes two seconds at most."""
-    search = partial(kill_marked_processes, mark)
+    search = partial(kill_processes, Wanted(GUEST_MARK, mark))
     result: Leftovers | None = None
 
     async def look() -> None:

@@ -9,31 +9,32 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
-from trio_console._guests import leftovers as _leftovers
-from trio_console._guests.leftovers import GUEST_MARK, kill_marked_processes
+from trio_console import _processes
+from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, kill_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pytest
 
 
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [*[{11}] * 30, set(), {12}, set(), set()]
-    monkeypatch.setattr(_leftovers, "_kill_marked", lambda _needle: (looks.pop(0), 0))
-    assert len(kill_marked_processes("mark").killed) == 2
+    monkeypatch.setattr(_processes, "kill_found", lambda _wanted: [Look(looks.pop(0), set())])
+    assert len(kill_processes(Wanted(GUEST_MARK, "mark")).killed) == 2
     assert looks == []
 
 
 def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = 0
 
-    def kill_marked(_needle: bytes) -> tuple[set[int], int]:
+    def kill_found(_wanted: Sequence[Wanted]) -> list[Look]:
         nonlocal looks
         looks += 1
-        return {11}, 0
+        return [Look({11}, set())]
 
-    monkeypatch.setattr(_leftovers, "_kill_marked", kill_marked)
-    monkeypatch.setattr(_leftovers, "_MAX_TIME", 0.01)
-    assert len(kill_marked_processes("mark").killed) == 1
+    monkeypatch.setattr(_processes, "kill_found", kill_found)
+    assert kill_processes(Wanted(GUEST_MARK, "mark"), 0.01) == Leftovers(frozenset({11}), frozenset({11}))
     assert looks > 0
 
 
@@ -44,10 +45,10 @@ def test_exactly_the_marked_processes_are_killed() -> None:
         subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: other}) as second,
     ):
         try:
-            assert len(kill_marked_processes(mine).killed) == 1
+            assert len(kill_processes(Wanted(GUEST_MARK, mine)).killed) == 1
             assert first.wait() == -9
             assert second.poll() is None
-            assert len(kill_marked_processes(mine).killed) == 0
+            assert len(kill_processes(Wanted(GUEST_MARK, mine)).killed) == 0
         finally:
             first.kill()
             second.kill()
@@ -55,7 +56,7 @@ def test_exactly_the_marked_processes_are_killed() -> None:
 
 def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     mark = secrets.token_hex(8)
-    real_read = _leftovers._read
+    real_read = _processes._read
     looks = 0
 
     def read(proc_fd: int, name: str) -> bytes:
@@ -68,10 +69,10 @@ def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.Mo
                 return b""
         return real_read(proc_fd, name)
 
-    monkeypatch.setattr(_leftovers, "_read", read)
+    monkeypatch.setattr(_processes, "_read", read)
     with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
         try:
-            assert len(kill_marked_processes(mark).killed) == 1
+            assert len(kill_processes(Wanted(GUEST_MARK, mark)).killed) == 1
             assert process.wait() == -9
         finally:
             process.kill()
@@ -90,8 +91,8 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
         try:
             while b"sleep" not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
                 pass
-            monkeypatch.setattr(_leftovers.os, "listdir", listing)
-            assert len(kill_marked_processes(secrets.token_hex(8)).killed) == 0
+            monkeypatch.setattr(_processes.os, "listdir", listing)
+            assert len(kill_processes(Wanted(GUEST_MARK, secrets.token_hex(8))).killed) == 0
             assert scans <= 10  # two, and a few more if another process is in the middle of an exec
             assert process.poll() is None
         finally:
@@ -100,15 +101,15 @@ def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.
 
 def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     code = (
-        "import os; from trio_console._guests.leftovers import kill_marked_processes as kill;"
-        f"raise SystemExit(len(kill(os.environ[{GUEST_MARK!r}]).killed))"
+        "import os; from trio_console._processes import Wanted, kill_processes as kill;"
+        f"raise SystemExit(len(kill(Wanted({GUEST_MARK!r}, os.environ[{GUEST_MARK!r}])).killed))"
     )
     env = {**os.environ, GUEST_MARK: secrets.token_hex(8)}
     assert subprocess.run([sys.executable, "-c", code], env=env, check=False).returncode == 0
 
 
 def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = _leftovers._read
+    read = _processes._read
 
     def read_as_older_kernels_do(proc_fd: int, name: str) -> bytes:
         try:
@@ -118,13 +119,13 @@ def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch
                 raise
             return b""  # a process without memory has an empty environment, and not none
 
-    monkeypatch.setattr(_leftovers, "_read", read_as_older_kernels_do)
+    monkeypatch.setattr(_processes, "_read", read_as_older_kernels_do)
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         # (If there are such threads here depends on where this runs.)
         listing = [str(child.pid), *(name for name in os.listdir("/proc") if _is_the_kernels(name))]
-        monkeypatch.setattr(_leftovers.os, "listdir", lambda _path: listing)
-        assert _leftovers._kill_marked(b"mark") == (set(), 0)
+        monkeypatch.setattr(_processes.os, "listdir", lambda _path: listing)
+        assert _processes.kill_found([Wanted(GUEST_MARK, "mark")]) == [Look(set(), set())]
 
 
 def _is_the_kernels(name: str) -> bool:

@@ -1,0 +1,280 @@
+"""Finding and killing processes that nobody waits for, by a mark in their environment.
+
+The background processes of a command are no children of its agent, and an agent's commands are no children of the
+host: each may have a POSIX session of its own, and its parent may be gone. But each has inherited its environment,
+and in it a mark that no other guest, and no other command, has.
+
+All functions block, and read ``/proc``; on a system without it they find no process.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+__all__ = [
+    "CLEAN_SCANS",
+    "COMMAND_MARK",
+    "GUEST_MARK",
+    "Leftovers",
+    "Look",
+    "Wanted",
+    "is_any_left",
+    "kill_found",
+    "kill_processes",
+]
+
+#: The environment variables that carry the marks of a guest, and of a command in it.
+GUEST_MARK: Final = "TRIO_CONSOLE_GUEST"
+COMMAND_MARK: Final = "TRIO_CONSOLE_COMMAND"
+
+#: Scans in a row that must find no process. One is not enough: after ``/proc`` was listed, a listed process may
+#: fork and end before it is checked, and its child is not in the list.
+CLEAN_SCANS: Final = 2
+
+#: The most seconds for all scans, by default. A process that was forked between two scans is found by the next.
+#: Processes that fork faster than they can be killed for so long are a fork bomb, which needs other means. On a
+#: busy machine a killed process may need this time to get a processor and die, and a process in an exec to finish
+#: it.
+MAX_TIME: Final = 1.0
+
+#: In ``/proc/PID/stat``: states of processes that only wait to be reaped, and the flag of the kernel's own
+#: threads.
+_DEAD: Final = (b"Z", b"X")
+_PF_KTHREAD: Final = 0x0020_0000
+
+#: Seconds between scans while a killed process is still there.
+_PAUSE: Final = 0.001
+
+
+class Leftovers(NamedTuple):
+    """The ids of the processes that were wanted.
+
+    Attributes:
+        killed: those that were sent SIGKILL.
+        left: of those, the ones that were still there at the end, such as in an uninterruptible system call.
+    """
+
+    killed: frozenset[int]
+    left: frozenset[int]
+
+
+class Wanted(NamedTuple):
+    """The processes to be found.
+
+    Attributes:
+        variable: the environment variable with the mark.
+        mark: its value, or the part of it up to the last dot but one: ``a.b.`` is wanted with ``a.b.c.``.
+        leader: the id of a process: all of its POSIX session and process group are wanted, and all children of a
+            wanted process; ``None`` for none of them. The leader must not have been reaped.
+    """
+
+    variable: str
+    mark: str
+    leader: int | None = None
+
+
+class Look(NamedTuple):
+    """What one scan has found of something that is wanted.
+
+    Attributes:
+        found: the ids of processes that were killed.
+        unclear: the ids of all processes, wanted or not, that cannot be judged now.
+    """
+
+    found: set[int]
+    unclear: set[int]
+
+
+class _Process(NamedTuple):
+    """A line of ``/proc/PID/stat``, as far as it is of interest, and the open directory that it came from."""
+
+    pid: int
+    proc_fd: int
+    state: bytes
+    parent: int
+    group: int
+    session: int
+    flags: int
+    threads: int
+
+    @property
+    def dead(self) -> bool:
+        """Whether it has let go of everything. (A leader of threads may be a zombie before its last thread is.)"""
+        return self.state in _DEAD and self.threads <= 1
+
+
+def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
+    """Kill every process of this user that is wanted, and wait until they are gone.
+
+    It takes about ``max_time`` seconds at most.
+    """
+    killed: set[int] = set()
+    left: set[int] = set()
+    deadline = time.monotonic() + max_time
+    clean = 0
+    while clean < CLEAN_SCANS:
+        [look] = kill_found([wanted])
+        killed |= look.found
+        left = look.found | (look.unclear & killed)
+        clean = 0 if look.found or look.unclear else clean + 1
+        if time.monotonic() >= deadline:
+            break
+        if not clean:
+            time.sleep(_PAUSE)
+    return Leftovers(frozenset(killed), frozenset(left))
+
+
+def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
+    """Kill the processes that are wanted, in one scan; returns what was found of each.
+
+    A process that is dead is not found. To be sure that no process is left, see `CLEAN_SCANS`.
+    """
+    marks = {f"{each.variable}={each.mark}".encode(): number for number, each in enumerate(wanted)}
+    variables = {f"{each.variable}=".encode() for each in wanted}
+    leaders = {each.leader: number for number, each in enumerate(wanted) if each.leader is not None}
+    found: list[set[int]] = [set() for _ in wanted]
+    unclear: set[int] = set()
+    parents: dict[int, int] = {}
+    for process in _processes():
+        if process.dead:
+            continue
+        parents[process.pid] = process.parent
+        with suppress(OSError):  # it has ended, or its environment may not be read
+            numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
+            numbers |= {marks[mark] for mark in _marks(process.proc_fd, variables) if mark in marks}
+            if numbers:
+                # An open directory of /proc stays with its process, so `_kill` can tell by it whether the process
+                # has ended, and its number may be another process's by now.
+                _kill(process)
+                for number in numbers:
+                    found[number].add(process.pid)
+            elif _without_memory(process):
+                unclear.add(process.pid)
+    for number in leaders.values():
+        found[number] |= _kill_children(found[number], parents)
+    return [Look(each, unclear) for each in found]
+
+
+def is_any_left(wanted: Wanted) -> bool:
+    """Whether a process lives that carries the mark, or follows the leader."""
+    needle = f"{wanted.variable}={wanted.mark}".encode()
+    for process in _processes():
+        if not process.dead and process.pid != wanted.leader:
+            with suppress(OSError):
+                if wanted.leader in (process.group, process.session):
+                    return True
+                if needle in _marks(process.proc_fd, {f"{wanted.variable}=".encode()}):
+                    return True
+    return False
+
+
+def _marks(proc_fd: int, variables: set[bytes]) -> Iterator[bytes]:
+    """The marks in a process's environment, each whole, and without its last part."""
+    environment = b"\0" + _read(proc_fd, "environ")
+    for variable in variables:
+        start = environment.find(b"\0" + variable) + 1
+        if start:
+            mark = environment[start : environment.find(b"\0", start)]
+            yield mark
+            yield mark[: mark.rfind(b".", 0, -1) + 1]
+
+
+def _kill_children(found: set[int], parents: Mapping[int, int]) -> set[int]:
+    """Kill the processes that descend from those found, and return their ids.
+
+    They have cleared their environment and left the session, but their parent was there a moment ago.
+    """
+    more: set[int] = set()
+    while fresh := {pid for pid, parent in parents.items() if parent in found or parent in more} - found - more:
+        more |= fresh
+    for process in _processes(more):
+        if process.parent in found | more:
+            with suppress(OSError):
+                _kill(process)
+    return more
+
+
+def _processes(only: set[int] | None = None) -> Iterator[_Process]:
+    """All processes but this one and the kernel's threads. The descriptor of each is open until the next comes."""
+    names: list[str] = []
+    if only is None:
+        with suppress(OSError):
+            names = os.listdir("/proc")
+    else:
+        names = list(map(str, only))
+    own = str(os.getpid())
+    for name in names:
+        if not name.isdigit() or name == own:
+            continue
+        with suppress(OSError):
+            fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                process = _look(int(name), fd)
+                if not process.flags & _PF_KTHREAD:
+                    yield process
+            finally:
+                os.close(fd)
+
+
+def _look(pid: int, proc_fd: int) -> _Process:
+    # The name, which is in parentheses, may hold any byte.
+    fields = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 18)
+    state, parent, group, session, _, _, flags = fields[:7]
+    return _Process(pid, proc_fd, state, int(parent), int(group), int(session), int(flags), int(fields[17]))
+
+
+def _without_memory(process: _Process) -> bool:
+    """Whether a process has no memory now: it is in an exec, or about to be a zombie.
+
+    In an exec its old memory is gone and the new not filled, so its environment is empty. That may last long on a
+    busy machine. Its arguments are empty too, unlike those of a process that really has no environment.
+    """
+    return not (_read(process.proc_fd, "environ") or _read(process.proc_fd, "cmdline"))
+
+
+def _read(proc_fd: int, name: str) -> bytes:
+    fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
+    try:
+        parts = []
+        while part := os.read(fd, 65536):
+            parts.append(part)
+    finally:
+        os.close(fd)
+    return b"".join(parts)
+
+
+def _kill(process: _Process) -> None:
+    pidfd = _open_pidfd(process.pid)
+    if pidfd is None:
+        # Between this look and the signal another process could get the number. But that would take 32 thousand
+        # process starts within microseconds.
+        _look(process.pid, process.proc_fd)
+        os.kill(process.pid, signal.SIGKILL)
+        return
+    try:
+        # Look again, through the directory that was opened before the pidfd: if the process of the directory is
+        # still there, it has the number, and so the pidfd is its own. (If not, this raises ProcessLookupError.)
+        _look(process.pid, process.proc_fd)
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+    finally:
+        os.close(pidfd)
+
+
+def _open_pidfd(pid: int) -> int | None:
+    """A pidfd; `None` if the kernel, a sandbox or the C library that Python was built with does not give one."""
+    if not (hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")):
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as exc:
+        if exc.errno in (errno.ENOSYS, errno.EPERM):
+            return None
+        raise
