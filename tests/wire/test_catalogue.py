@@ -93,7 +93,7 @@ def test_everything_is_activity_but_what_only_looks_whether_there_is_some() -> N
 
 def test_within_a_session_these_stay_behind_data() -> None:
     behind = classes(lambda row: row.place is wire.Place.WITHIN and not (row.overtakes or row.stream))
-    assert behind == {wire.TcpEof}
+    assert behind == {wire.TcpEof, wire.ExecStreamEnded}
 
 
 def test_last_words_stay_behind_data_but_answers_to_calls() -> None:
@@ -140,7 +140,8 @@ def test_requests_with_a_window_are_those_that_open_streams() -> None:
 
 def test_an_agent_takes_what_a_client_says_within_a_session_of_the_kind() -> None:
     common = {wire.Credit, wire.Cancel}
-    assert wire.accepted_in("exec") == {wire.ExecStdin, wire.ExecResize, wire.ExecSignal} | common
+    ours = {wire.ExecRelease, wire.ExecKill}
+    assert wire.accepted_in("exec") == {wire.ExecStdin, wire.ExecResize, wire.ExecSignal} | ours | common
     assert wire.accepted_in("tcp") == {wire.TcpData, wire.TcpEof, wire.TcpClose} | common
     assert wire.accepted_in("fs") == {wire.FsData} | common
     assert wire.accepted_in("fs", data=False) == common

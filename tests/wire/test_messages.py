@@ -23,7 +23,10 @@ GENERATIONS = {
     4: {name for name in wire.MESSAGE_TYPES if name.startswith("core.tcp.")},
     5: {"core.error"},
     6: {"core.ping", "core.pong", "core.touch", "core.touched"},
-    7: {"core.bootstrap", "trio.credit", "trio.cancel"},
+    7: {
+        *("core.bootstrap", "trio.credit", "trio.cancel"),
+        *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill"),
+    },
 }
 CONTROL = {
     *("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready", "core.shutdown"),
@@ -34,13 +37,13 @@ AGENT_SENDS = {
     *("core.init.resolved", "core.ready", "core.pong", "core.touched", "core.error"),
     *("core.exec.started", "core.exec.stdin.error", "core.exec.stdout", "core.exec.stderr"),
     *("core.exec.exited", "core.exec.failed", "core.fs.response", "core.tcp.connected"),
-    *("core.tcp.closed", "core.tcp.failed"),
+    *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left"),
 }
 
 
-def test_there_are_the_32_types_of_generation_7_and_two_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_and_six_of_our_own() -> None:
     core = [name for name in wire.MESSAGE_TYPES if name.startswith("core.")]
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 34)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 38)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

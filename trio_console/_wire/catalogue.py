@@ -24,6 +24,9 @@ from trio_console._wire.messages import (
     Error,
     ExecExited,
     ExecFailed,
+    ExecKill,
+    ExecLeft,
+    ExecRelease,
     ExecRequest,
     ExecResize,
     ExecSignal,
@@ -32,6 +35,7 @@ from trio_console._wire.messages import (
     ExecStdin,
     ExecStdinError,
     ExecStdout,
+    ExecStreamEnded,
     FsData,
     FsRequest,
     FsResponse,
@@ -172,6 +176,10 @@ def _table() -> Mapping[str, MessageType]:
         # No generation of the protocol has these; each side announces in other messages that it knows them.
         MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
         MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),
+        MessageType("trio.exec.ended", ExecStreamEnded, 0, 7, up, "exec", within),
+        MessageType("trio.exec.left", ExecLeft, 0, 7, up, "exec", within, overtakes=True),
+        MessageType("trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True),
+        MessageType("trio.exec.kill", ExecKill, 0, 7, down, "exec", within, overtakes=True),
     )
     return MappingProxyType({row.name: row for row in rows})
 

@@ -2,10 +2,11 @@
 
 Their declarations follow the rules in ``payloads``; ``catalogue`` gives them names and flags.
 
-Keys that the microsandbox protocol does not have (``Ready.flow``, ``window`` in the three requests,
-``ExecExited.signal``, ``ExecFailed.filename``) are left out unless they are set; every peer ignores unknown keys.
-`Credit` and `Cancel` are types of this project. They are sent only to a peer that has announced or requested
-credit, because an unknown *type* ends upstream's agent.
+Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``window`` in the three
+requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and ``alive``,
+``ExecFailed.filename``) are left out unless they are set; every peer ignores unknown keys. The types whose names
+begin with ``trio.`` are this project's. They are sent only to a peer that has announced or requested them, because
+an unknown *type* ends upstream's agent.
 
 This module must not know bytes, nor which side sends which message when.
 """
@@ -13,7 +14,7 @@ This module must not know bytes, nor which side sends which message when.
 from __future__ import annotations
 
 from collections.abc import Sequence  # noqa: TC003 (msgspec reads annotations)
-from typing import Annotated, Literal, TypeAlias, final
+from typing import Annotated, Final, Literal, TypeAlias, final
 
 from msgspec import UNSET, Meta, Struct, field
 
@@ -35,6 +36,8 @@ from trio_console._wire.payloads import (
     U32,
     U64,
     DefaultUser,
+    ExecEnds,
+    ExecStdio,
     Flow,
     FsOp,
     FsResult,
@@ -48,6 +51,12 @@ from trio_console._wire.payloads import (
 Word = Annotated[str, Meta(pattern=r"^[a-z0-9_]+\Z")]
 
 StreamName: TypeAlias = Literal["stdin", "stdout", "stderr", "data"]
+
+USER_STAGE: Final = "user"
+"""The ``stage`` of an `ExecFailed` whose user or group the guest does not know."""
+
+EXEC_ENDS: Final = "exec_ends"
+"""A word in ``Ready.features``: the agent knows ``stdio`` and ``ends`` in a request, and the messages for them."""
 
 
 class Message(Struct, frozen=True):
@@ -105,7 +114,7 @@ class Ready(OmittingMessage, frozen=True):
     """Agent to host, and replayed to each client. Times are nanoseconds.
 
     ``boot_time_ns`` and ``ready_time_ns`` are of the boot clock, ``init_time_ns`` is a duration. ``flow``
-    announces that the agent counts credit.
+    announces that the agent counts credit; ``features`` are words for the other extensions that it knows.
     """
 
     boot_time_ns: U64
@@ -113,6 +122,7 @@ class Ready(OmittingMessage, frozen=True):
     ready_time_ns: U64
     agent_version: str = ""
     flow: Omit[Flow] = UNSET
+    features: Omit[Sequence[str]] = UNSET
 
 
 @final
@@ -179,7 +189,7 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
     """Start a command. ``rows`` and ``cols`` matter with ``tty`` only.
 
     ``window`` asks for credit: at most so many bytes of stdout, and as many of stderr, may be on their
-    way and not granted yet.
+    way and not granted yet. ``stdio`` and ``ends`` may be asked of an agent with the feature `EXEC_ENDS`.
     """
 
     cmd: str
@@ -192,6 +202,8 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
     cols: U16 = 80
     rlimits: Sequence[Rlimit] = field(default_factory=list)
     window: Omit[U32] = UNSET
+    stdio: Omit[ExecStdio] = UNSET
+    ends: Omit[ExecEnds] = UNSET
 
 
 @final
@@ -225,10 +237,49 @@ class ExecStderr(DataMessage, frozen=True):
 
 @final
 class ExecExited(OmittingMessage, frozen=True):
-    """The command ended: ``code`` 0-255, or -1 if a signal ended it; ``signal`` tells which."""
+    """The command ended: ``code`` 0-255, or -1 if a signal ended it; ``signal`` tells which.
+
+    ``held`` names the streams that other processes still held when the session ended; ``alive`` is the number of
+    processes of the command that were told to end, and had not ended in time.
+    """
 
     code: I32
     signal: Omit[I32] = UNSET
+    held: Omit[Sequence[StreamName]] = UNSET
+    alive: Omit[U32] = UNSET
+
+
+@final
+class ExecStreamEnded(Message, frozen=True):
+    """A stream of output has ended, and the session goes on."""
+
+    stream: StreamName
+
+
+@final
+class ExecLeft(OmittingMessage, frozen=True):
+    """The command has exited, as `ExecExited` says it, but its streams have not ended: the session goes on."""
+
+    code: I32
+    signal: Omit[I32] = UNSET
+
+
+@final
+class ExecRelease(Message, frozen=True):
+    """To the agent: the output is not read any more.
+
+    The session ends at the exit of the command. Processes that hold its streams live on.
+    """
+
+
+@final
+class ExecKill(Message, frozen=True):
+    """To the agent: kill the command and everything that it has started, and end the session when all are gone.
+
+    ``grace`` is the milliseconds in which the guest should confirm that; then it says what is left.
+    """
+
+    grace: U32
 
 
 @final

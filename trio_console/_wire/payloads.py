@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence  # noqa: TC003 (msgspec reads annotations)
 from functools import cache
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar, final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, TypeAlias, TypeVar, final
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 from msgspec.structs import fields, force_setattr
@@ -68,6 +68,29 @@ class Flow(Struct, frozen=True):
     """The agent counts credit: ``window`` bytes of stdin may be outstanding for one command."""
 
     window: U32
+
+
+@final
+class ExecStdio(Struct, frozen=True):
+    """What a command gets for its three streams in the guest.
+
+    ``null`` is ``/dev/null``. With ``stdout`` for its stderr, both are one pipe, so that their order is kept.
+    """
+
+    stdin: Literal["pipe", "null"] = "pipe"
+    stdout: Literal["pipe", "null"] = "pipe"
+    stderr: Literal["pipe", "null", "stdout"] = "pipe"
+
+
+@final
+class ExecEnds(Struct, frozen=True):
+    """Asks that the exit of a command and the ends of its streams are told each by itself.
+
+    ``drain`` is the milliseconds of silence after the exit, for which a stream that is still held open is read;
+    with ``None`` it is read until its end.
+    """
+
+    drain: U32 | None = None
 
 
 @final
