@@ -83,10 +83,26 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--relay", required=True, metavar="PATH", help="the relay's socket")
     run.add_argument("--cwd", metavar="DIR", help="working directory in the guest")
     run.add_argument("--user", help="USER, UID, USER:GROUP or UID:GID")
-    run.add_argument("--env", action="append", default=[], metavar="NAME=VALUE", help="may be repeated")
+    run.add_argument(
+        "--env",
+        action="append",
+        default=[],
+        type=_variable,
+        metavar="NAME[=VALUE]",
+        help="a variable; without a value it is passed on from this program's environment; may be repeated",
+    )
     run.add_argument("--tty", action="store_true", help="give the command a terminal")
     run.add_argument("command", nargs="+", metavar="COMMAND", help="after --")
     return parser
+
+
+def _variable(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        if name not in os.environ:
+            raise argparse.ArgumentTypeError(f"{name!r} is not set here: give it a value, as {name}=VALUE")
+        value = os.environ[name]
+    return name, value
 
 
 def _fail(message: object, status: int) -> int:
@@ -187,7 +203,6 @@ async def _connected(path: str) -> AsyncIterator[trio_console.Guest]:
 
 
 async def _run_command(args: argparse.Namespace) -> int:
-    env = dict(item.partition("=")[::2] for item in args.env)
     async with (
         _connected(args.relay) as guest,
         guest.open_process(
@@ -195,7 +210,7 @@ async def _run_command(args: argparse.Namespace) -> int:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env=env,
+            env=dict(args.env),
             cwd=args.cwd,
             user=args.user,
             tty=args.tty,

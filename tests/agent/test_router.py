@@ -163,6 +163,10 @@ async def test_a_client_that_left_has_its_commands_killed(host: Host) -> None:
     # The terminal frame frees the id in a relay.
     assert (await host.collect(mine)).messages == [wire.ExecExited(code=-1, signal=9)]
     assert not runs(pid)
+    # (The search for what the commands have started is over, once a later search is.)
+    last = await host.start("sleep", "60", sid=30, ends=wire.ExecEnds(None))
+    await host.send(wire.ExecKill(10_000), last)
+    await host.collect(last)
     assert await ends_of_sigterm(host, theirs)
 
 
@@ -255,7 +259,7 @@ async def test_a_mistake_inside_one_session_costs_only_that_session(
         raise ZeroDivisionError
 
     sid = await host.start("sleep", "60")
-    monkeypatch.setattr("trio_console.agent._process.session._readable_bytes", broken)
+    monkeypatch.setattr("trio_console.agent._process.session._read_some", broken)
     await host.send(wire.ExecSignal(9), sid)
     assert isinstance((await host.collect(sid)).last, wire.Error)
     assert "ZeroDivisionError" in capsys.readouterr().err

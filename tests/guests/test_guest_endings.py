@@ -15,8 +15,8 @@ from tests.tools.limits import HANG
 from trio_console import _open
 from trio_console._guests import process as _process
 from trio_console._guests import supervisor
-from trio_console._guests.leftovers import Leftovers
 from trio_console._guests.spec import Host
+from trio_console._processes import Leftovers, Wanted
 from trio_console._session.confirmations import Confirmations
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
 async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
     left: frozenset[int], match: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(_process, "kill_marked_processes", lambda _mark: Leftovers(left, left))
+    monkeypatch.setattr(_process, "kill_processes", lambda _wanted: Leftovers(left, left))
     await _process._kill_left_behind("mark", trio.CancelScope())
     assert [str(found.message).partition(" were")[0] for found in recwarn] == (
         ["the processes [4, 17] of a guest"] if match else []
@@ -103,11 +103,11 @@ async def test_a_second_ctrl_c_does_not_cut_the_search_short(
     monkeypatch.setattr(_process, "_SCAN_TIME", HANG)
     searched: list[str] = []
 
-    def search(mark: str) -> Leftovers:
-        searched.append(mark)
+    def search(wanted: Wanted) -> Leftovers:
+        searched.append(wanted.mark)
         return Leftovers(frozenset(), frozenset())
 
-    monkeypatch.setattr(_process, "kill_marked_processes", search)
+    monkeypatch.setattr(_process, "kill_processes", search)
     patience = trio.CancelScope()
     patience.cancel()  # as `see_through` does at a second Ctrl-C
     await _process._kill_left_behind("mark", patience)
@@ -117,7 +117,7 @@ async def test_a_second_ctrl_c_does_not_cut_the_search_short(
 
 async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
-    monkeypatch.setattr(_process, "kill_marked_processes", lambda _mark: os.read(reading, 1))
+    monkeypatch.setattr(_process, "kill_processes", lambda _wanted: os.read(reading, 1))
     try:
         with pytest.warns(RuntimeWarning, match="may still run"):
             await _process._kill_left_behind("mark", trio.CancelScope())

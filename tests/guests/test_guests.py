@@ -126,7 +126,7 @@ def describe(exc: BaseException) -> tuple[Any, ...]:
     if isinstance(exc, OSError):
         return type(exc), exc.errno, exc.filename
     if isinstance(exc, subprocess.CalledProcessError):
-        return type(exc), exc.returncode, exc.cmd, exc.output, exc.stderr
+        return subprocess.CalledProcessError, exc.returncode, exc.cmd, exc.output, exc.stderr
     return (type(exc),)
 
 
@@ -163,7 +163,7 @@ async def outcome(run: Any, command: Any, options: dict[str, Any]) -> tuple[Any,
         done = await run(command, **options)
     except (OSError, subprocess.CalledProcessError) as exc:
         return describe(exc)
-    assert type(done) is subprocess.CompletedProcess
+    assert isinstance(done, subprocess.CompletedProcess)
     return done.args, done.returncode, done.stdout, done.stderr
 
 

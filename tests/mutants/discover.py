@@ -37,7 +37,6 @@ _CANDIDATES: Final = {
         "guests/test_guests.py",
         "guests/test_guest_specs.py",
         "guests/test_guest_endings.py",
-        "guests/test_leftovers.py",
         "interrupts/test_ctrl_c.py",
     ),
     "_console.ring": (

@@ -184,7 +184,11 @@ asyncio.run(main())
 """
 
 EXPECTED: dict[str, Any] = {
-    "ready": [7, "core.ready", ["agent_version", "boot_time_ns", "flow", "init_time_ns", "ready_time_ns"]],
+    "ready": [
+        7,
+        "core.ready",
+        ["agent_version", "boot_time_ns", "features", "flow", "init_time_ns", "ready_time_ns"],
+    ],
     "ping": [[1, "core.pong", {}]] * 2,
     "touch": ["core.touched", True],
     "exec_with_stdin": {

@@ -78,6 +78,7 @@ class Talk:
 async def talking(
     *,
     window: int | None = WINDOW,
+    features: tuple[str, ...] = (),
     generation: int = 7,
     ids: range = range(1, 1000),
     grace: float = 5.0,
@@ -88,7 +89,7 @@ async def talking(
 ) -> AsyncIterator[Talk]:
     """A guest whose agent has just said it was ready. ``window=None`` is an agent that knows no credit."""
     ours, theirs = streams()
-    connection = Connection(ours, wire.FrameDecoder(), ready_message(window), generation, ids, explain)
+    connection = Connection(ours, wire.FrameDecoder(), ready_message(window, *features), generation, ids, explain)
     talk: Talk
     guest = Guest(connection, confirmations=Confirmations(grace, connection.heard), force=lambda: talk.force())
     with trio.fail_after(patience):

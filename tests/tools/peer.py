@@ -46,10 +46,16 @@ def said(raw: bytes | Iterable[bytes]) -> list[tuple[int, wire.Message]]:
     return [(one.id, wire.decode(one)) for one in parse(raw)]
 
 
-def ready_message(window: int | None) -> wire.Ready:
-    """The ready message of an agent. ``None`` is an agent that counts no credit."""
-    flow = wire.UNSET if window is None else wire.Flow(window)
-    return wire.Ready(boot_time_ns=1, init_time_ns=2, ready_time_ns=3, agent_version="fake", flow=flow)
+def ready_message(window: int | None, *features: str) -> wire.Ready:
+    """The ready message of an agent with these features. ``None`` is an agent that counts no credit."""
+    return wire.Ready(
+        boot_time_ns=1,
+        init_time_ns=2,
+        ready_time_ns=3,
+        agent_version="fake",
+        flow=wire.UNSET if window is None else wire.Flow(window),
+        features=features or wire.UNSET,
+    )
 
 
 async def settle() -> None:

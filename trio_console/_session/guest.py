@@ -27,7 +27,6 @@ from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.nursery import grouping_nursery, hidden_nursery
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from _typeshed import OpenBinaryMode, OpenTextMode
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
     from trio_console._session.confirmations import Confirmations
     from trio_console._session.files.file import GuestFile
     from trio_console._session.process.command import CommandLine, Input, Rlimits, StrOrPath
+    from trio_console._session.process.completed import CompletedProcess
     from trio_console._trio.lost import GuestLostError
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
@@ -171,16 +171,20 @@ class Guest:
         tty: bool = False,
         rows: int = 24,
         cols: int = 80,
+        drain: float | None = 2.0,
         task_status: trio.TaskStatus[GuestProcess] = trio.TASK_STATUS_IGNORED,
-    ) -> subprocess.CompletedProcess[bytes]:
+    ) -> CompletedProcess:
         """Run a command in the guest, and wait for it, as `trio.run_process` does on this machine.
 
         Output that is not captured is written to this program's own stdout and stderr.
 
-        If cancelled, the command's process group is ended by ``deliver_cancel`` (by default with SIGTERM, and with
-        SIGKILL if it still runs 5 seconds later). The call returns once the guest has confirmed the end; or, with
-        a `RuntimeWarning`, when the grace of `open_guest` has passed after the last attempt (one grace for
-        everything that a guest does not confirm).
+        What the command has started in the background lives on when it has exited, also if it holds the command's
+        output; see ``drain``.
+
+        If cancelled, the command is ended by ``deliver_cancel`` (by default with SIGTERM to its process group, and
+        with SIGKILL if it still runs 5 seconds later), and then everything that it has started is killed. The call
+        returns once the guest has confirmed the end; or, with a `RuntimeWarning`, when the grace of `open_guest`
+        has passed after the last attempt (one grace for everything that a guest does not confirm).
 
         Args:
             command: a sequence of strings; with ``shell``, one string. A name without a slash is looked up on the
@@ -203,14 +207,24 @@ class Guest:
                 -1 is unlimited. By default the guest's.
             tty: give it a terminal, on which all output is stdout; by default not.
             rows, cols: size of the terminal in characters; by default 24 and 80.
+            drain: seconds of silence after the command's exit, for which output that another process still holds
+                is waited for: by default 2; `None` for its end, as `trio.run_process` does; 0 not at all. What was
+                written before the exit always comes. After that the process writes into nothing, without an error,
+                and ``output_open`` of the result is true. (An agent without this feature waits for the end.)
             task_status: under ``nursery.start``, returns the running `GuestProcess`.
 
+        Returns:
+            A `subprocess.CompletedProcess`, which also has ``output_open``.
+
         Raises:
-            subprocess.CalledProcessError: ``check`` is true and the command exited with another status than 0.
+            subprocess.CalledProcessError: ``check`` is true and the command exited with another status than 0. It
+                also has ``output_open``.
             OSError: the command could not be started: the subclass for its errno, with ``.filename``.
+            LookupError: the guest does not know the user or group.
             GuestLostError: the guest is gone. How the command ended is not known.
             ProtocolError: one side violated the protocol, which ended this command.
             UnsupportedByPeer: the agent takes too few bytes at a time for a terminal's input. Nothing was sent.
+            ChildProcessError: another process in the guest has taken the status of the command.
             TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         checked = Command(
@@ -228,6 +242,7 @@ class Guest:
             tty=tty,
             rows=rows,
             cols=cols,
+            drain=drain,
         )
         if task_status is trio.TASK_STATUS_IGNORED:
             checked.check_no_pipes()
@@ -236,7 +251,8 @@ class Guest:
             process = GuestProcess(session)
             try:
                 task_status.started(process)
-                await process.wait()
+                await session.wait_ended()
+                session.check()
             except BaseException:
                 if not session.ended:
                     session.discard_unclaimed_output()
@@ -265,9 +281,13 @@ class Guest:
     ) -> AsyncIterator[GuestProcess]:
         """Start a command in the guest, and yield the process.
 
-        Leaving the block, also if cancelled, kills the process group if the process still runs. It returns once
+        Leaving the block kills the process if it still runs, and everything that it has started. It returns once
         the guest has confirmed the end; or, with a `RuntimeWarning`, after the grace of `open_guest` (one grace
-        for everything that a guest does not confirm).
+        for everything that a guest does not confirm). If the process has exited before, what it has started in
+        the background lives on, with a working output that nobody reads; but if the block is left by an exception,
+        also by a cancellation, that is killed, too.
+
+        Each stream lives until its own end, or the block's, also after the process has exited.
 
         Args:
             command: as in `run_process`.
@@ -301,6 +321,8 @@ class Guest:
                 session = await self._start(checked, nursery)
                 try:
                     yield GuestProcess(session)
+                    with trio.CancelScope(shield=True):
+                        await self._leave_process(session)
                 finally:
                     with trio.CancelScope(shield=True):
                         await self._end_process(session)
@@ -352,20 +374,27 @@ class Guest:
                             # The process may end by itself now. (`peek`: a process that does not end says nothing
                             # about the guest, so this does not count as a missing confirmation.)
                             with trio.move_on_at(self._confirmations.peek()):
-                                await session.wait_ended()
+                                await session.wait_left()
                     finally:
                         # Also if the user's function failed. (Does nothing if the process has ended.)
                         with trio.CancelScope(shield=True):
                             await self._end_process(session)
 
                 delivery.start_soon(deliver)
-                await session.wait_ended()
+                await session.wait_left()
                 delivery.cancel_scope.cancel()
 
+    async def _leave_process(self, session: ProcessSession) -> None:
+        """Let go of a process that has exited while streams are open: the processes that hold them live on."""
+        if session.left and not session.ended and session.tells_ends:
+            session.send(wire.ExecRelease())
+            session.discard_claimed_output()
+            await self._confirmations.wait(session.wait_ended)
+
     async def _end_process(self, session: ProcessSession) -> None:
-        """Kill the process if it still runs, and wait for the guest's confirmation, at most for the grace."""
+        """Kill what still runs of the command, and wait for the guest's confirmation, at most for the grace."""
         if not session.ended:
-            session.send(wire.ExecSignal(signal.SIGKILL))
+            session.kill_all(self._confirmations.peek() - trio.current_time())
             session.discard_output()
             if not await self._confirmations.wait(session.wait_ended) and not session.ended:
                 session.give_up(self._confirmations.confirmed)
@@ -375,6 +404,13 @@ class Guest:
                     RuntimeWarning,
                     stacklevel=1,
                 )
+        if session.alive:
+            warnings.warn(
+                f"the guest could not end {session.alive} processes of {session!r} in time; they may still run",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+            session.alive = 0  # said once
 
     # Files
 
@@ -466,7 +502,7 @@ class Guest:
 
         Raises:
             OSError: the guest could not connect: the subclass for its errno, such as `ConnectionRefusedError`
-                or `TimeoutError`.
+                or `TimeoutError`; `socket.gaierror` if it does not know the host.
             GuestLostError: the guest is gone.
             UnsupportedByPeer: the agent is too old for connections.
             TypeError, ValueError: an argument is not valid. Nothing was sent.

@@ -59,7 +59,8 @@ class Router:
         sender: where they go.
         nursery: where sessions run. Cancelling it is up to the owner, when `run` has returned.
         openers: kinds of sessions by the class of their opening message.
-        forget_files: called with a range of ids (start, end) whose client has gone.
+        forget_client: called with the range of ids (start, end) of a client that has gone, after its sessions were
+            ended.
         set_clock: called with nanoseconds since the epoch, or ``None`` to leave the clock alone.
         shutdown_grace: seconds that sessions are given to end in order.
     """
@@ -71,7 +72,7 @@ class Router:
         nursery: trio.Nursery,
         *,
         openers: Mapping[type[wire.Message], Opener],
-        forget_files: Callable[[int, int], object],
+        forget_client: Callable[[int, int], object],
         set_clock: Callable[[int], object] | None,
         shutdown_grace: float,
     ) -> None:
@@ -79,7 +80,7 @@ class Router:
         self._sender = sender
         self._nursery = nursery
         self._openers = openers
-        self._forget_files = forget_files
+        self._forget_client = forget_client
         self._set_clock = set_clock
         self._shutdown_grace = shutdown_grace
         self._idle = trio.Event()
@@ -219,7 +220,7 @@ class Router:
         for session in self.sessions.values():
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()
-        self._forget_files(message.id_start, message.id_end_exclusive)
+        self._forget_client(message.id_start, message.id_end_exclusive)
 
     # Shutdown
 

@@ -7,22 +7,27 @@ reason, the nursery is cancelled, and each session ends its processes before its
 from __future__ import annotations
 
 import os
+import secrets
 import signal
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console import _wire as wire
 from trio_console._version import __version__
+from trio_console._wire.ids import slot_ids, slot_of, slots_in
 from trio_console._wire.outbox import Outbox
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
 from trio_console.agent._net.tcp import TcpSession
+from trio_console.agent._process.hunt import Hunt
 from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
+from trio_console.agent._process.sinks import Sinks
 from trio_console.agent._process.spawn import Child, spawn
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
@@ -128,8 +133,13 @@ class _Agent:
         self._source = FrameSource(stream)
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
+        self._hunt = Hunt(f"{secrets.token_hex(8)}.")
+        self._sinks: Sinks | None = None
         self._threads = trio.CapacityLimiter(_SPAWN_THREADS)
         self._defaults = ExecDefaults()
+        self._serial = 0
+        self._clients_gone: dict[int, int] = {}  # by slot
+        self._commanders: set[str] = set()  # clients that have started commands
         self._is_init = os.getpid() == 1
         self._router: Router | None = None
         self._files = Files(handles_per_client=options.handles_per_client, has_room=self._has_room_for_handles)
@@ -178,11 +188,13 @@ class _Agent:
             sender,
             nursery,
             openers=self._openers(),
-            forget_files=self._files.forget,
+            forget_client=partial(self._forget_client, nursery),
             set_clock=set_clock if self._is_init else None,
             shutdown_grace=self.options.shutdown_grace,
         )
         self._router = router
+        self._sinks = Sinks(nursery)
+        nursery.start_soon(self._hunt.run)
         nursery.start_soon(self._files.run)
         nursery.start_soon(write_activity, sender.activity, router.sessions, self.options.activity_dir)
         if self.options.owns_process:
@@ -211,11 +223,14 @@ class _Agent:
 
     def _open_exec(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
         assert isinstance(message, wire.ExecRequest), "an opener gets the message that it is registered for"
+        assert self._sinks is not None, "sessions are opened by the router"
         return ExecSession(
             sender,
             session_id,
             message,
-            spawn=self._spawn,
+            spawn=partial(self._spawn, session_id),
+            sinks=self._sinks,
+            hunt=self._hunt,
             stdin_window=self.options.stdin_window,
             stdin_budget=self.options.stdin_budget,
             stdin_patience=self.options.stdin_patience,
@@ -237,19 +252,43 @@ class _Agent:
         """Raise the descriptor limit if the open and the new sessions and files need it."""
         assert self._router is not None, "sessions are opened by the router"
         count = self._files.handles.count if handles is None else handles
-        self.headroom.ensure(len(self._router.sessions) + 1, count)
+        sinks = 0 if self._sinks is None else self._sinks.count
+        self.headroom.ensure(len(self._router.sessions) + 1 + sinks, count)
 
     def _has_room_for_handles(self, handles: int) -> bool:
         self._ensure_headroom(handles)
         return self.headroom.takes_handles(handles)
 
-    async def _spawn(self, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
+    def _client(self, slot: int) -> str:
+        """The client that has a slot now, for the marks of its commands."""
+        return f"{slot}-{self._clients_gone.get(slot, 0)}"
+
+    def _forget_client(self, nursery: trio.Nursery, start: int, end: int) -> None:
+        """End what a client that has gone has left: its files, and the processes that its commands have started.
+
+        (The router ends its sessions. A range that is a part of a slot ends these, but not all of the client.)
+        """
+        self._files.forget(start, end)
+        for slot in slots_in(start, end):
+            client, ids = self._client(slot), slot_ids(slot)
+            if client in self._commanders and start <= ids.start and ids.stop <= end:
+                self._commanders.remove(client)
+                self._clients_gone[slot] = self._clients_gone.get(slot, 0) + 1
+                nursery.start_soon(self._hunt.kill_client, client, _KILL_GRACE)
+
+    async def _spawn(self, session_id: int, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
         """Start a child in a thread, so that a slow file system does not stop other sessions."""
         self._ensure_headroom()
         before = self.headroom.for_child()
+        self._serial += 1
+        slot = slot_of(session_id)
+        assert slot is not None, "the router opens sessions only with ids of clients"
+        client = self._client(slot)
+        self._commanders.add(client)
+        mark = self._hunt.mark_of(client, self._serial)
         with self._leaders.starting():
             child = await trio.to_thread.run_sync(
-                spawn, request, size, self._defaults, before, limiter=self._threads
+                spawn, request, size, self._defaults, before, mark, limiter=self._threads
             )
             self._leaders.add(child.pid)
             child.on_reap = self._leaders.discard

@@ -154,11 +154,12 @@ class SendCredit:
         window: bytes that may be sent before a grant, or ``None`` if the client counts no credit.
     """
 
-    __slots__ = ("_given_up", "_room", "_window")
+    __slots__ = ("_room", "_window", "given_up")
 
     def __init__(self, window: int | None) -> None:
         self._window: Final = SendWindow(window)
-        self._given_up = False
+        #: Whether no more grants are waited for.
+        self.given_up = False
         self._room = trio.Event()
 
     async def wait(self, wanted: int) -> int:
@@ -166,10 +167,14 @@ class SendCredit:
 
         Only one task waits at a time. Not a checkpoint if there is credit.
         """
-        while not (size := self._window.may_send(wanted)) and not self._given_up:
+        while not (size := self._window.may_send(wanted)) and not self.given_up:
             self._room = trio.Event()
             await self._room.wait()
         return size
+
+    def may_send(self, wanted: int) -> int:
+        """How many bytes may be sent now, at most ``wanted``."""
+        return self._window.may_send(wanted)
 
     def note_sent(self, nbytes: int) -> None:
         self._window.sent(nbytes)
@@ -180,7 +185,7 @@ class SendCredit:
 
     def give_up(self) -> None:
         """Wait for no more grants: bytes without credit will not be sent."""
-        self._given_up = True
+        self.given_up = True
         self._room.set()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pwd
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from trio_console import _wire as wire
+from trio_console.agent._process.spawn import Child
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,9 +85,21 @@ async def test_signals_python_ignores_are_at_their_defaults(host: Host) -> None:
     assert not [number for number in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> (number - 1) & 1]
 
 
-async def test_an_exit_that_cannot_be_learnt_is_not_status_0(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trio_console.agent._process.spawn.Child.status", lambda _child: None)
-    assert (await host.run("true")).last == wire.ExecExited(code=-1, signal=9)
+async def test_a_status_that_somebody_else_has_taken_is_not_invented(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status = Child.status
+
+    def after_another(child: Child) -> wire.ExecExited | None:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(child.pid, 0)
+        return status(child)
+
+    monkeypatch.setattr(Child, "status", after_another)
+    outcome = await host.run("true")
+    assert isinstance(outcome.last, wire.Error)
+    assert outcome.last.kind == "exit_unknown"
+    assert f"process {outcome.all(wire.ExecStarted)[0].pid} has ended" in outcome.last.message
 
 
 async def test_the_id_is_free_once_the_exit_was_seen(host: Host) -> None:
@@ -360,7 +374,7 @@ async def test_ones_own_name_needs_no_privilege(host: Host) -> None:
 @pytest.mark.parametrize("user", ["no-such-user", "root:no-such-group", "root:", ":root", "4294967295", "a\0b"])
 async def test_a_user_that_makes_no_sense_has_no_errno(host: Host, user: str) -> None:
     last = (await host.run("/bin/true", user=user)).last
-    assert (last.kind, last.errno, last.errno_name, last.stage) == ("other", None, None, None)
+    assert (last.kind, last.errno, last.errno_name, last.stage) == ("other", None, None, wire.USER_STAGE)
 
 
 async def test_the_bootstraps_user_is_the_default(agent: AgentFactory) -> None:

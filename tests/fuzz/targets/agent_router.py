@@ -180,7 +180,7 @@ class _Agent:
                     Sender(outbox, Activity()),
                     sessions,
                     openers={wire.ExecRequest: self._open, wire.TcpConnect: self._open},
-                    forget_files=lambda start, end: self._forgotten.append((start, end)),
+                    forget_client=lambda start, end: self._forgotten.append((start, end)),
                     set_clock=self._clock.append,
                     shutdown_grace=1,
                 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import socket
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -123,7 +125,17 @@ async def test_a_peer_that_reads_nothing_holds_up_the_sender_at_the_window() -> 
         ("connect h:1 timed out", TimeoutError, errno.ETIMEDOUT),
         ("connect h:1: Connection timed out (os error 110)", TimeoutError, errno.ETIMEDOUT),
         ("connect h:1: No route to host (os error 113)", OSError, errno.EHOSTUNREACH),
-        ("connect h:1: failed to lookup address information: Name or service not known", OSError, None),
+        (
+            "connect h:1: failed to lookup address information: Name or service not known",
+            socket.gaierror,
+            socket.EAI_NONAME,
+        ),
+        (
+            "connect h:1: failed to lookup address information: Temporary failure in name resolution",
+            socket.gaierror,
+            socket.EAI_AGAIN,
+        ),
+        ("connect h:1: failed to lookup address information: nothing known", socket.gaierror, socket.EAI_FAIL),
     ],
 )
 async def test_why_a_connection_failed_is_told(text: str, cls: type[OSError], number: int | None) -> None:
@@ -131,8 +143,9 @@ async def test_why_a_connection_failed_is_told(text: str, cls: type[OSError], nu
         connecting = begin(talk.nursery, lambda: talk.guest.open_tcp_stream("h", 1))
         id_, _ = await talk.agent.expect(wire.TcpConnect)
         await talk.agent.send(wire.TcpFailed(text), id_)
-        with pytest.raises(cls, match="connect h:1") as caught:
+        with pytest.raises(cls) as caught:
             await connecting.wait()
+        assert "connect h:1" in "".join(traceback.format_exception_only(caught.value))
         assert type(caught.value) is cls
         assert caught.value.errno == number
         assert talk.connection.active_sessions == 0

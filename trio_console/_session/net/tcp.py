@@ -10,6 +10,7 @@ import enum
 import errno
 import os
 import re
+import socket
 from typing import Final, final
 
 import trio
@@ -27,6 +28,16 @@ from trio_console._trio.lost import GuestLostError
 
 __all__ = ["GuestTcpStream", "open_guest_tcp_stream"]
 
+#: What resolvers say, with the numbers that Python gives these errors. (Python has no call for that.)
+_RESOLVER_ERRORS: Final = {
+    "Name or service not known": socket.EAI_NONAME,
+    "No address associated with hostname": socket.EAI_NODATA,
+    "Temporary failure in name resolution": socket.EAI_AGAIN,
+    "Non-recoverable failure in name resolution": socket.EAI_FAIL,
+}
+
+_LOOKUP: Final = re.compile(r"failed to lookup address information: (.*)\Z", re.DOTALL)
+
 #: `os.strerror` takes a C int, and nine digits always fit one. A longer number is not an errno.
 _OS_ERROR: Final = re.compile(r"\s*\(os error (\d{1,9})\)")
 
@@ -36,6 +47,11 @@ def _tcp_error(text: str) -> OSError:
     found = _OS_ERROR.search(text)
     if found is not None:
         return OSError(int(found[1]), _OS_ERROR.sub("", text) or os.strerror(int(found[1])))
+    lookup = _LOOKUP.search(text)
+    if lookup is not None:
+        error = socket.gaierror(_RESOLVER_ERRORS.get(lookup[1], socket.EAI_FAIL), lookup[1])
+        error.add_note(f"(in the guest: {text})")
+        return error
     if text.endswith("timed out"):
         return OSError(errno.ETIMEDOUT, text)
     return OSError(text)

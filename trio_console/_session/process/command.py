@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -30,6 +31,9 @@ _RESOURCES = frozenset(
 )
 _UNLIMITED = 2**64 - 1
 
+# Seconds, whose milliseconds fit into the request.
+_MAX_DRAIN = 4_000_000
+
 
 @final
 @dataclass(frozen=True, eq=False)
@@ -38,6 +42,7 @@ class Command:
 
     Attributes:
         given: the command itself. For this and the other attributes see `Guest.run_process`.
+        drain: as there; the default, `None`, is that of `Guest.open_process`.
         request: the request for the agent, without credit.
 
     Raises:
@@ -58,12 +63,14 @@ class Command:
     cols: int
     capture_stdout: bool = False
     capture_stderr: bool = False
+    drain: float | None = None
     request: wire.ExecRequest = field(init=False)
 
     def __post_init__(self) -> None:
         _check_targets(self.stdin, self.stdout, self.stderr)
         _check_capture("stdout", self.capture_stdout, self.stdout)
         _check_capture("stderr", self.capture_stderr, self.stderr)
+        _check_drain(self.drain)
         argv = _arguments(self.given, self.shell)
         request = wire.ExecRequest(
             cmd=argv[0],
@@ -97,9 +104,43 @@ class Command:
         """The name of the program."""
         return self.request.cmd
 
-    def request_with(self, window: int | None) -> wire.ExecRequest:
-        """The request; with a window (in bytes) it asks for credit."""
-        return self.request if window is None else msgspec.structs.replace(self.request, window=window)
+    def request_with(self, window: int | None, *, ends: bool) -> wire.ExecRequest:
+        """The request for an agent.
+
+        Args:
+            window: bytes, if the agent counts credit.
+            ends: whether the agent has the feature `wire.EXEC_ENDS`.
+        """
+        request = self.request
+        if window is not None:
+            request = msgspec.structs.replace(request, window=window)
+        if ends:
+            drain = None if self.drain is None else math.ceil(self.drain * 1000)
+            request = msgspec.structs.replace(request, ends=wire.ExecEnds(drain), stdio=self._stdio())
+        return request
+
+    def _stdio(self) -> wire.ExecStdio | wire.UnsetType:
+        if self.tty:
+            return wire.UNSET
+        no_input = self.stdin is None or _is_target(self.stdin, subprocess.DEVNULL)
+        return wire.ExecStdio(
+            "null" if no_input else "pipe",
+            "null" if self.stdout == subprocess.DEVNULL else "pipe",
+            "stdout"
+            if self.stderr == subprocess.STDOUT
+            else "null"
+            if self.stderr == subprocess.DEVNULL
+            else "pipe",
+        )
+
+
+def _is_target(stdin: Input, target: int) -> bool:
+    return isinstance(stdin, int) and stdin == target
+
+
+def _check_drain(drain: float | None) -> None:
+    if drain is not None and not 0 <= drain <= _MAX_DRAIN:
+        raise ValueError(f"drain must be between 0 and {_MAX_DRAIN} seconds, or None for ever, not {drain!r:.80}")
 
 
 def _check_targets(stdin: object, stdout: object, stderr: object) -> None:

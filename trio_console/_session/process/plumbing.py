@@ -19,6 +19,7 @@ from trio_console._trio.threads import in_thread
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
+    from trio_console._session.process.command import Input
     from trio_console._session.process.session import ProcessSession
     from trio_console._session.receiving import Incoming
 
@@ -40,8 +41,13 @@ def attach_input(session: ProcessSession) -> Job | None:
     data = bytes(stdin) if isinstance(stdin, (bytes, bytearray, memoryview)) else b""
     if data or tty:  # a terminal's end of file is a character, which a starting program may discard
         return partial(_feed, stream, data)
-    session.close_input()
+    if not session.tells_ends or (stdin is not None and not _is_devnull(stdin)):
+        session.close_input()
     return None
+
+
+def _is_devnull(stdin: Input) -> bool:
+    return isinstance(stdin, int) and stdin == subprocess.DEVNULL
 
 
 def attach_output(session: ProcessSession) -> Iterator[Job]:

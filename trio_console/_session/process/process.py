@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _wire as wire
-from trio_console._errors import again
 from trio_console._session.owner import Owner, owned
 
 if TYPE_CHECKING:
@@ -83,21 +82,19 @@ class GuestProcess:
         return self._session.returncode
 
     async def wait(self) -> int:
-        """Wait until the process has exited and all its output has come; return `returncode`.
+        """Wait until the process has exited; return `returncode`. If cancelled, the process goes on.
 
-        If its output goes to a pipe, a task must read it; otherwise the wait may never end. If cancelled, the
-        process goes on.
+        Its streams may go on, and what it wrote before its exit can still be read. (An agent that does not tell
+        the exit by itself tells it behind all output. Then, if the output goes to a pipe, a task must read it.)
 
         Raises:
             trio_console.GuestLostError: the guest is gone, and how the process ended is not known.
             trio_console.ProtocolError: a side broke the protocol, which ended this session.
+            ChildProcessError: another process in the guest has taken the status, so it is not known.
         """
         await trio.lowlevel.checkpoint()
-        await self._session.wait_ended()
-        if self._session.error is not None:
-            raise again(self._session.error)
-        assert self._session.returncode is not None, "a missing exit is never 0"
-        return self._session.returncode
+        await self._session.wait_left()
+        return self._session.status()
 
     def send_signal(self, sig: signal.Signals | int) -> None:
         """Send a signal to the process group, soon. Does nothing once the process has exited.
@@ -112,9 +109,11 @@ class GuestProcess:
             ValueError: ``sig`` is not between 1 and 31.
         """
         number = int(sig)
+        if number == 0:
+            return  # as on this machine: nothing is sent, and there is no error
         if not 1 <= number <= 31:
-            raise ValueError(f"signal {number} cannot be sent to a guest: only 1 to 31 can")
-        self._owner.call(self._session.send, wire.ExecSignal(number))
+            raise ValueError(f"signal {number} cannot be sent to a guest: only 1 to 31, and 0, which does nothing")
+        self._owner.call(self._session.signal, number)
 
     def terminate(self) -> None:
         """Send SIGTERM to the process group. From any thread."""

@@ -6,7 +6,6 @@ import enum
 import errno
 import os
 import signal
-import subprocess
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -15,6 +14,7 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
+from trio_console._session.process.completed import CalledProcessError, CompletedProcess
 from trio_console._session.process.input import close_stdin, stdin_window
 from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, MergedAccounts, broken
 from trio_console._session.sending import DataSender
@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from trio_console._session.process.command import Command
 
 __all__ = ["PROCESS", "ProcessSession", "ProcessState"]
+
+#: Milliseconds, which have to fit into a frame.
+_MAX_GRACE: Final = 2**32 - 1
 
 _OUTPUTS: Final[tuple[wire.StreamName, wire.StreamName]] = ("stdout", "stderr")
 
@@ -44,16 +47,20 @@ class ProcessState(enum.Enum):
 
     STARTING = enum.auto()
     RUNNING = enum.auto()
+    LEFT = enum.auto()  # it has exited, and streams of its output are still open
     EXITED = enum.auto()
     FAILED = enum.auto()  # it could not be started, or how it ended is not known: there is an error
+    CUT = enum.auto()  # it has exited, and the rest of its output is lost: there is a status and an error
     EXITED_LATE = enum.auto()  # the exit was reported after that; the tasks that waited have got the error
 
 
 PROCESS: Final = Steps(
     {
-        ProcessState.STARTING: {ProcessState.RUNNING, ProcessState.EXITED, ProcessState.FAILED},
-        ProcessState.RUNNING: {ProcessState.EXITED, ProcessState.FAILED},
+        ProcessState.STARTING: {ProcessState.RUNNING, ProcessState.LEFT, ProcessState.EXITED, ProcessState.FAILED},
+        ProcessState.RUNNING: {ProcessState.LEFT, ProcessState.EXITED, ProcessState.FAILED},
+        ProcessState.LEFT: {ProcessState.EXITED, ProcessState.CUT},
         ProcessState.EXITED: set(),
+        ProcessState.CUT: set(),
         ProcessState.FAILED: {ProcessState.EXITED_LATE},
         ProcessState.EXITED_LATE: set(),
     }
@@ -90,7 +97,14 @@ class ProcessSession(Session):
         self._state = PROCESS.first
         self._heard_late: Callable[[], object] | None = None
         self._started = trio.Event()
+        self._left = trio.Event()  # it has exited, or the session has ended
         self._ended = trio.Event()
+        #: Whether the agent tells the exit and the end of each stream by itself, and kills all of a command.
+        self.tells_ends: Final = wire.EXEC_ENDS in (connection.ready.features or ())
+        #: Whether another process still held the output when the session ended.
+        self.output_open = False
+        #: How many processes of the command the guest was told to end, and could not.
+        self.alive = 0
         flow = connection.ready.flow
         credited = flow is not wire.UNSET
         self._accounts = {
@@ -110,8 +124,9 @@ class ProcessSession(Session):
             GuestLostError: the guest is gone. Nothing was sent.
         """
         credited = self._connection.ready.flow is not wire.UNSET
+        request = self.command.request_with(WINDOW if credited else None, ends=self.tells_ends)
         try:
-            self._connection.open(self, self.command.request_with(WINDOW if credited else None))
+            self._connection.open(self, request)
         except ProtocolError as exc:
             raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", self.command.name) from None
 
@@ -141,32 +156,34 @@ class ProcessSession(Session):
                 self._start(pid)
             case wire.ExecStdinError():
                 self.input.refuse(OSError(message.errno or 0, message.message))
+            case wire.ExecLeft():
+                self._leave(message)
+            case wire.ExecStreamEnded():
+                self._end_stream(message.stream)
             case wire.ExecExited():
                 self._exit(message)
-            case wire.ExecFailed():
-                self._fail(_start_error(message, self.command))
-                self._note_late_answer()
-            case wire.Error():
-                self._note_late_answer()
-                self._kill_unheard()  # some agents refuse the frame and keep the process
-                self._fail(
-                    ProtocolError(
-                        f"the guest's agent refused a frame of {self.command.given!r}: {message.message}",
-                        kind=message.kind,
-                        frame_id=self.id,
-                        message_type=message.offending_type or None,
-                    )
-                )
             case _:
-                self._kill_unheard()
-                self._fail(
-                    ProtocolError(
-                        f"{wire.type_of(message).name} (id {self.id}) has no place in an exec session",
-                        kind="invalid_session",
-                        frame_id=self.id,
-                        message_type=wire.type_of(message).name,
-                    )
-                )
+                self._fail(self._why_ended(message))
+                if wire.type_of(message).place is wire.Place.ENDS:
+                    self._note_late_answer()
+
+    def _why_ended(self, message: wire.Message) -> Exception:
+        """The error for a message that ends the session without an exit."""
+        match message:
+            case wire.ExecFailed():
+                return _start_error(message, self.command)
+            case wire.Error(kind="exit_unknown"):
+                return ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD), self.command.name)
+            case wire.Error(kind="not_confirmed"):
+                return GuestLostError(f"the guest could not end {self.command.given!r}: {message.message}")
+        self._kill_unheard()  # some agents refuse the frame and keep the process
+        if isinstance(message, wire.Error):
+            text = f"the guest's agent refused a frame of {self.command.given!r}: {message.message}"
+            kind, about = message.kind, message.offending_type or None
+        else:
+            about, kind = wire.type_of(message).name, "invalid_session"
+            text = f"{about} (id {self.id}) has no place in an exec session"
+        return ProtocolError(text, kind=kind, frame_id=self.id, message_type=about)
 
     def _start(self, pid: int) -> None:
         if self._state is ProcessState.STARTING:  # an agent may report the start twice
@@ -175,13 +192,13 @@ class ProcessSession(Session):
         self._started.set()
 
     def _exit(self, message: wire.ExecExited) -> None:
-        late = self._state is ProcessState.FAILED
-        self._state = PROCESS.take(self._state, ProcessState.EXITED_LATE if late else ProcessState.EXITED)
-        assert self.returncode is None, "an exit status is told once"
-        # A number below 1 is not a signal; as a signal, 0 would turn an abnormal end into status 0.
-        number = message.signal
-        self.returncode = message.code if number is wire.UNSET or number < 1 else -number
-        assert self.returncode < 0 or self.returncode == message.code, "a missing exit is never 0"
+        if self._state is not ProcessState.CUT:
+            late = self._state is ProcessState.FAILED
+            self._state = PROCESS.take(self._state, ProcessState.EXITED_LATE if late else ProcessState.EXITED)
+        if self.returncode is None:  # it was not told before
+            self.returncode = _returncode(message.code, message.signal)
+        self.output_open = bool(message.held)
+        self.alive = message.alive or 0
         self._end(BrokenPipeError("the process has exited"))
         self._note_late_answer()
 
@@ -189,6 +206,22 @@ class ProcessSession(Session):
         """Note that the guest has ended the session, after it was given up."""
         if self._heard_late is not None:
             self._heard_late()
+
+    def _leave(self, message: wire.ExecLeft) -> None:
+        """The process has exited; its streams go on."""
+        if self._state in (ProcessState.STARTING, ProcessState.RUNNING):
+            self._state = PROCESS.take(self._state, ProcessState.LEFT)
+            assert self.returncode is None, "an exit status is told once"
+            self.returncode = _returncode(message.code, message.signal)
+            self.input.stop(BrokenPipeError("the process has exited"))
+            self._started.set()
+            self._left.set()
+
+    def _end_stream(self, name: wire.StreamName) -> None:
+        if name == "stdout":
+            self.output.end()
+        elif name == "stderr":
+            self.error_output.end()
 
     def _put(self, incoming: Incoming, name: wire.StreamName, data: bytes) -> None:
         if self._merged is not None:
@@ -214,9 +247,10 @@ class ProcessSession(Session):
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:  # the first reason stays
-            self._state = PROCESS.take(self._state, ProcessState.FAILED)
+            known = self._state is ProcessState.LEFT
+            self._state = PROCESS.take(self._state, ProcessState.CUT if known else ProcessState.FAILED)
             self.error = error
-            assert self.returncode is None, "every session ends once: one that has exited cannot fail"
+            assert known == (self.returncode is not None), "an exit status is told once"
         self._end(error, broken(error))
 
     def _end(self, input_error: Exception, output_error: Exception | None = None) -> None:
@@ -224,6 +258,7 @@ class ProcessSession(Session):
         self.output.end(output_error)
         self.error_output.end(output_error)
         self._started.set()
+        self._left.set()
         self._ended.set()
 
     @property
@@ -243,16 +278,31 @@ class ProcessSession(Session):
             raise again(self.error)
 
     def merge_output(self) -> None:
-        """Read both outputs as one. Called before the first checkpoint after `open`, so before output comes."""
+        """Read both outputs as one. Called before the first checkpoint after `open`, so before output comes.
+
+        They are one already, if the agent has made them so.
+        """
         assert not self.output.bytes_received, "each byte of a window is always somewhere: none came unnoted"
+        if self.tells_ends:
+            self.error_output.end()
+            return
         self._merged = MergedAccounts()
         if self.output.account is not None:
             self.output.account = self._merged
         self.error_output.end()
 
     @property
+    def left(self) -> bool:
+        """Whether the process has exited, or the session has ended with an error."""
+        return self._left.is_set()
+
+    async def wait_left(self) -> None:
+        """Wait until the process has exited, or the session has ended. If cancelled, nothing changes."""
+        await self._left.wait()
+
+    @property
     def ended(self) -> bool:
-        """Whether the session has ended: by an exit, or by an error."""
+        """Whether the session has ended: by an exit and the ends of all streams, or by an error."""
         return self._ended.is_set()
 
     async def wait_ended(self) -> None:
@@ -264,6 +314,35 @@ class ProcessSession(Session):
         if not self.ended:
             self._connection.send(message, self.id)
 
+    def signal(self, number: int) -> None:
+        """Send a signal to the process group, unless the process has exited."""
+        if not self.left:
+            self.send(wire.ExecSignal(number))
+
+    def kill_all(self, grace: float) -> None:
+        """Kill the process, and everything that it has started if the agent can do that.
+
+        Args:
+            grace: seconds for the guest to confirm it.
+        """
+        if self.tells_ends:
+            # A part of the time is for the answer's way back: it says what could not be ended.
+            self.send(wire.ExecKill(max(0, min(int(800 * grace), _MAX_GRACE))))
+        else:
+            self.send(wire.ExecSignal(signal.SIGKILL))
+
+    def status(self) -> int:
+        """The exit status, as soon as it is known; raises the error of a session that has ended without it."""
+        if self._state is not ProcessState.CUT:
+            self.check()
+        assert self.returncode is not None, "a missing exit is never 0"
+        return self.returncode
+
+    def check(self) -> None:
+        """Raise the error with which the session has ended, if it has."""
+        if self.error is not None:
+            raise again(self.error)
+
     def discard_output(self) -> None:
         """Drop and count all output that still comes, because its reader may have gone.
 
@@ -271,6 +350,13 @@ class ProcessSession(Session):
         """
         self.output.let_go()
         self.error_output.let_go()
+
+    def discard_claimed_output(self) -> None:
+        """`discard_output` for the streams that the user holds."""
+        if self.stdout is not None:
+            self.output.let_go()
+        if self.stderr is not None:
+            self.error_output.let_go()
 
     def discard_unclaimed_output(self) -> None:
         """`discard_output` for the streams that the user does not hold: their readers have been cancelled."""
@@ -298,7 +384,7 @@ class ProcessSession(Session):
         self.output.close()
         self.error_output.close()
 
-    def completed(self, check: bool) -> subprocess.CompletedProcess[bytes]:
+    def completed(self, check: bool) -> CompletedProcess:
         """The result of `run_process`; raises its error if ``check`` is true and the status is not 0."""
         # Every session ends once: by an exit, or with an error. The wait for the end has raised the error.
         assert self._state is ProcessState.EXITED, "only a process that has exited has a result"
@@ -307,12 +393,25 @@ class ProcessSession(Session):
         stderr = None if self.captured_errors is None else b"".join(self.captured_errors)
         args, status = self.command.given, self.returncode
         if check and status:
-            raise subprocess.CalledProcessError(status, args, output=stdout, stderr=stderr)
-        return subprocess.CompletedProcess(args, status, stdout, stderr)
+            error = CalledProcessError(status, args, output=stdout, stderr=stderr)
+            error.output_open = self.output_open
+            raise error
+        result = CompletedProcess(args, status, stdout, stderr)
+        result.output_open = self.output_open
+        return result
 
 
-def _start_error(failed: wire.ExecFailed, command: Command) -> OSError:
+def _returncode(code: int, number: int | wire.UnsetType) -> int:
+    # A number below 1 is not a signal; as a signal, 0 would turn an abnormal end into status 0.
+    status = code if number is wire.UNSET or number < 1 else -number
+    assert status < 0 or status == code, "a missing exit is never 0"
+    return status
+
+
+def _start_error(failed: wire.ExecFailed, command: Command) -> Exception:
     """The exception that `subprocess` raises for the same failure."""
+    if failed.stage == wire.USER_STAGE:
+        return LookupError(failed.message)
     filename = command.name if failed.filename is wire.UNSET else failed.filename
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
     if number is None:

@@ -9,6 +9,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+from trio_console._processes import COMMAND_MARK
 from trio_console.agent._process.limits import Limit, limit_number
 from trio_console.agent._process.users import Account, find_account, own_home
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ExecDefaults", "Plan", "make_plan"]
 
+_MARK_NAME: Final = COMMAND_MARK.encode()
+_DEFAULT_TERM: Final = b"xterm-256color"
 _SCRIPTS_DIR: Final = b"/.msb/scripts"
 _DEFAULT_PATH: Final = b"/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -53,8 +56,8 @@ class Plan(NamedTuple):
     limits: tuple[Limit, ...]
 
 
-def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Limit, ...]) -> Plan:
-    """Make the plan for a request. ``first`` are limits that are set before all others.
+def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Limit, ...], mark: str = "") -> Plan:
+    """Make the plan for a request. ``first`` are limits that are set first, ``mark`` is for its processes.
 
     Raises:
         UnknownUserError: there is no such user or group.
@@ -70,16 +73,22 @@ def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Li
     cwd = defaults.cwd if request.cwd is None else request.cwd
     return Plan(
         argv=[request.cmd.encode(), *(arg.encode() for arg in request.args)],
-        env=_environment(request.env, defaults.env, home),
+        env=_environment(request, defaults.env, home, mark),
         cwd=None if cwd is None else cwd.encode(),
         account=None if account is None or account.is_current() else account,
         limits=(*first, *defaults.limits, *wanted),
     )
 
 
-def _environment(entries: Sequence[str], base: Mapping[bytes, bytes], home: str | None) -> dict[bytes, bytes]:
-    asked = dict(_split_entries(entries))
+def _environment(
+    request: wire.ExecRequest, base: Mapping[bytes, bytes], home: str | None, mark: str
+) -> dict[bytes, bytes]:
+    asked = dict(_split_entries(request.env))
     env = {**base, **asked}
+    if mark:
+        env[_MARK_NAME] = mark.encode()
+    if request.tty:
+        env.setdefault(b"TERM", _DEFAULT_TERM)
     if b"HOME" not in asked:
         # A default from the bootstrap is dropped as well, because HOME belongs to the command's user.
         env.pop(b"HOME", None)

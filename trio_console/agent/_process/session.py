@@ -2,16 +2,21 @@
 
 A session begins with the start of the process, and the frame ``started``. Then four tasks run side by side: one
 each for stdin, stdout and stderr, and the session's own, which waits for the exit of the process, the leader of
-its group. After the exit the rest of the output is sent, and the zombie is reaped. If the session is ended before
-the exit, the whole group is killed. The last frame is ``exited``.
+its group. After the exit the rest of the output is sent (the drain), and the zombie is reaped. If the session is
+ended before the exit, everything that the command has started is killed. The last frame is ``exited``.
 
 Rules:
 
 * Output is read only when there is credit for it and room in the outbox: a reader that pauses pauses its own
   process, because the process's pipe becomes full; it costs no memory here.
 * The leader's zombie is kept until burial, so that the number of its process group cannot be another group's.
-* Bytes that were in a pipe when the leader exited are delivered, however slow the reader is. A background child
-  that holds the pipe open after that gets `DRAIN_GRACE` and no more.
+* After the leader's exit a stream that somebody still holds is delivered on, until it ends, or until it was silent
+  for the drain that the client has asked for (`DRAIN_GRACE` if it has not asked). Silence counts only while the
+  client could take bytes, so a slow reader loses nothing.
+* Whoever still holds a stream then keeps it: the agent reads on, and drops the bytes (`Sinks`).
+* A client that asks for it is told the end of each stream, and the exit while streams are open.
+* A session that is ended by force ends everything that its command has started, and says how many processes it
+  could not end (`Hunt`).
 
 This module must not know other sessions, nor how a child is made.
 """
@@ -24,10 +29,11 @@ import errno
 import fcntl
 import math
 import os
+import select
 import signal
 import termios
 from functools import partial
-from typing import Final, Protocol, final
+from typing import TYPE_CHECKING, Final, Protocol, final
 
 import msgspec
 import trio
@@ -37,6 +43,10 @@ from trio_console.agent._inflow import Put
 from trio_console.agent._process.spawn import Child, StartError, os_error_text
 from trio_console.agent._process.stdin import StdinFeed
 from trio_console.agent._session import SendCredit, Sender, Session
+
+if TYPE_CHECKING:
+    from trio_console.agent._process.hunt import Hunt
+    from trio_console.agent._process.sinks import Sinks
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
@@ -50,11 +60,19 @@ LEGACY_STDIN_BUDGET: Final = 8 * 1024 * 1024
 #: Seconds in which a command may take no stdin before more stdin of a client without credit is refused.
 STDIN_PATIENCE: Final = 1.0
 
-#: Seconds after the leader's exit in which other processes with its stdout may delay the report of the exit.
+#: Seconds of silence after the leader's exit for which a stream that is still held is read, for a client that has
+#: not said how many.
 DRAIN_GRACE: Final = 0.25
 
 #: Seconds to wait for a killed process. One that is in an uninterruptible system call is left after that.
 _BURIAL_GRACE: Final = 2.0
+
+#: Seconds within which the ends of a command's streams and its exit count as one: a process that exits closes its
+#: streams a moment earlier. So a command that just ends costs no frame but ``exited``.
+_TOGETHER: Final = 0.002
+
+#: Seconds between two looks at a terminal that no process has open.
+_TTY_POLL: Final = 0.05
 
 #: Bytes that are read at once, and sent in one frame. Each frame costs the same turns of the loop here and on the
 #: host, so this is a third faster than 64 KiB. Twice as many would be slower, because the allocator would get each
@@ -86,16 +104,23 @@ class Spawn(Protocol):
 class _Output:
     """One stream of output."""
 
-    __slots__ = ("_grown", "cls", "credit", "fd", "grace", "left", "name")
+    __slots__ = ("_grown", "cls", "credit", "fd", "held", "left", "living", "name", "over", "silence")
 
-    def __init__(self, name: str, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
+    def __init__(self, name: wire.StreamName, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
         self.name = name
         self.fd = fd
         self.cls = cls
         self.credit = SendCredit(window)
-        self.grace = trio.CancelScope()
-        self.left: float = math.inf  # bytes to deliver after the grace; set when the leader exits
+        self.living = trio.CancelScope()  # ends when the leader exits
+        self.silence = trio.CancelScope()  # a wait for bytes after that
+        self.left: float = math.inf  # bytes to deliver after the exit
+        self.over = False  # whether its delivery is over
+        self.held = False  # whether somebody has it open when its delivery is over
         self._grown = False
+
+    def waiting(self) -> int:
+        """The bytes that can be read without waiting; of a terminal, at least as many."""
+        return max(_readable_bytes(self.fd), _TTY_HOLDS if os.isatty(self.fd) else 0)
 
     def grow(self) -> None:
         """Enlarge the pipe, once, because it was found full."""
@@ -115,19 +140,32 @@ class ExecSession(Session):
         session_id: the session's id.
         request: the request of the command.
         spawn: starts the child.
+        sinks: take the output that is not read any more.
+        hunt: ends what the command has started.
         stdin_window: the window that was announced to clients that count credit, in bytes.
     """
 
     __slots__ = (
+        "_alive",
         "_child",
+        "_done",
+        "_drain",
         "_early_signals",
+        "_ends",
         "_exit",
         "_failure",
         "_feed",
+        "_hunt",
+        "_kill_grace",
+        "_last_output",
         "_outputs",
+        "_outputs_open",
+        "_outputs_over",
         "_request",
+        "_sinks",
         "_size",
         "_spawn",
+        "_status_lost",
     )
 
     kind = "exec"
@@ -140,6 +178,8 @@ class ExecSession(Session):
         request: wire.ExecRequest,
         *,
         spawn: Spawn,
+        sinks: Sinks,
+        hunt: Hunt,
         stdin_window: int = STDIN_WINDOW,
         stdin_budget: int = LEGACY_STDIN_BUDGET,
         stdin_patience: float = STDIN_PATIENCE,
@@ -147,6 +187,17 @@ class ExecSession(Session):
         super().__init__(sender, session_id)
         self._request = request
         self._spawn = spawn
+        self._sinks = sinks
+        self._hunt = hunt
+        self._ends = request.ends is not msgspec.UNSET  # whether the client wants to be told of each end
+        self._drain = _drain_seconds(request)
+        self._kill_grace: float | None = None  # seconds, if everything is to be killed
+        self._status_lost = False  # whether somebody else has reaped the leader
+        self._alive = 0  # processes that could not be killed
+        self._outputs_open = 0
+        self._last_output = -math.inf  # when bytes came last, after the exit
+        self._outputs_over = trio.Event()
+        self._done = trio.Event()  # the leader has exited, and the outputs are over
         self._size = (request.rows, request.cols)
         self._early_signals: dict[int, None] = {}  # each once, in order
         self._child: Child | None = None
@@ -173,9 +224,10 @@ class ExecSession(Session):
         finally:
             self._feed.close()
             if self._child is not None:
-                with trio.move_on_after(_BURIAL_GRACE, shield=True):
-                    await self._still(self._child, kill=not in_order)
-                self._exit = self._exit or self._child.status()
+                if not in_order:
+                    with trio.CancelScope(shield=True):
+                        await self._kill_all(self._child)  # bounded by its grace
+                self._exit = self._exit or self._status(self._child)
                 self._child.reap()
         await self._say_last(self._last_word())
 
@@ -196,49 +248,94 @@ class ExecSession(Session):
             feeding = trio.CancelScope()
             nursery.start_soon(self._feed_stdin, child, feeding)
             for output in self._outputs.values():
-                nursery.start_soon(self._pump, output)
+                nursery.start_soon(self._pump, child, output)
             await trio.lowlevel.wait_readable(child.exit_fd)
-            self._exit = child.status()
+            self._exit = self._status(child)
             feeding.cancel()
             self._feed.close()
+            child.let_go_of_terminal()
             self._begin_drain(child)
+            await self._tell_exit()
 
     def _make_outputs(self, child: Child) -> None:
         window = None if self._request.window is msgspec.UNSET else self._request.window
         # The streams are in the order of the descriptors; a terminal has only the first one.
         streams = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
-        assert len(child.outputs) == (1 if child.tty else len(streams)), "every output of a child has its stream"
+        assert child.outputs.keys() <= set(streams.values()), "every output of a child has its stream"
         self._outputs = {
-            name: _Output(name, fd, cls, window)
-            for (cls, name), fd in zip(streams.items(), child.outputs, strict=False)
+            name: _Output(name, child.outputs[name], cls, window)
+            for cls, name in streams.items()
+            if name in child.outputs
         }
+        self._outputs_open = len(self._outputs)
+        if not self._outputs:
+            self._outputs_over.set()
 
     async def _feed_stdin(self, child: Child, scope: trio.CancelScope) -> None:
         with scope:
             await self._feed.run(child)
 
     def _begin_drain(self, child: Child) -> None:
-        deadline = trio.current_time() + DRAIN_GRACE
+        self._last_output = trio.current_time()
         for output in self._outputs.values():
-            output.left = _TTY_HOLDS if child.tty else _readable_bytes(output.fd)
-            output.grace.deadline = deadline
+            if self._drain == 0:
+                output.left = output.waiting()
+            output.living.cancel()
         if self.muted:
             self._hurry()
+
+    async def _tell_exit(self) -> None:
+        """Tell the client of the exit, if it wants to know and the streams do not end at the same time."""
+        if self._ends and self._exit is not None:
+            with trio.move_on_after(_TOGETHER) as patience:
+                await self._outputs_over.wait()
+            if patience.cancelled_caught:
+                self._send_now(wire.ExecLeft(self._exit.code, self._exit.signal))
+        await self._outputs_over.wait()
+        self._done.set()
 
     def _hurry(self) -> None:
         """Send the output that can be sent at once: the leader has exited, and the agent is about to end."""
         for output in self._outputs.values():
-            output.grace.deadline = -math.inf
+            output.left = min(output.left, output.waiting())
             output.credit.give_up()
 
-    async def _pump(self, output: _Output) -> None:
-        with output.grace:
-            await self._deliver(output)
-        if output.grace.cancelled_caught:
-            await self._deliver_rest(output)
+    def _release(self) -> None:
+        """Deliver what has been written, and no more: the client reads no more. What comes is dropped."""
+        for output in self._outputs.values():
+            output.left = min(output.left, output.waiting())
+            output.living.cancel()
+            output.silence.cancel()
 
-    async def _deliver(self, output: _Output) -> None:
-        """Move output to the console until end of file. Cancelling it loses nothing."""
+    async def _pump(self, child: Child, output: _Output) -> None:
+        """Deliver one stream: to its end, or as long as somebody waits for it."""
+        ended = False
+        with output.living:
+            ended = await self._deliver(output)
+        if not ended:
+            ended = await self._deliver_on(child, output)
+        output.over, output.held = True, not ended
+        if output.held:
+            self._sinks.take(child.give_away(output.fd))
+        self._outputs_open -= 1
+        if not self._outputs_open:
+            self._outputs_over.set()
+        if ended and self._ends:
+            await self._tell_end(output)
+
+    async def _tell_end(self, output: _Output) -> None:
+        """Tell the client of the end of a stream, unless the session ends at the same time."""
+        with trio.move_on_after(_TOGETHER) as patience:
+            await self._done.wait()
+        if patience.cancelled_caught:
+            await self._sender.reserve_small()
+            if self.ended:
+                self._sender.release_small()
+            else:
+                self._sender.commit_small(wire.ExecStreamEnded(output.name), self.id)
+
+    async def _deliver(self, output: _Output) -> bool:
+        """Move output to the console; returns whether it has ended. Cancelling it loses nothing."""
         full = False
         while True:
             if full:
@@ -249,21 +346,55 @@ class ExecSession(Session):
                 await trio.lowlevel.wait_readable(output.fd)
             allowed = await output.credit.wait(_CHUNK)
             if not allowed:
-                return
+                return False
             data = await self._read(output, allowed)
             if data == b"":
-                return
+                return True
             full = data is not None and len(data) == allowed
             if data is not None and len(data) >= _PLAIN_PIPE:
                 output.grow()
 
-    async def _deliver_rest(self, output: _Output) -> None:
-        """Deliver the bytes that were in the pipe when the leader exited, without waiting for more."""
+    async def _deliver_on(self, child: Child, output: _Output) -> bool:
+        """Move the output of a command whose leader has exited; returns whether it has ended.
+
+        Returns also if there was silence, or enough was delivered, or the credit was given up.
+        """
         while output.left > 0:
             await trio.lowlevel.checkpoint()
-            allowed = await output.credit.wait(min(_CHUNK, int(output.left)))
-            if not allowed or not await self._read(output, allowed):
-                return
+            waiting = _poll(output.fd)
+            if waiting & select.POLLIN:
+                allowed = await output.credit.wait(int(min(_CHUNK, output.left)))
+                if not allowed:
+                    return False
+                await self._read(output, allowed)
+                self._last_output = trio.current_time()
+            elif waiting and not (child.tty and await self._hunt.any_left(child.wanted())):
+                return True
+            elif not await self._wait_in_silence(output, ended=bool(waiting)):
+                break
+        return _poll(output.fd) == select.POLLHUP
+
+    def _client_takes(self) -> bool:
+        """Whether the client could take a byte of each stream that goes on."""
+        return all(output.over or output.credit.may_send(1) for output in self._outputs.values())
+
+    async def _wait_in_silence(self, output: _Output, *, ended: bool) -> bool:
+        """Wait for more bytes; returns false once the silence has lasted for too long.
+
+        It is the silence of all streams. And it is the command's only if the client could have taken bytes.
+        """
+        while output.left > 0 and not output.credit.given_up:
+            with trio.CancelScope(deadline=self._last_output + self._drain) as output.silence:
+                if ended:  # a terminal that no process has open: the kernel does not tell when one opens it again
+                    await trio.sleep(_TTY_POLL)
+                else:
+                    await trio.lowlevel.wait_readable(output.fd)
+                return True
+            if not self._client_takes():
+                self._last_output = trio.current_time()
+            elif trio.current_time() >= self._last_output + self._drain:
+                return False
+        return False
 
     async def _read(self, output: _Output, allowed: int) -> bytes | None:
         """Read at most ``allowed`` bytes, and send them; ``None`` if there are none, ``b""`` at the end."""
@@ -274,10 +405,15 @@ class ExecSession(Session):
             self._sender.activity.exec_output_bytes += len(data)
         return data
 
-    async def _still(self, child: Child, *, kill: bool) -> None:
-        """With ``kill``, end the whole group and wait for the leader."""
-        if kill:
-            child.kill_group(signal.SIGKILL)
+    async def _kill_all(self, child: Child) -> None:
+        """Kill the whole command, and wait until it has ended."""
+        child.kill_group(signal.SIGKILL)  # at once, before the first look
+        grace = _BURIAL_GRACE if self._kill_grace is None else self._kill_grace
+        deadline = trio.current_time() + grace
+        # If the agent itself ends, or the client has gone, then all that is left is searched at once, by others.
+        if self._scope.cancel_called and not self.departed:
+            self._alive = await self._hunt.kill(child.wanted(), grace)
+        with trio.move_on_at(deadline):
             await trio.lowlevel.wait_readable(child.exit_fd)
 
     def _last_word(self) -> wire.Message:
@@ -286,7 +422,29 @@ class ExecSession(Session):
             return self._failure
         if self._child is None:
             return wire.ExecFailed(kind="other", message="ended before it was started")
-        return self._exit or wire.ExecExited(code=-1, signal=signal.SIGKILL)
+        if self._exit is None:
+            return wire.Error(*self._no_exit())
+        held = [output.name for output in self._outputs.values() if output.held]
+        if self._ends and (held or self._alive):
+            return msgspec.structs.replace(self._exit, held=held or wire.UNSET, alive=self._alive or wire.UNSET)
+        return self._exit
+
+    def _status(self, child: Child) -> wire.ExecExited | None:
+        try:
+            return child.status()
+        except ChildProcessError:
+            self._status_lost = True
+            return None
+
+    def _no_exit(self) -> tuple[str, str]:
+        """Kind and text of the error in place of an exit: a status is never invented."""
+        assert self._child is not None, "only a command that was started has an exit"
+        if self._status_lost:
+            return (
+                "exit_unknown",
+                f"process {self._child.pid} has ended, but its status was taken by another process",
+            )
+        return "not_confirmed", f"process {self._child.pid} has not ended after SIGKILL: it may still run"
 
     # The router's side
 
@@ -303,6 +461,11 @@ class ExecSession(Session):
                     self._child.resize(*self._size)
             case wire.Credit() if message.stream in self._outputs:
                 self._outputs[message.stream].credit.grant(message.bytes)
+            case wire.ExecRelease():
+                self._release()
+            case wire.ExecKill():
+                self._kill_grace = message.grace / 1000
+                self.end()
 
     def shut_down(self) -> None:
         """See `Session.shut_down`: send SIGTERM, and no terminal frame."""
@@ -344,6 +507,12 @@ class ExecSession(Session):
         self._send_now(wire.ExecStdinError(errno=code, errno_name=name, message=text))
 
 
+def _drain_seconds(request: wire.ExecRequest) -> float:
+    if request.ends is msgspec.UNSET:
+        return DRAIN_GRACE
+    return math.inf if request.ends.drain is None else request.ends.drain / 1000
+
+
 def _read_some(fd: int, nbytes: int) -> bytes | None:
     try:
         return os.read(fd, nbytes)
@@ -353,6 +522,14 @@ def _read_some(fd: int, nbytes: int) -> bytes | None:
         if exc.errno == errno.EIO:  # a terminal that no process has open any more
             return b""
         raise
+
+
+def _poll(fd: int) -> int:
+    """What a descriptor is ready for: bytes to read, its end, both or none."""
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    events = poll.poll(0)
+    return events[0][1] if events else 0
 
 
 def _readable_bytes(fd: int) -> int:

@@ -23,13 +23,14 @@ import warnings
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console import _wire as wire
+from trio_console._processes import COMMAND_MARK, Wanted
 from trio_console.agent._process.exits import open_exit_fd
 from trio_console.agent._process.limits import Limit, apply_limit
 from trio_console.agent._process.plan import ExecDefaults, Plan, make_plan
 from trio_console.agent._process.users import Account, UnknownUserError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 __all__ = ["Child", "StartError", "os_error_text", "spawn"]
 
@@ -73,14 +74,34 @@ class Child:
     The leader stays a zombie until `reap`. Until then no other process can get its number, which is also the
     number of the group. So `kill_group` never hits a process of another session.
 
-    ``stdin`` and the members of ``outputs`` are non-blocking. With a terminal they are all the same descriptor.
+    Args:
+        popen: the leader.
+        exit_fd: readable once the leader has ended.
+        ends: the pipes, or the terminal. The child closes them in the end.
+        mark: the beginning of the mark in the environment of everything that the command starts.
+
+    ``stdin`` and the values of ``outputs``, which has the streams by their names, are non-blocking. With a
+    terminal there is one output, ``stdout``, and its descriptor is also ``stdin``.
     """
 
-    __slots__ = ("_fds", "_popen", "_reaped", "exit_fd", "on_reap", "outputs", "pid", "stdin", "tty")
+    __slots__ = (
+        "_fds",
+        "_kept",
+        "_mark",
+        "_popen",
+        "_reaped",
+        "exit_fd",
+        "on_reap",
+        "outputs",
+        "pid",
+        "stdin",
+        "tty",
+    )
 
-    def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends, mark: str) -> None:
         self._popen = popen
         self._reaped = False
+        self._mark: Final = mark
         #: Called with the pid in `reap`; after that the pid may belong to another process.
         self.on_reap: Callable[[int], None] | None = None
         self.pid = popen.pid
@@ -89,7 +110,8 @@ class Child:
         self.stdin = ends.stdin
         self.outputs = ends.outputs
         self.tty = ends.tty
-        self._fds = {exit_fd, ends.stdin, *ends.outputs}
+        self._kept = ends.kept
+        self._fds = {exit_fd, *ends.own_side(), *ends.kept}
 
     def kill_group(self, number: int) -> None:
         """Send a signal to every process of the group. Does nothing after `reap`."""
@@ -97,13 +119,21 @@ class Child:
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
+    def wanted(self) -> Wanted:
+        """All processes of the command, for `kill_processes`."""
+        return Wanted(COMMAND_MARK, self._mark, None if self._reaped else self.pid)
+
     def resize(self, rows: int, cols: int) -> None:
         """Set the size of the terminal; does nothing if there is none."""
-        if self.tty and self.stdin in self._fds:
+        if self.tty and self.stdin is not None and self.stdin in self._fds:
             _set_size(self.stdin, rows, cols)
 
     def status(self) -> wire.ExecExited | None:
-        """How the leader ended; ``None`` while it runs. After its end it stays a zombie."""
+        """How the leader ended; ``None`` while it runs. After its end it stays a zombie.
+
+        Raises:
+            ChildProcessError: it was reaped by somebody else, so its status is lost.
+        """
         assert not self._reaped, "an exit is learnt before its number may be another's"
         result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
         if result is None:
@@ -116,16 +146,36 @@ class Child:
     def close_stdin(self) -> None:
         """Close the pipe, so that the child reads end of file. No task may be waiting for the pipe."""
         assert self.stdin in self._fds, "a descriptor is closed once"
-        assert self.stdin not in self.outputs, "a descriptor is never closed while another task may use its number"
+        assert self.stdin not in self.outputs.values(), "a descriptor is never closed while another may use it"
         self._fds.discard(self.stdin)
         os.close(self.stdin)
+
+    def let_go_of_terminal(self) -> None:
+        """Close this process's hold on the child's side of its terminal; without one this does nothing.
+
+        The hold keeps the terminal from ending while no process of the command has it open: another may open it.
+        """
+        for fd in self._kept:
+            self._fds.discard(fd)
+            os.close(fd)
+        self._kept = ()
+
+    def give_away(self, fd: int) -> int:
+        """A descriptor with which another object reads an output, and which it closes."""
+        assert fd in self._fds, "a descriptor has one owner"
+        if fd == self.stdin:  # a terminal's
+            return os.dup(fd)
+        self._fds.discard(fd)
+        return fd
 
     def reap(self) -> None:
         """Reap the leader, and close all descriptors. A second call does nothing."""
         if not self._reaped:
             self._reaped = True
             # (If it cannot be killed, it has not ended yet; no task waits for it any more.)
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status = 0, 0
+            with contextlib.suppress(ChildProcessError):
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
             self._popen.returncode = os.waitstatus_to_exitcode(status) if pid else -signal.SIGKILL
             if self.on_reap is not None:
                 self.on_reap(self.pid)
@@ -141,37 +191,66 @@ def _set_size(fd: int, rows: int, cols: int) -> None:
 class _Ends:
     """Both ends of a child's pipes or terminal. If the start fails, its caller closes all of them."""
 
-    __slots__ = ("child_side", "outputs", "stdin", "tty")
+    __slots__ = ("child_side", "kept", "outputs", "stdin", "tty")
 
-    def __init__(self, stdin: int, outputs: Sequence[int], child: Sequence[int], *, tty: bool) -> None:
+    def __init__(
+        self, stdin: int | None, outputs: Mapping[wire.StreamName, int], child: Sequence[int], *, tty: bool
+    ) -> None:
         self.stdin = stdin
-        self.outputs = tuple(outputs)
+        self.outputs = outputs
         self.child_side = tuple(child)
         self.tty = tty
-        for fd in {stdin, *outputs}:
+        #: Of the child's side, what stays open here: a hold on the terminal.
+        self.kept = self.child_side[:1] if tty else ()
+        for fd in self.own_side():
             os.set_blocking(fd, False)
 
-    def close_child_side(self) -> None:
+    def own_side(self) -> set[int]:
+        ends = set(self.outputs.values())
+        return ends if self.stdin is None else ends | {self.stdin}
+
+    def close_child_side(self, *, failed: bool) -> None:
         for fd in set(self.child_side):
-            os.close(fd)
+            if failed or fd not in self.kept:
+                os.close(fd)
 
     def close_own_side(self) -> None:
-        for fd in {self.stdin, *self.outputs}:
+        for fd in self.own_side():
             os.close(fd)
 
 
-def _open_pipes() -> _Ends:
+_PIPES: Final = wire.ExecStdio()
+
+
+def _open_pipes(stdio: wire.ExecStdio) -> _Ends:
+    outputs: dict[wire.StreamName, int] = {}
+    feed: int | None = None
     with contextlib.ExitStack() as opened:
 
-        def pipe() -> tuple[int, int]:
-            ends = os.pipe()  # close-on-exec, as everything Python opens
-            for fd in ends:
-                opened.callback(os.close, fd)
-            return ends
+        def keep(fd: int) -> int:
+            opened.callback(os.close, fd)
+            return fd
 
-        (stdin, feed), (out, stdout), (err, stderr) = pipe(), pipe(), pipe()
+        def pipe() -> tuple[int, int]:
+            reader, writer = os.pipe()  # close-on-exec, as everything Python opens
+            return keep(reader), keep(writer)
+
+        if stdio.stdin == "null":
+            stdin = keep(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        else:
+            stdin, feed = pipe()
+        if stdio.stdout == "null":
+            stdout = keep(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        else:
+            outputs["stdout"], stdout = pipe()
+        if stdio.stderr == "null":
+            stderr = keep(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC))
+        elif stdio.stderr == "stdout":
+            stderr = stdout
+        else:
+            outputs["stderr"], stderr = pipe()
         opened.pop_all()
-    return _Ends(feed, (out, err), (stdin, stdout, stderr), tty=False)
+    return _Ends(feed, outputs, (stdin, stdout, stderr), tty=False)
 
 
 def _open_terminal(rows: int, cols: int, account: Account | None) -> _Ends:
@@ -181,7 +260,7 @@ def _open_terminal(rows: int, cols: int, account: Account | None) -> _Ends:
         # Programs open their terminal by its name, so the user must own it; login(1) does the same.
         with contextlib.suppress(OSError):
             os.fchown(slave, account.uid, -1)
-    return _Ends(master, (master,), (slave, slave, slave), tty=True)
+    return _Ends(master, {"stdout": master}, (slave, slave, slave), tty=True)
 
 
 # --- starting -------------------------------------------------------------------------------------
@@ -218,6 +297,7 @@ def spawn(
     size: tuple[int, int],
     defaults: ExecDefaults,
     first_limits: tuple[Limit, ...] = (),
+    mark: str = "",
 ) -> Child:
     """Start the command of a request.
 
@@ -226,29 +306,32 @@ def spawn(
         size: rows and columns of the terminal, which may have changed since the request.
         defaults: the settings for all commands.
         first_limits: limits that are set in the child before all others.
+        mark: the mark of everything that the command starts; see `_processes`.
 
     Raises:
         StartError: the command could not be started. No process and no descriptor is left.
     """
     try:
-        plan = make_plan(request, defaults, first_limits)
+        plan = make_plan(request, defaults, first_limits, mark)
     except UnknownUserError as exc:
-        raise StartError(wire.ExecFailed(kind="other", message=str(exc))) from exc
+        raise StartError(wire.ExecFailed(kind="other", message=str(exc), stage=wire.USER_STAGE)) from exc
     try:
-        ends = _open_terminal(*size, plan.account) if request.tty else _open_pipes()
+        ends = _open_terminal(*size, plan.account) if request.tty else _open_pipes(request.stdio or _PIPES)
     except OSError as exc:
         kind = _kind(exc, "pty_setup_failed" if request.tty else "other")
         raise StartError(_failure(request, exc, kind=kind)) from exc
+    child: Child | None = None
     try:
-        return _start(plan, ends)
+        child = _start(plan, ends, mark)
     except (OSError, ValueError) as exc:
         ends.close_own_side()
         raise StartError(_failure(request, exc, filename=_blamed(exc, plan))) from exc
     finally:
-        ends.close_child_side()
+        ends.close_child_side(failed=child is None)
+    return child
 
 
-def _start(plan: Plan, ends: _Ends) -> Child:
+def _start(plan: Plan, ends: _Ends, mark: str) -> Child:
     _look_at_files(plan)
     popen = _fork(plan, ends)
     try:
@@ -257,7 +340,7 @@ def _start(plan: Plan, ends: _Ends) -> Child:
         os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
         raise
-    return Child(popen, exit_fd, ends)
+    return Child(popen, exit_fd, ends, mark)
 
 
 def _look_at_files(plan: Plan) -> None:

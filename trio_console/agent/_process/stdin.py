@@ -70,6 +70,8 @@ class StdinFeed:
         If a write fails, that is reported once, and the rest of its chunk is dropped. Each later chunk is tried
         again, and each failure is reported.
         """
+        if child.stdin is None:
+            return
         self._queue.start()
         while await self._queue.first():
             await trio.lowlevel.checkpoint()  # a child that reads fast must not keep other tasks from running

@@ -1,0 +1,150 @@
+"""A process whose agent tells its exit and the ends of its streams by themselves."""
+
+from __future__ import annotations
+
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from tests.session._fake import Talk, begin, talking
+from tests.session.process._processes import opened, run
+from trio_console import GuestLostError
+from trio_console import _wire as wire
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+PIPE = subprocess.PIPE
+
+
+@pytest.fixture
+async def talk() -> AsyncIterator[Talk]:
+    async with talking(features=(wire.EXEC_ENDS,)) as talk:
+        yield talk
+
+
+async def left(talk: Talk, status: int = 3, **options: Any) -> tuple[Any, int, Any]:
+    """A process that has exited while its streams are open, its id, and its block."""
+    process, id_, block = await opened(talk, **options)
+    await talk.agent.send(wire.ExecLeft(status), id_)
+    assert await process.wait() == status
+    return process, id_, block
+
+
+async def test_the_ends_are_asked_for(talk: Talk) -> None:
+    run(talk, "ls", drain=1.5)
+    _, request = await talk.agent.expect(wire.ExecRequest)
+    assert request.ends == wire.ExecEnds(1500)
+
+
+async def test_an_agent_that_does_not_know_them_is_not_asked() -> None:
+    async with talking() as talk:
+        run(talk, "ls")
+        _, request = await talk.agent.expect(wire.ExecRequest)
+        assert request.ends is request.stdio is wire.UNSET
+
+
+async def test_a_process_has_its_status_at_the_exit_and_its_streams_go_on(talk: Talk) -> None:
+    process, id_, _ = await left(talk)
+    assert process.returncode == 3
+    await talk.agent.send(wire.ExecStdout(b"more"), id_)
+    assert await process.stdout.receive_some() == b"more"
+    await talk.agent.send(wire.ExecExited(3), id_)
+    assert await process.stdout.receive_some() == b""
+
+
+async def test_one_stream_ends_and_the_other_goes_on(talk: Talk) -> None:
+    process, id_, _ = await opened(talk)
+    await talk.agent.send(wire.ExecStreamEnded("stdout"), id_)
+    assert await process.stdout.receive_some() == b""
+    await talk.agent.send(wire.ExecStderr(b"more"), id_)
+    assert await process.stderr.receive_some() == b"more"
+    assert process.returncode is None
+
+
+async def test_input_of_a_process_that_has_exited_is_refused(talk: Talk) -> None:
+    process, _, _ = await left(talk, stdin=PIPE)
+    with pytest.raises(trio.BrokenResourceError):
+        await process.stdin.send_all(b"x")
+
+
+async def test_signals_for_a_process_that_has_exited_are_not_sent(talk: Talk) -> None:
+    process, id_, block = await left(talk)
+    process.kill()
+    block.leave.set()
+    assert await talk.agent.expect(wire.ExecRelease) == (id_, wire.ExecRelease())
+
+
+async def test_a_block_left_after_the_exit_lets_the_streams_go(talk: Talk) -> None:
+    _, id_, block = await left(talk)
+    block.leave.set()
+    assert await talk.agent.expect(wire.ExecRelease) == (id_, wire.ExecRelease())
+    await talk.agent.send(wire.ExecExited(3, held=["stdout"]), id_)
+    await block.result.wait()
+
+
+async def test_a_block_left_before_the_exit_kills_all_of_the_command(talk: Talk) -> None:
+    _, id_, block = await opened(talk)
+    block.leave.set()
+    got, message = await talk.agent.expect(wire.ExecKill)
+    assert got == id_
+    assert 0 < message.grace <= 4000  # a part of the five seconds is for the answer's way
+    await talk.agent.send(wire.ExecExited(-1, 9), id_)
+    await block.result.wait()
+
+
+async def test_processes_that_the_guest_could_not_end_are_told_of(talk: Talk) -> None:
+    _, id_, block = await opened(talk)
+    with pytest.warns(RuntimeWarning, match="could not end 2 processes"):
+        block.leave.set()
+        await talk.agent.expect(wire.ExecKill)
+        await talk.agent.send(wire.ExecExited(-1, 9, alive=2), id_)
+        await block.result.wait()
+
+
+async def test_a_lost_guest_takes_the_rest_of_the_output_and_not_the_status(talk: Talk) -> None:
+    process, id_, block = await left(talk)
+    await talk.agent.send(wire.ExecStdout(b"more"), id_)
+    await talk.agent.close()
+    assert await process.stdout.receive_some() == b"more"
+    with pytest.raises(GuestLostError):
+        await process.stdout.receive_some()
+    assert await process.wait() == process.returncode == 3
+    block.leave.set()
+    await block.result.wait()
+
+
+async def test_a_lost_guest_ends_run_process_while_output_is_open(talk: Talk) -> None:
+    result = run(talk, "ls")
+    id_ = await talk.agent.expect_start()
+    await talk.agent.send(wire.ExecLeft(0), id_)
+    await talk.agent.close()
+    with pytest.raises(GuestLostError):
+        await result.wait()
+
+
+async def test_streams_that_the_guest_does_not_let_go_of_in_time_are_told_of() -> None:
+    async with talking(features=(wire.EXEC_ENDS,), grace=0.01) as talk:
+        process, _, block = await left(talk)
+        with pytest.warns(RuntimeWarning, match="did not confirm"):
+            block.leave.set()
+            await block.result.wait()
+        assert await process.wait() == 3
+
+
+async def test_a_result_says_that_others_hold_the_output(talk: Talk) -> None:
+    result = run(talk, "ls")
+    id_ = await talk.agent.expect_start()
+    await talk.agent.send(wire.ExecExited(0, held=["stderr"]), id_)
+    assert (await result.wait()).output_open
+
+
+@pytest.mark.parametrize("kind", ["exit_unknown", "not_confirmed"])
+async def test_a_status_that_is_not_known_is_an_error(talk: Talk, kind: str) -> None:
+    result = begin(talk.nursery, lambda: talk.guest.run_process(["ls"]))
+    id_ = await talk.agent.expect_start()
+    await talk.agent.send(wire.Error(kind, "why"), id_)
+    with pytest.raises(ChildProcessError if kind == "exit_unknown" else GuestLostError):
+        await result.wait()

@@ -1,0 +1,112 @@
+"""The end of whole commands: of everything that they have started, also what has left their process group.
+
+Each scan of ``/proc`` serves all commands that are to end at that moment, so a thousand cancelled commands cost
+little more than one.
+
+This module must not know sessions or frames.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console._processes import CLEAN_SCANS, COMMAND_MARK, Wanted, is_any_left, kill_found
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from trio_console._processes import Look
+
+__all__ = ["Hunt"]
+
+#: Seconds between two scans. A killed process takes about as long to end.
+_PAUSE: Final = 0.001
+
+
+@final
+class _Quarry:
+    """What is wanted, and what was seen of it."""
+
+    def __init__(self, wanted: Wanted) -> None:
+        self.wanted: Final = wanted
+        self.killed: set[int] = set()
+        self.left: set[int] = set()
+        self.clean = 0  # scans in a row that have found no process
+        self.over = trio.Event()
+
+    def note(self, look: Look) -> None:
+        self.killed |= look.found
+        self.left = look.found | (look.unclear & self.killed)
+        self.clean = 0 if look.found or look.unclear else self.clean + 1
+        if self.clean >= CLEAN_SCANS:
+            self.over.set()
+
+
+@final
+class Hunt:
+    """Kills commands, any number at a time. `run` is its task.
+
+    Args:
+        mark: the mark of this agent, which ends with a dot; see `Wanted`.
+    """
+
+    def __init__(self, mark: str) -> None:
+        self._mark: Final = mark
+        self._quarries: list[_Quarry] = []
+        self._begun = trio.Event()
+        self._closed = False
+        self._thread: Final = trio.CapacityLimiter(1)
+
+    def mark_of(self, client: str, serial: int) -> str:
+        """The mark of a command of a client, whose text has no dots."""
+        return f"{self._mark}{client}.{serial}."
+
+    async def run(self) -> None:
+        """Scan as long as processes are wanted, for ever. If cancelled, all that are wanted are given up."""
+        try:
+            while True:
+                while not self._quarries:
+                    self._begun = trio.Event()
+                    await self._begun.wait()
+                await self._scan(list(self._quarries))
+                await trio.sleep(_PAUSE)
+        finally:
+            self._closed = True
+            for quarry in self._quarries:
+                quarry.over.set()
+
+    async def _scan(self, quarries: list[_Quarry]) -> None:
+        # A process whose memory hangs in the kernel may hang the thread that looks at it; no other waits for that.
+        scan: Callable[[], list[Look]] = partial(kill_found, [quarry.wanted for quarry in quarries])
+        looks = await trio.to_thread.run_sync(scan, abandon_on_cancel=True, limiter=self._thread)
+        for quarry, look in zip(quarries, looks, strict=True):
+            quarry.note(look)
+
+    async def kill(self, wanted: Wanted, grace: float) -> int:
+        """Kill what is wanted and wait until it has ended; returns how many processes have not, within ``grace``.
+
+        If cancelled, an unknown part was killed.
+        """
+        if self._closed:
+            return 0
+        quarry = _Quarry(wanted)
+        self._quarries.append(quarry)
+        self._begun.set()
+        try:
+            with trio.move_on_after(grace):
+                await quarry.over.wait()
+        finally:
+            self._quarries.remove(quarry)
+        return len(quarry.left)
+
+    async def any_left(self, wanted: Wanted) -> bool:
+        """Whether a wanted process lives. If cancelled, nothing changes."""
+        look = partial(is_any_left, wanted)
+        return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._thread)
+
+    async def kill_client(self, client: str, grace: float) -> int:
+        """`kill` all commands of a client, also those whose sessions have ended."""
+        return await self.kill(Wanted(COMMAND_MARK, f"{self._mark}{client}."), grace)
