@@ -97,8 +97,8 @@ async def open_guest(
         spec: the guest: a `ProcessGuest` (also for `None`, the default), which **isolates nothing**, a
             `CommandGuest` or a `SocketGuest`.
         bootstrap: settings of the guest, by the field names of the agent protocol: ``user``, ``default_cwd``,
-            ``default_env``, ``rlimits`` and others; by default none. An agent refuses a setting that it cannot
-            make.
+            ``default_env`` (a mapping, too), ``rlimits`` and others; by default none. An agent refuses a setting
+            that it cannot make.
         relay_path: path of a Unix socket on which the guest is served to other processes at the same time; `None`,
             the default, for no socket. They connect with `connect_guest`. The defaults of `serve_relay` apply.
         ready_timeout: seconds, by default 60, for the guest to become ready.

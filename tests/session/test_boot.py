@@ -134,12 +134,18 @@ async def test_a_console_that_ends_inside_a_frame_is_a_lost_guest_that_says_so(n
     await booting.fails(GuestLostError, "in the middle of a frame")
 
 
+def test_the_default_environment_may_be_a_mapping() -> None:
+    bootstrap = make_bootstrap({"default_env": {"A": "1", "B": "x=y"}})
+    assert bootstrap.default_env == [wire.EnvVar("A", "1"), wire.EnvVar("B", "x=y")]
+
+
 @pytest.mark.parametrize(
     ("values", "error"),
     [
         ({"usr": "root"}, ValueError),
         ({"user": 3}, ValueError),
         ({"rlimits": "many"}, ValueError),
+        ({"default_env": {"A": 3}}, ValueError),
         ([("user", "root")], TypeError),
     ],
 )

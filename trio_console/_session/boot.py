@@ -59,8 +59,11 @@ def make_bootstrap(values: Mapping[str, Any]) -> wire.Bootstrap:
     unknown = sorted(set(values) - _FIELDS)
     if unknown:
         raise ValueError(f"unknown bootstrap field {unknown[0]!r}; known: {', '.join(sorted(_FIELDS))}")
+    fields = dict(values)
+    if isinstance(env := fields.get("default_env"), Mapping):
+        fields["default_env"] = [{"key": key, "value": value} for key, value in env.items()]
     try:
-        bootstrap = msgspec.convert(dict(values), wire.Bootstrap)
+        bootstrap = msgspec.convert(fields, wire.Bootstrap)
     except msgspec.ValidationError as exc:
         raise ValueError(f"bootstrap: {exc}") from None
     wire.encode(bootstrap)

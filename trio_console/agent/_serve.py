@@ -6,6 +6,7 @@ reason, the nursery is cancelled, and each session ends its processes before its
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -28,7 +29,7 @@ from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
 from trio_console.agent._process.sinks import Sinks
-from trio_console.agent._process.spawn import Child, spawn
+from trio_console.agent._process.spawn import Child, StartError, spawn
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
@@ -53,6 +54,12 @@ AGENT_VERSION: Final = f"trio_console {__version__}"
 #: Starts that run at the same time. Two keep both halves of a start busy; more would only wait for the
 #: interpreter.
 _SPAWN_THREADS: Final = 4
+
+#: Seconds for which a program that is open for writing is tried again, and between two attempts. Every process
+#: that is started holds copies of its parent's descriptors until its exec. So a file that was written and closed
+#: is still open for some milliseconds, or longer on a busy machine.
+_BUSY_TIME: Final = 0.5
+_BUSY_PAUSE: Final = 0.002
 
 _SHUTDOWN_GRACE: Final = 1.0
 _KILL_GRACE: Final = 2.0
@@ -277,15 +284,26 @@ class _Agent:
                 nursery.start_soon(self._hunt.kill_client, client, _KILL_GRACE)
 
     async def _spawn(self, session_id: int, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
-        """Start a child in a thread, so that a slow file system does not stop other sessions."""
-        self._ensure_headroom()
-        before = self.headroom.for_child()
+        """Start a child; see `Spawn`."""
         self._serial += 1
         slot = slot_of(session_id)
         assert slot is not None, "the router opens sessions only with ids of clients"
         client = self._client(slot)
         self._commanders.add(client)
         mark = self._hunt.mark_of(client, self._serial)
+        deadline = trio.current_time() + _BUSY_TIME
+        while True:
+            try:
+                return await self._try_to_spawn(request, size, mark)
+            except StartError as exc:
+                if exc.failure.errno != errno.ETXTBSY or trio.current_time() >= deadline:
+                    raise
+            await trio.sleep(_BUSY_PAUSE)  # here, and not in the thread, which others wait for
+
+    async def _try_to_spawn(self, request: wire.ExecRequest, size: tuple[int, int], mark: str) -> Child:
+        """Start a child in a thread, so that a slow file system does not stop other sessions."""
+        self._ensure_headroom()
+        before = self.headroom.for_child()
         with self._leaders.starting():
             child = await trio.to_thread.run_sync(
                 spawn, request, size, self._defaults, before, mark, limiter=self._threads

@@ -222,7 +222,7 @@ class _Ends:
 _PIPES: Final = wire.ExecStdio()
 
 
-def _open_pipes(stdio: wire.ExecStdio) -> _Ends:
+def _open_pipes(stdio: wire.ExecStdio, account: Account | None) -> _Ends:
     outputs: dict[wire.StreamName, int] = {}
     feed: int | None = None
     with contextlib.ExitStack() as opened:
@@ -233,6 +233,7 @@ def _open_pipes(stdio: wire.ExecStdio) -> _Ends:
 
         def pipe() -> tuple[int, int]:
             reader, writer = os.pipe()  # close-on-exec, as everything Python opens
+            _give(reader, account)  # one file, so the writer's owner is the same
             return keep(reader), keep(writer)
 
         if stdio.stdin == "null":
@@ -256,11 +257,15 @@ def _open_pipes(stdio: wire.ExecStdio) -> _Ends:
 def _open_terminal(rows: int, cols: int, account: Account | None) -> _Ends:
     master, slave = os.openpty()
     _set_size(slave, rows, cols)
-    if account is not None:
-        # Programs open their terminal by its name, so the user must own it; login(1) does the same.
-        with contextlib.suppress(OSError):
-            os.fchown(slave, account.uid, -1)
+    _give(slave, account)  # login(1) does the same
     return _Ends(master, {"stdout": master}, (slave, slave, slave), tty=True)
+
+
+def _give(fd: int, account: Account | None) -> None:
+    """Make the command's user the owner of a pipe or a terminal, which programs open by names like /dev/stdout."""
+    if account is not None:
+        with contextlib.suppress(OSError):
+            os.fchown(fd, account.uid, -1)
 
 
 # --- starting -------------------------------------------------------------------------------------
@@ -272,23 +277,32 @@ class _InChild:
 
     An exception here reaches the parent without its errno. So the errno goes through a pipe of our own, whose ends
     are closed by exec.
+
+    Args:
+        report: the pipe's writing end.
+        cwd: a working directory to be entered by the new user.
     """
 
-    __slots__ = ("_limits", "_report", "_tty")
+    __slots__ = ("_cwd", "_limits", "_report", "_tty")
 
-    def __init__(self, limits: tuple[Limit, ...], report: int, *, tty: bool) -> None:
+    def __init__(self, limits: tuple[Limit, ...], report: int, cwd: bytes | None, *, tty: bool) -> None:
         self._limits = limits
         self._report = report
+        self._cwd = cwd
         self._tty = tty
 
     def __call__(self) -> None:
+        entering = self._cwd is not None
         try:
+            if self._cwd is not None:
+                os.chdir(self._cwd)
+                entering = False
             if self._tty:
                 fcntl.ioctl(0, termios.TIOCSCTTY, 0)
             for limit in self._limits:
                 apply_limit(limit)
         except OSError as exc:
-            os.write(self._report, str(exc.errno).encode())
+            os.write(self._report, b"%d %d" % (exc.errno or errno.EIO, entering))
             raise
 
 
@@ -316,7 +330,11 @@ def spawn(
     except UnknownUserError as exc:
         raise StartError(wire.ExecFailed(kind="other", message=str(exc), stage=wire.USER_STAGE)) from exc
     try:
-        ends = _open_terminal(*size, plan.account) if request.tty else _open_pipes(request.stdio or _PIPES)
+        ends = (
+            _open_terminal(*size, plan.account)
+            if request.tty
+            else _open_pipes(request.stdio or _PIPES, plan.account)
+        )
     except OSError as exc:
         kind = _kind(exc, "pty_setup_failed" if request.tty else "other")
         raise StartError(_failure(request, exc, kind=kind)) from exc
@@ -358,21 +376,33 @@ def _look_at_files(plan: Plan) -> None:
 
 
 def _fork(plan: Plan, ends: _Ends) -> subprocess.Popen[bytes]:
-    if not ends.tty and not plan.limits:
-        return _popen(plan, ends, None)
+    try:
+        return _fork_in(plan, ends, plan.cwd)
+    except PermissionError as exc:
+        # A directory of the user may be closed even to root, such as one of a network file system.
+        if plan.account is None or _blamed(exc, plan) is None:
+            raise
+        return _fork_in(plan, ends, None)
+
+
+def _fork_in(plan: Plan, ends: _Ends, cwd: bytes | None) -> subprocess.Popen[bytes]:
+    """Fork a child that enters ``cwd`` as the agent; with `None` it enters the plan's as its own user."""
+    own_cwd = plan.cwd if cwd is None else None
+    if not ends.tty and not plan.limits and own_cwd is None:
+        return _popen(plan, ends, cwd, None)
     report, report_in_child = os.pipe()
     os.set_blocking(report, False)
     try:
-        return _popen(plan, ends, _InChild(plan.limits, report_in_child, tty=ends.tty))
+        return _popen(plan, ends, cwd, _InChild(plan.limits, report_in_child, own_cwd, tty=ends.tty))
     except subprocess.SubprocessError:
-        code = int(os.read(report, 16))
-        raise OSError(code, os.strerror(code)) from None
+        code, entering = map(int, os.read(report, 32).split())
+        raise OSError(code, os.strerror(code), own_cwd if entering else None) from None
     finally:
         os.close(report)
         os.close(report_in_child)
 
 
-def _popen(plan: Plan, ends: _Ends, in_child: _InChild | None) -> subprocess.Popen[bytes]:
+def _popen(plan: Plan, ends: _Ends, cwd: bytes | None, in_child: _InChild | None) -> subprocess.Popen[bytes]:
     stdin, stdout, stderr = ends.child_side
     account = plan.account
     with _quiet_fork() if in_child is not None else contextlib.nullcontext():
@@ -383,7 +413,7 @@ def _popen(plan: Plan, ends: _Ends, in_child: _InChild | None) -> subprocess.Pop
             stdout=stdout,
             stderr=stderr,
             env=plan.env,
-            cwd=plan.cwd,
+            cwd=cwd,
             user=None if account is None else account.uid,
             group=None if account is None else account.gid,
             extra_groups=None if account is None else account.groups,
