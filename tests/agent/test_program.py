@@ -72,6 +72,47 @@ async def test_it_serves_on_a_descriptor() -> None:
     assert status == 0
 
 
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">&-", "2>&-"])
+async def test_it_serves_where_standard_descriptors_are_closed(closed: str) -> None:
+    ours, theirs = socket.socketpair()
+    with theirs:
+        command = f'exec "$@" --fd {theirs.fileno()} {closed}'
+        process = popen("sh", "-c", command, "sh", *AGENT, pass_fds=[theirs.fileno()])
+    host = Host(trio.SocketStream(trio.socket.from_stdlib_socket(ours)))
+    try:
+        await host.boot()
+        open_files = (await host.sh("for n in 0 1 2; do readlink /proc/$PPID/fd/$n; done")).stdout.split()
+        assert open_files.count(b"/dev/null") >= closed.count("&-")
+        outcome = await host.sh("cat; echo err >&2; exit 3", stdin=b"in")
+        assert (outcome.stdout, outcome.stderr, outcome.last) == (b"in", b"err\n", wire.ExecExited(3))
+    finally:
+        await host.stream.aclose()
+        assert process.wait(HANG) == 0
+
+
+async def test_it_serves_on_stdio_where_its_error_output_is_closed() -> None:
+    with popen("sh", "-c", 'exec "$@" --stdio 2>&-', "sh", *AGENT, stdin=PIPE, stdout=PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        sending = trio.lowlevel.FdStream(os.dup(process.stdin.fileno()))
+        receiving = trio.lowlevel.FdStream(os.dup(process.stdout.fileno()))
+        host = Host(trio.StapledStream(sending, receiving))
+        process.stdin.close()
+        await host.boot()
+        assert (await host.run("cat", stdin=b"in")).stdout == b"in"
+        await host.stream.aclose()
+        assert process.wait(HANG) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_it_says_that_the_console_on_stdio_is_closed(closed: str) -> None:
+    with popen("sh", "-c", f'exec "$@" --stdio {closed}', "sh", *AGENT, stderr=PIPE) as process:
+        _, error = process.communicate(timeout=HANG)
+    assert process.returncode == 1
+    assert b"cannot open the console" in error
+    assert b"Traceback" not in error
+
+
 async def test_it_serves_on_a_device() -> None:
     master, slave = os.openpty()
     path = os.ttyname(slave)

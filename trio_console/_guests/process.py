@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 
 from trio_console._forked import let_go_in_child
 from trio_console._guests.spec import GuestSpec, Host
-from trio_console._guests.supervisor import TheirEnds, owned, start, watch
+from trio_console._guests.supervisor import TheirEnds, beyond_standard, owned, start, watch
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
@@ -77,7 +77,13 @@ class ProcessGuest(GuestSpec):
         ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
-        with theirs, owned(ours) as device, TheirEnds() as ends, ends.error_pipe() as stderr:
+        with (
+            theirs,
+            owned(ours) as device,
+            let_go_in_child(beyond_standard(theirs)) as theirs,
+            TheirEnds() as ends,
+            ends.error_pipe() as stderr,
+        ):
             # The agent finds its modules where this program finds its own, also if the package is not installed.
             begin = f"{forget}import sys; sys.path[:] = {sys.path!r}"
             code = f"{begin}; from trio_console.agent import main; sys.exit(main())"

@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
+import socket
 import warnings
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
@@ -23,17 +25,29 @@ from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import AsyncIterator, Iterator
 
     from trio_console._console.devices import GuestDevice
     from trio_console._guests.spec import Host
 
-__all__ = ["TheirEnds", "owned", "start", "watch"]
+__all__ = ["TheirEnds", "beyond_standard", "owned", "start", "watch"]
 
 #: Seconds for a process to be gone after SIGKILL. It takes milliseconds, and longer only if much memory has to be
 #: freed. A process in an uninterruptible system call cannot be ended at all.
 _KILL_TIME: Final = 1.0
+
+_LAST_STANDARD_FD: Final = 2
+
+
+def beyond_standard(end: socket.socket) -> socket.socket:
+    """The same socket under a number that is not a standard descriptor's, so that a child can keep the number.
+
+    (A program that has closed its own standard descriptors gets their numbers for what it opens next.)
+    """
+    if end.fileno() > _LAST_STANDARD_FD:
+        return end
+    with end:
+        return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1))
 
 
 @contextmanager

@@ -118,6 +118,9 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
 
 
 def _write_all(fd: int, data: bytes) -> None:
+    if not os.get_inheritable(fd):
+        # A child would not have it. The standard descriptor was closed, and another file has got its number.
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     view = memoryview(data)
     while view:
         try:

@@ -20,6 +20,8 @@ from trio_console._wire.outbox import GatheringStream
 
 __all__ = ["open_fd", "open_port", "open_stdio"]
 
+_LAST_STANDARD_FD: Final = 2
+
 #: Descriptors up to this number are not used, because programs expect the standard descriptors there.
 _FIRST_FREE_FD: Final = 10
 
@@ -95,14 +97,29 @@ def _drop(pieces: list[bytes | memoryview], size: int) -> None:
 
 
 def open_stdio() -> trio.abc.Stream:
-    """Take over standard input and output. Input is then empty, and printed text goes to standard error."""
+    """Take over standard input and output. Input is then empty, and printed text goes to standard error.
+
+    Raises:
+        OSError: one of the two is closed.
+    """
     receive = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     send = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
+    _fill_standard_descriptors()
     empty = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(empty, 0)
     os.close(empty)
     os.dup2(2, 1)
     return _Console(trio.lowlevel.FdStream(receive), trio.lowlevel.FdStream(send))
+
+
+def _fill_standard_descriptors() -> None:
+    """Open the null device in place of each standard descriptor that is closed.
+
+    Otherwise the next file that is opened, such as the console, gets its number, and all that is printed.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= _LAST_STANDARD_FD:
+        os.set_inheritable(fd, True)
+    os.close(fd)
 
 
 def open_fd(fd: int) -> trio.abc.Stream:
@@ -112,6 +129,7 @@ def open_fd(fd: int) -> trio.abc.Stream:
         OSError: the descriptor is not open.
     """
     os.set_inheritable(fd, False)
+    _fill_standard_descriptors()
     return _both_ways(fd)
 
 
@@ -124,6 +142,7 @@ def open_port(path: str) -> trio.abc.Stream:
     Raises:
         OSError: the device cannot be opened.
     """
+    _fill_standard_descriptors()
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     if os.isatty(fd):
         _make_raw(fd)
