@@ -60,7 +60,8 @@ def test_the_socket_is_for_its_owner_from_the_moment_it_exists(
     listen = socket.socket.listen
 
     def look_first(sock: socket.socket, backlog: int) -> None:
-        modes.append(stat.S_IMODE(path.stat().st_mode))
+        [made] = path.parent.iterdir()
+        modes.append(stat.S_IMODE(made.stat().st_mode))
         listen(sock, backlog)
 
     monkeypatch.setattr(socket.socket, "listen", look_first)
@@ -71,6 +72,45 @@ def test_the_socket_is_for_its_owner_from_the_moment_it_exists(
     finally:
         os.umask(before)
     assert modes == [0o600, 0o600]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_client_that_finds_the_file_can_connect(
+    path: Path, monkeypatch: pytest.MonkeyPatch, *, links: bool
+) -> None:
+    there = []
+    listen = socket.socket.listen
+
+    def look_first(sock: socket.socket, backlog: int) -> None:
+        there.append(path.exists())
+        listen(sock, backlog)
+
+    def refuse(*_args: object, **_options: object) -> None:
+        raise PermissionError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(socket.socket, "listen", look_first)
+    if not links:
+        monkeypatch.setattr(os, "link", refuse)
+    with opened(path):
+        assert there == [False]
+        reach(path)
+        assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_file_that_comes_while_the_socket_is_made_is_not_replaced(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listen = socket.socket.listen
+
+    def write_first(sock: socket.socket, backlog: int) -> None:
+        path.write_text("mine")
+        listen(sock, backlog)
+
+    monkeypatch.setattr(socket.socket, "listen", write_first)
+    with pytest.raises(FileExistsError, match="just"):
+        RelaySocket(path)
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_text() == "mine"
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])

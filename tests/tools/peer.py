@@ -65,10 +65,10 @@ async def settle() -> None:
 
 
 async def connect_to_listener(path: str | os.PathLike[str]) -> trio.SocketStream:
-    """Connect to a Unix socket as soon as a program listens there. (Its file is there a moment before that.)"""
+    """Connect to a Unix socket as soon as a program listens there."""
     with trio.fail_after(HANG):
         while True:
-            with suppress(FileNotFoundError, ConnectionRefusedError):
+            with suppress(FileNotFoundError):
                 return await trio.open_unix_socket(path)
             await trio.sleep(0.002)
 

@@ -3,6 +3,7 @@
 * A directory that other users can write is refused, because they could put a socket of theirs in its place.
 * The socket has mode 0600 from the moment it exists: on Linux the file of a bound socket gets the mode that the
   unbound socket had.
+* The socket gets its name when it listens already, so a client that finds the file can connect.
 * A socket file that a dead relay has left is replaced, and the file of a running relay never is. The check and the
   replacement are done under a lock on the directory, and so is the removal.
 * A program that can read the directory can hold that lock for ever, so the lock is waited for only a short time.
@@ -17,6 +18,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import secrets
 import socket
 import stat
 import struct
@@ -37,6 +39,9 @@ _BACKLOG: Final = 256
 
 #: Bytes of a path that fit a socket address on every system; Linux has room for 107.
 _ADDRESS_SIZE: Final = 100
+
+#: Bytes of a path that fit a socket address on Linux.
+_LONGEST_ADDRESS: Final = 107
 
 #: Seconds to wait for the lock, which a relay holds only for a few calls; and seconds between attempts.
 _LOCK_TIME: Final = 2.0
@@ -140,23 +145,36 @@ class RelaySocket:
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
 
     def _bind(self) -> socket.socket:
+        if len(os.fsencode(self._short_path)) > _LONGEST_ADDRESS:  # nobody could connect to it
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path)
+        hidden = f".{secrets.token_hex(8)}"
         sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             os.fchmod(sock.fileno(), 0o600)
-            self._bind_to(sock)
-            sock.listen(_BACKLOG)
+            sock.bind(f"/proc/self/fd/{self._directory}/{hidden}")
+            try:
+                sock.listen(_BACKLOG)
+                self._publish(hidden)
+            except BaseException:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(hidden, dir_fd=self._directory)
+                raise
         except BaseException:
             sock.close()
             raise
         return sock
 
-    def _bind_to(self, sock: socket.socket) -> None:
+    def _publish(self, hidden: str) -> None:
+        """Give the socket's file its name. What another program has put there meanwhile is not replaced."""
+        directory = self._directory
         try:
-            sock.bind(self._short_path)
-        except OSError as exc:
-            if exc.errno is None:  # Python's error for a path that does not fit an address has no errno
-                raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path) from None
-            raise
+            os.link(hidden, self._name, src_dir_fd=directory, dst_dir_fd=directory, follow_symlinks=False)
+        except FileExistsError as exc:
+            raise FileExistsError(exc.errno, "another program has just put a file there", self.path) from None
+        except OSError:  # a file system without hard links
+            os.rename(hidden, self._name, src_dir_fd=directory, dst_dir_fd=directory)
+        else:
+            os.unlink(hidden, dir_fd=directory)
 
     def close(self) -> None:
         """Remove the socket's file, if it is still the file of this socket. The listener closes the socket."""
