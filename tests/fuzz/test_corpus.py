@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from trio_console._relay.router import mind as _router
-from trio_console._relay.router.budgets import Budgets
 from trio_console._relay.router.clients import Client
+from trio_console._relay.router.gate import Gate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -105,14 +105,14 @@ def test_a_failure_of_a_fixed_run_is_an_input_to_run_again(
     assert f"--replay frames {file}" in "".join(caught.value.__notes__)
 
 
-def last_id(client: Client, _tail: int) -> int:
+def last_id(client: Client) -> int:
     return next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
 
 
 MISTAKES: list[tuple[str, Any, str, Callable[..., Any]]] = [
     ("relay_clients/seed-late_data_under_the_id_of_a_command", _router, "may_end", lambda _cls, _kind: True),
     ("relay_clients/seed-late_data_under_the_id_of_the_question", Client, "quiet_id", last_id),
-    ("relay_agent/seed-held_without_data", Budgets, "overflows", lambda _budgets, _client: False),
+    ("relay_agent/seed-held_without_data", Gate, "overflows", lambda _gate, _client: False),
     ("relay_agent/seed-ends_and_slots", _router, "may_end", lambda _cls, _kind: True),
 ]
 

@@ -315,7 +315,7 @@ class RelayServer:
         decoder = wire.FrameDecoder()
         try:
             while True:
-                while not self._router.budgets.may_read(client):
+                while not self._router.gate.may_read(client):
                     tasks.room = trio.Event()
                     await tasks.room.wait()
                 data = await stream.receive_some(_BATCH)
@@ -424,7 +424,7 @@ class RelayServer:
             return
         if not self._credited and client.account.queued > self._limits.client_budget:
             await self._be_patient(tasks)
-        elif self._router.budgets.overflows(client):
+        elif self._router.gate.overflows(client):
             self._cut_overflowing(tasks)
 
     def _cut_overflowing(self, tasks: _ClientTasks) -> None:

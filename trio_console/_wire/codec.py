@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from struct import Struct
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
@@ -25,21 +25,34 @@ from trio_console._wire import cbor
 from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
 from trio_console._wire.cbor import BYTES, TEXT, CBORError, IndefiniteMap, head
 from trio_console._wire.frames import Frame, encode_header
-from trio_console._wire.messages import DataMessage, FsRequest, FsResponse, Message, Shutdown
+from trio_console._wire.messages import (
+    DataMessage,
+    Error,
+    FsRequest,
+    FsResponse,
+    Message,
+    Shutdown,
+    StreamRequest,
+)
 from trio_console._wire.payloads import FS_OPS, FS_RESULTS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 __all__ = [
     "Envelope",
+    "Received",
     "decode",
     "decode_envelope",
     "encode",
     "encode_data",
     "encode_data_lead",
+    "encode_error",
+    "encode_orphan",
+    "encode_with_window",
     "measure_data",
     "peek_type",
+    "receive",
 ]
 
 _MAX_VERSION: Final = 255
@@ -57,6 +70,10 @@ class Envelope(NamedTuple):
     version: int
     type: str
     payload: bytes
+
+
+Received: TypeAlias = tuple[Message, MessageType, int]
+"""All that a frame says: its message, the row of the message's type, and the sender's generation."""
 
 
 # --- encoding -----------------------------------------------------------------------------------
@@ -118,6 +135,22 @@ def encode_data(
         ValueError: ``frame_id`` does not fit its field.
     """
     return _data_frame(_PREFIX[cls], frame_id, data)
+
+
+def encode_with_window(request: StreamRequest, window: int, frame_id: int, *, version: int) -> bytes:
+    """Return a request with another window as one whole frame; raises as `encode`."""
+    return encode(msgspec.structs.replace(request, window=window), frame_id, version=version)
+
+
+def encode_error(exc: ProtocolError, frame_id: int) -> bytes:
+    """Return the `Error` that tells a peer of its mistake, as one whole frame."""
+    type_ = msgspec.UNSET if exc.message_type is None else exc.message_type
+    return encode(Error(exc.kind, str(exc), type_), frame_id)
+
+
+def encode_orphan(orphan: Callable[[int], Message], frame_id: int) -> bytes:
+    """Return an agent's answer to a message for an unknown id, which its row makes, as one whole frame."""
+    return encode(orphan(frame_id), frame_id)
 
 
 def encode_data_lead(cls: type[DataMessage], frame_id: int, size: int) -> bytes:
@@ -191,7 +224,10 @@ _M = TypeVar("_M", bound=msgspec.Struct)
 _CANONICAL_NAME_SIZE: Final = 24
 """A name shorter than this has its size in the first byte of its head."""
 
-_NAME_HEAD_AT: Final = len(_BEFORE_VERSION) + 1 + len(b"\x61t")
+_VERSION_AT: Final = len(_BEFORE_VERSION)
+"""Where a version below 24 is, which is one byte."""
+
+_NAME_HEAD_AT: Final = _VERSION_AT + 1 + len(b"\x61t")
 
 _LONGEST_DATA_LEAD: Final = 16
 """Bytes of what `_data_lead` returns, at most."""
@@ -204,6 +240,9 @@ _DATA_BY_PREFIX: Final[Mapping[bytes, type[DataMessage]]] = {
     for lead, row in _BY_LEAD.items()
     for version in range(24)  # those with a head of one byte; there are ten so far
     if issubclass(row.cls, DataMessage)
+}
+_DATA_ROWS: Final[Mapping[type[DataMessage], MessageType]] = {
+    row.cls: row for row in MESSAGE_TYPES.values() if issubclass(row.cls, DataMessage)
 }
 
 
@@ -219,7 +258,16 @@ def decode(frame: Frame) -> Message:
     if found is not None:
         cls, start = found
         return cls(bytes(frame.body[start:]))
-    return _decode_any(frame)
+    return _receive_any(frame)[0]
+
+
+def receive(frame: Frame) -> Received:
+    """Decode a frame as `decode` does, for those who need more than the message; raises the same."""
+    found = _find_data(frame)
+    if found is not None:
+        cls, start = found
+        return cls(bytes(frame.body[start:])), _DATA_ROWS[cls], frame.body[_VERSION_AT]
+    return _receive_any(frame)
 
 
 def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
@@ -251,7 +299,7 @@ def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     return None
 
 
-def _decode_any(frame: Frame) -> Message:
+def _receive_any(frame: Frame) -> Received:
     try:
         envelope = decode_envelope(frame.body)
     except ProtocolError as exc:
@@ -264,7 +312,7 @@ def _decode_any(frame: Frame) -> Message:
         reason = f"invalid flags: got {frame.flags}, expected {row.flags}"
         raise _error(frame, envelope, "invalid_flags", reason)
     try:
-        return _read_payload(row.cls, envelope.payload)
+        return _read_payload(row.cls, envelope.payload), row, envelope.version
     except CBORError as exc:
         raise _error(frame, envelope, "invalid_payload", f"payload: {exc}") from None
     except _FieldError as exc:

@@ -15,6 +15,7 @@ This module only computes sums: it does not wait or send, and must not know whos
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final, final
 
 __all__ = ["ReceiveWindow", "Refill", "SendWindow", "is_due"]
@@ -26,33 +27,31 @@ def is_due(owed: int, window: int) -> bool:
 
 
 @final
+@dataclass(slots=True, eq=False)
 class SendWindow:
     """The sender's side. One task sends at a time: between `may_send` and `sent` only grants may come.
 
-    Args:
+    Attributes:
         window: bytes that may be sent before a grant, or ``None`` if the receiver counts no credit.
+        outstanding: bytes that were sent and not granted again, for others to read.
     """
 
-    __slots__ = ("_left", "_window")
-
-    def __init__(self, window: int | None) -> None:
-        self._window: Final = window
-        self._left = window or 0
+    window: Final[int | None]
+    outstanding: int = 0
 
     def may_send(self, wanted: int) -> int:
         """Return how many of ``wanted`` bytes may be sent now: all, a part, or 0 until a grant comes."""
-        return wanted if self._window is None else min(wanted, self._left)
+        return wanted if self.window is None else min(wanted, self.window - self.outstanding)
 
     def sent(self, size: int) -> None:
         """Note that bytes were sent, not more than `may_send` allowed."""
-        if self._window is not None:
-            self._left -= size
-            assert self._left >= 0, "no more is outstanding than the window"
+        if self.window is not None:
+            self.outstanding += size
+            assert self.outstanding <= self.window, "no more is outstanding than the window"
 
     def granted(self, size: int) -> None:
         """Note that the receiver grants bytes. A receiver that grants more than it got harms only itself."""
-        if self._window is not None:
-            self._left = min(self._left + size, self._window)
+        self.outstanding = max(self.outstanding - size, 0)
 
 
 @final

@@ -123,7 +123,7 @@ class World:
 
     def client_writes(self, peer: Peer, data: bytes) -> None:
         """Read as the server does: bytes for which the router has no room stay in the socket."""
-        if not self.router.budgets.may_read(peer.client):
+        if not self.router.gate.may_read(peer.client):
             return
         try:
             peer.decoder.feed(data)
@@ -198,7 +198,7 @@ class World:
         self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
         peer = next((peer for peer in self.peers if frame.id in peer.party.ids), None)
         busy = None if peer is None else _busy(peer.party)
-        blocked = peer is not None and not self.router.budgets.may_read(peer.client)
+        blocked = peer is not None and not self.router.gate.may_read(peer.client)
         expected: list[bytes] = []
         freed = self.model.guest_frame(frame, expected)
         orders = self.router.from_agent(frame)
@@ -207,7 +207,7 @@ class World:
         assert not orders.behind
         if peer is not None and busy is not None:
             self._check_woken(peer, busy, orders)
-            assert not blocked or not self.router.budgets.may_read(peer.client) or orders.busy is peer.client, (
+            assert not blocked or not self.router.gate.may_read(peer.client) or orders.busy is peer.client, (
                 "sleeps on"
             )
         assert orders.busy is None or frame.id in orders.busy.ids, "somebody else is woken"
@@ -222,7 +222,7 @@ class World:
             assert self.router.drop_data(client) == self.model.drop_data(peer.party)
             if client.account.queued > self.limits.client_budget:
                 self.disconnect(peer)
-        elif self.router.budgets.overflows(client):
+        elif self.router.gate.overflows(client):
             self.disconnect(peer)
 
     def lose_agent(self) -> None:

@@ -23,14 +23,17 @@ def opened(uid: int = 7) -> tuple[Books, ClientAccount, SessionAccount, Window]:
     """Books with a client, who has a session with a window of 100 bytes."""
     books = Books()
     client = books.open_client(uid)
-    session = books.open_session(client)
-    return books, client, session, books.reserve(session, 100)
+    session = books.open_session(client, 1, 100)
+    return books, client, session, session.windows[0]
 
 
 def test_a_window_is_reserved_for_its_session_client_user_and_relay() -> None:
-    books, client, session, _ = opened()
-    books.reserve(session, 20)
-    assert [sums(each)[0] for each in (session, client, books.users[7], books.relay)] == [120] * 4
+    books, client, first, _ = opened()
+    second = books.open_session(client, 2, 10)
+    assert [window.size for window in (*first.windows, *second.windows)] == [100, 10, 10]
+    assert [sums(each)[0] for each in (first, second, client, books.users[7], books.relay)] == [100, 20] + [
+        120
+    ] * 3
 
 
 def test_a_window_is_free_again_everywhere_when_its_session_is_over() -> None:
@@ -194,14 +197,16 @@ class BooksModel(RuleBasedStateMachine):
 
     @rule(uid=st.integers(0, 1), size=SIZES)
     def open(self, uid: int, size: int) -> None:
-        session = self.books.open_session(self.books.open_client(uid))
-        self.sessions.append((session, self.books.reserve(session, size)))
+        self._open_session(self.books.open_client(uid), size)
 
     @precondition(lambda self: self.sessions)
     @rule(who=SIZES, size=SIZES)
     def open_another(self, who: int, size: int) -> None:
-        session = self.books.open_session(self.pick(who)[0].client)
-        self.sessions.append((session, self.books.reserve(session, size)))
+        self._open_session(self.pick(who)[0].client, size)
+
+    def _open_session(self, client: ClientAccount, size: int) -> None:
+        session = self.books.open_session(client, 1, size)
+        self.sessions.append((session, session.windows[0]))
 
     @precondition(lambda self: self.sessions)
     @rule(who=SIZES, size=SIZES, head=SIZES, of_window=st.booleans())

@@ -17,13 +17,13 @@ def test_a_client_is_not_read_while_too_much_of_it_waits_for_the_agent() -> None
     client = table.connect()
     id_ = table.open(client, EXEC)
     table.client_says(client, wire.ExecStdin(bytes(32 * KIB)), id_)
-    assert not table.router.budgets.may_read(client)
+    assert not table.router.gate.may_read(client)
     for _ in range(PIECE_COST // 10 + 1):  # the cost of keeping a piece counts as well
-        assert not table.router.budgets.may_read(client)
+        assert not table.router.gate.may_read(client)
         table.to_agent(client)
         table.agent_says(wire.Credit("stdin", 10), id_)
     table.to_agent(client)
-    assert table.router.budgets.may_read(client)
+    assert table.router.gate.may_read(client)
 
 
 def test_a_client_that_keeps_to_the_agents_credit_is_read_on_whatever_the_guest_takes() -> None:
@@ -33,10 +33,10 @@ def test_a_client_that_keeps_to_the_agents_credit_is_read_on_whatever_the_guest_
         id_ = table.open(client, wire.ExecRequest(cmd="x", window=KIB), offset)
         table.client_says(client, wire.ExecStdin(bytes(16 * KIB)), id_)
     assert client.account.pending > 160 * KIB
-    assert not table.router.budgets.may_read(client)
+    assert not table.router.gate.may_read(client)
     table.to_agent(client)  # the console takes the data, but no process reads it
     assert client.account.pending == 0
-    assert table.router.budgets.may_read(client)
+    assert table.router.gate.may_read(client)
 
 
 def test_no_guest_grants_more_than_its_window() -> None:
@@ -56,7 +56,7 @@ def test_empty_pieces_of_input_are_not_free_of_charge() -> None:
     table.client_says(client, wire.ExecStdin(bytes(100)), id_)
     for _ in range(1000):
         table.client_says(client, wire.ExecStdin(b""), id_)
-    assert not table.router.budgets.may_read(client)
+    assert not table.router.gate.may_read(client)
 
 
 def test_a_client_is_not_read_while_too_much_is_queued_for_it() -> None:
@@ -65,9 +65,9 @@ def test_a_client_is_not_read_while_too_much_is_queued_for_it() -> None:
     for offset in range(700):
         table.client_says(client, wire.Pong(), client.ids[offset])
     assert client.account.queued > 64 * KIB
-    assert not table.router.budgets.may_read(client)
+    assert not table.router.gate.may_read(client)
     table.client_reads(client)
-    assert table.router.budgets.may_read(client)
+    assert table.router.gate.may_read(client)
 
 
 def test_whoever_reads_nothing_overflows_by_answers() -> None:
@@ -75,9 +75,9 @@ def test_whoever_reads_nothing_overflows_by_answers() -> None:
     client = table.connect()
     data = frame_data()
     while client.kept_size <= 128 * KIB:
-        assert not table.router.budgets.overflows(client)
+        assert not table.router.gate.overflows(client)
         table.agent_says(data, client.ids[0])
-    assert table.router.budgets.overflows(client)
+    assert table.router.gate.overflows(client)
 
 
 @pytest.mark.parametrize("said", [wire.TcpData(b""), wire.TcpEof()])
@@ -87,7 +87,7 @@ def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) 
     id_ = table.open(client, wire.TcpConnect("h", 1, window=1))
     table.agent_says(wire.TcpData(b"ab"), id_)
     table.agent_says(wire.TcpData(b"c"), id_)
-    while not table.router.budgets.overflows(client):
+    while not table.router.gate.overflows(client):
         before = client.account.held
         table.agent_says(said, id_)
         assert client.account.held > before
@@ -106,7 +106,7 @@ def test_frames_that_are_nearly_all_header_count_for_what_they_cost(held: bool) 
         table.agent_says(wire.ExecStdout(b"ab"), id_)
         table.agent_says(wire.ExecStdout(b"c"), id_)
     frames = 0
-    while not table.router.budgets.overflows(client):
+    while not table.router.gate.overflows(client):
         table.router.from_agent(wire.Frame(id_, 0, b""))
         frames += 1
     # An object in a queue costs more than a hundred bytes, however small its frame is.
@@ -121,7 +121,7 @@ def test_windows_that_were_given_never_overflow() -> None:
         for data in (wire.ExecStdout(bytes(KIB)), wire.ExecStderr(bytes(KIB))):
             table.agent_says(data, id_)
     assert client.account.queued > 64 * KIB + 48 * KIB
-    assert not table.router.budgets.overflows(client)
+    assert not table.router.gate.overflows(client)
 
 
 def test_a_piece_that_waits_keeps_no_more_than_what_is_left_of_it() -> None:

@@ -128,6 +128,19 @@ def test_a_mistake_of_a_peer_that_does_not_know_errors_cuts_it() -> None:
         table.router.from_client(table.connect(), parse(bytes.fromhex(bad["frame_hex"]))[0])
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_a_message_that_is_not_allowed_is_answered_only_if_its_sender_knows_the_answer(version: int) -> None:
+    table = Table()
+    client = table.connect()
+    bad = frame(wire.ExecStarted(1), client.ids[0], version=version)
+    if version < 5:
+        with pytest.raises(ProtocolError, match="may not be sent by a client"):
+            table.router.from_client(client, bad)
+    else:
+        table.router.from_client(client, bad)
+    assert len(table.to_client(client)) == (version >= 5)
+
+
 def test_an_unknown_type_is_answered_and_not_forwarded() -> None:
     table = Table()
     client = table.connect()

@@ -134,18 +134,13 @@ class Books:
             user = self.users.pop(client.uid)
             assert user.reserved == user.held == user.queued == user.pending == 0, "a whole is its parts"
 
-    def open_session(self, client: ClientAccount) -> SessionAccount:
-        """Open the account of a new session."""
+    def open_session(self, client: ClientAccount, streams: int = 0, size: int = 0) -> SessionAccount:
+        """Open the account of a new session, and reserve a window of ``size`` bytes for each of its streams."""
         session = SessionAccount(client)
         client.sessions.add(session)
+        session.windows += [Window(session, size) for _ in range(streams)]
+        self._add_reserved(session, streams * size)
         return session
-
-    def reserve(self, session: SessionAccount, size: int) -> Window:
-        """Reserve a window of ``size`` bytes for a stream of a session, which the agent is told."""
-        window = Window(session, size)
-        session.windows.append(window)
-        self._add_reserved(session, size)
-        return window
 
     def release(self, session: SessionAccount) -> None:
         """Free the windows of a session that is over. Its held and pending bytes were dropped before."""

@@ -1,6 +1,7 @@
 """One client, as the router knows it: its ids, its sessions, and the frames that are queued for it.
 
-The frames are here; the books count their bytes.
+The frames are here; the books count their bytes. Whatever is put into the queue, or dropped from it, is entered in
+the books by the same method.
 """
 
 from __future__ import annotations
@@ -9,14 +10,14 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._relay.router.books import FRAME_COST
-from trio_console._relay.router.session import join_last
+from trio_console._relay.router.session import RelaySession, join_last
 from trio_console._relay.router.states import CLIENT, ClientState
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from trio_console import _wire as wire
-    from trio_console._relay.router.books import ClientAccount
-    from trio_console._relay.router.session import Outgoing, RelaySession
+    from trio_console._relay.router.books import Books
+    from trio_console._relay.router.session import Opening, Outgoing, RelayStream
 
 __all__ = ["Client"]
 
@@ -29,6 +30,12 @@ _BACKLOG: Final = 128 * 1024
 class Client:
     """One client: its ids, its sessions, and the frames that are queued for it.
 
+    Args:
+        slot: its slot.
+        uid: its user, for whose account its own is opened.
+        books: the ledger.
+        tail: a number of ids that is larger than that of all sessions that it can have.
+
     Attributes:
         account: its sums in the books.
         hurried: frames for its socket that are sent before those in `outgoing`.
@@ -39,19 +46,20 @@ class Client:
             of their sessions.
     """
 
-    def __init__(self, slot: int, account: ClientAccount) -> None:
+    def __init__(self, slot: int, uid: int, books: Books, tail: int) -> None:
+        self._books: Final = books
         self.slot: Final = slot
         self.ids: Final = slot_ids(slot)
-        self.account: Final = account
+        self.account: Final = books.open_client(uid)
         self.state = CLIENT.first
         self.sessions: dict[int, RelaySession] = {}
         self.hurried: deque[Outgoing] = deque()
         self.outgoing: deque[Outgoing] = deque()
         self.round: OrderedDict[RelaySession, None] = OrderedDict()
         self.last_words: dict[int, wire.SessionKind] = {}
-        self._recent: dict[
-            int, None
-        ] = {}  # ids at the end of its range that it has used, in the order of last use
+        # The last ids of its range, and which of them it has used, in the order of last use.
+        self._tail: Final = self.ids[-tail:]
+        self._recent: dict[int, None] = {}
 
     def become(self, state: ClientState) -> None:
         """Change the state.
@@ -66,35 +74,45 @@ class Client:
         """The bytes of all frames that are kept for it, with their costs."""
         return self.account.queued + FRAME_COST * (len(self.hurried) + len(self.outgoing)) + self.account.held
 
-    def note_opened(self, session_id: int, tail: int) -> None:
-        """Remember that a session was opened, if its id is one of the last ``tail`` ids of the range."""
-        if session_id >= self.ids.stop - tail:
+    def open(self, session_id: int, opening: Opening) -> None:
+        """Open a session."""
+        assert session_id in self.ids, "a session has an id of its client's"
+        self.sessions[session_id] = RelaySession(session_id, opening, self._books, self.account)
+        if session_id in self._tail:
             self._recent.pop(session_id, None)
             self._recent[session_id] = None
 
-    def quiet_id(self, tail: int) -> int:
+    def end(self, session: RelaySession) -> None:
+        """Forget a session for which no more frames come: its id is free."""
+        session.end()
+        del self.sessions[session.id]
+
+    def quiet_id(self) -> int:
         """An id for which the guest sends no more frames: one that was never used, or not for a long time.
 
         An id whose session is over is not enough. Data of the client may still be on its way to that session, and
         an agent answers data for an unknown id with a terminal frame.
         """
-        for session_id in reversed(self.ids[-tail:]):
+        for session_id in reversed(self._tail):
             if session_id not in self._recent:
                 return session_id
         return next(session_id for session_id in self._recent if session_id not in self.sessions)
 
-    def put(self, item: Outgoing, *, hurried: bool = False) -> int:
-        """Queue a frame for its socket; returns how many bytes longer the queue is.
+    def queue(self, item: Outgoing, *, hurried: bool = False, held_in: RelayStream | None = None) -> None:
+        """Queue a frame for its socket, one that has just come, or one that was held in a stream.
 
         A hurried frame overtakes the others.
         """
         queue = self.hurried if hurried else self.outgoing
-        if queue and self.account.queued > _BACKLOG:
-            added = join_last(queue, item)
-            if added is not None:
-                return added
-        queue.append(item)
-        return len(item.frame)
+        joined = join_last(queue, item) if queue and self.account.queued > _BACKLOG else None
+        if joined is None:
+            queue.append(item)
+        added = len(item.frame) if joined is None else joined
+        if held_in is None:
+            window = None if item.stream is None else item.stream.window
+            self._books.queue(self.account, added, window, item.size)
+        else:
+            self._books.let_go(held_in.window, len(item.frame) + FRAME_COST, added, item.size)
 
     def take(self, limit: int) -> list[Outgoing]:
         """Take frames for its socket, of about ``limit`` bytes at most, but at least one frame if there is any."""
@@ -106,3 +124,20 @@ class Client:
                 batch.append(item)
                 size += len(item.frame)
         return batch
+
+    def drop_data(self) -> int:
+        """Drop the data in its queue; returns how many bytes the frames were."""
+        dropped = sum(len(item.frame) for item in self.outgoing if item.is_data)
+        kept = [item for item in self.outgoing if not item.is_data]
+        self.outgoing.clear()
+        self.outgoing.extend(kept)
+        self._books.drop_queued(self.account, dropped)
+        return dropped
+
+    def close(self) -> None:
+        """Drop all that is kept for it, because it has gone."""
+        for session in tuple(self.sessions.values()):
+            self.end(session)
+        self.hurried.clear()
+        self.outgoing.clear()
+        self._books.close_client(self.account)

@@ -1,4 +1,7 @@
-"""The messages that a client may send, and the answers to all others, by the rules of the catalogue.
+"""The gate decides what becomes of a client's frames, by the rules of the catalogue and by the limits.
+
+It compares, and changes nothing: a message and its row in the catalogue with the state of its session, and the
+sums in the books with their bounds.
 
 Three kinds of messages are not forwarded. A body that cannot be decoded makes an agent of another make exit, and
 the guest with it. A message that only a relay may send could end other clients' work. A message for a session of
@@ -8,12 +11,35 @@ runs.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._relay.router.session import SHAPES, Opening
+from trio_console._relay.router.states import SessionState
 
-__all__ = ["answer_to", "check_allowed", "may_end", "refusal"]
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from trio_console._relay.router.books import Books
+    from trio_console._relay.router.clients import Client
+    from trio_console._relay.router.limits import RouterLimits
+    from trio_console._relay.router.session import RelaySession
+
+__all__ = ["Gate", "Way", "may_end"]
+
+Way: TypeAlias = Literal["pend", "send", "queue", "close", "cancel", "grant", "drop", "late close", "late cancel"]
+"""What becomes of a message within a session:
+
+* *pend*: its data is kept until the agent takes it;
+* *send*: its frame goes to the agent at once, because it may overtake data;
+* *queue*: its frame is kept behind the data of its session;
+* *close*, *cancel*: the same as queue and send, but the client then needs only the terminal frame;
+* *grant*: the client gives credit, which is for the relay;
+* *drop*: the agent must not get it, because the session has ended there, or was told to end. It would answer data
+  for an unknown id with a terminal frame, which would end the next session with this id;
+* *late close*, *late cancel*: dropped as well, but the client then needs no more than the terminal frame.
+"""
 
 #: The classes of messages that a client may send.
 _CLIENTS: Final = frozenset(
@@ -21,6 +47,11 @@ _CLIENTS: Final = frozenset(
     for row in wire.MESSAGE_TYPES.values()
     if wire.Direction.HOST_TO_AGENT in row.direction and not row.host_only
 )
+
+# (Short names, because in Python 3.11 each access to an enum's member is a call, and these are used for every
+# frame.)
+_ABANDONED: Final = SessionState.ABANDONED
+_ENDED: Final = SessionState.ENDED
 
 
 def may_end(cls: type[wire.Message] | None, kind: wire.SessionKind) -> bool:
@@ -34,37 +65,110 @@ def may_end(cls: type[wire.Message] | None, kind: wire.SessionKind) -> bool:
     return row is None or not row.flags & wire.FLAG_TERMINAL or row.fits(kind)
 
 
-def check_allowed(message: wire.Message, *, credit: bool) -> None:
-    """Refuse a message that a client may not send, or that an agent without credit does not know.
+@final
+class Gate:
+    """The rules; see the module.
 
-    Raises:
-        ProtocolError: with the text for the client.
+    Args:
+        flow: the agent's announcement that it counts credit, or `None`.
+        limits: the bounds.
+        books: the sums.
+        clients: the connected clients by their slots.
     """
-    if type(message) not in _CLIENTS:
-        raise refusal(message, "unsupported_message_type", "may not be sent by a client")
-    if isinstance(message, wire.Cancel) and not credit:
-        raise refusal(message, "unsupported_message_type", "is not known to this guest's agent")
+
+    def __init__(
+        self, flow: wire.Flow | None, limits: RouterLimits, books: Books, clients: Mapping[int, Client]
+    ) -> None:
+        self._flow: Final = flow
+        self._limits: Final = limits
+        self._books: Final = books
+        self._clients: Final = clients
+
+    # The way of a frame
+
+    def check(self, row: wire.MessageType) -> None:
+        """Refuse a message that a client may not send, or that an agent without credit does not know.
+
+        Raises:
+            ProtocolError: with the text for the client. (So do the two methods below.)
+        """
+        if row.cls not in _CLIENTS:
+            raise _refusal(row, "unsupported_message_type", "may not be sent by a client")
+        if row.cls is wire.Cancel and self._flow is None:
+            raise _refusal(row, "unsupported_message_type", "is not known to this guest's agent")
+
+    def admit(self, client: Client, frame_id: int, message: wire.Message, row: wire.MessageType) -> Opening:
+        """Decide about a message that opens a session."""
+        self.check(row)
+        if frame_id in client.sessions:
+            raise _refusal(row, "invalid_session", f"came for id {frame_id}, which is still in use")
+        if len(client.sessions) >= self._limits.sessions:
+            why = f"would be more than the {self._limits.sessions} sessions a client may have"
+            raise _refusal(row, "invalid_session", why)
+        shape = SHAPES[row.cls]
+        if self._flow is None or not isinstance(message, wire.StreamRequest):
+            return Opening(shape)
+        wanted = None if message.window is wire.UNSET else message.window
+        return Opening(shape, self._window(client, len(shape.outputs), wanted), wanted, self._flow.window)
+
+    def way(self, row: wire.MessageType, session: RelaySession) -> Way:
+        """Decide about a message within a session."""
+        state = session.state
+        if row.cls is session.shape.input and state is not _ABANDONED and state is not _ENDED:
+            return "pend"
+        self.check(row)
+        if state is _ABANDONED:
+            return "drop"
+        if row.cls not in session.shape.accepted:
+            why = f"came for id {session.id}, which is no {row.kind} session"
+            raise _refusal(row, "invalid_session", why)
+        if row.cls is wire.Credit:
+            return "grant"
+        if row.cls is wire.Cancel:
+            return "late cancel" if state is _ENDED else "cancel"
+        if row.place is wire.Place.ENDS:
+            return "late close" if state is _ENDED else "close"
+        if state is _ENDED:
+            return "drop"
+        return "send" if row.overtakes else "queue"
+
+    def _window(self, client: Client, count: int, wanted: int | None) -> int:
+        """The window, in bytes, of each of ``count`` new streams, out of the rest of the budgets."""
+        limits, books = self._limits, self._books
+        left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
+        window = max(limits.least_window, min(limits.largest_window, left // (limits.rest_divisor * count)))
+        return window if wanted is None else max(1, min(window, wanted))
+
+    # The bytes that are kept for a client
+
+    def may_read(self, client: Client) -> bool:
+        """Whether the client's socket may be read: not while too many of its bytes wait for the agent.
+
+        A client's frames come in one order, so its credit for one session waits behind its input for another. If
+        the client counts credit for that input, reading goes on as soon as the console has taken it. If it does
+        not, and sends more than the agent takes, it pauses its own sessions, and no other client's: to read on,
+        the relay would have to keep its input without a bound, or drop it.
+        """
+        limits, account = self._limits, client.account
+        return account.pending < limits.pending_budget and account.queued < limits.client_budget
+
+    def overflows(self, client: Client) -> bool:
+        """Whether more bytes are kept for a client than for any client that reads its socket and gives credit.
+
+        The windows bound data. This bounds the answers to requests of a client that does not read, and the frames
+        that an agent sends without a request.
+        """
+        limits = self._limits
+        kept = client.kept_size
+        budget = max(limits.client_budget, client.account.reserved)
+        if kept <= budget:
+            return False
+        return kept > budget + limits.answers_budget or (
+            sum(other.kept_size for other in self._clients.values())
+            > max(limits.total_budget, self._books.relay.reserved) + limits.answers_budget
+        )
 
 
-def answer_to(frame: wire.Frame, exc: ProtocolError) -> wire.Error:
-    """The answer to a client's frame that is not forwarded to the agent.
-
-    Raises:
-        ProtocolError: ``exc``, if the client cannot be answered: clients close the connection at an error with id
-            0, and older clients do not know the message.
-    """
-    version = exc.version
-    if version is None:
-        try:
-            version = wire.decode_envelope(frame.body).version
-        except ProtocolError:
-            version = wire.GENERATION  # not known, but nearly every client knows the message
-    if not wire.knows(version, wire.Error) or frame.id == 0:
-        raise exc
-    return wire.Error(exc.kind, str(exc), wire.UNSET if exc.message_type is None else exc.message_type)
-
-
-def refusal(message: wire.Message, kind: str, why: str) -> ProtocolError:
+def _refusal(row: wire.MessageType, kind: str, why: str) -> ProtocolError:
     """The error for a message that is well formed but not allowed here."""
-    name = wire.type_of(message).name
-    return ProtocolError(f"{name} {why}", kind=kind, message_type=name)
+    return ProtocolError(f"{row.name} {why}", kind=kind, message_type=row.name)

@@ -7,24 +7,21 @@ its queue (`Client.outgoing`). All methods are synchronous, so each call is one 
 The agent may be of any make: it counts credit only if it has announced that, it may send frames after a terminal
 frame, and it may send frames for ids that do not exist.
 
-Each frame of a client is checked before it is forwarded; see `gate`. The `books` count every byte that waits here;
-each change of a queue is noted there.
+Each frame of a client is checked before it is forwarded; see `gate`. The `books` count every byte that waits here:
+a session and a client enter each change of their queues there.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
-import msgspec
-
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._relay.router.books import FRAME_COST, PIECE_COST, Books
-from trio_console._relay.router.budgets import Budgets
+from trio_console._relay.router.books import Books
 from trio_console._relay.router.clients import Client
-from trio_console._relay.router.gate import answer_to, check_allowed, may_end, refusal
+from trio_console._relay.router.gate import Gate, may_end
 from trio_console._relay.router.orders import Orders
-from trio_console._relay.router.session import Outgoing, RelaySession, RelayStream
+from trio_console._relay.router.session import Outgoing
 from trio_console._relay.router.slots import Slots
 from trio_console._relay.router.states import ClientState, SessionState
 from trio_console._wire.ids import slot_of
@@ -33,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from trio_console._relay.log import SessionLog
+    from trio_console._relay.router.gate import Way
     from trio_console._relay.router.limits import RouterLimits
-    from trio_console._relay.router.session import Piece
+    from trio_console._relay.router.session import RelaySession, RelayStream
 
 __all__ = ["Router"]
 
@@ -46,6 +44,12 @@ _HURRIED: Final = frozenset(
     for row in wire.MESSAGE_TYPES.values()
     if row.overtakes and row.place is wire.Place.WITHIN and wire.Direction.AGENT_TO_HOST in row.direction
 )
+
+#: The row of the message with which the relay answers a frame that it refuses.
+_ERROR: Final = wire.type_of(wire.Error)
+
+#: The places of messages that are for a session that is open.
+_WITHIN: Final = (wire.Place.WITHIN, wire.Place.ENDS)
 
 # (Short names, because in Python 3.11 each access to an enum's member is a call, and these are used for every
 # frame.)
@@ -70,7 +74,7 @@ class Router:
 
     Attributes:
         books: all sums of bytes.
-        budgets: the bounds of these sums.
+        gate: the rules for the clients, which compare these sums with the limits.
         observer: the session log, which is called with each command and its output.
         refused_frames: frames of clients that were refused, and answered here.
         dropped_frames: frames of the agent that were dropped.
@@ -79,12 +83,11 @@ class Router:
     def __init__(self, flow: wire.Flow | None, limits: RouterLimits) -> None:
         self._flow = flow
         self._limits = limits
-        self._tail = 2 * limits.sessions + 1  # more ids than can be in use
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
         self._quarantined: dict[int, Client] = {}
         self.books: Final = Books()
-        self.budgets: Final = Budgets(limits, self.books, self._clients)
+        self.gate: Final = Gate(flow, limits, self.books, self._clients)
         self.observer: SessionLog | None = None
         self.refused_frames = 0
         self.dropped_frames = 0
@@ -105,7 +108,8 @@ class Router:
         if slot is None:
             return None
         assert slot not in self._quarantined, "a slot is one client's at a time"
-        client = self._clients[slot] = Client(slot, self.books.open_client(uid))
+        tail = 2 * self._limits.sessions + 1  # more ids than can be in use
+        client = self._clients[slot] = Client(slot, uid, self.books, tail)
         return client
 
     def disconnect(self, client: Client, now: float) -> Orders:
@@ -123,18 +127,14 @@ class Router:
         # above. Its answer keeps the order of data: what the guest had queued for this slot before it read those
         # messages comes before the answer. The request also goes behind the data of this client that still waits
         # for the console, which would otherwise reach the sessions of the slot's next client.
-        last_id = client.quiet_id(self._tail)
+        last_id = client.quiet_id()
         stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
         orders.behind = (wire.encode(stat, last_id),)
         client.become(ClientState.QUARANTINED)
         client.last_words = {**dict.fromkeys(execs, "exec"), last_id: "fs"}
         self._quarantined[client.slot] = client
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
-        for session in tuple(client.sessions.values()):
-            self._end(client, session)
-        client.hurried.clear()
-        client.outgoing.clear()
-        self.books.close_client(client.account)
+        client.close()
         return orders
 
     def tick(self, now: float) -> list[int]:
@@ -149,6 +149,10 @@ class Router:
     def from_client(self, client: Client, frame: wire.Frame) -> Orders:
         """Handle a frame of a client.
 
+        All go the same way: the frame is decoded once; the gate decides once; the frame for the agent is encoded;
+        the session changes, and enters that in the books. There is more to do only if a frame is refused, or if it
+        lets other frames go.
+
         Raises:
             ProtocolError: the client must be cut: the id is not one of its own, or it made a mistake of which it
                 cannot be told.
@@ -160,210 +164,146 @@ class Router:
                 kind="bad_frame",
                 frame_id=frame.id,
             )
+        version = None
         try:
-            message = wire.decode(frame)
-            check_allowed(message, credit=self._flow is not None)
+            message, row, version = wire.receive(frame)
             session = client.sessions.get(frame.id)
-            if (
-                isinstance(message, wire.DataMessage)
-                and session is not None
-                and session.input is type(message)
-                and session.state in _KNOWN
-            ):
-                self._pend(client, session, (session.input, memoryview(message.data)), orders)
+            if session is None or row.place not in _WITHIN:
+                self._pass_by(client, frame, (message, row, version), orders)
+            elif (way := self.gate.way(row, session)) != "pend":
+                self._pass_on(client, session, way, frame, message, orders)
             else:
-                self._accept(client, session, frame, message, orders)
+                assert isinstance(message, wire.DataMessage), "input is data"
+                if session.pend(type(message), message.data):
+                    self._take_turn(client, session, orders)
         except ProtocolError as exc:
             exc.frame_id = frame.id
+            if version is not None:
+                exc.version = version
             self._refuse(client, frame, exc, orders)
         return orders
 
+    def _pass_on(
+        self,
+        client: Client,
+        session: RelaySession,
+        way: Way,
+        frame: wire.Frame,
+        message: wire.Message,
+        orders: Orders,
+    ) -> None:
+        """Handle a message without data for an open session, in the way that the gate has chosen."""
+        has_turn = False
+        match way:
+            case "send":
+                orders.to_agent.append(wire.encode_again(frame))
+            case "queue":
+                has_turn = session.pend(None, wire.encode_again(frame))
+            case "close":
+                has_turn = session.close(wire.encode_again(frame))
+            case "cancel":
+                orders.to_agent.append(wire.encode_again(frame))
+                session.cancel()
+            case "grant":
+                assert isinstance(message, wire.Credit), "credit is granted"
+                self._let_go(client, session, session.grant(message), orders)
+            case "drop":
+                self.books.drop(len(frame.body))
+            case "late close":  # the client forgets the session, and grants no more credit
+                self.books.drop(len(frame.body))
+                client.end(session)
+            case "late cancel":
+                self.books.drop(len(frame.body))
+                session.give_up(_ENDED)
+                self._let_go(client, session, session.let_go(), orders)
+        if has_turn:
+            self._take_turn(client, session, orders)
+
+    def _open(self, client: Client, frame: wire.Frame, received: wire.Received, orders: Orders) -> None:
+        """Open a session, and order the request for the agent."""
+        message, row, version = received
+        opening = self.gate.admit(client, frame.id, message, row)
+        # Encoded before anything is noted, because the request may be too large with the window in it.
+        if opening.window is None:
+            raw = wire.encode_again(frame)
+        else:
+            assert isinstance(message, wire.StreamRequest), "only requests with streams get windows"
+            raw = wire.encode_with_window(message, opening.window, frame.id, version=version)
+        client.open(frame.id, opening)
+        orders.to_agent.append(raw)
+        if self.observer is not None and isinstance(message, wire.ExecRequest):
+            self.observer.opened(frame.id, message)
+
+    def _pass_by(self, client: Client, frame: wire.Frame, received: wire.Received, orders: Orders) -> None:
+        """Handle a message that opens a session, belongs to none, or to one that has ended."""
+        message, row, _ = received
+        if row.place is wire.Place.OPENS:
+            self._open(client, frame, received, orders)
+            return
+        self.gate.check(row)
+        if isinstance(message, wire.Shutdown):
+            orders.to_agent.append(wire.encode(message))
+            orders.shutdown = True
+        elif row.orphan is not None:
+            self._answer(client, wire.encode_orphan(row.orphan, frame.id), orders)
+        # All other messages for a session that has ended are ignored.
+
     def _refuse(self, client: Client, frame: wire.Frame, exc: ProtocolError, orders: Orders) -> None:
-        """Refuse a frame: the relay answers it, and does not forward it."""
+        """Refuse a frame: the relay answers it, and does not forward it.
+
+        Raises:
+            ProtocolError: ``exc``, if the client cannot be answered: clients close the connection at an error with
+                id 0, and older clients do not know the message.
+        """
         self.refused_frames += 1
-        error = answer_to(frame, exc)
+        # (If the version is not known: nearly every client knows the message.)
+        if frame.id == 0 or (exc.version is not None and exc.version < _ERROR.generation):
+            raise exc
         session = client.sessions.get(frame.id)
         if session is not None and session.state is not _ABANDONED:
             # The answer is a terminal frame, so the client forgets the session, and it must end in the guest too.
             self._abandon(client, session, orders)
-        self._answer(client, error, frame.id, orders)
+        self._answer(client, wire.encode_error(exc, frame.id), orders)
 
-    def _answer(self, client: Client, message: wire.Message, session_id: int, orders: Orders) -> None:
-        self._queue(client, Outgoing(wire.encode(message, session_id)), orders, hurried=True)
-
-    def _queue(self, client: Client, item: Outgoing, orders: Orders, *, hurried: bool = False) -> None:
-        """Queue a frame whose bytes are in no window."""
-        self.books.queue(client.account, client.put(item, hurried=hurried))
+    def _answer(self, client: Client, answer: bytes, orders: Orders) -> None:
+        """Answer a client in the agent's place."""
+        client.queue(Outgoing(answer), hurried=True)
         orders.busy = client
 
     def _abandon(self, client: Client, session: RelaySession, orders: Orders) -> None:
         """End a session in the guest that its client has forgotten."""
         if session.state is _ENDED:  # it has ended in the guest already
-            self._end(client, session)
+            client.end(session)
         elif session.kind == "tcp":
             orders.to_agent.append(wire.encode(wire.TcpClose(), session.id))
-            self._end(client, session)  # the agent does not answer a close
+            client.end(session)  # the agent does not answer a close
         else:
             # The session is kept until the guest's terminal frame comes, because its id is in use until then.
-            session.become(_ABANDONED)
-            self._release(session)
+            session.abandon()
             if session.kind == "exec":
                 orders.to_agent.append(wire.encode(wire.ExecSignal(_SIGKILL), session.id))
             elif session.kind == "fs" and self._flow is not None:
                 orders.to_agent.append(wire.encode(wire.Cancel(), session.id))
 
-    def _accept(
-        self,
-        client: Client,
-        session: RelaySession | None,
-        frame: wire.Frame,
-        message: wire.Message,
-        orders: Orders,
-    ) -> None:
-        """Handle a frame of a client that is not data for an open session."""
-        row = wire.type_of(message)
-        if row.place is wire.Place.OPENS:
-            orders.to_agent.append(self._open(client, frame, message))
-        elif isinstance(message, wire.Shutdown):
-            orders.to_agent.append(wire.encode(message))
-            orders.shutdown = True
-        elif session is None:
-            if row.orphan is not None:
-                self._answer(client, row.orphan(frame.id), frame.id, orders)
-            # All other messages for a session that has ended are ignored.
-        elif session.state is _ABANDONED:
-            self.books.drop(len(frame.body))
-        elif not row.fits(session.kind):
-            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is no {row.kind} session")
-        else:
-            self._accept_within(client, session, frame, message, orders)
-
-    def _pend(self, client: Client, session: RelaySession, piece: Piece, orders: Orders) -> None:
-        """Keep a piece that a client has sent until the agent takes it."""
-        session.pending.append(piece)
-        self.books.pend(session.account, len(piece[1]) + PIECE_COST)
-        if session not in client.round and session.can_send():
+    def _take_turn(self, client: Client, session: RelaySession, orders: Orders) -> None:
+        """Let a session take its turn to send to the agent, if it does not wait for its turn already."""
+        if session not in client.round:
             client.round[session] = None
             orders.busy = client
 
-    def _accept_within(
-        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
+    def _let_go(
+        self,
+        client: Client,
+        session: RelaySession,
+        ready: list[tuple[Outgoing, RelayStream | None]],
+        orders: Orders,
     ) -> None:
-        """Handle a message for a session that the client still has open."""
-        if isinstance(message, wire.Credit):
-            self._client_grants(client, session, message, orders)
-        elif session.state is _ENDED:
-            self._accept_late(client, session, frame, message, orders)
-        elif not wire.type_of(message).overtakes:
-            if isinstance(message, wire.TcpClose):
-                self._give_up(session, _CLOSING)
-            # The message is sent behind the data of its session.
-            self._pend(client, session, (None, memoryview(wire.encode_again(frame))), orders)
-        else:
-            if isinstance(message, wire.Cancel):
-                self._drop_pending(session)
-                self._give_up(session, SessionState.GIVEN_UP)
-            orders.to_agent.append(wire.encode_again(frame))
-
-    def _accept_late(
-        self, client: Client, session: RelaySession, frame: wire.Frame, message: wire.Message, orders: Orders
-    ) -> None:
-        """Handle a message for a session that has ended in the guest, of which the client does not know yet.
-
-        The guest must not get it: it answers data for an unknown id with a terminal frame, which would end the
-        next session with this id.
-        """
-        self.books.drop(len(frame.body))
-        if isinstance(message, wire.TcpClose):  # the client forgets the session, and grants no more credit
-            self._end(client, session)
-        elif isinstance(message, wire.Cancel):
-            self._give_up(session, _ENDED)
-            self._say_held_last(client, session)
+        """Queue the frames of a session that are not held any more."""
+        for item, stream in ready:
+            client.queue(item, held_in=stream)
             orders.busy = client
-
-    def _give_up(self, session: RelaySession, state: SessionState) -> None:
-        """Note that the client needs only the terminal frame of a session, and drop the held data.
-
-        The client grants no more credit, so the held data, and the terminal frame behind it, would be held for
-        ever.
-        """
-        if session.kind == "exec":  # a command cannot be given up: the client still gets its output
-            return
-        if session.state is not state and session.state is not _CLOSING:
-            session.become(state)
-        self._drop_held(session)
-
-    def _open(self, client: Client, frame: wire.Frame, message: wire.Message) -> bytes:
-        """Register a session; returns the request as the agent gets it."""
-        if frame.id in client.sessions:
-            raise refusal(message, "invalid_session", f"came for id {frame.id}, which is still in use")
-        if len(client.sessions) >= self._limits.sessions:
-            raise refusal(
-                message,
-                "invalid_session",
-                f"would be more than the {self._limits.sessions} sessions a client may have",
-            )
-        kind, books = wire.opened_by(message), self.books
-        if self._flow is None or not isinstance(message, wire.StreamRequest):
-            raw = wire.encode_again(frame)
-            session = RelaySession(frame.id, kind, books.open_session(client.account), None, counts=False)
-        else:
-            wanted = None if message.window is wire.UNSET else message.window
-            streams = wire.streams_of(kind, wire.Direction.AGENT_TO_HOST)
-            window = self.budgets.window(client, len(streams), wanted)
-            version = wire.decode_envelope(frame.body).version
-            # Encoded before anything is noted, because the request may be too large with the window in it.
-            raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
-            account = books.open_session(client.account)
-            session = RelaySession(frame.id, kind, account, self._flow.window, counts=wanted is not None)
-            for cls, name in streams.items():
-                reserved = books.reserve(account, window)
-                session.streams[cls] = RelayStream(session, cls, name, reserved, wanted)
-        assert frame.id in client.ids, "a session has an id of its client's"
-        client.sessions[frame.id] = session
-        client.note_opened(frame.id, self._tail)
-        if self.observer is not None and isinstance(message, wire.ExecRequest):
-            self.observer.opened(frame.id, message)
-        return raw
-
-    # Sessions end
-
-    def _end(self, client: Client, session: RelaySession) -> None:
-        """Forget a session for which no more frames come: its id is free."""
-        if session.state is not _ABANDONED:
-            self._release(session)
-        session.become(SessionState.OVER)
-        del client.sessions[session.id]
-
-    def _release(self, session: RelaySession) -> None:
-        """Drop the waiting frames of a session, and free its windows."""
-        self._drop_pending(session)
-        self._drop_held(session)
-        self.books.release(session.account)
-
-    def _drop_held(self, session: RelaySession) -> None:
-        for stream in session.streams.values():
-            if kept := stream.forget_held():
-                self.books.drop_held(stream.window, kept)
-
-    def _drop_pending(self, session: RelaySession) -> None:
-        if session.pending:
-            self.books.drop_pending(session.account, session.forget_pending())
-
-    def _client_grants(self, client: Client, session: RelaySession, message: wire.Credit, orders: Orders) -> None:
-        stream = session.stream_named(message.stream)
-        if stream is None:
-            return
-        if stream.credit is not None:
-            stream.credit += message.bytes
-        self._let_go(client, stream)
-        self._say_held_last(client, session)
-        orders.busy = client
-
-    def _let_go(self, client: Client, stream: RelayStream) -> None:
-        """Queue the held frames of a stream, as far as the client's credit allows."""
-        while (item := stream.next_ready()) is not None:
-            self.books.let_go(stream.window, len(item.frame) + FRAME_COST, client.put(item), item.size)
+        if session.state is _LEAVING:
+            del client.sessions[session.id]
 
     # To the agent
 
@@ -371,17 +311,15 @@ class Router:
         """The next bulk frame of a client for the agent; the client's sessions take turns."""
         while client.round:
             session, _ = client.round.popitem(last=False)
-            taken = session.take(self._limits.slice)
-            if taken is None:
+            frame = session.take(self._limits.slice)
+            if frame is None:
                 continue
-            frame, size = taken
-            self.books.take(session.account, size)
             if session.pending:
                 if session.can_send():
                     client.round[session] = None
             elif session.state is _CLOSING:
                 # The agent does not answer the close of a connection, so no more frames come for this id.
-                self._end(client, session)
+                client.end(session)
             return frame
         return None
 
@@ -425,7 +363,7 @@ class Router:
         item = Outgoing(wire.encode_again(frame), stream, size, None, True)
         if session is None or stream is None:
             # Data of an unknown session is passed on; the client ignores it.
-            self.books.queue(client.account, client.put(item))
+            client.queue(item)
         elif session.state is not _OPEN:
             self._drop_frame(size)
         elif stream.is_overrun_by(size):
@@ -433,11 +371,11 @@ class Router:
             self.books.refuse(stream.window, size)
             self._abandon(client, session, orders)
             why = f"the guest sent far more of {stream.name} than its window of {stream.window.size} bytes"
-            self._answer(client, wire.Error("invalid_session", why), session.id, orders)
+            self._answer(client, wire.encode(wire.Error("invalid_session", why), session.id), orders)
         elif stream.lets_pass(size):
-            self.books.queue(client.account, client.put(item), stream.window, size)
+            client.queue(item)
         else:
-            self.books.hold(stream.window, stream.hold(item), size)
+            stream.hold(item)
         orders.busy = client
 
     def _deliver(self, client: Client, session: RelaySession | None, frame: wire.Frame, orders: Orders) -> None:
@@ -452,11 +390,12 @@ class Router:
         if self.observer is not None:
             self.observer.said(frame, None)
         if session is None:
-            self._queue(client, Outgoing(wire.encode_again(frame)), orders)
+            client.queue(Outgoing(wire.encode_again(frame)))
+            orders.busy = client
         elif session.state is not _ABANDONED:
             self._deliver_within(client, session, cls, frame, orders)
         elif is_last:
-            self._end(client, session)
+            client.end(session)
         else:
             self._drop_frame(len(frame.body))
 
@@ -473,39 +412,29 @@ class Router:
         if frame.flags & wire.FLAG_TERMINAL:
             self._finish(client, session, Outgoing(raw, None, 0, session))
         elif cls in _HURRIED:
-            self._queue(client, Outgoing(raw), orders, hurried=True)
+            client.queue(Outgoing(raw), hurried=True)
         elif (stream := session.held) is not None:
-            self.books.hold(stream.window, stream.hold(Outgoing(raw)), 0)
+            stream.hold(Outgoing(raw))
         else:
-            self._queue(client, Outgoing(raw), orders)
+            client.queue(Outgoing(raw))
         orders.busy = client
 
     def _finish(self, client: Client, session: RelaySession, last: Outgoing) -> None:
-        """Handle the terminal frame of a session."""
-        self._drop_pending(session)
+        """Handle the terminal frame of a session. When it is queued for the client the id is free."""
+        session.drop_pending()
         if session.state is _ENDED:
             self.dropped_frames += 1  # a second terminal frame, while the first is held behind data
         elif session.held is None:
-            self._say_last(client, session, last)
+            session.leave()
+            client.queue(last, hurried=session.kind == "call")
+            del client.sessions[session.id]
         else:
             session.become(_ENDED)
             session.last = last
 
-    def _say_last(self, client: Client, session: RelaySession, last: Outgoing) -> None:
-        """Queue the terminal frame for the client. Then the id is free."""
-        assert session.held is None, "a terminal frame is behind all data of its session"
-        session.become(_LEAVING)
-        self.books.queue(client.account, client.put(last, hurried=session.kind == "call"))
-        del client.sessions[session.id]
-
-    def _say_held_last(self, client: Client, session: RelaySession) -> None:
-        """Queue the terminal frame for the client, if there is one and no more data is held in front of it."""
-        if session.last is not None and session.held is None:
-            self._say_last(client, session, session.last)
-
     def _is_credit_for_us(self, client: Client, session: RelaySession, frame: wire.Frame, orders: Orders) -> bool:
         """Take credit that the agent grants; returns whether it ends here, because the client counts no credit."""
-        if self._flow is None or session.input is None or frame.flags:
+        if self._flow is None or session.shape.input is None or frame.flags:
             return False
         try:
             message = wire.decode(frame)
@@ -513,11 +442,10 @@ class Router:
             return False
         if not isinstance(message, wire.Credit):
             return False
-        if message.stream == session.input_name:
+        if message.stream == session.shape.input_name:
             session.room.granted(message.bytes)
-            if session not in client.round and session.can_send():
-                client.round[session] = None
-                orders.busy = client
+            if session.can_send():
+                self._take_turn(client, session, orders)
         return not session.counts
 
     def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:
@@ -544,9 +472,7 @@ class Router:
             for session in tuple(client.sessions.values()):
                 for stream in session.streams.values():
                     stream.credit = None
-                    self._let_go(client, stream)
-            for session in tuple(client.sessions.values()):
-                self._say_held_last(client, session)
+                self._let_go(client, session, session.let_go(), Orders())
 
     # To a client
 
@@ -570,12 +496,7 @@ class Router:
 
     def drop_data(self, client: Client) -> int:
         """Drop and count the data that is queued for a client: a policy for an agent without credit."""
-        dropped = sum(len(item.frame) for item in client.outgoing if item.is_data)
-        kept = [item for item in client.outgoing if not item.is_data]
-        client.outgoing.clear()
-        client.outgoing.extend(kept)
-        self.books.drop_queued(client.account, dropped)
-        return dropped
+        return client.drop_data()
 
 
 def _class_of(frame: wire.Frame) -> type[wire.Message] | None:

@@ -8,7 +8,8 @@ for its own grants.
 Towards the agent the relay keeps to the agent's window, whether the client counts credit or not. A client that
 sends more is slowed down here, and the agent does not notice it.
 
-The frames are here; the books count their bytes.
+The frames are here; the books count their bytes. Whatever is put into a queue here, or taken out or dropped, is
+entered in the books by the same method.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from trio_console._relay.router.states import SESSION, SessionState
 from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
-    from trio_console._relay.router.books import SessionAccount, Window
+    from collections.abc import Mapping
 
-__all__ = ["Outgoing", "Piece", "RelaySession", "RelayStream", "join_last"]
+    from trio_console._relay.router.books import Books, ClientAccount, Window
+
+__all__ = ["SHAPES", "Opening", "Outgoing", "Piece", "RelaySession", "RelayStream", "Shape", "join_last"]
 
 #: Waiting frames of a stream are joined up to this size. A program that writes single bytes makes frames that are
 #: nearly all header; with these a full window would need the memory of fifty windows.
@@ -36,6 +39,55 @@ _OVERRUN: Final = 64 * 1024
 
 #: A piece that a client has sent and the agent has not got: data of a class, or (with `None`) a whole frame.
 Piece: TypeAlias = "tuple[type[wire.DataMessage] | None, memoryview]"
+
+
+class Shape(NamedTuple):
+    """The streams of the sessions of a kind.
+
+    Attributes:
+        kind: the kind in the catalogue.
+        input: the class of the data that the client sends, if it sends any.
+        input_name: the name of that stream.
+        accepted: the classes of the messages that the client may send.
+        outputs: the streams from the agent.
+    """
+
+    kind: wire.SessionKind
+    input: type[wire.DataMessage] | None
+    input_name: wire.StreamName | None
+    accepted: frozenset[type[wire.Message]]
+    outputs: Mapping[type[wire.DataMessage], wire.StreamName]
+
+
+def _shape(kind: wire.SessionKind) -> Shape:
+    inputs = wire.streams_of(kind, wire.Direction.HOST_TO_AGENT)
+    cls, name = next(iter(inputs.items()), (None, None))
+    return Shape(kind, cls, name, wire.accepted_in(kind), wire.streams_of(kind, wire.Direction.AGENT_TO_HOST))
+
+
+#: The shapes of sessions, by the classes of the messages that open them.
+SHAPES: Final[Mapping[type[wire.Message], Shape]] = {
+    row.cls: _shape(wire.opened_by(row.cls))
+    for row in wire.MESSAGE_TYPES.values()
+    if row.place is wire.Place.OPENS
+}
+
+
+class Opening(NamedTuple):
+    """All that has to be known of a session before it is opened.
+
+    Attributes:
+        shape: its streams.
+        window: bytes of the window of each stream from the agent, or `None` if the agent counts no credit, or the
+            session has no such stream.
+        credit: bytes of each of these that the client accepts at first, or `None` if the client counts no credit.
+        room: bytes of the client's data that the agent accepts at first, or `None` if the agent counts no credit.
+    """
+
+    shape: Shape
+    window: int | None = None
+    credit: int | None = None
+    room: int | None = None
 
 
 class Outgoing(NamedTuple):
@@ -81,9 +133,10 @@ class RelayStream:
         name: its name in credit messages.
         window: the account of the bytes that the agent may send.
         credit: bytes that the client accepts now, or `None` if it counts no credit.
+        books: the ledger.
     """
 
-    __slots__ = ("cls", "credit", "held", "name", "session", "window")
+    __slots__ = ("_books", "cls", "credit", "held", "name", "session", "window")
 
     def __init__(
         self,
@@ -92,7 +145,9 @@ class RelayStream:
         name: wire.StreamName,
         window: Window,
         credit: int | None,
+        books: Books,
     ) -> None:
+        self._books: Final = books
         self.session: Final = session
         self.cls: Final = cls
         self.name: Final = name
@@ -116,16 +171,16 @@ class RelayStream:
         self.credit -= size
         return True
 
-    def hold(self, item: Outgoing) -> int:
-        """Hold a frame until the client gives credit; returns how many more bytes are kept."""
+    def hold(self, item: Outgoing) -> None:
+        """Hold a frame until the client gives credit."""
         added = join_last(self.held, item) if self.held else None
         if added is None:
             self.held.append(item)
             added = len(item.frame) + FRAME_COST
-        return added
+        self._books.hold(self.window, added, item.size)
 
     def next_ready(self) -> Outgoing | None:
-        """Take the next held frame, if there is credit for it."""
+        """Take the next held frame, if there is credit for it. The books count it as held until it is queued."""
         if not self.held or (self.credit is not None and self.credit <= 0 and self.held[0].size):
             return None
         item = self.held.popleft()
@@ -133,62 +188,66 @@ class RelayStream:
             self.credit -= item.size
         return item
 
-    def forget_held(self) -> int:
-        """Drop all held frames; returns how many fewer bytes are kept. Later frames do not wait for credit."""
-        kept = sum(len(item.frame) + FRAME_COST for item in self.held)
-        self.held.clear()
+    def drop_held(self) -> None:
+        """Drop all held frames. Later frames do not wait for credit."""
         self.credit = None
-        return kept
+        if self.held:
+            kept = sum(len(item.frame) + FRAME_COST for item in self.held)
+            self.held.clear()
+            self._books.drop_held(self.window, kept)
 
 
 @final
 class RelaySession:
-    """A session between a client and the agent.
+    """A session between a client and the agent, which opens its account in the books.
 
     Args:
         session_id: its correlation id.
-        kind: its kind in the catalogue.
-        account: its sums in the books.
-        window: bytes of the client's data that the relay may send before a grant, or `None` if the agent counts no
-            credit.
-        counts: whether the client counts credit.
+        opening: what was decided about it.
+        books: the ledger.
+        client: the account of its client.
 
     Attributes:
-        input: the class of data that its client sends, and the name of that stream, if there is one.
-        room: the rest of that window.
+        shape: the streams of its kind.
+        kind: its kind in the catalogue.
+        account: its sums in the books.
+        room: the window for the client's data.
+        counts: whether the client counts credit.
         streams: the streams from the agent; none if the agent counts no credit.
         pending: the pieces for the agent, in order.
         last: the terminal frame, which is held behind data while the state is `SessionState.ENDED`.
     """
 
     __slots__ = (
+        "_books",
         "account",
         "counts",
         "id",
-        "input",
-        "input_name",
         "kind",
         "last",
         "pending",
         "room",
+        "shape",
         "state",
         "streams",
     )
 
-    def __init__(
-        self, session_id: int, kind: wire.SessionKind, account: SessionAccount, window: int | None, *, counts: bool
-    ) -> None:
+    def __init__(self, session_id: int, opening: Opening, books: Books, client: ClientAccount) -> None:
+        shape, window, credit, room = opening
+        outputs = {} if window is None else shape.outputs
+        self._books: Final = books
         self.id: Final = session_id
-        self.kind: Final = kind
-        inputs = wire.streams_of(kind, wire.Direction.HOST_TO_AGENT)
-        self.input: Final = next(iter(inputs), None)
-        self.input_name: Final = next(iter(inputs.values()), None)
-        self.account: Final = account
-        self.room: Final = SendWindow(window)
-        self.counts: Final = counts
+        self.shape: Final = shape
+        self.kind: Final = shape.kind
+        self.account: Final = books.open_session(client, len(outputs), window or 0)
+        self.room: Final = SendWindow(room)
+        self.counts: Final = credit is not None
         self.state = SESSION.first
-        self.streams: dict[type[wire.DataMessage], RelayStream] = {}
-        self.pending: deque[Piece] = deque()
+        self.streams: Final = {
+            cls: RelayStream(self, cls, name, account, credit, books)
+            for (cls, name), account in zip(outputs.items(), self.account.windows, strict=True)
+        }
+        self.pending: Final[deque[Piece]] = deque()
         self.last: Outgoing | None = None
 
     def become(self, state: SessionState) -> None:
@@ -199,33 +258,39 @@ class RelaySession:
         """
         self.state = SESSION.take(self.state, state)
 
-    @property
-    def held(self) -> RelayStream | None:
-        """The first stream that has held frames."""
-        return next((stream for stream in self.streams.values() if stream.held), None)
+    # From the client to the agent
 
-    def stream_named(self, name: wire.StreamName) -> RelayStream | None:
-        """The stream from the agent with a name, which a client's credit is for."""
-        return next((stream for stream in self.streams.values() if stream.name == name), None)
+    def pend(self, cls: type[wire.DataMessage] | None, data: bytes) -> bool:
+        """Keep a piece until the agent takes it.
+
+        Returns whether that gives the session a turn to send: behind other pieces it has one already, or waits for
+        credit.
+        """
+        is_first = not self.pending
+        self.pending.append((cls, memoryview(data)))
+        self._books.pend(self.account, len(data) + PIECE_COST)
+        return is_first and self.can_send()
 
     def can_send(self) -> bool:
         """Whether the first pending piece may go to the agent now."""
         if not self.pending:
             return False
         cls, data = self.pending[0]
-        return cls is None or not data or self.room.may_send(1) > 0
+        room = self.room
+        return cls is None or not data or room.window is None or room.outstanding < room.window
 
-    def take(self, limit: int) -> tuple[bytes, int] | None:
+    def take(self, limit: int) -> bytes | None:
         """Take the next frame for the agent: a whole one, or a slice of data of at most ``limit`` bytes.
 
-        Returns the frame, and how many fewer bytes are kept; or `None` if no frame may go now.
+        Returns `None` if no frame may go now.
         """
         if not self.pending:
             return None
         cls, data = self.pending[0]
         if cls is None:
             self.pending.popleft()
-            return bytes(data), len(data) + PIECE_COST
+            self._books.take(self.account, len(data) + PIECE_COST)
+            return bytes(data)
         size = self.room.may_send(min(len(data), limit))
         if data and not size:
             return None
@@ -242,10 +307,93 @@ class RelaySession:
                 rest = memoryview(bytes(rest))
             self.pending[0] = cls, rest
             data = data[:size]
-        return wire.encode_data(cls, self.id, data), cost
+        self._books.take(self.account, cost)
+        return wire.encode_data(cls, self.id, data)
 
-    def forget_pending(self) -> int:
-        """Drop all pending pieces; returns how many bytes they were."""
-        size = sum(len(data) for _, data in self.pending)
-        self.pending.clear()
-        return size
+    def drop_pending(self) -> None:
+        """Drop all pending pieces."""
+        if self.pending:
+            size = sum(len(data) for _, data in self.pending)
+            self.pending.clear()
+            self._books.drop_pending(self.account, size)
+
+    # From the agent to the client
+
+    @property
+    def held(self) -> RelayStream | None:
+        """The first stream that has held frames."""
+        return next((stream for stream in self.streams.values() if stream.held), None)
+
+    def grant(self, credit: wire.Credit) -> list[tuple[Outgoing, RelayStream | None]]:
+        """Add credit that the client gives; returns the frames that it lets go, as `let_go` does."""
+        for stream in self.streams.values():
+            if stream.name == credit.stream:
+                if stream.credit is not None:
+                    stream.credit += credit.bytes
+                return self.let_go()
+        return []
+
+    def let_go(self) -> list[tuple[Outgoing, RelayStream | None]]:
+        """Take the held frames for which there is credit, and behind the data the terminal frame, if it has come.
+
+        Returns the frames with the streams that they were held in; the terminal frame was held in none.
+        """
+        ready: list[tuple[Outgoing, RelayStream | None]] = []
+        for stream in self.streams.values():
+            while (item := stream.next_ready()) is not None:
+                ready.append((item, stream))
+        if self.last is not None and self.held is None:
+            self.leave()
+            ready.append((self.last, None))
+        return ready
+
+    def drop_held(self) -> None:
+        """Drop all held frames. Later frames do not wait for credit."""
+        for stream in self.streams.values():
+            stream.drop_held()
+
+    # Its end
+
+    def give_up(self, state: SessionState) -> None:
+        """Note that the client needs only the terminal frame, and drop the held data.
+
+        The client grants no more credit, so the held data, and the terminal frame behind it, would be held for
+        ever.
+        """
+        if self.kind == "exec":  # a command cannot be given up: the client still gets its output
+            return
+        if self.state is not state and self.state is not SessionState.CLOSING:
+            self.become(state)
+        self.drop_held()
+
+    def cancel(self) -> None:
+        """Note that the client has cancelled it: what waits in both directions is dropped."""
+        self.drop_pending()
+        self.give_up(SessionState.GIVEN_UP)
+
+    def close(self, last: bytes) -> bool:
+        """Note that the client has closed it, with a frame for the agent; returns the same as `pend`."""
+        self.give_up(SessionState.CLOSING)
+        return self.pend(None, last)
+
+    def leave(self) -> None:
+        """Note that its terminal frame is the next that the client gets."""
+        assert self.held is None, "a terminal frame is behind all data of its session"
+        self.become(SessionState.LEAVING)
+
+    def abandon(self) -> None:
+        """Keep only the id, because the client was told that the session is over, and the agent was not yet."""
+        self.become(SessionState.ABANDONED)
+        self._release()
+
+    def end(self) -> None:
+        """Keep nothing, because no more frames come."""
+        if self.state is not SessionState.ABANDONED:
+            self._release()
+        self.become(SessionState.OVER)
+
+    def _release(self) -> None:
+        """Drop the waiting frames, and free the windows."""
+        self.drop_pending()
+        self.drop_held()
+        self._books.release(self.account)
