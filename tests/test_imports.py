@@ -72,6 +72,8 @@ ROOMS = {
         {"", "__main__"},
         {"ground", "trio", "console", "channel", "session", "session log", "relay", "guests", "open", "testing"},
     ),
+    # The command line does what its users could do, so it takes the public names.
+    "command line": Room({"_cli"}, {"ground", "trio", "doors"}),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
 

@@ -1,0 +1,98 @@
+"""``relay`` as a process."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.cli._programs import PROGRAM, execute, relay_at, stop
+from tests.tools.limits import HANG
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_relay_ends_in_order_at_a_signal(tmp_path: Path, number: int) -> None:
+    with relay_at(str(tmp_path / "s")) as process:
+        assert (tmp_path / "s").is_socket()
+        assert stop(process, number) == (0, b"")
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_relay_serves_a_console_socket(tmp_path: Path) -> None:
+    console = tmp_path / "console.sock"
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(console))
+        server.listen(1)
+        # As a VM does it: the agent is at the other end of the console.
+        process = subprocess.Popen(
+            [*PROGRAM, "relay", "--console", str(console), "--listen", str(tmp_path / "s")], stdout=subprocess.PIPE
+        )
+        with server.accept()[0] as connection:
+            agent = subprocess.Popen(
+                [sys.executable, "-m", "trio_console.agent", "--fd", str(connection.fileno())],
+                pass_fds=[connection.fileno()],
+            )
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == f"ready {tmp_path / 's'}\n".encode()
+        assert execute(str(tmp_path / "s"), "echo", "hi").stdout == b"hi\n"
+        assert stop(process, signal.SIGTERM)[0] == 0
+        assert agent.wait(HANG) == 0
+    finally:
+        process.kill()
+        agent.kill()
+        process.communicate()
+        agent.wait()
+
+
+def test_a_relay_without_its_console_says_why(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "relay", "--console", str(tmp_path / "no"), "--listen", str(tmp_path / "s")],
+        check=False,
+        capture_output=True,
+        timeout=HANG,
+    )
+    assert done.returncode == 1
+    assert b"connecting to the guest's console" in done.stderr
+    assert b"Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_relay_in_a_place_that_is_taken_says_so(relay: str) -> None:
+    done = subprocess.run([*PROGRAM, "relay", "--listen", relay], check=False, capture_output=True, timeout=HANG)
+    assert done.returncode == 1
+    assert b"listening there already" in done.stderr
+    assert execute(relay, "true").returncode == 0
+
+
+def test_a_relay_whose_guest_dies_says_why(tmp_path: Path) -> None:
+    with relay_at(str(tmp_path / "s")) as process:
+        lost = execute(str(tmp_path / "s"), "sh", "-c", "kill -KILL $PPID; sleep 9")
+        assert lost.returncode == 125
+        assert b"Traceback" not in lost.stderr
+        _, said = process.communicate(timeout=HANG)
+        assert process.returncode == 1
+        assert b"SIGKILL" in said
+        assert b"Traceback" not in said
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_signal_before_the_guest_is_ready_ends_it_in_order(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "console"))
+        server.listen(1)
+        process = subprocess.Popen(
+            [*PROGRAM, "relay", "--console", str(tmp_path / "console"), "--listen", str(tmp_path / "s")],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with server.accept()[0]:
+            assert stop(process, signal.SIGTERM) == (0, b"")
+    assert not (tmp_path / "s").exists()

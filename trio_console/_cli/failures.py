@@ -1,0 +1,35 @@
+"""The ways in which the commands fail."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["Failure", "OutputError", "first_of"]
+
+
+class Failure(Exception):
+    """A command has failed with this exit status, and the message says why."""
+
+    def __init__(self, cause: BaseException, status: int) -> None:
+        super().__init__(str(cause) or repr(cause))
+        self.status: Final = status
+
+
+class OutputError(Exception):
+    """A standard descriptor could not be written.
+
+    Attributes:
+        errno: of the error.
+    """
+
+    def __init__(self, name: str, cause: OSError) -> None:
+        super().__init__(f"writing to {name}: {cause.strerror}")
+        self.errno: Final = cause.errno
+
+
+def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first exception in a group, which may hold groups."""
+    exc: BaseException = group
+    while isinstance(exc, BaseExceptionGroup):
+        exc = exc.exceptions[0]
+    return exc
