@@ -54,6 +54,15 @@ async def test_a_command_that_just_ends_costs_no_further_frame(
     assert [type(message) for message in outcome.messages] == [wire.ExecStarted, wire.ExecStdout, wire.ExecExited]
 
 
+async def test_an_exit_that_a_relay_may_hold_behind_output_is_told_by_itself(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session_module, "_TOGETHER", HANG)
+    outcome = await host.run("head", "-c", "65536", "/dev/zero", ends=TO_THE_END)
+    assert wire.ExecLeft(0) in outcome.messages
+    assert outcome.last == wire.ExecExited(0)
+
+
 async def test_the_end_of_a_stream_is_told_while_the_command_runs(host: Host) -> None:
     sid = await host.start("sh", "-c", "echo out; exec >&-; read x; exit 3", ends=TO_THE_END)
     assert await host.receive(sid) == wire.ExecStdout(b"out\n")

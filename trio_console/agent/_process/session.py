@@ -71,6 +71,11 @@ _BURIAL_GRACE: Final = 2.0
 #: streams a moment earlier. So a command that just ends costs no frame but ``exited``.
 _TOGETHER: Final = 0.002
 
+#: Bytes of a stream from which on the exit is told by a frame of its own all the same. A relay holds ``exited``
+#: behind output for which its client has granted no credit, and the client may wait for the exit without reading.
+#: This is less than a client's window, below which a relay holds nothing.
+_HELD_SIZE: Final = 64 * 1024
+
 #: Seconds between two looks at a terminal that no process has open.
 _TTY_POLL: Final = 0.05
 
@@ -104,7 +109,7 @@ class Spawn(Protocol):
 class _Output:
     """One stream of output."""
 
-    __slots__ = ("_grown", "cls", "credit", "fd", "held", "left", "living", "name", "over", "silence")
+    __slots__ = ("_grown", "cls", "credit", "fd", "held", "left", "living", "name", "over", "sent", "silence")
 
     def __init__(self, name: wire.StreamName, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
         self.name = name
@@ -114,6 +119,7 @@ class _Output:
         self.living = trio.CancelScope()  # ends when the leader exits
         self.silence = trio.CancelScope()  # a wait for bytes after that
         self.left: float = math.inf  # bytes to deliver after the exit
+        self.sent = 0  # bytes
         self.over = False  # whether its delivery is over
         self.held = False  # whether somebody has it open when its delivery is over
         self._grown = False
@@ -289,7 +295,7 @@ class ExecSession(Session):
         if self._ends and self._exit is not None:
             with trio.move_on_after(_TOGETHER) as patience:
                 await self._outputs_over.wait()
-            if patience.cancelled_caught:
+            if patience.cancelled_caught or any(output.sent >= _HELD_SIZE for output in self._outputs.values()):
                 self._send_now(wire.ExecLeft(self._exit.code, self._exit.signal))
         await self._outputs_over.wait()
         self._done.set()
@@ -401,6 +407,7 @@ class ExecSession(Session):
         data = await self._pass_on(output.cls, allowed, partial(_read_some, output.fd))
         if data:
             output.credit.note_sent(len(data))
+            output.sent += len(data)
             output.left -= len(data)
             self._sender.activity.exec_output_bytes += len(data)
         return data
