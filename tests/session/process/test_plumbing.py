@@ -23,8 +23,9 @@ DATA = bytes(range(256)) * 4096
 
 @contextmanager
 def pipe(*, blocking: bool) -> Iterator[tuple[int, int]]:
-    """A pipe whose writing end blocks or not."""
+    """A pipe whose writing end blocks or not, and is one that a child inherits, as a standard descriptor is."""
     reading, writing = os.pipe()
+    os.set_inheritable(writing, True)
     os.set_blocking(writing, blocking)
     try:
         yield reading, writing
