@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.agent._host import Host, wait_gone
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
+from trio_console.agent import _serve as serve_module
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,6 +75,55 @@ async def test_shutdown_asks_politely_and_says_nothing(agent: AgentFactory, tmp_
         # (The shell may print a message, but no exit is reported.)
         assert not [frame for frame in await host.gone() if frame.flags & wire.FLAG_TERMINAL]
     assert os.listdir(tmp_path) == ["mark"]
+
+
+async def test_shutdown_comes_behind_all_that_was_said(
+    agent: AgentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_module, "_LAST_WORDS_TIME", HANG)
+    # More than a socket takes, and less than that and an outbox.
+    async with agent(over_socket=True) as host:
+        await host.request("head", "-c", "300000", "/dev/zero", sid=5, window=1_000_000)
+        started = await host.receive(5)
+        assert isinstance(started, wire.ExecStarted)
+        await wait_gone(started.pid)
+        await host.send(wire.Shutdown())
+        await wait_all_tasks_blocked()  # the agent has ended its sessions
+        said = [wire.decode(frame) for frame in await host.gone()]
+        assert sum(len(message.data) for message in said if isinstance(message, wire.ExecStdout)) == 300_000
+
+
+async def test_a_command_that_starts_during_a_shutdown_is_said_to_have_started(agent: AgentFactory) -> None:
+    # Otherwise its output would come for a command of which nobody knows.
+    request = wire.ExecRequest(cmd="cat")
+    async with agent() as host:
+        await host.send_raw(wire.encode(request, 5) + wire.encode(wire.Shutdown()))
+        said = [wire.decode(frame) for frame in await host.gone()]
+        assert [type(message) for message in said] == [wire.ExecStarted]
+
+
+async def test_shutdown_waits_a_moment_only_for_a_host_that_does_not_read(
+    agent: AgentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serve_module, "_LAST_WORDS_TIME", 0.01)
+    async with agent(over_socket=True) as host:
+        await host.request("head", "-c", "300000", "/dev/zero", sid=5, window=1_000_000)
+        started = await host.receive(5)
+        assert isinstance(started, wire.ExecStarted)
+        await wait_gone(started.pid)
+        await host.send(wire.Shutdown())
+        with trio.fail_after(HANG):
+            while not await agent_has_closed(host):
+                await trio.sleep(0.01)
+
+
+async def agent_has_closed(host: Host) -> bool:
+    """Whether a byte for the agent finds its end closed."""
+    try:
+        await host.send_raw(b"\0")
+    except trio.BrokenResourceError:
+        return True
+    return False
 
 
 async def test_shutdown_kills_what_does_not_listen(agent: AgentFactory) -> None:

@@ -64,6 +64,9 @@ _BUSY_PAUSE: Final = 0.002
 _SHUTDOWN_GRACE: Final = 1.0
 _KILL_GRACE: Final = 2.0
 
+#: Seconds for the host to read what is still queued for it at the end.
+_LAST_WORDS_TIME: Final = 1.0
+
 #: Whole seconds for an agent's process to end, also if something hangs.
 _LAST_DEADLINE: Final = 10
 
@@ -163,6 +166,7 @@ class _Agent:
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the console went away while it was being booted
                 self._set_last_deadline()
+                await self._say_the_rest()
                 nursery.cancel_scope.cancel()
         finally:
             self._files.close()
@@ -170,6 +174,12 @@ class _Agent:
         if isinstance(outcome, BootError):
             raise outcome
         return outcome
+
+    async def _say_the_rest(self) -> None:
+        """Give the host a moment to read what is queued for it, such as the last output of commands."""
+        self._outbox.close()
+        with trio.move_on_after(_LAST_WORDS_TIME):
+            await trio.sleep_forever()  # `_write` ends this when all was written, or the console is gone
 
     def _set_last_deadline(self) -> None:
         """Bound the time of the end, because a start that hangs in the kernel cannot be cancelled."""

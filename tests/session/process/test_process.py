@@ -11,7 +11,7 @@ import trio
 import trio.testing
 
 from tests.session._fake import begin, talking
-from tests.session.process._processes import opened, run
+from tests.session.process._processes import Opened, opened, run
 from tests.tools.limits import HANG
 from trio_console import GuestLostError, ProtocolError
 from trio_console import _wire as wire
@@ -517,3 +517,17 @@ async def test_a_start_that_was_not_answered_is_a_lost_guest() -> None:
         await talk.agent.close()
         with pytest.raises(GuestLostError):
             await result.wait()
+
+
+async def test_output_of_a_process_that_failed_as_soon_as_it_ran_can_be_read() -> None:
+    async with talking() as talk:
+        block = Opened(talk)
+        id_, _ = await talk.agent.expect(wire.ExecRequest)
+        messages = (wire.ExecStarted(7), wire.ExecStdout(b"last words"), wire.Error("invalid_session", "no more"))
+        await talk.agent.send_raw(b"".join(wire.encode(message, id_) for message in messages))
+        process = await block.ready()
+        assert await process.stdout.receive_some() == b"last words"
+        with pytest.raises(ProtocolError, match="no more"):
+            await process.stdout.receive_some()
+        with pytest.raises(ProtocolError, match="no more"):
+            await process.wait()

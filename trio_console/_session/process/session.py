@@ -97,6 +97,7 @@ class ProcessSession(Session):
         self._state = PROCESS.first
         self._heard_late: Callable[[], object] | None = None
         self._started = trio.Event()
+        self._has_run = False  # whether its start was reported
         self._left = trio.Event()  # it has exited, or the session has ended
         self._ended = trio.Event()
         #: Whether the agent tells the exit and the end of each stream by itself, and kills all of a command.
@@ -189,6 +190,7 @@ class ProcessSession(Session):
         if self._state is ProcessState.STARTING:  # an agent may report the start twice
             self._state = PROCESS.take(self._state, ProcessState.RUNNING)
         self.pid = pid
+        self._has_run = True
         self._started.set()
 
     def _exit(self, message: wire.ExecExited) -> None:
@@ -272,10 +274,13 @@ class ProcessSession(Session):
     # The client's side
 
     async def wait_started(self) -> None:
-        """Wait until the process runs; raises the error if it could not be started. If cancelled, it goes on."""
+        """Wait until the process runs; raises the error if it could not be started. If cancelled, it goes on.
+
+        A process that has started and failed before this task runs has not failed to start: it may have output.
+        """
         await self._started.wait()
-        if self.error is not None:
-            raise again(self.error)
+        if not self._has_run:
+            self.check()
 
     def merge_output(self) -> None:
         """Read both outputs as one. Called before the first checkpoint after `open`, so before output comes.

@@ -245,7 +245,8 @@ class ExecSession(Session):
             self._failure = exc.failure
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # the session may have been ended during the start
-        self._send_now(wire.ExecStarted(child.pid))
+        if not self.ended:  # said also while the guest shuts down: without it the output would be nobody's
+            self._sender.send(wire.ExecStarted(child.pid), self.id)
         for number in self._early_signals:
             child.kill_group(number)
         child.resize(*self._size)
