@@ -134,3 +134,28 @@ def _is_the_kernels(name: str) -> bool:
             return name == "2" or file.read().rpartition(")")[2].split()[1] == "2"
     except OSError:
         return False
+
+
+def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As newer kernels do, the environment is refused from the moment at which the memory begins to be freed."""
+    real_read = _processes._read
+    looks = 0
+    with subprocess.Popen(["sleep", "1000"], process_group=0) as member:
+
+        def read(proc_fd: int, name: str) -> bytes:
+            nonlocal looks
+            if name == "environ" and real_read(proc_fd, "stat").startswith(b"%d " % member.pid):
+                looks += 1
+                if looks < 20:
+                    raise ProcessLookupError
+            return real_read(proc_fd, name)
+
+        monkeypatch.setattr(_processes, "_read", read)
+        monkeypatch.setattr(_processes, "_kill", lambda process: None)
+        try:
+            [by_group] = _processes.kill_found([Wanted(GUEST_MARK, "mark", member.pid)])
+            [by_mark] = _processes.kill_found([Wanted(GUEST_MARK, "mark")])
+        finally:
+            member.kill()
+    assert member.pid in by_group.found
+    assert member.pid in by_mark.unclear

@@ -147,16 +147,17 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         if process.dead:
             continue
         parents[process.pid] = process.parent
-        with suppress(OSError):  # it has ended, or its environment may not be read
-            numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
-            numbers |= {marks[mark] for mark in _marks(process.proc_fd, variables) if mark in marks}
+        numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
+        environment = _environment(process)
+        numbers |= {marks[mark] for mark in _marks(environment or b"", variables) if mark in marks}
+        with suppress(OSError):  # it has ended
             if numbers:
                 # An open directory of /proc stays with its process, so `_kill` can tell by it whether the process
                 # has ended, and its number may be another process's by now.
                 _kill(process)
                 for number in numbers:
                     found[number].add(process.pid)
-            elif _without_memory(process):
+            elif environment is None or (not environment and not _read(process.proc_fd, "cmdline")):
                 unclear.add(process.pid)
     for number in leaders.values():
         found[number] |= _kill_children(found[number], parents)
@@ -171,14 +172,30 @@ def is_any_left(wanted: Wanted) -> bool:
             with suppress(OSError):
                 if wanted.leader in (process.group, process.session):
                     return True
-                if needle in _marks(process.proc_fd, {f"{wanted.variable}=".encode()}):
+                if needle in _marks(_environment(process) or b"", {f"{wanted.variable}=".encode()}):
                     return True
     return False
 
 
-def _marks(proc_fd: int, variables: set[bytes]) -> Iterator[bytes]:
+def _environment(process: _Process) -> bytes | None:
+    """The environment of a process; ``None`` if it is dying, and empty if it may not be read.
+
+    A process may hold locks and descriptors until its memory is free, which takes long if it has much. From the
+    moment at which that begins its environment is empty, or is refused by newer kernels. In an exec it is empty as
+    well: the old memory is gone and the new not filled, which may last long on a busy machine. The arguments are
+    empty too then, unlike those of a process that really has no environment.
+    """
+    try:
+        return _read(process.proc_fd, "environ")
+    except ProcessLookupError:
+        return b"" if process.state in _DEAD else None
+    except OSError:
+        return b""
+
+
+def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:
     """The marks in a process's environment, each whole, and without its last part."""
-    environment = b"\0" + _read(proc_fd, "environ")
+    environment = b"\0" + environment
     for variable in variables:
         start = environment.find(b"\0" + variable) + 1
         if start:
@@ -229,15 +246,6 @@ def _look(pid: int, proc_fd: int) -> _Process:
     fields = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 18)
     state, parent, group, session, _, _, flags = fields[:7]
     return _Process(pid, proc_fd, state, int(parent), int(group), int(session), int(flags), int(fields[17]))
-
-
-def _without_memory(process: _Process) -> bool:
-    """Whether a process has no memory now: it is in an exec, or about to be a zombie.
-
-    In an exec its old memory is gone and the new not filled, so its environment is empty. That may last long on a
-    busy machine. Its arguments are empty too, unlike those of a process that really has no environment.
-    """
-    return not (_read(process.proc_fd, "environ") or _read(process.proc_fd, "cmdline"))
 
 
 def _read(proc_fd: int, name: str) -> bytes:

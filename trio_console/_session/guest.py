@@ -360,6 +360,8 @@ class Guest:
         deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None,
     ) -> None:
         """End a process whose `run_process` was cancelled; the user's function may take any time."""
+        # Otherwise a process that is ended by SIGTERM would take the session with it, and its children live on.
+        session.kill_rest(self._confirmations.grace)
         with trio.CancelScope(shield=True):
             # (An exception of the user's function is raised in one group, as by `trio.run_process`.)
             async with grouping_nursery() as delivery:

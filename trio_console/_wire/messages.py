@@ -273,13 +273,15 @@ class ExecRelease(Message, frozen=True):
 
 
 @final
-class ExecKill(Message, frozen=True):
+class ExecKill(OmittingMessage, frozen=True):
     """To the agent: kill the command and everything that it has started, and end the session when all are gone.
 
-    ``grace`` is the milliseconds in which the guest should confirm that; then it says what is left.
+    ``grace`` is the milliseconds in which the guest should confirm that; then it says what is left. With
+    ``after_exit`` the command may end by itself, and what it has started is killed then.
     """
 
     grace: U32
+    after_exit: Omit[bool] = UNSET
 
 
 @final

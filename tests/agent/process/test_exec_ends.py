@@ -252,6 +252,29 @@ async def test_a_kill_ends_all_that_the_command_has_started(host: Host, script: 
     assert (last.signal, last.alive) == (9, wire.UNSET)
 
 
+async def test_a_kill_after_the_exit_waits_for_it_and_ends_the_rest(host: Host) -> None:
+    marker = f"1000.{os.getpid()}"
+    script = f"exec >/dev/null 2>&1; setsid sleep {marker} & wait"
+    sid = await host.start("bash", "-c", script, ends=TO_THE_END)
+    with trio.fail_after(HANG):
+        while not alive(marker):
+            await trio.sleep(0.01)
+    await host.send(wire.ExecKill(10_000, after_exit=True), sid)
+    await host.send(wire.ExecSignal(15), sid)
+    last = (await host.collect(sid)).last
+    assert alive(marker) == []
+    assert (last.signal, last.alive) == (15, wire.UNSET)
+
+
+async def test_a_kill_after_the_exit_that_comes_behind_it_is_a_kill(host: Host) -> None:
+    sid = await host.start("sh", "-c", HOLDER, ends=TO_THE_END)
+    pid = await the_holder(host, sid)
+    assert isinstance(await host.receive(sid), wire.ExecLeft)
+    await host.send(wire.ExecKill(10_000, after_exit=True), sid)
+    await host.collect(sid)
+    assert not runs(pid)
+
+
 async def test_what_cannot_be_ended_is_told(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     sid = await host.start("sh", "-c", HOLDER + "; wait", ends=TO_THE_END)
     pid = await the_holder(host, sid)

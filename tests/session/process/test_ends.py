@@ -10,6 +10,7 @@ import trio
 
 from tests.session._fake import Talk, begin, talking
 from tests.session.process._processes import opened, run
+from tests.tools.peer import settle
 from trio_console import GuestLostError
 from trio_console import _wire as wire
 
@@ -93,6 +94,17 @@ async def test_a_block_left_before_the_exit_kills_all_of_the_command(talk: Talk)
     assert 0 < message.grace <= 4000  # a part of the five seconds is for the answer's way
     await talk.agent.send(wire.ExecExited(-1, 9), id_)
     await block.result.wait()
+
+
+async def test_what_a_cancelled_command_leaves_is_killed_however_it_exits(talk: Talk) -> None:
+    result = run(talk, "ls", stdin=None)
+    id_ = await talk.agent.expect_start()
+    await settle()
+    result.scope.cancel()
+    got, message = await talk.agent.expect(wire.ExecKill)
+    assert (got, message.after_exit) == (id_, True)
+    assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(15))
+    await talk.agent.send(wire.ExecExited(-1, 15), id_)
 
 
 async def test_processes_that_the_guest_could_not_end_are_told_of(talk: Talk) -> None:

@@ -331,10 +331,20 @@ class ProcessSession(Session):
             grace: seconds for the guest to confirm it.
         """
         if self.tells_ends:
-            # A part of the time is for the answer's way back: it says what could not be ended.
-            self.send(wire.ExecKill(max(0, min(int(800 * grace), _MAX_GRACE))))
+            self.send(wire.ExecKill(_confirmed_within(grace)))
         else:
             self.send(wire.ExecSignal(signal.SIGKILL))
+
+    def kill_rest(self, grace: float) -> None:
+        """Have everything killed that the process has started, as soon as it has exited.
+
+        Does nothing if the agent cannot do that.
+
+        Args:
+            grace: seconds for the guest to confirm it.
+        """
+        if self.tells_ends:
+            self.send(wire.ExecKill(_confirmed_within(grace), after_exit=True))
 
     def status(self) -> int:
         """The exit status, as soon as it is known; raises the error of a session that has ended without it."""
@@ -423,3 +433,8 @@ def _start_error(failed: wire.ExecFailed, command: Command) -> Exception:
         # The file name is passed as an argument, because a copy would lose it if it were set as an attribute.
         return OSError(None, failed.message, filename)
     return OSError(number, f"{os.strerror(number)} (guest: {failed.message})", filename)
+
+
+def _confirmed_within(grace: float) -> int:
+    """Milliseconds for the guest. A part is for the way back of its answer, which says what is left."""
+    return max(0, min(int(800 * grace), _MAX_GRACE))

@@ -155,6 +155,7 @@ class ExecSession(Session):
         "_alive",
         "_child",
         "_done",
+        "_doomed",
         "_drain",
         "_early_signals",
         "_ends",
@@ -198,6 +199,7 @@ class ExecSession(Session):
         self._ends = request.ends is not msgspec.UNSET  # whether the client wants to be told of each end
         self._drain = _drain_seconds(request)
         self._kill_grace: float | None = None  # seconds, if everything is to be killed
+        self._doomed = False  # whether that is to be done as soon as the leader has exited
         self._status_lost = False  # whether somebody else has reaped the leader
         self._alive = 0  # processes that could not be killed
         self._outputs_open = 0
@@ -258,6 +260,8 @@ class ExecSession(Session):
                 nursery.start_soon(self._pump, child, output)
             await trio.lowlevel.wait_readable(child.exit_fd)
             self._exit = self._status(child)
+            if self._doomed:
+                self.end()
             feeding.cancel()
             self._feed.close()
             child.let_go_of_terminal()
@@ -473,7 +477,12 @@ class ExecSession(Session):
                 self._release()
             case wire.ExecKill():
                 self._kill_grace = message.grace / 1000
-                self.end()
+                # Before the exit a kill that is to come after it is only noted. The exit is noted in the same turn
+                # in which `_live` looks for such a kill, so one of the two sees the other.
+                if message.after_exit is True and self._exit is None:
+                    self._doomed = True
+                else:
+                    self.end()
 
     def shut_down(self) -> None:
         """See `Session.shut_down`: send SIGTERM, and no terminal frame."""
