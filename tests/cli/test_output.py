@@ -98,7 +98,7 @@ def test_an_output_that_is_full_ends_the_command(relay: str, how: str) -> None:
             relay,
             "sh",
             "-c",
-            f"yes >&{how}",
+            f"exec yes >&{how}",
             capture_output=False,
             **{"stdout": PIPE, "stderr": PIPE} | {"stdout" if how == "1" else "stderr": full},
         )
