@@ -80,6 +80,20 @@ def test_a_command_that_cannot_be_run_is_126(relay: str) -> None:
     assert b"Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize("cwd", ["/no/dir", "", "/etc/passwd"])
+def test_a_directory_that_cannot_be_entered_is_126_and_blamed(relay: str, cwd: str) -> None:
+    done = execute(relay, "true", arguments=("--cwd", cwd))
+    assert done.returncode == 126
+    assert done.stderr.startswith(f"trio_console: cannot enter the working directory {cwd!r}: ".encode())
+
+
+def test_a_user_that_is_not_known_is_126(relay: str) -> None:
+    done = execute(relay, "true", arguments=("--user", "no-such-user"))
+    assert done.returncode == 126
+    assert b"no-such-user" in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
 def test_a_relay_that_is_not_there_is_125(tmp_path: Path) -> None:
     done = execute(str(tmp_path / "none"), "true")
     assert done.returncode == 125

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import signal
 import subprocess
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -100,10 +101,9 @@ async def _started(
             )
         except trio_console.GuestLostError as exc:
             raise Failure(exc, _LOST) from exc
-        except FileNotFoundError as exc:
-            raise Failure(exc, _NOT_FOUND if exc.filename == args.command[0] else _NOT_STARTED) from exc
+        except OSError as exc:
+            raise _not_started(exc, args.command[0]) from exc
         except (
-            OSError,
             LookupError,
             ValueError,
             trio_console.ProtocolError,
@@ -111,6 +111,14 @@ async def _started(
         ) as exc:
             raise Failure(exc, _NOT_STARTED) from exc
         yield process
+
+
+def _not_started(exc: OSError, command: str) -> Failure:
+    if exc.filename not in (command, None):  # the only other file that is needed here
+        return Failure(
+            f"cannot enter the working directory {exc.filename!r}: {os.strerror(exc.errno or 0)}", _NOT_STARTED
+        )
+    return Failure(exc, _NOT_FOUND if isinstance(exc, FileNotFoundError) else _NOT_STARTED)
 
 
 @final

@@ -8,10 +8,14 @@ __all__ = ["Failure", "OutputError", "first_of"]
 
 
 class Failure(Exception):
-    """A command has failed with this exit status, and the message says why."""
+    """A command has failed.
 
-    def __init__(self, cause: BaseException, status: int) -> None:
-        super().__init__(str(cause) or repr(cause))
+    Attributes:
+        status: the exit status of this program.
+    """
+
+    def __init__(self, why: str | BaseException, status: int) -> None:
+        super().__init__(str(why) or repr(why))
         self.status: Final = status
 
 

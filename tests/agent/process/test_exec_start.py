@@ -130,11 +130,12 @@ async def test_quotes_in_a_name_are_escaped_in_the_message(host: Host) -> None:
     assert (await host.run('/no"\\such')).last.message.startswith('spawn "/no\\"\\\\such": ')
 
 
+@pytest.mark.parametrize("cwd", ["/no/dir", ""])
 @pytest.mark.parametrize("tty", [False, True])
-async def test_a_missing_cwd_is_named(host: Host, tty: bool) -> None:
+async def test_a_missing_cwd_is_named(host: Host, tty: bool, cwd: str) -> None:
     stage = "execvp" if tty else "Command::spawn"
-    outcome = await host.run("/bin/true", cwd="/no/dir", tty=tty)
-    assert outcome.messages == [failure(errno.ENOENT, "not_found", "/bin/true", "/no/dir", stage)]
+    outcome = await host.run("/bin/true", cwd=cwd, tty=tty)
+    assert outcome.messages == [failure(errno.ENOENT, "not_found", "/bin/true", cwd, stage)]
 
 
 async def test_a_cwd_that_is_a_file_is_a_bad_cwd(host: Host) -> None:

@@ -467,7 +467,7 @@ def _failure(
         errno_name=errno.errorcode.get(exc.errno),
         message=f"spawn {command}: {os_error_text(exc.errno)}",
         stage=_stage(request, exc.errno),
-        filename=filename or request.cmd,
+        filename=request.cmd if filename is None else filename,
     )
 
 
