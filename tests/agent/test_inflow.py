@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import trio
 import trio.testing
 
@@ -93,3 +95,24 @@ async def test_an_end_frees_whoever_waits_for_room(autojump_clock: trio.testing.
         nursery.start_soon(close)
         assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN  # no task is left to take it
     assert trio.current_time() == begin + 0.5
+
+
+async def test_a_chunk_that_a_task_is_writing_is_written_to_its_end_when_the_queue_is_closed() -> None:
+    size = 256 * 1024  # more than a pipe holds
+    inflow, granted = credited(size)
+    await inflow.put(bytes(size))
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(inflow.write_first, writer)
+            await trio.testing.wait_all_tasks_blocked()
+            inflow.close()
+            read = 0
+            while read < size:
+                await trio.lowlevel.wait_readable(reader)
+                read += len(os.read(reader, size))
+    finally:
+        os.close(reader)
+        os.close(writer)
+    inflow.pop()
+    assert sum(granted) == size

@@ -3,7 +3,7 @@
     python -m tests.mutants [--check | --sample | --record | --discover MODULE ...] [PATTERN...]
 
 The exit status is 1 if a mutant survives, is stale or invalid, is found although the table says that it is not a
-fault, or has a finder that fails without it.
+fault, is not found by the assert that the table names, or has a finder that fails without it.
 """
 
 from __future__ import annotations

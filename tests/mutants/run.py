@@ -31,7 +31,19 @@ if TYPE_CHECKING:
 
     from tests.mutants.table import Mutant
 
-__all__ = ["BOUND", "EQUIVALENT", "FOUND", "HUNG", "INVALID", "SURVIVED", "Outcome", "Tree", "Verdict", "spread"]
+__all__ = [
+    "BOUND",
+    "ELSEWHERE",
+    "EQUIVALENT",
+    "FOUND",
+    "HUNG",
+    "INVALID",
+    "SURVIVED",
+    "Outcome",
+    "Tree",
+    "Verdict",
+    "spread",
+]
 
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -66,6 +78,7 @@ FOUND: Final = Verdict("found", True)
 HUNG: Final = Verdict("hung", True)
 SURVIVED: Final = Verdict("SURVIVED", False)
 INVALID: Final = Verdict("INVALID", False)
+ELSEWHERE: Final = Verdict("ELSEWHERE", False)
 EQUIVALENT: Final = Verdict("equivalent", True)
 
 
@@ -116,7 +129,10 @@ class Tree:
             imported = self._start([sys.executable, "-c", f"import trio_console.{mutant.module}"])
             if imported.status != 0:
                 return Outcome(INVALID, imported.seconds, "it cannot be imported", imported.output)
-            return self.find(finder, bound=min(self.bound, HANG_BOUND) if mutant.hangs else self.bound)
+            outcome = self.find(finder, bound=min(self.bound, HANG_BOUND) if mutant.hangs else self.bound)
+            if outcome.verdict is FOUND and mutant.breaks not in outcome.output:
+                return outcome._replace(verdict=ELSEWHERE)
+            return outcome
         finally:
             path.write_bytes(source)
 

@@ -1,6 +1,8 @@
 """Each invariant of ARCHITECTURE.md names what holds it and the mutants that break it, and these exist.
 
-And each assert of the package says in its message which fact the code below relies on.
+And each assert of the package says in its message which fact the code relies on. A mutant of the table
+(``breaks``) breaks this fact, and the assert finds it, which is checked when the mutants are run. The only other
+asserts tell the type checker what it cannot know.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MUTANTS = {mutant.name for mutant in load() if not mutant.equivalent}
+BROKEN = {mutant.breaks: mutant for mutant in load() if mutant.breaks}
 
 
 class Invariant(NamedTuple):
@@ -51,7 +54,20 @@ def asserts(package: pathlib.Path) -> Iterator[tuple[str, ast.Assert]]:
 
 
 def message(node: ast.Assert) -> str:
-    return node.msg.value if isinstance(node.msg, ast.Constant) and isinstance(node.msg.value, str) else ""
+    """What an assert says; of a message with numbers in it, what is before the colon."""
+    start = node.msg.values[0] if isinstance(node.msg, ast.JoinedStr) else node.msg
+    text = start.value if isinstance(start, ast.Constant) else None
+    return text.removesuffix(": ") if isinstance(text, str) else ""
+
+
+def narrows(node: ast.Assert) -> bool:
+    """Whether an assert only says of which type a value is, or that it is there."""
+    match node.test:
+        case ast.Call(func=ast.Name("isinstance")):
+            return True
+        case ast.Compare(ops=[ast.IsNot()], comparators=[ast.Constant(None)]):
+            return True
+    return False
 
 
 INVARIANTS = list(invariants((ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")))
@@ -83,3 +99,32 @@ def test_an_entry_without_names_is_found() -> None:
 
 def test_every_assert_says_what_is_relied_on() -> None:
     assert [place for place, node in ASSERTS if node.msg is None] == []
+
+
+def test_every_assert_has_a_mutant_that_it_finds_or_narrows_a_type() -> None:
+    assert [place for place, node in ASSERTS if message(node) not in BROKEN and not narrows(node)] == []
+
+
+def test_no_mutant_breaks_a_fact_that_nothing_asserts() -> None:
+    assert BROKEN.keys() - MESSAGES == set()
+
+
+def test_few_asserts_are_for_the_type_checker() -> None:
+    plain = [place for place, node in ASSERTS if narrows(node) and message(node) not in BROKEN]
+    assert len(plain) <= 28  # where the structure could say it instead, that is better
+
+
+@pytest.mark.parametrize(
+    ("source", "said", "plain"),
+    [
+        ("assert x is not None, 'it is there'", "it is there", True),
+        ("assert isinstance(x, int), 'it is a number'", "it is a number", True),
+        ("assert x == y, f'a whole is its parts: {x}, {y}'", "a whole is its parts", False),
+        ("assert x is not None or y, 'one is there'", "one is there", False),
+        ("assert x > 0", "", False),
+    ],
+)
+def test_an_assert_is_read(source: str, said: str, plain: bool) -> None:
+    [node] = ast.parse(source).body
+    assert isinstance(node, ast.Assert)
+    assert (message(node), narrows(node)) == (said, plain)

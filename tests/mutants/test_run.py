@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import sys
 import textwrap
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.mutants.run import FOUND, HUNG, INVALID, SURVIVED, Tree
+from tests.mutants.run import ELSEWHERE, FOUND, HUNG, INVALID, SURVIVED, Tree, Verdict
 from tests.mutants.table import Mutant
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ TURNED = Mutant(module="sums", operator="negate", where="least", text="a < b")
 def test_a_fault_that_a_test_sees_is_found(tree: Tree) -> None:
     outcome = tree.run(TURNED, [LEAST])
     assert (outcome.verdict, outcome.by) == (FOUND, LEAST)
+
+
+@pytest.mark.parametrize(("breaks", "verdict"), [("assert 2 == 1", FOUND), ("a sum is no sum", ELSEWHERE)])
+def test_a_fault_that_another_assert_finds_than_the_table_says_is_told(
+    tree: Tree, breaks: str, verdict: Verdict
+) -> None:
+    outcome = tree.run(dataclasses.replace(TURNED, breaks=breaks), [LEAST])
+    assert outcome.verdict is verdict
+    assert outcome.verdict.good == (verdict is FOUND)
 
 
 def test_afterwards_the_tree_is_what_it_was(tree: Tree) -> None:

@@ -45,6 +45,17 @@ async def test_an_id_that_is_still_pending_is_skipped() -> None:
         assert not pending.done.is_set()
 
 
+async def test_the_only_free_id_is_used_again_and_again() -> None:
+    async with talking(ids=range(1, 3)) as talk:
+        pending = begin(talk.nursery, talk.guest.ping)
+        await talk.agent.expect(wire.Ping)
+        for _ in range(3):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_answer_ping, talk.agent)
+                await talk.guest.ping()
+        assert not pending.done.is_set()
+
+
 async def test_an_id_stays_taken_when_its_call_was_cancelled_until_the_answer_comes() -> None:
     async with talking(ids=range(1, 3)) as talk:
         cancelled = begin(talk.nursery, talk.guest.ping)

@@ -44,13 +44,11 @@ def execute(args: argparse.Namespace) -> int:
         status = trio.run(_run_command, args)
     except* OutputError as group:
         error = first_of(group)
-        assert isinstance(error, OutputError)
         status = -signal.SIGPIPE if error.errno == errno.EPIPE else _NOT_WRITTEN
         if status > 0:
             say(error)
     except* Failure as group:
         failure = first_of(group)
-        assert isinstance(failure, Failure)
         status = failure.status
         say(failure)
     except* NoThreadError as group:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TypeVar
 
 __all__ = ["Failure", "OutputError", "first_of"]
+
+_E = TypeVar("_E", bound=BaseException)
 
 
 class Failure(Exception):
@@ -31,9 +33,9 @@ class OutputError(Exception):
         self.errno: Final = cause.errno
 
 
-def first_of(group: BaseExceptionGroup[BaseException]) -> BaseException:
+def first_of(group: BaseExceptionGroup[_E]) -> _E:
     """The first exception in a group, which may hold groups."""
-    exc: BaseException = group
+    exc: _E | BaseExceptionGroup[_E] = group
     while isinstance(exc, BaseExceptionGroup):
         exc = exc.exceptions[0]
     return exc

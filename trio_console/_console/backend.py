@@ -140,9 +140,11 @@ class Lane:
         queued = ring.nbytes
         total = ring.total_bytes + swallowed
         lost = self.abandoned or self.discarded
+        bytes_out = total - swallowed - undelivered - queued
+        assert bytes_out >= 0, "bytes in = bytes out + bytes queued + bytes dropped: no more are lost than came"
         return LaneStatistics(
             bytes_in=total,
-            bytes_out=total - swallowed - undelivered - queued,
+            bytes_out=bytes_out,
             bytes_dropped=swallowed + undelivered + (queued if lost else 0),
             current_buffer_used=0 if lost else len(ring),
             max_buffer_size=ring.capacity,

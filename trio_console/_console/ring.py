@@ -274,6 +274,7 @@ class LaneRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
 
         Returns `False`, with nothing armed, if they fit already.
         """
+        assert size > 0, "no bytes always fit: the producer waits for room only with some"
         self._room_wanted = size
         self._room_armed = True
         if self.fits(size):
@@ -402,6 +403,7 @@ class LaneRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
         if self._chunks:
             self._data_armed = False
             return False
+        assert not self._offset, "a chunk that was taken in part is still in the ring"
         return True
 
     def disarm_data(self) -> None:
@@ -425,12 +427,12 @@ class LaneRing(ChunkRing):  # type: ignore[misc]  # final for everybody else
                 empties the ring before it sleeps, so the two sides never sleep at the same time.
         """
         used = self._pushed - self._popped
+        assert used >= 0, "bytes in = bytes out + bytes queued: no more are taken than were pushed"
         if used:
             if low_water and (used > low_water or len(self._chunks) > self._low_entries):
                 return
             if not self.fits(self._room_wanted):
                 return
-        assert used >= 0, "bytes in = bytes out + bytes queued: no more are taken than were pushed"
         self._room_armed = False
         if self._room_wake is not None:
             self.wakes += 1

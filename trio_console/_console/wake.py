@@ -291,6 +291,7 @@ class WakePipe:
         bell = self._bell
         if self._closed:
             raise ValueError("wait() on a closed WakePipe would never return: check for the end before waiting")
+        assert bell.read_fd >= 0, "a pipe that is open after its bell was read had its bell"
         return _sleep_readable(bell.read_fd, timeout)
 
     def close(self) -> None:

@@ -105,6 +105,7 @@ def _write_all(device: GuestDevice, lane: Lane, data: bytes) -> bool:
                 return False
             left -= count
     finally:
+        assert 0 <= left <= len(data), "no more bytes are lost than were taken from the ring"
         lane.undelivered += left
     return True
 

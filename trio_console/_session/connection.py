@@ -162,7 +162,6 @@ class Connection:
 
     async def _receive(self) -> bytes:
         """Receive more bytes; ``b""`` at end of file."""
-        assert not self._receiving, "only one task reads from a frame stream"
         self._receiving = True
         if self.outbox.closed:
             self._lose_patience()

@@ -168,7 +168,6 @@ class _Ping(Session):
     def is_leaving(self) -> bool:
         """Whether the ping, or bytes before it, have left since the last call."""
         before, self._position = self._position, self._where()
-        assert self._outbox.control_written <= self._outbox.control_queued, "no more is written than was queued"
         if self._in_carrier is None:
             if self._outbox.control_written >= self._in_outbox:
                 self._in_carrier = self._carried()[0]

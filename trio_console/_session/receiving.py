@@ -240,6 +240,7 @@ class Incoming:
 
     def outcome(self) -> bytes:
         """The result of a read after all queued bytes were read: ``b""``, or the error is raised."""
+        assert not self.chunks, "the end of a stream is behind its bytes"
         if self._error is not None:
             raise again(self._error)
         return b""

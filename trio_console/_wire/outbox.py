@@ -122,6 +122,7 @@ class Outbox:
                     if self._closed:
                         await trio.lowlevel.checkpoint()
                         return
+                    assert not self._waiting or self._bulk_used > 0, "only used room keeps a task waiting"
                     self._work = trio.Event()
                     await self._work.wait()
                     continue
@@ -130,6 +131,9 @@ class Outbox:
                 self.control_written += size - bulk_bytes
                 self._bulk_used -= bulk_bytes
                 assert self._bulk_used >= 0, "room is given back once"
+                assert self.control_written + self._control_bytes == self.control_queued, (
+                    "control bytes queued = written + waiting"
+                )
                 self._admit()
                 if self._gathers is not None and (self._bulk or self._control):
                     await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running

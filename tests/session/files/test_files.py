@@ -116,6 +116,15 @@ async def test_binary_files_can_be_peeked_and_read_into(file: Path) -> None:
         assert files.count(wire.OpRead) == 3
 
 
+async def test_appended_bytes_are_written_before_others_are_read(file: Path) -> None:
+    async with serving_files() as (talk, _):
+        async with await talk.guest.open_file(file, "ab+") as guest_file:
+            await guest_file.write(b"!")
+            assert await guest_file.read(3) == b""
+            await guest_file.seek(5)
+            assert await guest_file.read(5) == b"nts!"
+
+
 async def test_a_text_file_has_no_byte_methods(file: Path) -> None:
     async with serving_files() as (talk, _):
         async with await talk.guest.open_file(file) as guest_file:

@@ -303,7 +303,9 @@ _SUMS: Final = ("reserved", "held", "queued", "pending")
 
 def _check_sum(name: str, whole: Account, parts: Iterable[Account]) -> None:
     there, expected = getattr(whole, name), sum(getattr(part, name) for part in parts)
-    assert there == expected, f"{there} bytes are {name}, and the parts of that are {expected}"
+    assert there == expected, (
+        f"a whole is its parts: {there} bytes are {name}, and the parts of that are {expected}"
+    )
 
 
 def _is_whole(window: Window) -> bool:

@@ -183,15 +183,18 @@ class FsCall(Session):
         error = self.failure()
         if error is not None:
             raise error
-        assert self._response is not None, "an operation that is done has an answer or an error"
-        return self._response.data
+        return self._answer().data
 
     def failure(self) -> Exception | None:
         """The error of an operation that is done, as a new instance; `None` if it succeeded."""
         if self._error is not None:
             return again(self._error)
+        answer = self._answer()
+        return None if answer.ok else guest_error(answer.error, *self._filenames)
+
+    def _answer(self) -> wire.FsResponse:
         assert self._response is not None, "an operation that is done has an answer or an error"
-        return None if self._response.ok else guest_error(self._response.error, *self._filenames)
+        return self._response
 
 
 @final
