@@ -141,7 +141,7 @@ async def open_guest(
         guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
         tell, wait_ended = guest._tell_to_end, connection.wait_ended
         if server is not None:
-            tell, wait_ended = partial(_tell_relay, server, connection), server.wait_ended
+            tell, wait_ended = partial(_tell_through_relay, server, guest), server.wait_ended
         watches = _watches(connection, heartbeat, force=host.kill, channel=channel)
         async with hidden_nursery() as nursery:
             nursery.start_soon(connection.run, *watches)
@@ -164,7 +164,8 @@ async def connect_guest(
     """Connect to a guest that another process serves through a relay, and yield it.
 
     Leaving the block, also if cancelled, disconnects at once: the relay then kills the processes that this client
-    has left running, and the guest goes on. (`Guest.shutdown` ends the guest for all its clients.)
+    has left running, and the guest goes on. (`Guest.shutdown` ends the guest for all its clients.) Only data of
+    connections that the relay has not taken yet is waited for, at most for ``grace``, or a second if cancelled.
 
     Args:
         path: path of the relay's Unix socket. Any relay of the agent protocol can be used.
@@ -194,7 +195,7 @@ async def connect_guest(
             try:
                 yield guest
             finally:
-                connection.lose("the connection to the relay was closed on this side")
+                await _leave_relay(connection, grace)  # noqa: ASYNC102  (shields itself)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -265,7 +266,7 @@ async def serve_relay(
                 task_status.started(Relay(made.path, server, channel.statistics))
                 await server.wait_ended()
             finally:
-                tell = partial(_tell_relay, server, None)
+                tell = server.shut_down
                 await _end(tell, server.wait_ended, channel, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
             if not server.shutdown_requested.is_set():
                 raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
@@ -355,11 +356,13 @@ def _watches(
     return [Heartbeat(connection, seconds, carried=carried, force=force).run]
 
 
-def _tell_relay(server: RelayServer, connection: Connection | None) -> None:
-    """Accept no more clients, and tell the guest to shut down; its last frames tell the clients."""
-    if connection is not None:
-        connection.expect_end("the guest was shut down")
-    server.shut_down()
+def _tell_through_relay(server: RelayServer, guest: Guest) -> None:
+    """Accept no more clients, and tell the guest to shut down, behind all data that was sent to it."""
+    if guest._connection.lost is None:
+        server.accept_no_more()
+        guest._tell_to_end()
+    else:
+        server.shut_down()
 
 
 async def _end(
@@ -391,6 +394,25 @@ async def _end(
     # (If no time is left, the frame is written all the same: the console's ending delivers the queued bytes.)
     orderly_time = max(0.0, confirmations.grace - _FORCE_TIME)
     await see_through(orderly, grace=orderly_time, hurried=_CANCELLED_GRACE - _FORCE_TIME)
+
+
+async def _leave_relay(connection: Connection, grace: float) -> None:
+    """End a connection to a relay, when the relay has got the bytes of connections that were closed.
+
+    (If it has, this is not even a checkpoint.)
+    """
+    reason = "the connection to the relay was closed on this side"
+
+    async def end(patience: trio.CancelScope) -> None:
+        with patience:
+            await connection.wait_delivered()
+        connection.lose(reason)
+
+    connection.leave()
+    if connection.owes:
+        await see_through(end, grace=grace, hurried=_CANCELLED_GRACE)
+    else:
+        connection.lose(reason)
 
 
 async def _connect(path: str) -> trio.SocketStream:

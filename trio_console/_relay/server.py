@@ -63,6 +63,11 @@ _CLOCK_JUMP: Final = 6.0
 #: Seconds for the queued frames to reach the clients after the guest has gone.
 _FAREWELL: Final = 1.0
 
+#: Seconds for what a client has sent before it closed a connection to reach the guest: after the client has gone,
+#: and before the guest is told to shut down.
+_PROMISE_TIME: Final = 5.0
+_LAST_PROMISE_TIME: Final = 0.5
+
 #: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
 
@@ -77,10 +82,19 @@ class _ClientTasks:
     def __init__(self, client: Client) -> None:
         self.client: Final = client
         self.scope: Final = trio.CancelScope()
+        #: Ends the talk with it: its deadline is set when its socket takes no more frames, because it has gone.
+        self.leaving: Final = trio.CancelScope()
         self.output = trio.Event()  # there are frames for its socket
         self.input = trio.Event()  # there are frames for the agent
-        self.room = trio.Event()  # its reader may go on
+        self.room = trio.Event()  # its reader may go on, or what it relies on was delivered
         self.was_cut = False
+        self.feeding = False  # whether a frame has been taken for the agent, and waits for room in its outbox
+
+    async def wait_room(self) -> None:
+        """Wait until `room` is set once more."""
+        if self.room.is_set():  # more than one task may wait: a new event would strand the others
+            self.room = trio.Event()
+        await self.room.wait()
 
     @property
     def is_slow(self) -> bool:
@@ -120,6 +134,7 @@ class RelayServer:
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(os.geteuid()) if options.attached else None
         self._relief = trio.Event()
+        self._ending = trio.Event()  # the guest is to be told to shut down
         self._ended = trio.Event()
         self._lost = False
         self._front = trio.CancelScope()
@@ -145,6 +160,7 @@ class RelayServer:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._write_agent)
+                nursery.start_soon(self._tell_shutdown)
                 if self._options.session_log is not None:
                     self._router.observer = self._options.session_log
                     nursery.start_soon(self._options.session_log.run)
@@ -169,9 +185,30 @@ class RelayServer:
 
     def shut_down(self) -> None:
         """Accept no more clients, and tell the guest to shut down."""
+        self.accept_no_more()
+        self._ending.set()
+
+    def accept_no_more(self) -> None:
+        """Accept no more clients."""
         self._front.cancel()
+
+    @trio.lowlevel.enable_ki_protection
+    async def _tell_shutdown(self) -> None:
+        """Wait for an order to shut down; tell the guest, behind what clients rely on unless that takes long."""
+        await self._ending.wait()
+        with trio.move_on_after(_LAST_PROMISE_TIME):
+            for tasks in list(self._tasks.values()):
+                await self._keep_promises(tasks)
         if not self._outbox.closed:
-            self._outbox.send_control(wire.encode(wire.Shutdown()))
+            self._outbox.commit(wire.encode(wire.Shutdown()), 0)
+
+    async def _keep_promises(self, tasks: _ClientTasks) -> None:
+        """Wait until the agent has got what a client sent before it closed its connections."""
+        while tasks.client in self._tasks and self._owes(tasks):
+            await tasks.wait_room()
+
+    def _owes(self, tasks: _ClientTasks) -> bool:
+        return not self._outbox.closed and (tasks.feeding or self._router.owes(tasks.client))
 
     @interrupt_safe
     @asynccontextmanager
@@ -284,20 +321,34 @@ class RelayServer:
                 if tasks.is_slow and tasks.scope.cancelled_caught and not tasks.was_cut and not self._lost:
                     self._note_cut(tasks, f"it has read nothing for {self._options.slow_client_timeout:g} s")
                 del self._tasks[client]
-                self._carry_out(self._router.disconnect(client, trio.current_time()))
+                tasks.room.set()
+                orders = self._router.disconnect(client, trio.current_time())
+                # Its commands are killed at once. But that it has gone is said behind its data that still waits
+                # for the console: the agent delivers what was sent before a connection was closed.
+                orders.behind = (orders.to_agent.pop(), *orders.behind)
+                self._carry_out(orders)
                 self._relief.set()
 
     async def _talk(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         ids = tasks.client.ids
         try:
             await stream.send_all(struct.pack(">II", ids.start, ids.stop) + self._ready)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._write_client, tasks, stream)
-                nursery.start_soon(self._feed_agent, tasks)
-                await self._read_client(tasks, stream)
-                nursery.cancel_scope.cancel()
+            with tasks.leaving:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._write_client, tasks, stream)
+                    nursery.start_soon(self._feed_agent, tasks)
+                    await self._read_client(tasks, stream)
+                    await self._see_off(tasks)
+                    nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client or the agent has gone
+
+    async def _see_off(self, tasks: _ClientTasks) -> None:
+        """Deliver what a client that has gone relies on."""
+        if self._owes(tasks):
+            self._carry_out(self._router.kill_commands(tasks.client))  # at once: they do not wait for that
+            with trio.move_on_after(_PROMISE_TIME):
+                await self._keep_promises(tasks)
 
     def cut(self, tasks: _ClientTasks, why: str) -> None:
         """Disconnect a client."""
@@ -316,8 +367,7 @@ class RelayServer:
         try:
             while True:
                 while not self._router.gate.may_read(client):
-                    tasks.room = trio.Event()
-                    await tasks.room.wait()
+                    await tasks.wait_room()
                 data = await stream.receive_some(_BATCH)
                 if not data:
                     return  # an incomplete last frame is dropped
@@ -332,6 +382,14 @@ class RelayServer:
 
     @trio.lowlevel.enable_ki_protection
     async def _write_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+        try:
+            await self._write_frames(tasks, stream)
+        except trio.BrokenResourceError:
+            # The client has gone; its last frames may still have to be read.
+            tasks.leaving.deadline = trio.current_time() + _PROMISE_TIME
+            await trio.sleep_forever()
+
+    async def _write_frames(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         client = tasks.client
         while True:
             batch = client.take(_BATCH)
@@ -355,21 +413,26 @@ class RelayServer:
                 tasks.input = trio.Event()
                 await tasks.input.wait()
                 continue
+            tasks.feeding = True
             try:
                 await self._outbox.send_bulk(frame)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 # The guest is gone. The client may still have frames to read, so this task must not end its scope.
+                tasks.room.set()
                 await trio.sleep_forever()
+            tasks.feeding = False
             tasks.room.set()
 
     def _carry_out(self, orders: Orders) -> None:
-        if not self._outbox.closed:
+        if orders.shutdown:
+            self._ending.set()
+            if not self._front.cancel_called:  # if it is, the guest is ended by the owner of this server
+                self.shutdown_requested.set()
+        elif not self._outbox.closed:
             for frame in orders.to_agent:
                 self._outbox.send_control(frame)
             for frame in orders.behind:
                 self._outbox.commit(frame, 0)
-        if orders.shutdown:
-            self.shutdown_requested.set()
         if orders.busy is not None:
             tasks = self._tasks.get(orders.busy)
             if tasks is not None:

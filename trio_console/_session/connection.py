@@ -62,6 +62,9 @@ class Session(abc.ABC):
                 guest is lost, the guest still has the session, and has to be told.
         """
 
+    def leave(self) -> None:  # noqa: B027  (most sessions have nothing to say)
+        """Tell the guest that its user is about to leave it. Not called after an end."""
+
     @property
     def congested(self) -> bool:
         """Whether more bytes are unread than a connection should hold, so that the reader must wait."""
@@ -121,6 +124,7 @@ class Connection:
         self._patience = trio.CancelScope()
         self._receiving = False
         self._door = trio.Lock()
+        self._promised = 0  # of the outbox's bulk bytes, those up to the last message that was said behind data
 
     # Its tasks
 
@@ -240,6 +244,21 @@ class Connection:
         self._expected = reason
         self._awaiting_end += 1
 
+    def leave(self) -> None:
+        """Let each session tell the guest, behind its data, that its user leaves the guest."""
+        for session in self._sessions.values():
+            if session is not None:
+                session.leave()
+
+    @property
+    def owes(self) -> bool:
+        """Whether the stream has not taken all yet that was said behind data."""
+        return self.outbox.bulk_written < self._promised and not self.outbox.closed
+
+    async def wait_delivered(self) -> None:
+        """Wait until the stream has taken all that was said behind data. If cancelled, nothing changes."""
+        await self.outbox.wait_written(self._promised)
+
     def await_end_no_more(self) -> None:
         """Note that a caller of `expect_end` no longer waits. The end may still come, and is then expected."""
         self._awaiting_end -= 1
@@ -342,9 +361,14 @@ class Connection:
 
     def send_behind(self, message: wire.Message, session_id: int) -> None:
         """Send a small message of a session behind its data, without waiting; otherwise as `send`."""
+        self.say_behind(message, session_id)
+        self._note_said(message, session_id)
+
+    def say_behind(self, message: wire.Message, session_id: int) -> None:
+        """As `send_behind`, and the session goes on in any case."""
         if not self.outbox.closed:
             self.outbox.commit(wire.encode(message, session_id), 0)
-        self._note_said(message, session_id)
+            self._promised = self.outbox.bulk_queued
 
     def _note_said(self, message: wire.Message, session_id: int) -> None:
         if wire.type_of(message).place is wire.Place.ENDS:  # the guest says nothing more of it

@@ -573,10 +573,14 @@ class Guest:
                 connection.lose(f"the guest did not shut down in time and was ended by force{note}")
 
     def _tell_to_end(self) -> None:
-        """Tell the guest to shut down; does not wait."""
+        """Tell the guest to shut down, behind all data that was sent; does not wait.
+
+        (Data that the console does not take in time never arrives. Then the guest ends when its console does.)
+        """
         if self._connection.lost is None:
             self._connection.expect_end("the guest was shut down")
-            self._connection.send(wire.Shutdown(), 0)
+            self._connection.leave()
+            self._connection.send_behind(wire.Shutdown(), 0)
 
     async def wait_lost(self) -> GuestLostError:
         """Wait until the guest is gone, for whatever reason. If cancelled, nothing changes.

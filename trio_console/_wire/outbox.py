@@ -75,6 +75,7 @@ class Outbox:
     Attributes:
         control_queued: bytes of control frames that were ever queued.
         control_written: of those, bytes that the stream has taken. They are written in order.
+        bulk_queued, bulk_written: the same of bulk frames.
         written: bytes that the stream has taken.
     """
 
@@ -94,11 +95,14 @@ class Outbox:
         self._bulk: deque[tuple[int, Pieces]] = deque()  # with their sizes
         self.control_queued = 0
         self.control_written = 0
+        self.bulk_queued = 0
+        self.bulk_written = 0
         self.written = 0
         self._bulk_used = 0  # queued, being sent, and reserved
         self._waiting: dict[trio.lowlevel.Task, int] = {}  # in order of arrival
         self._work = trio.Event()
         self._control_room = trio.Event()
+        self._progress = trio.Event()
         self._closed = False
         self._begun = False
         self._broken: BaseException | None = None
@@ -129,6 +133,8 @@ class Outbox:
                 await self._write(batch, size)
                 self.written += size
                 self.control_written += size - bulk_bytes
+                self.bulk_written += bulk_bytes
+                self._progress.set()
                 self._bulk_used -= bulk_bytes
                 assert self._bulk_used >= 0, "room is given back once"
                 assert self.control_written + self._control_bytes == self.control_queued, (
@@ -177,6 +183,7 @@ class Outbox:
     def _fail(self, exc: BaseException) -> None:
         self._broken = exc
         self._control_room.set()
+        self._progress.set()
         self._control.clear()
         self._bulk.clear()
         self._turn_away()
@@ -230,6 +237,16 @@ class Outbox:
             if self._control_room.is_set():  # all waiting tasks use one event: a second one would strand the first
                 self._control_room = trio.Event()
             await self._control_room.wait()
+
+    async def wait_written(self, mark: int) -> None:
+        """Wait until the stream has taken ``mark`` of `bulk_queued` bytes, or breaks.
+
+        Not a checkpoint when it has. If cancelled, nothing changes.
+        """
+        while self.bulk_written < mark and self._broken is None:
+            if self._progress.is_set():  # see `wait_control_room`
+                self._progress = trio.Event()
+            await self._progress.wait()
 
     async def reserve(self, nbytes: int) -> None:
         """Reserve ``nbytes`` of the bulk budget, after the tasks that asked before.
@@ -287,6 +304,7 @@ class Outbox:
         assert self._bulk_used >= 0, "room is used or given back once"
         size = sum(map(len, frame)) if isinstance(frame, tuple) else len(frame)
         self._bulk_used += size
+        self.bulk_queued += size
         self._bulk.append((size, frame))
         self._work.set()
         self._admit()

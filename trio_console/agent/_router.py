@@ -83,7 +83,7 @@ class Router:
         self._forget_client = forget_client
         self._set_clock = set_clock
         self._shutdown_grace = shutdown_grace
-        self._idle = trio.Event()
+        self._ended = trio.Event()  # one more session
         self._shutdown = trio.CancelScope()
         self._controls: Mapping[type[wire.Message], Callable[[int, wire.Message], None]] = {
             wire.Ping: self._ping,
@@ -92,6 +92,7 @@ class Router:
             wire.ClientDisconnected: self._client_disconnected,
             wire.Shutdown: lambda _id, _message: self.shut_down(),
         }
+        self._running: set[Session] = set()  # all, also those that were replaced under their id
         #: Sessions by id. A session that was replaced under its id is not in this table, but may still run.
         self.sessions: dict[int, Session] = {}
 
@@ -181,6 +182,7 @@ class Router:
             return
         assert former is None or (former.muted and former.ended), "only the owner of an id speaks under it"
         self.sessions[frame.id] = session
+        self._running.add(session)
         self._nursery.start_soon(self._run_session, session)
 
     async def _run_session(self, session: Session) -> None:
@@ -199,8 +201,8 @@ class Router:
         finally:
             if self.sessions.get(session.id) is session:
                 del self.sessions[session.id]
-            if not self.sessions:
-                self._idle.set()
+            self._running.discard(session)
+            self._ended.set()
 
     # Messages that belong to no session
 
@@ -229,12 +231,24 @@ class Router:
         self._shutdown.cancel()
 
     async def _end_in_order(self) -> None:
+        """End all sessions. What a client has sent before it closed a connection is delivered before that.
+
+        (Each session bounds the time for its delivery.)
+        """
         for session in self.sessions.values():
             session.shut_down()
-        if self.sessions:
-            self._idle = trio.Event()
-            with trio.move_on_after(self._shutdown_grace):
-                await self._idle.wait()
+        with trio.move_on_after(self._shutdown_grace):
+            while self._running:
+                await self._wait_for_an_end()
+        for session in self._running:
+            if not session.delivering:
+                session.end()
+        while any(session.delivering for session in self._running):
+            await self._wait_for_an_end()
+
+    async def _wait_for_an_end(self) -> None:
+        self._ended = trio.Event()
+        await self._ended.wait()
 
 
 def _bad_session(frame: wire.Frame, message: wire.Message, why: str) -> ProtocolError:

@@ -300,6 +300,11 @@ class Session(abc.ABC):
         """
         return self._voice not in _PASSING_ON
 
+    @property
+    def delivering(self) -> bool:
+        """Whether the session only passes on what its client has sent, which is given more time at the end."""
+        return False
+
     def mute(self) -> None:
         """Forbid the terminal frame: the id has another owner, or the agent stops. A second call does nothing."""
         if not self.muted:

@@ -11,6 +11,7 @@ import pytest
 import trio
 import trio.testing
 
+from tests.agent._host import wait_gone
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
@@ -86,6 +87,17 @@ async def is_reset(peer: trio.SocketStream) -> bool:
                 await peer.send_all(bytes(65536))
         except trio.BrokenResourceError:
             return True
+
+
+async def ends_in_reset(peer: trio.SocketStream) -> bool:
+    """Whether the bytes end in a reset, and not in an end of file."""
+    with trio.fail_after(HANG):
+        try:
+            async for _ in peer:
+                pass
+        except trio.BrokenResourceError:
+            return True
+    return False
 
 
 def unused_port() -> int:
@@ -515,10 +527,13 @@ async def test_file_data_for_a_connection_is_a_mistake(host: Host, server: Serve
 # --- clients that leave, and the end --------------------------------------------------------------
 
 
-async def test_a_client_that_left_has_its_connections_closed_silently(host: Host, server: Server) -> None:
+async def test_a_client_that_left_has_its_connections_reset_silently(host: Host, server: Server) -> None:
+    # It has not said that there are no more bytes, so there may have been more.
     async with await server.connect(host, 5) as mine, await server.connect(host, STEP + 1) as theirs:
+        await host.send(wire.TcpData(b"a part"), 5)
+        assert await read_exactly(mine, 6) == b"a part"
         await host.send(wire.ClientDisconnected(1, STEP))
-        assert await read_end(mine) == b""
+        assert await ends_in_reset(mine)
         assert await host.nothing_for(5)
         await host.send(wire.TcpData(b"x"), STEP + 1)
         assert await read_exactly(theirs, 1) == b"x"
@@ -544,9 +559,47 @@ async def test_the_agents_end_closes_all_connections(agent: AgentFactory, server
         if ending == "shutdown":
             await host.send(wire.Shutdown())
             assert await host.gone() == []
-    for peer in peers:
+    for peer, closed in zip(peers, (False, False, True), strict=True):
         async with peer:
-            assert await read_end(peer) == b""
+            assert await ends_in_reset(peer) is not closed
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_guest_that_shuts_down_delivers_what_a_closed_connection_was_sent(
+    agent: AgentFactory, server: Server, replaced: bool
+) -> None:
+    async with agent(shutdown_grace=0.0) as host:
+        peer = await server.connect(host, 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpClose(), 5)
+        if replaced:
+            await host.send(wire.TcpConnect("127.0.0.1", unused_port()), 5)
+            assert "refused" in (await host.receive(5)).error
+        await host.request("sleep", "1000", sid=6)
+        sleeper = (await host.receive(6)).pid
+        await host.send(wire.Shutdown())
+        await wait_gone(sleeper)  # commands are not given more time for that
+        async with peer:
+            assert len(await read_end(peer)) == 8_000_000
+        assert await host.gone() == []
+
+
+@pytest.mark.parametrize("ending", ["console", "shutdown"])
+async def test_what_cannot_be_delivered_ends_in_a_reset(
+    agent: AgentFactory, server: Server, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_console.agent._net.tcp._LINGER", 0.05)
+    async with agent() as host:
+        peer = await server.connect(host, 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpClose(), 5)
+        if ending == "shutdown":
+            await host.send(wire.Shutdown())
+            assert await host.gone() == []
+    async with peer:
+        assert await ends_in_reset(peer)
 
 
 async def test_a_guest_shuts_down_while_a_closed_connection_lingers(agent: AgentFactory, server: Server) -> None:

@@ -137,6 +137,17 @@ class Router:
         client.close()
         return orders
 
+    def owes(self, client: Client) -> bool:
+        """Whether bytes wait here that a client sent before it closed their connection: it relies on them."""
+        return any(session.state is _CLOSING and session.pending for session in client.sessions.values())
+
+    def kill_commands(self, client: Client) -> Orders:
+        """Kill the commands of a client that has gone, while something that it has sent is still delivered."""
+        orders = Orders()
+        execs = [s.id for s in client.sessions.values() if s.kind == "exec" and s.state is not _ENDED]
+        orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), session_id) for session_id in execs]
+        return orders
+
     def tick(self, now: float) -> list[int]:
         """Retire the slots whose quarantine was too long by ``now``; returns them."""
         late = self._slots.retire_late(now)

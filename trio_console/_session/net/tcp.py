@@ -171,6 +171,14 @@ class _TcpSession(Session):
     async def wait_relieved(self) -> None:
         await self.incoming.wait_relieved()
 
+    def leave(self) -> None:
+        """Close the connection behind the bytes that were sent, as the end of a program does.
+
+        (This side goes on until the guest is gone, and then gets that error.)
+        """
+        if not self.ended:
+            self.connection.say_behind(wire.TcpClose(), self.id)
+
     def cancel(self) -> None:
         """Give up the connection: the task that has requested it was cancelled."""
         if self.ended:

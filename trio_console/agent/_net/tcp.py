@@ -8,6 +8,9 @@ or if both directions have ended and the client counts credit. Clients without c
 case, and the session stays open until ``tcp.close``. A ``tcp.close`` is never answered: the bytes queued before it
 are still written, for some seconds, and by then the id may have another owner.
 
+The peer sees a clean end only if the client has said that there are no more bytes, and all were written. Every
+other end is a reset, also if the agent is killed: the socket is set to that from the beginning.
+
 This module must not know other sessions.
 """
 
@@ -18,6 +21,7 @@ import errno
 import math
 import os
 import socket
+import struct
 from functools import partial
 from typing import Final, final
 
@@ -35,6 +39,9 @@ _CONNECT_TIMEOUT: Final = 30.0
 
 #: Seconds to write the bytes that were queued when the client closed.
 _LINGER: Final = 5.0
+
+#: The same when the guest shuts down. It is a little less than the default grace of a host, which ends by force.
+_LAST_LINGER: Final = 4.0
 
 #: Bytes read at once.
 _CHUNK: Final = 64 * 1024
@@ -123,6 +130,7 @@ class TcpSession(PromptSession):
 
     async def _live(self, stream: trio.SocketStream) -> None:
         try:
+            _set_reset_at_close(stream.socket, on=True)
             self._send_now(wire.TcpConnected())
             self._queue.start()
             with self._transfer:
@@ -197,6 +205,7 @@ class TcpSession(PromptSession):
             return
         with contextlib.suppress(OSError):  # it may be gone already: the other pump knows
             stream.socket.shutdown(socket.SHUT_WR)
+        _set_reset_at_close(stream.socket, on=False)  # the end was said, and the kernel delivers what is left
         self._discarding.cancel()
 
     # The router's side
@@ -230,6 +239,18 @@ class TcpSession(PromptSession):
         self._reading.cancel()
         self._scope.deadline = trio.current_time() + _LINGER
 
+    @property
+    def delivering(self) -> bool:
+        """See `Session.delivering`."""
+        return self._closed.is_set()
+
+    def shut_down(self) -> None:
+        """See `Session.shut_down`. If the client had closed the connection before, its bytes are still written."""
+        if self._closed.is_set():
+            self._scope.deadline = min(self._scope.deadline, trio.current_time() + _LAST_LINGER)
+        else:
+            super().shut_down()
+
     def depart(self) -> None:
         """See `Session.depart`. If the client had closed the connection before, its bytes are still written."""
         if not self._closed.is_set():
@@ -242,6 +263,11 @@ class TcpSession(PromptSession):
 
     def _cut_short(self) -> wire.Message:
         return wire.TcpClosed()
+
+
+def _set_reset_at_close(connection: trio.socket.SocketType, *, on: bool) -> None:
+    """Choose what the peer sees when the socket is closed: a reset, or the end behind all that was written."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", on, 0))
 
 
 def _discard(fd: int) -> bool:

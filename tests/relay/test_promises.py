@@ -1,0 +1,146 @@
+"""What a client has sent before it closed a connection reaches the agent, also if the client goes at once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from tests.relay.router._world import RawClient, World, serving
+from tests.tools.limits import HANG
+from tests.tools.peer import settle
+from trio_console import _wire as wire
+from trio_console._relay import server as server_module
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: The agent's window here, and what the clients send: more than that.
+WINDOW = 1000
+SENT = 2500
+
+
+async def send_and_close(world: World) -> tuple[RawClient, int]:
+    """A client that has sent on a connection, and closed it; the agent has taken a window of it."""
+    client = await world.connect()
+    id_ = client.ids[0]
+    await client.send(wire.TcpConnect("h", 1, window=100), id_)
+    await client.send(wire.TcpData(bytes(SENT)), id_)
+    await client.send(wire.TcpClose(), id_)
+    return client, id_
+
+
+async def take(world: World, last: type[wire.Message], *, grant: bool = True) -> list[wire.Message]:
+    """What the agent gets, up to a message of a class; it grants what it gets of data, if it grants at all."""
+    got: list[wire.Message] = []
+    with trio.fail_after(HANG):
+        while not got or not isinstance(got[-1], last):
+            one = await world.agent.receive()
+            assert one is not None
+            got.append(one[1])
+            if grant and isinstance(one[1], wire.TcpData):
+                await world.agent.send(wire.Credit("data", len(one[1].data)), one[0])
+    return got
+
+
+def in_order(got: list[wire.Message]) -> tuple[int, list[type[wire.Message]]]:
+    size = sum(len(message.data) for message in got if isinstance(message, wire.TcpData))
+    kinds = [type(message) for message in got if not isinstance(message, wire.TcpData)]
+    return size, kinds
+
+
+async def test_that_a_client_has_gone_is_said_behind_what_waits_for_credit(tmp_path: Path) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, _ = await send_and_close(world)
+        await client.leave()
+        await settle()
+        assert in_order(await take(world, wire.ClientDisconnected)) == (
+            SENT,
+            [wire.TcpConnect, wire.TcpClose, wire.ClientDisconnected],
+        )
+
+
+async def test_that_a_client_has_gone_is_said_behind_what_waits_for_the_console(tmp_path: Path) -> None:
+    console, far = trio.testing.lockstep_stream_pair()
+    agent_says, to_relay = trio.testing.memory_stream_pair()
+    guest = trio.StapledStream(console.send_stream, to_relay.receive_stream)
+    theirs = trio.StapledStream(agent_says.send_stream, far.receive_stream)
+    async with serving(tmp_path, streams=(guest, theirs)) as world:
+        client, _ = await send_and_close(world)
+        await settle()
+        await client.leave()
+        await settle()
+        assert in_order(await take(world, wire.ClientDisconnected)) == (
+            SENT,
+            [wire.TcpConnect, wire.TcpClose, wire.ClientDisconnected],
+        )
+
+
+async def test_commands_of_a_client_that_has_gone_do_not_wait_for_that(tmp_path: Path) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, id_ = await send_and_close(world)
+        await client.send(wire.ExecRequest("sleep"), id_ + 1)
+        await settle()
+        await client.leave()
+        assert (await take(world, wire.ExecSignal, grant=False))[-1] == wire.ExecSignal(9)
+        assert wire.ClientDisconnected not in [type(message) for _, message in await world.agent.pending()]
+
+
+async def test_a_client_that_reads_nothing_any_more_is_still_heard_to_its_end(tmp_path: Path) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, id_ = await send_and_close(world)
+        await client.send(wire.TcpConnect("h", 2, window=100), id_ + 1)
+        await client.leave()
+        await world.agent.send(wire.TcpConnected(), id_)  # for a socket that takes no more
+        assert in_order(await take(world, wire.ClientDisconnected))[0] == SENT
+
+
+async def test_what_the_agent_does_not_take_holds_up_the_end_for_a_while_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_PROMISE_TIME", 0.05)
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, _ = await send_and_close(world)
+        await client.leave()
+        await take(world, wire.ClientDisconnected, grant=False)
+
+
+async def test_a_connection_that_fails_in_the_guest_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "_PROMISE_TIME", 1e9)
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, id_ = await send_and_close(world)
+        await client.leave()
+        await settle()
+        await world.agent.send(wire.TcpFailed("reset (os error 104)"), id_)
+        await take(world, wire.ClientDisconnected, grant=False)
+
+
+@pytest.mark.parametrize("by_client", [True, False])
+async def test_the_order_to_shut_down_goes_behind_what_was_sent(tmp_path: Path, by_client: bool) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, _ = await send_and_close(world)
+        if by_client:
+            await client.send(wire.Shutdown())
+        await settle()
+        if not by_client:
+            world.server.shut_down()
+        await settle()
+        assert in_order(await take(world, wire.Shutdown)) == (
+            SENT,
+            [wire.TcpConnect, wire.TcpClose, wire.Shutdown],
+        )
+        assert world.server.shutdown_requested.is_set() is by_client
+        await client.leave()
+
+
+async def test_the_order_to_shut_down_does_not_wait_for_ever(tmp_path: Path) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client, _ = await send_and_close(world)
+        await settle()
+        world.server.shut_down()
+        await take(world, wire.Shutdown, grant=False)
+        await client.leave()
