@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+import struct
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 import pytest
@@ -10,11 +13,13 @@ import trio.testing
 
 from tests.relay.router._world import RawClient, World, serving
 from tests.tools.limits import HANG
-from tests.tools.peer import settle
+from tests.tools.peer import Peer, frame, ready_message, settle
+from trio_console import Guest, connect_guest
 from trio_console import _wire as wire
 from trio_console._relay import server as server_module
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
 #: The agent's window here, and what the clients send: more than that.
@@ -144,3 +149,73 @@ async def test_the_order_to_shut_down_does_not_wait_for_ever(tmp_path: Path) -> 
         world.server.shut_down()
         await take(world, wire.Shutdown, grant=False)
         await client.leave()
+
+
+# The client's side
+
+
+@asynccontextmanager
+async def a_relay_that_reads_late(tmp_path: Path, grace: float) -> AsyncIterator[tuple[Guest, Peer]]:
+    """A client, and the end of a relay that it is connected to."""
+    path = str(tmp_path / "relay.sock")
+    tmp_path.chmod(0o700)
+    with trio.socket.socket(socket.AF_UNIX) as listener:
+        await listener.bind(path)
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            peers: list[Peer] = []
+
+            async def greet() -> None:
+                end, _ = await listener.accept()
+                peers.append(Peer(trio.SocketStream(end)))
+                greeting = struct.pack(">II", 1, 1000) + wire.encode_again(frame(ready_message(1_000_000)))
+                await peers[0].stream.send_all(greeting)
+
+            nursery.start_soon(greet)
+            async with connect_guest(path, grace=grace) as guest:
+                yield guest, peers[0]
+            await peers[0].close()
+
+
+async def a_connection(nursery: trio.Nursery, guest: Guest, relay: Peer) -> trio.abc.HalfCloseableStream:
+    made: list[trio.abc.HalfCloseableStream] = []
+
+    async def connect() -> None:
+        made.append(await guest.open_tcp_stream("h", 1))
+
+    nursery.start_soon(connect)
+    id_, _ = await relay.expect(wire.TcpConnect)
+    await relay.send(wire.TcpConnected(), id_)
+    await settle()
+    return made[0]
+
+
+async def test_a_client_leaves_when_its_relay_has_what_was_sent(tmp_path: Path) -> None:
+    # More than its socket holds, and not more than that and the queue behind it.
+    size = 400_000
+    async with trio.open_nursery() as nursery:
+        got: list[wire.Message] = []
+
+        async def read(relay: Peer) -> None:
+            await trio.testing.wait_all_tasks_blocked()  # until the client waits to leave
+            while not got or not isinstance(got[-1], wire.TcpClose):
+                one = await relay.receive()
+                assert one is not None
+                got.append(one[1])
+
+        with trio.fail_after(HANG):
+            async with a_relay_that_reads_late(tmp_path, grace=1e9) as (guest, relay):
+                stream = await a_connection(nursery, guest, relay)
+                await stream.send_all(bytes(size))
+                await stream.aclose()
+                nursery.start_soon(read, relay)
+        assert in_order(got) == (size, [wire.TcpClose])
+
+
+async def test_a_client_does_not_wait_for_its_relay_for_longer_than_its_grace(tmp_path: Path) -> None:
+    async with trio.open_nursery() as nursery:
+        with trio.fail_after(HANG):
+            async with a_relay_that_reads_late(tmp_path, grace=0.05) as (guest, relay):
+                stream = await a_connection(nursery, guest, relay)
+                await stream.send_all(bytes(400_000))
+                await stream.aclose()

@@ -101,7 +101,7 @@ async def test_a_connection_that_is_open_when_the_guest_is_left_is_closed_behind
 async def test_what_only_the_kernel_has_left_arrives_when_the_agent_is_gone(
     listener: socket.socket, tmp_path: Path
 ) -> None:
-    data = os.urandom(3 * SMALL)  # more than the peer's buffer, and less than that and the agent's
+    data = os.urandom(40_000)  # more than the buffer of the peer, and less than that and the one of the agent
     async with a_guest("direct", tmp_path) as guest:
         stream, peer = await connect(guest, listener)
         await stream.send_all(data)
