@@ -112,8 +112,9 @@ def test_something_that_is_no_relay_is_125(tmp_path: Path) -> None:
         )
         with server.accept()[0] as connection:
             connection.sendall(b"220 mail.example ESMTP\r\n")
-        _, said = process.communicate(timeout=HANG)
+            _, said = process.communicate(timeout=HANG)
     assert process.returncode == 125
+    assert b"220 mail.example ESMTP" in said
     assert b"Traceback" not in said
 
 

@@ -115,6 +115,12 @@ async def test_a_socket_whose_owner_hangs_up_is_a_lost_guest(tmp_path: Any) -> N
             await fails_to_open(SocketGuest(path), GuestLostError)
 
 
+async def test_a_greeting_before_the_console_is_shown() -> None:
+    command = ["sh", "-c", "echo Welcome to machine-7; exec cat >/dev/null"]
+    error = await fails_to_open(CommandGuest(command), ProtocolError)
+    assert "text: 'Welcome to machine-7" in str(error)
+
+
 SPEAKS_GARBAGE_LATER = """
 import os, sys
 from trio_console import _wire as wire

@@ -17,6 +17,7 @@ from trio_console._wire import (
     FrameDecoder,
     encode_again,
     encode_frame,
+    quoted,
 )
 from trio_console._wire import frames as _frames
 
@@ -375,3 +376,59 @@ def test_a_size_out_of_bounds_is_an_error(length: int) -> None:
     with pytest.raises(ProtocolError, match=f"length {length}") as caught:
         _frames.parse_size(length.to_bytes(4, "big"))
     assert caught.value.kind == "bad_frame"
+
+
+BANNER = b"Welcome to machine-7\r\nlast login: today\n"
+
+
+@pytest.mark.parametrize("cut", range(6))
+def test_text_in_place_of_a_frame_is_shown(cut: int) -> None:
+    decoder = FrameDecoder()
+    decoder.feed(BANNER[:cut])
+    if cut < 4:
+        assert decoder.next_frame() is None
+        decoder.feed(BANNER[cut:])
+    with pytest.raises(ProtocolError, match=r"length 1466264675 .*text: 'Welc") as caught:
+        decoder.next_frame()
+    assert cut in (4, 5) or r"machine-7\r\nlast login" in str(caught.value)
+
+
+def test_text_behind_frames_is_shown() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(encode_frame(1, 0, b"abc") + BANNER)
+    assert decoder.next_frame() == Frame(1, 0, b"abc")
+    with pytest.raises(ProtocolError, match="text: 'Welcome"):
+        decoder.next_frame()
+
+
+def test_a_long_text_is_cut() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(b"x" * 100_000)
+    with pytest.raises(ProtocolError) as caught:
+        decoder.next_frame()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("text", ["über alles", "\x1b[1mbold", "\n\nhello", "日本"])
+def test_text_is_recognised(text: str) -> None:
+    assert quoted(text.encode()) == f"; the bytes are text: {text!r}"
+
+
+@pytest.mark.parametrize("raw", [b"", b"\xff\xff\xff\xff", b"ab\0\0", b"\x07abc"])
+def test_bytes_that_are_no_text_are_not_shown(raw: bytes) -> None:
+    assert quoted(raw) == ""
+
+
+def test_a_text_too_short_for_a_frame_is_shown_at_its_end() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(b"no\n")
+    assert decoder.next_frame() is None
+    with pytest.raises(ProtocolError, match=r"inside a frame.*text: 'no"):
+        decoder.feed_eof()
+
+
+def test_the_echo_of_a_terminal_is_recognised() -> None:
+    decoder = FrameDecoder()
+    decoder.feed(b"^@^@^A^Q^@^@^@^@^@abc")
+    with pytest.raises(ProtocolError, match="a terminal that is not in raw mode"):
+        decoder.next_frame()

@@ -46,11 +46,11 @@ async def attach(stream: trio.abc.ReceiveStream) -> Attached:
     if start == 0 or start >= stop:
         raise ProtocolError(
             f"the relay sent the ids {start} to {stop}, which are not a range: it is not a relay, or it is older "
-            "than version 0.5"
+            f"than version 0.5{wire.quoted(greeting)}"
         )
     decoder = wire.FrameDecoder()
     decoder.feed(greeting[_PREFIX.size :])
-    while (frame := decoder.next_frame()) is None:
+    while (frame := _next_frame(decoder, greeting)) is None:
         data = await stream.receive_some()
         if not data:
             decoder.feed_eof()
@@ -64,3 +64,14 @@ async def attach(stream: trio.abc.ReceiveStream) -> Attached:
             message_type=wire.type_of(message).name,
         )
     return Attached(range(start, stop), message, wire.decode_envelope(frame.body).version, decoder)
+
+
+def _next_frame(decoder: wire.FrameDecoder, greeting: bytes) -> wire.Frame | None:
+    try:
+        return decoder.next_frame()
+    except ProtocolError as exc:
+        note = wire.quoted(greeting)
+        if not note:
+            raise
+        # (The text began with what was taken for ids.)
+        raise ProtocolError(f"the program that listens there is not a relay{note}", kind=exc.kind) from exc

@@ -67,6 +67,7 @@ from trio_console._wire.frames import (
     encode_frame,
     parse_frame,
     parse_size,
+    quoted,
 )
 from trio_console._wire.messages import (
     EXEC_ENDS,
@@ -282,6 +283,7 @@ __all__ = [
     "parse_frame",
     "parse_size",
     "peek_type",
+    "quoted",
     "receive",
     "streams_of",
     "type_of",

@@ -38,6 +38,7 @@ __all__ = [
     "encode_frame",
     "parse_frame",
     "parse_size",
+    "quoted",
 ]
 
 MAX_FRAME_LENGTH: Final = 4 * 1024 * 1024
@@ -66,6 +67,29 @@ _HEADER: Final = Struct(">IIB")
 _LARGE: Final = 4096
 """Bytes from which on a view costs less than a copy. Most of a large body is data, and will be copied out of there
 once more anyway."""
+
+
+_QUOTED: Final = 200
+"""The most bytes that an error quotes."""
+
+_LAYOUT: Final = frozenset("\t\n\r\x1b")
+"""Control characters that a text may begin with."""
+
+_ECHO: Final = "^@^@"
+"""How a terminal that is not in raw mode echoes the first two bytes of a frame, which are zero in a small one."""
+
+
+def quoted(data: bytes) -> str:
+    """The end of an error's message about bytes that are not frames: it shows them if they are text, else nothing.
+
+    Text comes from a program beside the peer, such as a greeting at a login, and tells which program that is.
+    """
+    text = bytes(data[:_QUOTED]).decode(errors="replace")
+    if not text or not all(char in _LAYOUT or (char.isprintable() and char != "\ufffd") for char in text[:4]):
+        return ""
+    if text.startswith(_ECHO):
+        return f"; the bytes are what a terminal that is not in raw mode echoes ({text[:20]!r}): use no terminal"
+    return f"; the bytes are text: {text!r}"
 
 
 class Frame(NamedTuple):
@@ -287,14 +311,20 @@ class FrameDecoder:
         """Return the size of the whole frame that starts with this length field."""
         length = int.from_bytes(prefix, "big")
         if length > MAX_FRAME_LENGTH:
-            self._fail(f"frame too large: length {length} exceeds {MAX_FRAME_LENGTH}")
+            self._fail(f"frame too large: length {length} exceeds {MAX_FRAME_LENGTH}{quoted(self._rest())}")
         if length < MIN_FRAME_LENGTH:
             self._fail(f"frame too short: length {length} is below {MIN_FRAME_LENGTH}")
         return _LENGTH_SIZE + length
 
     def _check_end(self) -> None:
         if self._partial:
-            self._fail(f"stream ended inside a frame, {self._have} bytes into it")
+            note = quoted(self._rest()) if self._have < _LENGTH_SIZE else ""
+            self._fail(f"stream ended inside a frame, {self._have} bytes into it{note}")
+
+    def _rest(self) -> bytes:
+        """The beginning of the bytes that are not taken yet."""
+        first = bytes(self._chunks[0][self._position : self._position + _QUOTED]) if self._chunks else b""
+        return b"".join(self._partial) + first
 
     def _fail(self, message: str) -> NoReturn:
         self._error = ProtocolError(message, kind="bad_frame")
