@@ -113,26 +113,65 @@ def test_it_says_that_the_console_on_stdio_is_closed(closed: str) -> None:
     assert b"Traceback" not in error
 
 
-async def test_it_serves_on_a_device() -> None:
+@asynccontextmanager
+async def agent_on_terminal(*arguments: str) -> AsyncIterator[Host]:
+    """An agent on a terminal."""
     master, slave = os.openpty()
-    path = os.ttyname(slave)
-    process = popen(*AGENT, "--port", path)
+    names = [argument.format(os.ttyname(slave)) for argument in arguments]
+    stdio = {"stdin": slave, "stdout": slave, "stderr": PIPE} if "--stdio" in arguments else {"pass_fds": [slave]}
+    process = popen(*AGENT, *(name.replace("FD", str(slave)) for name in names), **stdio)
     host = Host(trio.lowlevel.FdStream(master))
     try:
         # The agent sets raw mode. Before that, the terminal would echo the bytes that it gets.
         with trio.fail_after(HANG):
-            while True:
+            while _is_cooked(slave):
                 await trio.lowlevel.checkpoint()
-                if not _is_cooked(slave):
-                    break
+        yield host
+        assert process.wait(HANG) == 0
+    finally:
         os.close(slave)
+        process.kill()
+        process.communicate()
+        await host.stream.aclose()
+
+
+@pytest.mark.parametrize("arguments", [("--port", "{}"), ("--fd", "FD"), ("--stdio",)], ids=" ".join)
+async def test_it_serves_on_a_terminal(arguments: tuple[str, ...]) -> None:
+    async with agent_on_terminal(*arguments) as host:
         await host.boot()
         assert (await host.run("printf", "a\\nb\\004")).stdout == b"a\nb\x04"
+        assert (await host.run("cat", stdin=bytes(range(256)))).stdout == bytes(range(256))
         await host.send(wire.Shutdown())
-    finally:
-        status = process.wait(HANG)
-        await host.stream.aclose()
-    assert status == 0
+
+
+async def test_the_terminal_on_stdio_gets_its_settings_back() -> None:
+    master, slave = os.openpty()
+    before = termios.tcgetattr(slave)
+    with popen(*AGENT, "--stdio", stdin=slave, stdout=slave, stderr=PIPE) as process:
+        host = Host(trio.lowlevel.FdStream(master))
+        with trio.fail_after(HANG):
+            while _is_cooked(slave):
+                await trio.lowlevel.checkpoint()
+        await host.boot()
+        await host.send(wire.Shutdown())
+        assert process.wait(HANG) == 0
+    assert termios.tcgetattr(slave) == before
+    os.close(slave)
+    await host.stream.aclose()
+
+
+def test_a_terminal_that_has_changed_bytes_is_named() -> None:
+    master, slave = os.openpty()
+    os.write(master, b"typed by somebody\r")
+    with popen(*AGENT, "--stdio", stdin=slave, stdout=slave, stderr=PIPE) as process:
+        try:
+            _, error = process.communicate(timeout=HANG)
+        finally:
+            os.close(slave)
+            os.close(master)
+    assert process.returncode == 1
+    assert b"the console is a terminal" in error
+    assert b"without a terminal" in error
 
 
 def _is_cooked(fd: int) -> bool:

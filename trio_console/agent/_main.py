@@ -19,7 +19,7 @@ from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
 from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
-from trio_console.agent._system.console import open_fd, open_port, open_stdio
+from trio_console.agent._system.console import is_cooked, open_fd, open_port, open_stdio
 from trio_console.agent._system.machine import become_subreaper, flush_disks, power_off
 
 if TYPE_CHECKING:
@@ -29,6 +29,12 @@ __all__ = ["main"]
 
 #: Functions of `os` that are looked for at the start, so that no session fails later because one is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
+
+#: What is added to the reason of a failed boot.
+_COOKED: Final = (
+    "; the console is a terminal, which may have changed what came before it was set to raw mode: start the agent "
+    "without a terminal (ssh -T, docker exec -i without -t)"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,6 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     owns_machine = is_init and arguments.port is not None
     _prepare_signals()
     signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
+    note = _COOKED if arguments.stdio and (is_cooked(0) or is_cooked(1)) else ""
     try:
         stream = _open_console(arguments)
     except OSError as exc:
@@ -57,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not is_init:
         _try_to_be_subreaper()
     try:
-        return trio.run(_serve, stream, began)
+        return trio.run(_serve, stream, began, note)
     finally:
         if owns_machine:
             trio.run(flush_disks)
@@ -82,11 +89,11 @@ def _give_up(*, owns_machine: bool) -> None:
     os._exit(EXIT_FAILED)
 
 
-async def _serve(stream: trio.abc.Stream, began: int) -> int:
+async def _serve(stream: trio.abc.Stream, began: int, note: str) -> int:
     try:
         ending = await serve_agent(stream, options=AgentOptions(owns_process=True), boot_time_ns=began)
     except BootError as exc:
-        log(str(exc))
+        log(f"{exc}{note}")
         return exc.exit_code
     return EXIT_FAILED if ending is Ending.OUT_OF_STEP else 0
 

@@ -7,18 +7,24 @@ This module must not know frames.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
+import signal
+import termios
 import time
-from typing import Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
 from trio_console._trio.conflict import Conflict
 from trio_console._wire.outbox import GatheringStream
 
-__all__ = ["open_fd", "open_port", "open_stdio"]
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+__all__ = ["is_cooked", "open_fd", "open_port", "open_stdio"]
 
 _LAST_STANDARD_FD: Final = 2
 
@@ -41,9 +47,15 @@ class _Console(trio.abc.Stream, GatheringStream):
     a needless copy of all data, and a needless turn of the event loop.
     """
 
-    def __init__(self, receive: trio.lowlevel.FdStream, send: trio.lowlevel.FdStream) -> None:
+    def __init__(
+        self,
+        receive: trio.lowlevel.FdStream,
+        send: trio.lowlevel.FdStream,
+        restore: Callable[[], None] = lambda: None,
+    ) -> None:
         self._receive = receive
         self._send = send
+        self._restore = restore  # called before the descriptors are closed
         self._conflict = Conflict("another task is already writing to the console")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
@@ -79,6 +91,7 @@ class _Console(trio.abc.Stream, GatheringStream):
         return await self._receive.receive_some(max_bytes)
 
     async def aclose(self) -> None:
+        self._restore()
         try:
             await self._send.aclose()
         finally:
@@ -109,7 +122,18 @@ def open_stdio() -> trio.abc.Stream:
     os.dup2(empty, 0)
     os.close(empty)
     os.dup2(2, 1)
-    return _Console(trio.lowlevel.FdStream(receive), trio.lowlevel.FdStream(send))
+    # (Both may be the same terminal, so the settings are read before they are changed.)
+    former = {fd: termios.tcgetattr(fd) for fd in (receive, send) if os.isatty(fd)}
+    for fd in former:
+        _make_raw(fd)
+
+    def restore() -> None:
+        # It may be the terminal of a person, who has started the agent by hand.
+        for fd, settings in former.items():
+            _set_terminal(fd, settings)
+        former.clear()
+
+    return _Console(trio.lowlevel.FdStream(receive), trio.lowlevel.FdStream(send), restore)
 
 
 def _fill_standard_descriptors() -> None:
@@ -130,6 +154,8 @@ def open_fd(fd: int) -> trio.abc.Stream:
     """
     os.set_inheritable(fd, False)
     _fill_standard_descriptors()
+    if os.isatty(fd):
+        _make_raw(fd)
     return _both_ways(fd)
 
 
@@ -163,8 +189,30 @@ def _no_host(events: list[tuple[int, int]]) -> bool:
     return any(event & select.POLLHUP and not event & select.POLLIN for _, event in events)
 
 
+def is_cooked(fd: int) -> bool:
+    """Whether a descriptor is a terminal that changes or keeps bytes on their way."""
+    return os.isatty(fd) and bool(termios.tcgetattr(fd)[3] & termios.ICANON)
+
+
 def _make_raw(fd: int) -> None:
-    """Set a serial line to raw mode; otherwise it would echo, and act on line ends and control characters."""
+    """Set a terminal to raw mode; otherwise it would echo, and act on line ends and control characters."""
     import tty  # here, because it is the rare case
 
-    tty.setraw(fd)
+    with _not_stopped():
+        # At once, and not behind a flush, which would drop what the host has sent already.
+        tty.setraw(fd, termios.TCSANOW)
+
+
+def _set_terminal(fd: int, settings: list[Any]) -> None:
+    with contextlib.suppress(termios.error), _not_stopped():  # the host may be gone
+        termios.tcsetattr(fd, termios.TCSANOW, settings)
+
+
+@contextlib.contextmanager
+def _not_stopped() -> Iterator[None]:
+    """Let a process in the background change its terminal, for which the kernel would stop it."""
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, former)
