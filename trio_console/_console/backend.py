@@ -138,6 +138,7 @@ class Lane:
         # of a busy lane could seem to be negative.
         ring, swallowed, undelivered = self.ring, self.swallowed, self.undelivered
         queued = ring.nbytes
+        assert queued >= 0, "bytes in = bytes out + bytes queued: no more are taken than were pushed"
         total = ring.total_bytes + swallowed
         lost = self.abandoned or self.discarded
         bytes_out = total - swallowed - undelivered - queued

@@ -241,6 +241,7 @@ class Incoming:
     def outcome(self) -> bytes:
         """The result of a read after all queued bytes were read: ``b""``, or the error is raised."""
         assert not self.chunks, "the end of a stream is behind its bytes"
+        assert not self._size, "bytes in = bytes read + queued + dropped"
         if self._error is not None:
             raise again(self._error)
         return b""
@@ -248,6 +249,8 @@ class Incoming:
     def close(self) -> None:
         """Drop and count the queued bytes, and all that still come. A second call does nothing."""
         if self.state not in _SHUT:
+            unread = sum(map(len, self.chunks)) - self._offset
+            assert self._size == unread, "bytes in = bytes read + queued + dropped"
             unpaid = self.state is _OPEN
             self._become(Receiving.OVER if self.state is Receiving.ENDED else Receiving.CLOSED)
             self.chunks.clear()
