@@ -20,7 +20,7 @@ ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,A
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
 FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
 
-.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz bench pythons nightly clean
+.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak bench pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -32,6 +32,7 @@ help:
 	@echo "make mutants put small faults into the package, one at a time, which the tests must find (ARGS=... names them)"
 	@echo "make fuzz-fixed  fuzz everything that reads strangers' bytes, with the same inputs every time"
 	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
+	@echo "make soak    commands of eight clients at once for a minute: nothing is left or cut off (ARGS=... seconds)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
 	@echo "make nightly three hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
@@ -93,6 +94,9 @@ fuzz: $(FUZZ_STAMP)
 	@echo "==> Fuzzing, two targets at a time"
 	@PYTHON=$(BIN)/python tests/fuzz/run $(ARGS)
 
+soak: $(STAMP)
+	@$(BIN)/python -m tests.soak $(ARGS)
+
 pythons: $(STAMP)
 	@$(BIN)/python tests/pythons/run.py $(ARGS)
 
@@ -101,6 +105,8 @@ nightly: $(FUZZ_STAMP)
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
 	@echo "==> Models with inputs that have not been tried before"
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
+	@echo "==> Commands of eight clients at once"
+	@$(BIN)/python -m tests.soak 600
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Mutants"
