@@ -320,7 +320,7 @@ async def _serving(
     channel: ConsoleStream, booted: Booted, made: RelaySocket, options: RelayOptions, host: Host
 ) -> AsyncIterator[RelayServer]:
     """Run a relay, and end the guest by force if a client has told it to shut down and it does not."""
-    async with relaying(channel, booted, made, options) as server, hidden_nursery() as nursery:
+    async with relaying(channel, booted, made, options, host.explain) as server, hidden_nursery() as nursery:
         nursery.start_soon(_enforce_shutdown, server, channel, host)
         try:
             yield server

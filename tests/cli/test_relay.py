@@ -76,6 +76,7 @@ def test_a_relay_whose_guest_dies_says_why(tmp_path: Path) -> None:
     with relay_at(str(tmp_path / "s")) as process:
         lost = execute(str(tmp_path / "s"), "sh", "-c", "kill -KILL $PPID; sleep 9")
         assert lost.returncode == 125
+        assert b"SIGKILL" in lost.stderr
         assert b"Traceback" not in lost.stderr
         _, said = process.communicate(timeout=HANG)
         assert process.returncode == 1

@@ -266,7 +266,7 @@ async def test_a_guest_that_does_not_obey_a_shutdown_is_ended_by_force(path: Pat
                 client = RawClient(await trio.open_unix_socket(path))
                 await client.greet()
                 await client.send(wire.Shutdown())
-                await client.expect_eof()
+                await client.expect_farewell("the guest was shut down")
                 await client.leave()
             assert 1.5 < trio.current_time() - start < 10
             await agent.aclose()
@@ -277,15 +277,17 @@ async def test_a_guest_that_dies_is_an_error_with_its_reason(path: Path) -> None
         with pytest.raises(ExceptionGroup) as caught:
             async with trio.open_nursery() as nursery:
                 await nursery.start(serve_relay, ProcessGuest(), path)
-                async with connect_guest(path) as guest:
+                async with connect_guest(path) as guest, connect_guest(path) as idle:
                     agent = int((await guest.run_process("echo $PPID", shell=True, capture_stdout=True)).stdout)
                     os.kill(agent, signal.SIGKILL)
-                    with pytest.raises(GuestLostError):
+                    with pytest.raises(GuestLostError) as told:
                         while True:
                             await guest.ping()
+                    reasons = {told.value.reason, (await idle.wait_lost()).reason}
         [error] = caught.value.exceptions
         assert isinstance(error, GuestLostError)
         assert "SIGKILL" in error.reason
+        assert reasons == {error.reason}  # its clients know as much
     assert not path.exists()
 
 
@@ -304,7 +306,7 @@ async def test_who_comes_before_the_guest_is_ready_waits(path: Path) -> None:
                         await trio.sleep(0.002)
                     await agent.aclose()
             assert caught.group_contains(GuestLostError)
-            await client.expect_eof()
+            await client.expect_farewell("console")
             await client.leave()
 
 

@@ -363,7 +363,8 @@ async def test_when_the_guest_goes_clients_get_what_is_queued_and_then_the_end(t
             nursery.start_soon(read)
             nursery.start_soon(lose, world)
         assert sum(len(m.data) for _, m in got if isinstance(m, wire.ExecStdout)) == 60 * 4096
-        assert got[-1] == (id_, wire.ExecExited(3))
+        assert got[-2] == (id_, wire.ExecExited(3))
+        assert got[-1][1] == wire.RelayLost("the guest closed its console")
         assert world.server.reason == "the guest closed its console"
         await client.leave()
 
@@ -385,7 +386,7 @@ async def test_when_the_guest_goes_while_input_waits_clients_still_get_what_is_q
         await settle()
         await world.agent.stream.aclose()
         size = 0
-        while (one := await client.receive()) is not None:
+        while (one := await client.receive()) is not None and not isinstance(one[1], wire.RelayLost):
             assert isinstance(one[1], wire.ExecStdout)
             size += len(one[1].data)
         assert size == 60 * 4096
@@ -404,7 +405,7 @@ async def test_output_held_for_a_clients_credit_is_sent_when_the_guest_goes(tmp_
         assert await client.receive() == (id_, wire.ExecStdout(bytes(100)))
         assert await client.receive() == (id_, wire.ExecStdout(b"rest"))
         assert await client.receive() == (id_, wire.ExecExited(0))
-        await client.expect_eof()
+        await client.expect_farewell("closed its console")
         await client.leave()
 
 
@@ -440,7 +441,35 @@ async def test_the_reason_of_the_end_is_known(tmp_path: Path, last: bytes, reaso
         await world.agent.send_raw(last)
         await lose(world)
         assert reason in world.server.reason
-        await client.expect_eof()
+        await client.expect_farewell(reason)
+        await client.leave()
+
+
+async def test_the_reason_of_a_lost_guest_belongs_to_no_session(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        used = {client.ids.start, client.ids[-1]}
+        for id_ in used:
+            await client.send(EXEC, id_)
+            await world.agent.expect(wire.ExecRequest)
+        await lose(world)
+        id_, _ = await client.expect(wire.RelayLost)
+        assert id_ in client.ids
+        assert id_ not in used
+        await client.leave()
+
+
+async def test_a_long_reason_is_told_in_part(tmp_path: Path) -> None:
+    async def explain() -> str:
+        await trio.lowlevel.checkpoint()
+        return "日" * 100_000
+
+    async with serving(tmp_path, explain=explain) as world:
+        client = await world.connect()
+        await lose(world)
+        _, told = await client.expect(wire.RelayLost)
+        assert told.reason.startswith("the guest closed its console: 日日")
+        assert len(wire.encode(told)) < 4096
         await client.leave()
 
 
@@ -455,7 +484,7 @@ async def test_a_guest_that_only_stops_listening_is_lost_as_well(
         with trio.fail_after(HANG):
             await world.server.wait_ended()
         assert "takes no more bytes" in world.server.reason
-        await client.expect_eof()
+        await client.expect_farewell("takes no more bytes")
         await client.leave()
 
 
@@ -468,7 +497,7 @@ async def test_shutting_down_stops_accepting_and_tells_the_guest(tmp_path: Path)
         await settle()
         assert world.server.statistics().clients == 1
         await lose(world)
-        await client.expect_eof()
+        await client.expect_farewell("the guest was shut down")
         await client.leave()
         await late.leave()
 

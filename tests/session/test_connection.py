@@ -253,6 +253,33 @@ async def test_a_call_while_the_end_is_being_explained_is_told_it_too(
         assert talk.guest.statistics().active_sessions == 0
 
 
+async def test_the_reason_that_a_relay_tells_is_the_reason() -> None:
+    async def guess() -> str:
+        await trio.lowlevel.checkpoint()
+        return "perhaps it was cut"
+
+    async with talking(explain=guess) as talk:
+        ping = begin(talk.nursery, talk.guest.ping)
+        await talk.agent.expect(wire.Ping)
+        await talk.agent.send(wire.RelayLost("the agent was killed by SIGKILL"), 4000)
+        await talk.agent.close()
+        with pytest.raises(GuestLostError) as caught:
+            await ping.wait()
+        assert caught.value.reason == "the agent was killed by SIGKILL"
+        assert talk.guest.statistics().frames_dropped == 0
+
+
+@pytest.mark.parametrize("body", [b"", b"\xff", wire.encode(wire.RelayLost("x"))[9:-1], bytes(100_000)])
+async def test_a_frame_of_no_session_that_tells_no_reason_is_dropped_and_counted(body: bytes) -> None:
+    async with talking() as talk:
+        await talk.agent.send_raw(wire.encode_frame(4000, 0, body))
+        ping = begin(talk.nursery, talk.guest.ping)
+        id_, _ = await talk.agent.expect(wire.Ping)
+        await talk.agent.send(wire.Pong(), id_)
+        await ping.wait()
+        assert talk.guest.statistics().frames_dropped == 1
+
+
 async def test_bytes_out_of_step_end_the_connection_with_the_protocol_error_as_the_cause() -> None:
     async with talking() as talk:
         ping = begin(talk.nursery, talk.guest.ping)

@@ -73,6 +73,7 @@ MESSAGES: list[wire.Message] = [
     wire.ExecLeft(-1, 15),
     wire.ExecRelease(),
     wire.ExecKill(2**32 - 1),
+    wire.RelayLost("the guest closed its console"),
     wire.ExecKill(0, after_exit=True),
     wire.ExecFailed(kind="not_found", message="m"),
     wire.ExecFailed(kind="bad_cwd", errno=20, errno_name="ENOTDIR", message="m", stage="chdir", filename="/x"),

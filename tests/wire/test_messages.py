@@ -25,25 +25,25 @@ GENERATIONS = {
     6: {"core.ping", "core.pong", "core.touch", "core.touched"},
     7: {
         *("core.bootstrap", "trio.credit", "trio.cancel"),
-        *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill"),
+        *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill", "trio.relay.lost"),
     },
 }
 CONTROL = {
     *("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready", "core.shutdown"),
-    *("core.relay.client.disconnected", "core.clock.sync"),
+    *("core.relay.client.disconnected", "core.clock.sync", "trio.relay.lost"),
 }
 BOTH_WAYS = {"core.fs.data", "core.tcp.data", "core.tcp.eof", "trio.credit"}
 AGENT_SENDS = {
     *("core.init.resolved", "core.ready", "core.pong", "core.touched", "core.error"),
     *("core.exec.started", "core.exec.stdin.error", "core.exec.stdout", "core.exec.stderr"),
     *("core.exec.exited", "core.exec.failed", "core.fs.response", "core.tcp.connected"),
-    *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left"),
+    *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left", "trio.relay.lost"),
 }
 
 
-def test_there_are_the_32_types_of_generation_7_and_six_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_and_seven_of_our_own() -> None:
     core = [name for name in wire.MESSAGE_TYPES if name.startswith("core.")]
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 38)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 39)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

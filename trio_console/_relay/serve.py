@@ -23,7 +23,7 @@ from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_console._console.stream import ConsoleStatistics
     from trio_console._relay.server import RelayOptions, RelayStatistics
@@ -88,7 +88,11 @@ async def _remove(made: RelaySocket, patience: trio.CancelScope) -> None:
 @interrupt_safe
 @asynccontextmanager
 async def relaying(
-    console: trio.abc.Stream, booted: Booted, made: RelaySocket, options: RelayOptions
+    console: trio.abc.Stream,
+    booted: Booted,
+    made: RelaySocket,
+    options: RelayOptions,
+    explain: Callable[[], Awaitable[str]] | None = None,
 ) -> AsyncIterator[RelayServer]:
     """Serve clients for the time of a block.
 
@@ -96,7 +100,7 @@ async def relaying(
     still to hear of it. Leaving the block stops them at once, so it is left when `RelayServer.wait_ended` has
     returned, or the time for that is over.
     """
-    server = RelayServer(console, booted, options)
+    server = RelayServer(console, booted, options, explain)
     accepting = let_go_in_child(made.sock.dup())
     listener = trio.SocketListener(trio.socket.from_stdlib_socket(accepting))
     # (The socket, because the listener's `aclose` is a checkpoint: a `Cancelled` from there would take the place

@@ -30,12 +30,12 @@ from trio_console._relay.options import RelayOptions, RelayStatistics, SlowClien
 from trio_console._relay.router import Router
 from trio_console._relay.socket import peer_uid
 from trio_console._trio.interrupts import interrupt_safe
-from trio_console._trio.lost import GuestLostError
+from trio_console._trio.lost import GuestLostError, explained
 from trio_console._wire.ids import MAX_CLIENTS
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_console._relay.router import Client, Orders
     from trio_console._relay.router.session import Outgoing
@@ -67,6 +67,9 @@ _FAREWELL: Final = 1.0
 #: and before the guest is told to shut down.
 _PROMISE_TIME: Final = 5.0
 _LAST_PROMISE_TIME: Final = 0.5
+
+#: Characters of the reason for the clients, so that its frame is a small one.
+_LONGEST_REASON: Final = 800
 
 #: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
@@ -116,14 +119,22 @@ class RelayServer:
         console: the console's stream.
         booted: the guest.
         options: the caller's choices.
+        explain: finds out why the guest is gone, in words, for its clients; see `explained`.
     """
 
-    def __init__(self, console: trio.abc.Stream, booted: Booted, options: RelayOptions) -> None:
+    def __init__(
+        self,
+        console: trio.abc.Stream,
+        booted: Booted,
+        options: RelayOptions,
+        explain: Callable[[], Awaitable[str]] | None = None,
+    ) -> None:
         flow = booted.ready.flow
         self._console = console
         self._decoder = booted.decoder
         self._ready = wire.encode_again(booted.frame)
         self._options = options
+        self._explain = explain
         self._limits = options.limits
         self._credited = flow is not wire.UNSET
         self._router = Router(flow if flow is not wire.UNSET else None, options.limits)
@@ -141,6 +152,7 @@ class RelayServer:
         self._reading = trio.CancelScope()
         self.shutdown_requested: Final = trio.Event()  # by a client
         self.reason = ""
+        self._told = ""  # the reason for the clients
         self.cause: BaseException | None = None
         self._frames_from_agent = 0
         self._served = 0
@@ -170,6 +182,7 @@ class RelayServer:
                     self._serving.set()
                     self.reason, self.cause = await self._read_agent()
                     front.cancel_scope.cancel()
+                self._told = await self._find_reason()
                 await self._say_farewell()
                 nursery.cancel_scope.cancel()
         finally:
@@ -228,6 +241,12 @@ class RelayServer:
         self._nursery.start_soon(self._serve_client, stream, client)
         with trio.socket.from_stdlib_socket(theirs) as end, shut_down_at_the_end(end):
             yield trio.SocketStream(end)
+
+    async def _find_reason(self) -> str:
+        if self._ending.is_set() or self._front.cancel_called:
+            return "the guest was shut down"
+        reason = self.reason if self._explain is None else await explained(self.reason, self._explain)
+        return reason[:_LONGEST_REASON]
 
     async def _say_farewell(self) -> None:
         """Deliver the queued frames to the clients after the guest has gone, and then end of file."""
@@ -394,8 +413,10 @@ class RelayServer:
         while True:
             batch = client.take(_BATCH)
             if not batch:
-                if self._lost:
-                    tasks.scope.cancel()  # all queued frames were sent
+                if self._lost:  # all queued frames were sent
+                    free = next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
+                    await stream.send_all(wire.encode(wire.RelayLost(self._told), free))
+                    tasks.scope.cancel()
                 tasks.output = trio.Event()
                 await tasks.output.wait()
                 continue

@@ -16,6 +16,7 @@ from __future__ import annotations
 import abc
 import logging
 import math
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -38,6 +39,9 @@ _log: Final = logging.getLogger("trio_console.client")
 #: Seconds of silence allowed to a guest that takes no more bytes. The last bytes of a dying guest arrive at once;
 #: a guest that has only closed its input will never answer again.
 _LAST_WORDS_TIME: Final = 1.0
+
+
+_RELAY_LOST: Final = wire.type_of(wire.RelayLost).name
 
 
 class Session(abc.ABC):
@@ -113,6 +117,7 @@ class Connection:
         #: The sessions by the ids in use. `None`: the session is over on this side, but the guest still has it.
         self._sessions: dict[int, Session | None] = {}
         self._explain = explain
+        self._told = ""  # the reason of the end, if a relay has told it
         self._expected: str | None = None  # the reason of the end, if this side has caused it
         self._awaiting_end = 0  # how many tasks wait for that end
         self._write_error: Exception | None = None
@@ -143,7 +148,7 @@ class Connection:
                         nursery.start_soon(task)
                     reason, cause = await self._read()
                     if self._expected is None:
-                        reason = await explained(reason, self._explain)
+                        reason = self._told or await explained(reason, self._explain)
                     self.lose(self._expected or reason, cause)
         except BaseException as exc:
             # Such as a KeyboardInterrupt. Without the reader every session would wait for ever.
@@ -211,7 +216,7 @@ class Connection:
         if ends:
             self._forget(frame.id)
         if session is None:
-            self.frames_dropped += 1
+            self._overhear(frame)
             return None
         try:
             session.on_message(wire.decode(frame))
@@ -224,6 +229,17 @@ class Connection:
             self._tell(session, exc)
             return None
         return session
+
+    def _overhear(self, frame: wire.Frame) -> None:
+        """Drop a frame that belongs to no session, unless a relay says in it why the guest is gone."""
+        message: wire.Message | None = None
+        if isinstance(frame.body, bytes):  # it is small
+            with suppress(ProtocolError):
+                message = wire.decode(frame) if wire.peek_type(frame.body) == _RELAY_LOST else None
+        if isinstance(message, wire.RelayLost):
+            self._told = message.reason
+        else:
+            self.frames_dropped += 1
 
     def _tell(self, session: Session, error: Exception) -> None:
         """End a session with an error, also if its `on_error` raises."""

@@ -45,6 +45,7 @@ from trio_console._wire.messages import (
     Ping,
     Pong,
     Ready,
+    RelayLost,
     Shutdown,
     StreamName,
     TcpClose,
@@ -176,6 +177,7 @@ def _table() -> Mapping[str, MessageType]:
         # No generation of the protocol has these; each side announces in other messages that it knows them.
         MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
         MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),
+        MessageType("trio.relay.lost", RelayLost, 0, 7, up),
         MessageType("trio.exec.ended", ExecStreamEnded, 0, 7, up, "exec", within),
         MessageType("trio.exec.left", ExecLeft, 0, 7, up, "exec", within, overtakes=True),
         MessageType("trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True),

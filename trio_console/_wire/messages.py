@@ -139,6 +139,13 @@ class ClientDisconnected(Message, frozen=True):
 
 
 @final
+class RelayLost(Message, frozen=True):
+    """Relay to client: the guest is gone. It is the last frame of a connection, with an id that is not in use."""
+
+    reason: str
+
+
+@final
 class ClockSync(Message, frozen=True):
     """Relay to agent: nanoseconds since the Unix epoch."""
 

@@ -17,7 +17,7 @@ from trio_console._relay.socket import RelaySocket
 from trio_console._session.boot import Booted
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
 STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
@@ -41,6 +41,13 @@ class RawClient(Peer):
         self.greeting = got[:size]
         self.ids = range(int.from_bytes(got[:4], "big"), int.from_bytes(got[4:8], "big"))
         self.decoder.feed(got[size:])
+
+    async def expect_farewell(self, reason: str) -> None:
+        """The relay's last frame, and the end."""
+        id_, message = await self.expect(wire.RelayLost)
+        assert id_ in self.ids
+        assert reason in message.reason
+        await self.expect_eof()
 
     async def leave(self) -> None:
         await self.close()
@@ -83,6 +90,7 @@ async def serving(
     ready: wire.Frame | None = None,
     options: RelayOptions | None = None,
     streams: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
+    explain: Callable[[], Awaitable[str]] | None = None,
 ) -> AsyncIterator[World]:
     """A relay whose agent has just become ready and has got the time."""
     ours, theirs = streams or memory_stream_pair()
@@ -92,7 +100,7 @@ async def serving(
     booted = Booted(message, said, 7, wire.FrameDecoder())
     made = RelaySocket(tmp_path / "relay.sock")
     try:
-        async with relaying(ours, booted, made, options or RelayOptions()) as server:
+        async with relaying(ours, booted, made, options or RelayOptions(), explain) as server:
             agent = Peer(theirs, overlooked=(wire.ClockSync,))
             await agent.expect(wire.ClockSync)
             yield World(server, agent, made.path)
