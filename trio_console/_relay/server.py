@@ -137,7 +137,9 @@ class RelayServer:
         self._explain = explain
         self._limits = options.limits
         self._credited = flow is not wire.UNSET
-        self._router = Router(flow if flow is not wire.UNSET else None, options.limits)
+        self._router = Router(
+            flow if flow is not wire.UNSET else None, options.limits, booted.ready.features or ()
+        )
         self._tasks: dict[Client, _ClientTasks] = {}
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_arg
 
 from trio_console._wire.frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
 from trio_console._wire.messages import (
+    EXEC_ENDS,
     Bootstrap,
     Cancel,
     ClientDisconnected,
@@ -104,6 +105,7 @@ class MessageType:
         activity: whether it counts as activity of the guest.
         stream: the stream that its data belongs to, if it carries data.
         orphan: makes an agent's answer, from the id, if this comes for an unknown id; ``None`` for no answer.
+        feature: the word without which in its ``features`` an agent is not sent this; ``None`` if there is none.
     """
 
     name: str
@@ -118,6 +120,7 @@ class MessageType:
     activity: bool = True
     stream: StreamName | None = None
     orphan: Callable[[int], Message] | None = None
+    feature: str | None = None
 
     @property
     def control(self) -> bool:
@@ -180,8 +183,10 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("trio.relay.lost", RelayLost, 0, 7, up),
         MessageType("trio.exec.ended", ExecStreamEnded, 0, 7, up, "exec", within),
         MessageType("trio.exec.left", ExecLeft, 0, 7, up, "exec", within, overtakes=True),
-        MessageType("trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True),
-        MessageType("trio.exec.kill", ExecKill, 0, 7, down, "exec", within, overtakes=True),
+        MessageType(
+            "trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS
+        ),
+        MessageType("trio.exec.kill", ExecKill, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS),
     )
     return MappingProxyType({row.name: row for row in rows})
 

@@ -32,9 +32,11 @@ SMALL = RouterLimits(
 class Table:
     """A router whose input and output are messages."""
 
-    def __init__(self, *, window: int | None = WINDOW, **limits: float) -> None:
+    def __init__(
+        self, *, window: int | None = WINDOW, features: tuple[str, ...] = (wire.EXEC_ENDS,), **limits: float
+    ) -> None:
         flow = None if window is None else wire.Flow(window)
-        self.router = Router(flow, replace(SMALL, **limits))
+        self.router = Router(flow, replace(SMALL, **limits), features)
 
     def connect(self) -> Client:
         client = self.router.connect(0)

@@ -434,6 +434,46 @@ def test_the_agents_credit_for_another_stream_lets_no_input_pass(
     assert len(table.to_agent(client)) == 1
 
 
+# The end of a stream
+
+BOTH = wire.ExecRequest(cmd="x", window=100, ends=wire.ExecEnds())
+OUT, ERR = wire.ExecStdout(b"o" * 100), wire.ExecStderr(b"e" * 100)
+
+
+def test_the_end_of_a_stream_does_not_overtake_what_is_held_of_it() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, BOTH)
+    for message in (OUT, ERR, OUT, ERR, wire.ExecStreamEnded("stderr")):  # the second ones are held
+        table.agent_says(message, id_)
+    assert table.to_client(client) == [(id_, OUT), (id_, ERR)]
+    table.client_says(client, wire.Credit("stdout", 100), id_)
+    assert table.to_client(client) == [(id_, OUT)]
+    table.client_says(client, wire.Credit("stderr", 100), id_)
+    assert table.to_client(client) == [(id_, ERR), (id_, wire.ExecStreamEnded("stderr"))]
+
+
+@pytest.mark.parametrize("held", [OUT, ERR], ids=["stdout", "stderr"])
+def test_the_end_of_a_stream_does_not_wait_for_what_is_held_of_another(held: wire.DataMessage) -> None:
+    other: wire.StreamName = "stderr" if held is OUT else "stdout"
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, BOTH)
+    for _ in range(2):
+        table.agent_says(held, id_)
+    table.agent_says(wire.ExecStreamEnded(other), id_)
+    assert table.to_client(client) == [(id_, held), (id_, wire.ExecStreamEnded(other))]
+
+
+def test_that_a_command_has_left_overtakes_what_is_held() -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, BOTH)
+    for message in (OUT, OUT, wire.ExecLeft(0)):
+        table.agent_says(message, id_)
+    assert table.to_client(client) == [(id_, wire.ExecLeft(0)), (id_, OUT)]
+
+
 # Agents that count no credit
 
 

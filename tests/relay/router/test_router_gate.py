@@ -179,6 +179,30 @@ def test_what_is_not_a_clients_to_send_is_refused(message: wire.Message) -> None
     assert error.kind == "unsupported_message_type"
 
 
+@pytest.mark.parametrize("message", [wire.ExecRelease(), wire.ExecKill(0)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "unknown"])
+def test_what_an_agent_has_not_announced_never_reaches_it(message: wire.Message, is_open: bool) -> None:
+    table = Table(features=("something_else",))
+    client = table.connect()
+    id_ = table.open(client, EXEC) if is_open else 3
+    orders = table.client_says(client, message, id_)
+    assert said_to_agent(table, orders) == ([(id_, wire.ExecSignal(9))] if is_open else [])
+    [(_, error)] = table.to_client(client)
+    assert isinstance(error, wire.Error)
+    assert error.kind == "unsupported_message_type"
+
+
+@pytest.mark.parametrize("message", [wire.ExecRelease(), wire.ExecKill(5, True)], ids=lambda m: type(m).__name__)
+def test_what_an_agent_has_announced_goes_to_it_at_once(message: wire.Message) -> None:
+    table = Table()
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    assert table.client_says(client, message, client.ids[9]).to_agent == []  # of no session
+    table.client_says(client, wire.ExecStdin(b"x"), id_)
+    orders = table.client_says(client, message, id_)
+    assert said_to_agent(table, orders)[0] == (id_, message)
+
+
 @pytest.mark.parametrize(
     ("request_", "last"), [(EXEC, wire.ExecSignal(9)), (CONNECT, wire.TcpClose()), (READ, wire.Cancel())]
 )

@@ -3,10 +3,10 @@
 It compares, and changes nothing: a message and its row in the catalogue with the state of its session, and the
 sums in the books with their bounds.
 
-Three kinds of messages are not forwarded. A body that cannot be decoded makes an agent of another make exit, and
-the guest with it. A message that only a relay may send could end other clients' work. A message for a session of
-another kind makes an agent answer with a terminal frame, and the relay would then forget a command that still
-runs.
+Three kinds of messages are not forwarded. A body that cannot be decoded, or a type that it does not know, makes an
+agent of another make exit, and the guest with it. A message that only a relay may send could end other clients'
+work. A message for a session of another kind makes an agent answer with a terminal frame, and the relay would then
+forget a command that still runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from trio_console._relay.router.session import SHAPES, Opening
 from trio_console._relay.router.states import SessionState
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Collection, Mapping
 
     from trio_console._relay.router.books import Books
     from trio_console._relay.router.clients import Client
@@ -72,29 +72,37 @@ class Gate:
     Args:
         flow: the agent's announcement that it counts credit, or `None`.
         limits: the bounds.
+        features: the agent's words for the other additions to the protocol that it knows.
         books: the sums.
         clients: the connected clients by their slots.
     """
 
     def __init__(
-        self, flow: wire.Flow | None, limits: RouterLimits, books: Books, clients: Mapping[int, Client]
+        self,
+        flow: wire.Flow | None,
+        limits: RouterLimits,
+        features: Collection[str],
+        books: Books,
+        clients: Mapping[int, Client],
     ) -> None:
         self._flow: Final = flow
         self._limits: Final = limits
+        self._features: Final = frozenset(features)
         self._books: Final = books
         self._clients: Final = clients
 
     # The way of a frame
 
     def check(self, row: wire.MessageType) -> None:
-        """Refuse a message that a client may not send, or that an agent without credit does not know.
+        """Refuse a message that a client may not send, or that the agent has not announced to know.
 
         Raises:
             ProtocolError: with the text for the client. (So do the two methods below.)
         """
         if row.cls not in _CLIENTS:
             raise _refusal(row, "unsupported_message_type", "may not be sent by a client")
-        if row.cls is wire.Cancel and self._flow is None:
+        announced = row.feature is None or row.feature in self._features
+        if not announced or (row.cls is wire.Cancel and self._flow is None):
             raise _refusal(row, "unsupported_message_type", "is not known to this guest's agent")
 
     def admit(self, client: Client, frame_id: int, message: wire.Message, row: wire.MessageType) -> Opening:

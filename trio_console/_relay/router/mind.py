@@ -13,6 +13,7 @@ a session and a client enter each change of their queues there.
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console import _wire as wire
@@ -27,7 +28,7 @@ from trio_console._relay.router.states import ClientState, SessionState
 from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from trio_console._relay.log import SessionLog
     from trio_console._relay.router.gate import Way
@@ -71,6 +72,7 @@ class Router:
     Args:
         flow: the agent's announcement that it counts credit, or `None`.
         limits: the bounds.
+        features: the agent's words for the other additions to the protocol that it knows.
 
     Attributes:
         books: all sums of bytes.
@@ -80,14 +82,14 @@ class Router:
         dropped_frames: frames of the agent that were dropped.
     """
 
-    def __init__(self, flow: wire.Flow | None, limits: RouterLimits) -> None:
+    def __init__(self, flow: wire.Flow | None, limits: RouterLimits, features: Collection[str] = ()) -> None:
         self._flow = flow
         self._limits = limits
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
         self._quarantined: dict[int, Client] = {}
         self.books: Final = Books()
-        self.gate: Final = Gate(flow, limits, self.books, self._clients)
+        self.gate: Final = Gate(flow, limits, features, self.books, self._clients)
         self.observer: SessionLog | None = None
         self.refused_frames = 0
         self.dropped_frames = 0
@@ -424,7 +426,7 @@ class Router:
             self._finish(client, session, Outgoing(raw, None, 0, session))
         elif cls in _HURRIED:
             client.queue(Outgoing(raw), hurried=True)
-        elif (stream := session.held) is not None:
+        elif (stream := _held_before(session, cls, frame)) is not None:
             stream.hold(Outgoing(raw))
         else:
             client.queue(Outgoing(raw))
@@ -508,6 +510,20 @@ class Router:
     def drop_data(self, client: Client) -> int:
         """Drop and count the data that is queued for a client: a policy for an agent without credit."""
         return client.drop_data()
+
+
+def _held_before(session: RelaySession, cls: type[wire.Message] | None, frame: wire.Frame) -> RelayStream | None:
+    """The stream whose held data is in front of a frame that may not overtake; `None` if there is none.
+
+    The end of a stream waits for the data of that stream alone. If it overtook the data, the client would drop the
+    data; and a client that reads only one of two streams must get the end of that one.
+    """
+    if cls is wire.ExecStreamEnded:
+        with contextlib.suppress(ProtocolError):  # the client must judge it
+            match wire.decode(frame):
+                case wire.ExecStreamEnded(name):
+                    return session.held_of(name)
+    return session.held
 
 
 def _class_of(frame: wire.Frame) -> type[wire.Message] | None:

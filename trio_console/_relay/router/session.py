@@ -324,6 +324,10 @@ class RelaySession:
         """The first stream that has held frames."""
         return next((stream for stream in self.streams.values() if stream.held), None)
 
+    def held_of(self, name: wire.StreamName) -> RelayStream | None:
+        """The stream with this name, if it has held frames."""
+        return next((stream for stream in self.streams.values() if stream.name == name and stream.held), None)
+
     def grant(self, credit: wire.Credit) -> list[tuple[Outgoing, RelayStream | None]]:
         """Add credit that the client gives; returns the frames that it lets go, as `let_go` does."""
         for stream in self.streams.values():
