@@ -204,6 +204,45 @@ async def test_control_c_is_not_for_the_agent_but_for_its_children() -> None:
         assert (await host.collect(sid)).last == wire.ExecExited(code=-1, signal=2)
 
 
+MEANINGLESS = [
+    *(
+        "HUP",
+        "INT",
+        "QUIT",
+        "USR1",
+        "USR2",
+        "VTALRM",
+        "PROF",
+        "IO",
+        "PWR",
+        "STKFLT",
+        "TSTP",
+        "WINCH",
+        "URG",
+        "CONT",
+    ),
+    *("PIPE", "XFSZ", "CHLD", "RTMIN", "RTMAX"),
+]
+
+
+@pytest.mark.parametrize("name", MEANINGLESS)
+async def test_a_signal_that_means_nothing_does_not_end_the_agent(name: str) -> None:
+    async with agent_on_stdio() as (host, _):
+        outcome = await host.run("/bin/bash", "-c", f"kill -{name} $PPID && echo sent")
+        assert outcome.stdout == b"sent\n"
+        await host.ping()
+        assert (await host.run("echo", "alive")).stdout == b"alive\n"
+
+
+async def test_what_the_agent_ignores_is_not_ignored_by_its_children() -> None:
+    async with agent_on_stdio() as (host, _):
+        outcome = await host.run("grep", "SigIgn", "/proc/self/status")
+        assert int(outcome.stdout.split()[1], 16) == 0
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
+            last = (await host.run("/bin/bash", "-c", f"kill -{int(number)} $$; exit 3")).last
+            assert last == wire.ExecExited(code=-1, signal=number)
+
+
 async def test_children_have_default_signals_even_if_the_agent_was_started_without() -> None:
     script = "trap '' INT HUP TERM QUIT CHLD USR1; exec " + " ".join([*AGENT, "--stdio"])
     with popen("/bin/sh", "-c", script, stdin=PIPE, stdout=PIPE) as process:

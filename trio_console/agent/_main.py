@@ -37,6 +37,15 @@ _COOKED: Final = (
 )
 
 
+#: The signals whose default would end or stop the agent, and that tell it nothing. (SIGTERM ends it in order,
+#: SIGALRM is its own, and SIGXCPU is a limit. SIGTTIN and SIGTTOU are for the terminal that may be its console.)
+_MEANINGLESS: Final = (
+    *(signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGVTALRM),
+    *(signal.SIGPROF, signal.SIGPOLL, signal.SIGPWR, signal.SIGSTKFLT, signal.SIGTSTP),
+    *range(signal.SIGRTMIN, signal.SIGRTMAX + 1),
+)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it ends; return the exit status.
 
@@ -119,13 +128,15 @@ def _open_console(arguments: argparse.Namespace) -> trio.abc.Stream:
 
 
 def _prepare_signals() -> None:
-    """Let the agent ignore Ctrl-C, which is meant for the host, but let its children ignore no signal.
+    """Let the agent ignore the signals that mean nothing to it, but let its children ignore none.
 
-    An ignored signal stays ignored after exec, and a signal with a handler gets its default again. So each signal
+    Ctrl-C is meant for the host; and any command may signal the agent, its parent, which serves all others. An
+    ignored signal stays ignored after exec, and a signal with a handler gets its default again. So each signal
     that the agent should ignore gets a handler that does nothing.
     """
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    signal.signal(signal.SIGINT, _do_nothing)
+    for number in _MEANINGLESS:
+        signal.signal(number, _do_nothing)
     for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ, signal.SIGKILL, signal.SIGSTOP}:
         # (Python itself ignores the first two, and `subprocess` sets them back in the child.)
         if signal.getsignal(number) is signal.SIG_IGN:
