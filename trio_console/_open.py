@@ -58,6 +58,10 @@ DEFAULT_GRACE: Final = 5.0
 #: Seconds of the grace that are kept for steps without an answer from the guest: closing, killing, joining.
 _FORCE_TIME: Final = 2 * SHORT_GRACE
 
+#: Seconds that the orderly part has in any case. The frame that tells the guest to end gets to the console within
+#: a few turns of the loop; only a guest that does not read takes all this time.
+_TELL_TIME: Final = 0.05
+
 #: Seconds for the orderly part if the leaving was cancelled.
 _CANCELLED_GRACE: Final = 1.0
 
@@ -382,7 +386,8 @@ async def _end(
 
     async def orderly(patience: trio.CancelScope) -> None:
         with patience:
-            with trio.move_on_at(confirmations.begin(_FORCE_TIME)) as waiting:
+            soon = trio.current_time() + _TELL_TIME
+            with trio.move_on_at(max(confirmations.begin(_FORCE_TIME), soon)) as waiting:
                 await wait_ended()
             if waiting.cancelled_caught:
                 return
@@ -392,7 +397,7 @@ async def _end(
             await host.wait()
 
     # (If no time is left, the frame is written all the same: the console's ending delivers the queued bytes.)
-    orderly_time = max(0.0, confirmations.grace - _FORCE_TIME)
+    orderly_time = max(_TELL_TIME, confirmations.grace - _FORCE_TIME)
     await see_through(orderly, grace=orderly_time, hurried=_CANCELLED_GRACE - _FORCE_TIME)
 
 

@@ -12,15 +12,18 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
-from trio_console import _open
+from trio_console import SocketGuest, _open, open_guest
 from trio_console._guests import process as _process
 from trio_console._guests import supervisor
 from trio_console._guests.spec import Host
 from trio_console._processes import Leftovers, Wanted
 from trio_console._session.confirmations import Confirmations
+from trio_console.agent import serve_agent
+from trio_console.agent._router import Ending
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from pathlib import Path
 
     from trio.testing import MockClock
 
@@ -162,7 +165,27 @@ async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forc
     confirmations = Confirmations(5)
     await confirmations.wait(trio.sleep_forever)
     assert await _end(trio.sleep_forever, confirmations) == ["told"]
-    assert trio.current_time() == 5
+    assert trio.current_time() == pytest.approx(5 + _open._TELL_TIME)
+
+
+@pytest.mark.parametrize("grace", [0.0, 0.1, 0.4, 0.5])
+async def test_a_guest_on_a_socket_is_told_to_end_however_short_the_grace_is(tmp_path: Path, grace: float) -> None:
+    path = tmp_path / "console"
+    endings: list[Ending] = []
+    with trio.fail_after(HANG):
+        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+            await listener.bind(str(path))
+            listener.listen()
+            async with trio.open_nursery() as nursery:
+
+                async def machine() -> None:
+                    console, _ = await listener.accept()
+                    endings.append(await serve_agent(trio.SocketStream(console)))
+
+                nursery.start_soon(machine)
+                async with open_guest(SocketGuest(path), grace=grace) as guest:
+                    await guest.ping()
+    assert endings == [Ending.SHUT_DOWN]
 
 
 async def test_the_teardown_of_a_guest_that_answers_is_in_order_although_one_process_is_stuck(
