@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 DATA = bytes(range(256)) * 4096
+
+#: Bytes that are written by one call.
+CHUNK = 128 * 1024
 
 
 @contextmanager
@@ -98,3 +102,32 @@ async def test_what_was_discarded_and_what_was_read_add_up() -> None:
     incoming.close()
     incoming.put(b"h")
     assert (incoming.bytes_received, sum(discarded)) == (8, 6)
+
+
+async def test_a_thread_that_is_stuck_in_a_full_output_is_told() -> None:
+    with pipe(blocking=True) as (reading, writing), trio.fail_after(HANG):
+        with pytest.warns(RuntimeWarning, match=f"descriptor {writing} takes no bytes"):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_pass_on, full_stream(), writing)
+                await trio.lowlevel.wait_readable(reading)
+                await wait_for_a_full_pipe(writing)
+                nursery.cancel_scope.cancel()
+        assert await read_exactly(reading, CHUNK) == DATA[:CHUNK]  # the thread ends
+
+
+async def wait_for_a_full_pipe(writing: int) -> None:
+    """Wait until the thread that writes cannot go on."""
+    poll = select.poll()
+    poll.register(writing, select.POLLOUT)
+    while poll.poll(0):
+        await trio.sleep(0.001)
+
+
+async def test_a_write_that_ends_at_once_is_left_in_silence() -> None:
+    with pipe(blocking=True) as (reading, writing), trio.fail_after(HANG):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_pass_on, full_stream(), writing)
+            await wait_for_a_full_pipe(writing)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                assert await read_exactly(reading, CHUNK) == DATA[:CHUNK]

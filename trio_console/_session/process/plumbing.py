@@ -6,14 +6,18 @@ import errno
 import os
 import select
 import subprocess
+import threading
+import warnings
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import trio
 
 from trio_console._errors import ProtocolError
 from trio_console._session.process.input import StdinStream
 from trio_console._session.receiving import IncomingStream
+from trio_console._trio.clocks import within
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
     Job: TypeAlias = Callable[[], Awaitable[None]]
 
 __all__ = ["attach_input", "attach_output"]
+
+#: Seconds for the last write of a cancelled copy. A descriptor that is read takes a chunk in milliseconds.
+_LAST_WRITE: Final = 0.2
 
 
 def attach_input(session: ProcessSession) -> Job | None:
@@ -106,15 +113,73 @@ async def _pass_on(stream: IncomingStream, fd: int) -> None:
     # trio's default limiter.
     limiter = trio.CapacityLimiter(1)
     purpose = f"to copy a guest's output to descriptor {fd}"
+    writer = _Writer(fd)
     try:
         async for chunk in stream:
-            await in_thread(purpose, partial(_write_all, fd, bytes(chunk)), limiter=limiter, abandon=True)
+            await in_thread(purpose, partial(writer.write, bytes(chunk)), limiter=limiter, abandon=True)
+    except trio.Cancelled:
+        with trio.CancelScope(shield=True):
+            await writer.leave()
+        raise
     except (trio.BrokenResourceError, trio.ClosedResourceError, ProtocolError):
         pass
     except OSError:
         # The reader of our output has gone (EPIPE), or the descriptor is closed (EBADF). A child of this machine
         # would get a signal; a process in the guest writes on, and its output is dropped and counted.
         await stream.aclose()
+
+
+@final
+class _Writer:
+    """Writes to a descriptor of this program in threads, one after the other.
+
+    A write cannot be stopped, so a cancelled one is left to its thread. The task and the thread meet under a lock:
+    the thread notes its end and then looks for a waiting task, the task begins to wait and then looks for the end.
+    Whichever comes second sees the other, so no wake-up is missed.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._lock: Final = threading.Lock()
+        self._busy = False
+        self._wake: Callable[[], object] | None = None
+
+    def write(self, data: bytes) -> None:
+        """Write all; runs in a thread."""
+        self._busy = True  # (A call that was cancelled before it began is not stuck.)
+        try:
+            _write_all(self._fd, data)
+        finally:
+            with self._lock:
+                self._busy = False
+                if self._wake is not None:
+                    self._wake()
+
+    async def leave(self) -> None:
+        """Leave a write to its thread. If it does not end at once, because the descriptor takes nothing, warn."""
+        done = trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def wake() -> None:
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(done.set)
+
+        with self._lock:
+            if not self._busy:
+                return
+            self._wake = wake
+        if not await _ends_soon(done):
+            warnings.warn(
+                f"this program's descriptor {self._fd} takes no bytes, so a thread that copies a guest's output "
+                "to it is stuck. It is abandoned; the rest is written when the descriptor is read again",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+
+
+async def _ends_soon(done: trio.Event) -> bool:
+    await within(_LAST_WRITE, done.wait)
+    return done.is_set()
 
 
 def _write_all(fd: int, data: bytes) -> None:
