@@ -16,6 +16,18 @@ from trio_console._wire import UNSET, Frame
 DATA_CLASSES = [wire.ExecStdin, wire.ExecStdout, wire.ExecStderr, wire.FsData, wire.TcpData]
 ENTRY = wire.EntryInfo(path="/é", kind="file", size=2**64 - 1, mode=0o100644, uid=0, gid=1, mtime=-(2**63))
 
+MORE = wire.StatMore(
+    dev=2**64 - 1,
+    ino=1,
+    nlink=2,
+    rdev=3,
+    blksize=4096,
+    blocks=8,
+    atime_ns=-1,
+    mtime_ns=2**63 - 1,
+    ctime_ns=-(2**63),
+)
+
 MESSAGES: list[wire.Message] = [
     wire.Bootstrap(),
     wire.Bootstrap(
@@ -59,6 +71,7 @@ MESSAGES: list[wire.Message] = [
     ),
     wire.ExecRequest("sh", stdio=wire.ExecStdio("null", "null", "stdout"), ends=wire.ExecEnds(2000)),
     wire.ExecRequest("sh", stdio=wire.ExecStdio(), ends=wire.ExecEnds()),
+    wire.ExecRequest("s\xff", octets=True),
     wire.ExecStarted(2**32 - 1),
     wire.ExecStdin(b""),
     wire.ExecStdinError(errno=32, errno_name="EPIPE", message="m"),
@@ -103,9 +116,16 @@ MESSAGES: list[wire.Message] = [
     wire.FsRequest(wire.OpReadDir(1, 128)),
     wire.FsRequest(wire.OpFStat(1)),
     wire.FsRequest(wire.OpFSetStat(1, wire.SetAttrs())),
+    wire.FsRequest(wire.OpTouch("/n\xff", 0o666, True), octets=True),
+    wire.FsRequest(wire.OpHardLink("a", "b"), octets=False),
+    wire.FsRequest(wire.OpAccount("user", "0")),
     wire.FsResponse(True),
     wire.FsResponse(False, "stat: No such file or directory (os error 2)"),
     wire.FsResponse(True, data=wire.ResultStat(ENTRY)),
+    wire.FsResponse(True, data=wire.ResultStat(ENTRY), more=MORE),
+    wire.FsResponse(
+        True, data=wire.ResultHandle(1), opened=wire.Opened(mode=0o10644, seekable=False, terminal=True)
+    ),
     wire.FsResponse(True, data=wire.ResultList([ENTRY, ENTRY])),
     wire.FsResponse(True, data=wire.ResultHandle(2**64 - 1)),
     wire.FsResponse(True, data=wire.ResultPath("/")),

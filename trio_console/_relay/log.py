@@ -154,7 +154,11 @@ class SessionLog:
         number = self._next_session
         self._next_session += 1
         self._sessions[session_id] = number, request.tty
-        self._put(number, _SYSTEM, "run: " + json.dumps([request.cmd, *request.args], ensure_ascii=False))
+        words = [request.cmd, *request.args]
+        if request.octets is True:
+            with contextlib.suppress(ValueError):  # the agent will refuse it
+                words = [wire.unpacked(word) for word in words]
+        self._put(number, _SYSTEM, "run: " + json.dumps(words, ensure_ascii=False))
 
     def said(self, frame: wire.Frame, data: tuple[type[wire.DataMessage], int] | None) -> None:
         """Record a frame of the agent; ``data`` is the class and size of its data in the usual form, if any."""

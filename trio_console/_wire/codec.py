@@ -204,11 +204,20 @@ def _to_plain(message: Message) -> object:
             return None
         case FsRequest():
             plain: dict[str, object] = {"op": {_OP_NAMES[type(message.op)]: _builtins(message.op)}}
-            return plain if message.window is msgspec.UNSET else plain | {"window": message.window}
+            if message.window is not msgspec.UNSET:
+                plain["window"] = message.window
+            if message.octets is not msgspec.UNSET:
+                plain["octets"] = message.octets
+            return plain
         case FsResponse():
             data = message.data
             entry = None if data is None else {_RESULT_NAMES[type(data)]: _builtins(data.value)}
-            return {"ok": message.ok, "error": message.error, "data": entry}
+            plain = {"ok": message.ok, "error": message.error, "data": entry}
+            if message.more is not msgspec.UNSET:
+                plain["more"] = _builtins(message.more)
+            if message.opened is not msgspec.UNSET:
+                plain["opened"] = _builtins(message.opened)
+            return plain
         case _:
             return _builtins(message)
 

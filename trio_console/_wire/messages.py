@@ -2,9 +2,10 @@
 
 Their declarations follow the rules in ``payloads``; ``catalogue`` gives them names and flags.
 
-Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``window`` in the three
-requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and ``alive``,
-``ExecFailed.filename``) are left out unless they are set; every peer ignores unknown keys. The types whose names
+Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``window`` and ``octets`` in
+the requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and ``alive``,
+``ExecFailed.filename``, ``FsResponse.more`` and ``opened``) are left out unless they are set; every peer ignores
+unknown keys. The types whose names
 begin with ``trio.`` are this project's. They are sent only to a peer that has announced or requested them, because
 an unknown *type* ends upstream's agent.
 
@@ -43,7 +44,9 @@ from trio_console._wire.payloads import (
     FsResult,
     Omit,
     Omitting,
+    Opened,
     Rlimit,
+    StatMore,
 )
 
 # Words of an open set: peers may know more of them than this build. Upstream reads them case by case,
@@ -57,6 +60,16 @@ USER_STAGE: Final = "user"
 
 EXEC_ENDS: Final = "exec_ends"
 """A word in ``Ready.features``: the agent knows ``stdio`` and ``ends`` in a request, and the messages for them."""
+
+
+OCTETS: Final = "octets"
+"""A word in ``Ready.features``: the agent knows ``octets`` in a request; see `packed`."""
+
+FILES: Final = "files"
+"""A word in ``Ready.features``: the agent knows `OpTouch`, `OpHardLink`, `OpAccount`, and files without positions.
+
+Its answers to a stat have ``more``, and those to an open ``opened``.
+"""
 
 
 class Message(Struct, frozen=True):
@@ -196,7 +209,9 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
     """Start a command. ``rows`` and ``cols`` matter with ``tty`` only.
 
     ``window`` asks for credit: at most so many bytes of stdout, and as many of stderr, may be on their
-    way and not granted yet. ``stdio`` and ``ends`` may be asked of an agent with the feature `EXEC_ENDS`.
+    way and not granted yet. ``stdio`` and ``ends`` may be asked of an agent with the feature `EXEC_ENDS`. With
+    ``octets`` (feature `OCTETS`) ``cmd``, ``args``, ``env`` and ``cwd`` are `packed`, and so is the ``filename``
+    of an `ExecFailed`.
     """
 
     cmd: str
@@ -211,6 +226,7 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
     window: Omit[U32] = UNSET
     stdio: Omit[ExecStdio] = UNSET
     ends: Omit[ExecEnds] = UNSET
+    octets: Omit[bool] = UNSET
 
 
 @final
@@ -326,19 +342,29 @@ class ExecSignal(Message, frozen=True):
 
 @final
 class FsRequest(Message, Omitting, frozen=True, omit_defaults=False):
-    """Do something with files. ``window`` asks for credit for the bytes of a read or write."""
+    """Do something with files. ``window`` asks for credit for the bytes of a read or write.
+
+    With ``octets`` (feature `OCTETS`) the paths in the operation and in its result are `packed`.
+    """
 
     op: FsOp
     window: Omit[U32] = UNSET
+    octets: Omit[bool] = UNSET
 
 
 @final
-class FsResponse(Message, frozen=True):
-    """Outcome of a file operation; ``data`` is ``None`` where there is nothing to tell."""
+class FsResponse(Message, Omitting, frozen=True, omit_defaults=False):
+    """Outcome of a file operation; ``data`` is ``None`` where there is nothing to tell.
+
+    An agent with the feature `FILES` tells ``more`` of a file whose information was asked for, and what it has
+    ``opened``.
+    """
 
     ok: bool
     error: str | None = None
     data: FsResult | None = None
+    more: Omit[StatMore] = UNSET
+    opened: Omit[Opened] = UNSET
 
 
 @final

@@ -224,6 +224,35 @@ class OpOpenDir(Struct, frozen=True):
 
 
 @final
+class OpTouch(Struct, frozen=True):
+    """Set a file's times to now, by the guest's clock; or create it with ``mode``. Of this project."""
+
+    path: str
+    mode: U32
+    exist_ok: bool
+
+
+@final
+class OpHardLink(Struct, frozen=True):
+    """Make ``link_path`` a further name of a file; a link is not followed. Of this project."""
+
+    target: str
+    link_path: str
+
+
+@final
+class OpAccount(Struct, frozen=True):
+    """Look up an account; the answer is a `ResultPath`. Of this project.
+
+    The ``key`` is a user's number for its name, a group's number for its name, or a user's name for its home; the
+    agent's own home for an empty name.
+    """
+
+    kind: Literal["user", "group", "home"]
+    key: str
+
+
+@final
 class OpCloseHandle(Struct, frozen=True):
     handle: U64
 
@@ -264,6 +293,30 @@ class OpFSetStat(Struct, frozen=True):
 
 
 @final
+class StatMore(Struct, frozen=True, kw_only=True):
+    """What `EntryInfo` does not tell of a file, by the names of ``struct stat``; the times in nanoseconds."""
+
+    dev: U64
+    ino: U64
+    nlink: U64
+    rdev: U64
+    blksize: U64
+    blocks: U64
+    atime_ns: I64
+    mtime_ns: I64
+    ctime_ns: I64
+
+
+@final
+class Opened(Struct, frozen=True, kw_only=True):
+    """What was opened: its whole ``st_mode``, whether it has positions, and whether it is a terminal."""
+
+    mode: U32
+    seekable: bool
+    terminal: bool
+
+
+@final
 class ResultStat(Struct, frozen=True):
     value: EntryInfo
 
@@ -289,7 +342,7 @@ FS_OPS: Final[Mapping[str, type[Struct]]] = MappingProxyType(
         for cls in (
             *(OpRealPath, OpStat, OpSetStat, OpList, OpReadLink, OpSymlink, OpMkdir, OpRemove),
             *(OpRemoveDir, OpCopy, OpRename, OpOpenFile, OpOpenDir, OpCloseHandle, OpRead),
-            *(OpWrite, OpReadDir, OpFStat, OpFSetStat),
+            *(OpWrite, OpReadDir, OpFStat, OpFSetStat, OpTouch, OpHardLink, OpAccount),
         )
     }
 )
@@ -304,7 +357,8 @@ if TYPE_CHECKING:
     _PathOp: TypeAlias = OpRealPath | OpStat | OpSetStat | OpList | OpReadLink | OpSymlink
     _TreeOp: TypeAlias = OpMkdir | OpRemove | OpRemoveDir | OpCopy | OpRename
     _HandleOp: TypeAlias = OpCloseHandle | OpRead | OpWrite | OpReadDir | OpFStat | OpFSetStat
-    FsOp: TypeAlias = _PathOp | _TreeOp | OpOpenFile | OpOpenDir | _HandleOp
+    _OwnOp: TypeAlias = OpTouch | OpHardLink | OpAccount
+    FsOp: TypeAlias = _PathOp | _TreeOp | OpOpenFile | OpOpenDir | _HandleOp | _OwnOp
     FsResult: TypeAlias = ResultStat | ResultList | ResultHandle | ResultPath
 else:
     # Maps with one entry, which msgspec has no notion of: the codec takes them apart.

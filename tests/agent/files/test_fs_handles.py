@@ -103,19 +103,6 @@ async def test_options_mean_what_open_means_by_them(
         assert not there or path.read_bytes() == b"old"
 
 
-async def test_opening_a_pipe_does_not_wait_for_its_other_end(host: Host, tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    handle = await host.open_file(tmp_path / "pipe", "read")
-    _, last = await host.read_file(wire.OpRead(handle, 0))
-    assert last.error == "seek: Illegal seek (os error 29)"
-    await host.ok(wire.OpCloseHandle(handle))
-    options = wire.OpenOptions(
-        read=False, write=True, append=False, create=False, truncate=False, create_new=False
-    )
-    error = await host.error(wire.OpOpenFile(str(tmp_path / "pipe"), options))
-    assert error == "open: No such device or address (os error 6)"
-
-
 async def test_a_directory_can_be_opened_as_a_file_but_not_read(host: Host, tmp_path: Path) -> None:
     handle = await host.open_file(tmp_path, "read")
     _, last = await host.read_file(wire.OpRead(handle, 0))

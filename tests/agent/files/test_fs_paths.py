@@ -390,7 +390,8 @@ async def test_a_listing_that_fits_no_frame_is_refused(
     else:
         long = "x" * (wire.MAX_FRAME_LENGTH // 50)
         monkeypatch.setattr("trio_console.agent._files.paths._LEAST_ENTRY", -len(long))
-        monkeypatch.setattr("trio_console.agent._files.paths._text", lambda name: name.decode() + long)
+        shown = "trio_console.agent._files.paths.Shown.__call__"
+        monkeypatch.setattr(shown, lambda _shown, name: name.decode() + long)
     error = await host.error(wire.OpList(str(tmp_path)))
     assert error.startswith("readdir: the listing of ")
     assert "does not fit a frame" in error

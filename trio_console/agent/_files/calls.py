@@ -12,10 +12,13 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, final
 
+import trio
+
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._wire.ids import slot_of
-from trio_console.agent._files.paths import FsError, failing, perform, too_large
+from trio_console.agent._files.handles import FIFO_POLL
+from trio_console.agent._files.paths import FsError, NoReaderError, failing, perform, too_large
 from trio_console.agent._files.trees import Stop
 from trio_console.agent._session import PromptSession, Sender
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_console.agent._files.handles import Handle
-    from trio_console.agent._files.paths import PathOp
+    from trio_console.agent._files.paths import PathOp, Shown
     from trio_console.agent._files.shared import Files
 
 __all__ = ["FsCall", "FsClose", "FsHandleCall", "FsHandleSession", "FsOpen", "FsSession", "failure"]
@@ -33,17 +36,18 @@ def failure(exc: FsError) -> wire.FsResponse:
     return wire.FsResponse(ok=False, error=str(exc))
 
 
-def _answer_with(call: Callable[[], wire.FsResult | None], session_id: int) -> bytes:
-    """Make a call and encode its result. Both are done in the thread, because a listing may be long."""
-    result: wire.FsResult | None = None
+def _answer_with(call: Callable[[], wire.FsResponse], session_id: int) -> bytes:
+    """Make a call and encode its answer. Both are done in the thread, because a listing may be long."""
+    data: wire.FsResult | None = None
     try:
-        result = call()
-        return wire.encode(wire.FsResponse(ok=True, data=result), session_id)
+        answer = call()
+        data = answer.data
+        return wire.encode(answer, session_id)
     except FsError as exc:
         return wire.encode(failure(exc), session_id)
     except ProtocolError:
-        assert isinstance(result, wire.ResultList), "only a list is longer than a frame may be"
-        error = FsError(f"readdir: {too_large(len(result.value))}")
+        assert isinstance(data, wire.ResultList), "only a list is longer than a frame may be"
+        error = FsError(f"readdir: {too_large(len(data.value))}")
         return wire.encode(failure(error), session_id)
 
 
@@ -110,16 +114,17 @@ class FsSession(PromptSession):
 class FsCall(FsSession):
     """An operation on paths."""
 
-    __slots__ = ("_op",)
+    __slots__ = ("_op", "_shown")
 
-    def __init__(self, sender: Sender, session_id: int, files: Files, op: PathOp) -> None:
+    def __init__(self, sender: Sender, session_id: int, files: Files, op: PathOp, shown: Shown) -> None:
         super().__init__(sender, session_id, files)
         self._op = op
+        self._shown = shown
 
     async def _work(self) -> None:
         disk = self._files.disk
         async with disk.permits:
-            call = partial(perform, self._op, self._stop)
+            call = partial(perform, self._op, self._stop, self._shown)
             await self._answer(await disk.run(partial(_answer_with, call, self.id)))
 
 
@@ -154,7 +159,7 @@ class FsHandleCall(FsHandleSession):
         session_id: int,
         files: Files,
         handle: Handle,
-        call: Callable[[], wire.FsResult | None],
+        call: Callable[[], wire.FsResponse],
     ) -> None:
         super().__init__(sender, session_id, files, handle)
         self._call = call
@@ -168,7 +173,11 @@ class FsHandleCall(FsHandleSession):
 
 @final
 class FsOpen(FsSession):
-    """Opening a handle."""
+    """Opening a handle.
+
+    The open of a FIFO waits, as open(2) does, until another process has opened the other end. It waits without a
+    thread and without a permit: others do not wait for it, and it can be cancelled.
+    """
 
     __slots__ = ("_open", "_verb")
 
@@ -185,20 +194,38 @@ class FsOpen(FsSession):
         handle: Handle | None = None
         told = False
         try:
-            async with files.disk.permits:
-                handle = await files.disk.run(self._open_unless_stopped)
-                # The handle is put into the table first, and then the client gets its number. So the handle is
-                # closed if the client leaves in between.
-                result = wire.ResultHandle(files.handles.add(slot, handle))
-                told = await self._answer(wire.encode(wire.FsResponse(ok=True, data=result), self.id))
+            while handle is None:
+                async with files.disk.permits:
+                    handle = await files.disk.run(self._open_unless_stopped)
+                    if handle is not None:
+                        # The handle is put into the table first, and then the client gets its number. So the
+                        # handle is closed if the client leaves in between.
+                        files.handles.add(slot, handle)
+                        if not handle.lonely:
+                            told = await self._tell(handle)
+                            return
+                if handle is None:
+                    await trio.sleep(FIFO_POLL)
+            # (The turn keeps the descriptor open while this task waits for it, see `Files.discard`.)
+            async with files.using(handle, handle.turns.join()):
+                await handle.wait_partner()
+            told = await self._tell(handle)
         finally:
             if handle is None:
                 files.handles.unclaim(slot)
             elif not told:
                 files.discard(handle)
 
-    def _open_unless_stopped(self) -> Handle:
-        handle = self._open()
+    async def _tell(self, handle: Handle) -> bool:
+        data = wire.ResultHandle(handle.number)
+        return await self._answer(wire.encode(wire.FsResponse(ok=True, data=data, opened=handle.opened), self.id))
+
+    def _open_unless_stopped(self) -> Handle | None:
+        """The handle; ``None`` if it has to be tried again."""
+        try:
+            handle = self._open()
+        except NoReaderError:
+            return None
         if self._stop.asked:
             handle.close()
             raise FsError("cancelled")
@@ -220,6 +247,7 @@ class FsClose(FsHandleSession):
             await self._answer(await files.disk.run(call, handle.disown))
 
 
-def _close(handle: Handle) -> None:
+def _close(handle: Handle) -> wire.FsResponse:
     with failing("close"):
         handle.close()
+    return wire.FsResponse(ok=True)

@@ -11,26 +11,33 @@ from __future__ import annotations
 
 import errno
 import os
+import select
+import stat
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
+from msgspec import UNSET, UnsetType
 
 from trio_console import _wire as wire
 from trio_console.agent._files.paths import (
     Directory,
     FsError,
-    entry_info,
+    Shown,
     failing,
     open_file,
     set_attributes,
+    stat_answer,
 )
 from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
+
+    from trio_console.agent._inflow import Inflow
 
 __all__ = [
+    "FIFO_POLL",
     "HANDLES_PER_CLIENT",
     "LARGEST_OFFSET",
     "SLICE",
@@ -53,6 +60,9 @@ LARGEST_OFFSET: Final = 2**63 - 1
 #: The flag with which a read fails instead of waiting for a disk. It is 0 if Python was built against a C library
 #: that has no such reads.
 _NO_WAIT: Final[int] = getattr(os, "RWF_NOWAIT", 0)
+
+#: Seconds between two looks whether the other end of a FIFO was opened: the system does not tell it.
+FIFO_POLL: Final = 0.02
 
 #: Pieces that one system call takes.
 _IOV_MAX: Final = 1024
@@ -102,15 +112,19 @@ class Handle:
         doomed: whether it was removed from the table; after the last operation in the queue it is closed.
         number: the number by which its client names it.
         slot: the slot of its client.
+        opened: what it is, for its client.
+        lonely: whether it is a FIFO to be read, which no process may have opened for writing yet.
     """
 
-    __slots__ = ("doomed", "number", "path", "slot", "turns")
+    __slots__ = ("doomed", "lonely", "number", "opened", "path", "slot", "turns")
 
     #: Its kind, for the error when an operation is for the other kind.
     is_a: str
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.opened: wire.Opened | UnsetType = UNSET
+        self.lonely = False
         self.turns = Turns()
         self.doomed = False
         self.number = 0
@@ -133,12 +147,19 @@ class Handle:
         """Never close it, because a thread is in a call with its descriptor and may not return."""
         raise NotImplementedError
 
+    async def wait_partner(self) -> None:
+        """Wait until it is `lonely` no more. If cancelled, nothing changes."""
+
 
 @final
 class FileHandle(Handle):
-    """An open file. Its operations raise `FsError`."""
+    """An open file. Its operations raise `FsError`.
 
-    __slots__ = ("_cached", "_fd", "readable", "writable")
+    A file without positions (a FIFO, a terminal) has operations of its own, which ignore offsets. Its descriptor
+    does not block, so they need no thread.
+    """
+
+    __slots__ = ("_cached", "_fd", "_first", "positioned", "readable", "writable")
 
     is_a = "file"
 
@@ -146,8 +167,66 @@ class FileHandle(Handle):
         super().__init__(op.path)
         self._fd = open_file(op)
         self._cached = _NO_WAIT != 0
+        self._first = b""  # what was read in the look for a writer
         self.readable = op.options.read
         self.writable = op.options.write or op.options.append
+        mode = os.fstat(self._fd).st_mode
+        self.positioned = _has_positions(self._fd)
+        self.lonely = stat.S_ISFIFO(mode) and not self.writable
+        self.opened = wire.Opened(
+            mode=mode, seekable=self.positioned, terminal=not self.positioned and os.isatty(self._fd)
+        )
+
+    # Without positions
+
+    async def wait_partner(self) -> None:
+        """See `Handle.wait_partner`."""
+        while not self._has_writer():
+            with trio.move_on_after(FIFO_POLL):
+                await self._wait_ready(trio.lowlevel.wait_readable)
+
+    def _has_writer(self) -> bool:
+        """Whether a process has opened the FIFO for writing, and perhaps closed it again."""
+        look = select.poll()
+        look.register(self._fd, select.POLLIN)
+        if look.poll(0):
+            return True  # there are bytes, or the last writer has gone
+        # With a writer the read fails, because there are no bytes; without one it is at the end of the file.
+        data = self.read_now(1)
+        if data is None:
+            return True
+        self._first = bytes(data)  # written between the two calls
+        return bool(data)
+
+    def read_now(self, size: int) -> bytes | None:
+        """Read up to ``size`` bytes; ``None`` if there are none yet, ``b""`` at the end."""
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        with failing("read"):
+            try:
+                return os.read(self._fd, size)
+            except BlockingIOError:
+                return None
+
+    async def wait_readable(self) -> None:
+        """Wait until `read_now` may have bytes. The caller has the turn."""
+        await self._wait_ready(trio.lowlevel.wait_readable)
+
+    async def _wait_ready(self, wait: Callable[[int], Awaitable[None]]) -> None:
+        try:
+            await wait(self._fd)
+        except OSError as exc:
+            if exc.errno != errno.EPERM:
+                raise
+            await trio.sleep(FIFO_POLL)  # a device whose readiness cannot be waited for
+
+    async def write_first(self, queue: Inflow) -> None:
+        """Write the first chunk of a queue. The caller has the turn."""
+        with failing("write"):
+            await queue.write_first(self._fd)
+
+    # With positions
 
     def read_cached(self, buffer: memoryview, offset: int) -> memoryview | None:
         """Read bytes that the system has in memory. Does not block: only this method may run in trio's thread.
@@ -203,13 +282,14 @@ class FileHandle(Handle):
                 views[0] = views[0][count:]
         return done
 
-    def stat(self) -> wire.FsResult:
+    def stat(self, shown: Shown) -> wire.FsResponse:
         with failing("fstat"):
-            return wire.ResultStat(entry_info(self.path, os.fstat(self._fd)))
+            return stat_answer(wire.name_bytes(self.path), os.fstat(self._fd), shown)
 
-    def set_attributes(self, attrs: wire.SetAttrs) -> None:
+    def set_attributes(self, attrs: wire.SetAttrs) -> wire.FsResponse:
         with failing("fsetstat"):
             set_attributes(self._fd, attrs)
+        return wire.FsResponse(ok=True)
 
     @property
     def closed(self) -> bool:
@@ -222,6 +302,14 @@ class FileHandle(Handle):
 
     def disown(self) -> None:
         self._fd = -1
+
+
+def _has_positions(fd: int) -> bool:
+    try:
+        os.lseek(fd, 0, os.SEEK_CUR)
+    except OSError:
+        return False
+    return True
 
 
 def _position_error(what: str, exc: OSError | OverflowError) -> FsError:
@@ -243,10 +331,11 @@ class DirHandle(Handle):
         with failing("opendir"):
             self._directory: Directory | None = Directory(op.path)
 
-    def read_page(self, limit: int | None) -> wire.FsResult:
+    def read_page(self, limit: int | None, shown: Shown) -> wire.FsResponse:
         assert self._directory is not None, "a handle is not used after its close"
         with failing("readdir"):
-            return wire.ResultList(self._directory.read_page(_DEFAULT_PAGE if limit is None else max(1, limit)))
+            page = self._directory.read_page(_DEFAULT_PAGE if limit is None else max(1, limit), shown)
+        return wire.FsResponse(ok=True, data=wire.ResultList(page))
 
     @property
     def closed(self) -> bool:

@@ -1,23 +1,28 @@
 """File operations on paths, as blocking calls.
 
-Paths are UTF-8 text, and names that are not UTF-8 are returned with replacement characters. Every failure is an
-`FsError` with the text for the client: the operation, and then the system's message with its errno, on which
-clients rely.
+Paths are names as `_wire.octets` has them. Names in results are `Shown`: for a client that has not asked for
+octets they have replacement characters for bytes that are not UTF-8. Every failure is an `FsError` with the text
+for the client: the operation, and then the system's message with its errno, on which clients rely.
 
 These functions are called in threads beside trio. This module must not know handles, sessions or trio.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import stat
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Final, assert_never, final
 
+import msgspec
+
 from trio_console import _wire as wire
+from trio_console._wire import name_bytes
 from trio_console.agent._files.trees import Stop, copy_file, make_directories, remove_tree
 from trio_console.agent._process.spawn import os_error_text
+from trio_console.agent._process.users import look_up
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,21 +30,25 @@ if TYPE_CHECKING:
 __all__ = [
     "Directory",
     "FsError",
+    "NoReaderError",
     "PathOp",
+    "Shown",
     "check_paths",
-    "entry_info",
     "failing",
     "open_file",
     "perform",
     "set_attributes",
+    "stat_answer",
     "too_large",
+    "unpacked_op",
     "verb",
 ]
 
 if TYPE_CHECKING:
     _ReadingOp = wire.OpRealPath | wire.OpStat | wire.OpList | wire.OpReadLink
     _ChangingOp = wire.OpSetStat | wire.OpSymlink | wire.OpMkdir | wire.OpRemove | wire.OpRemoveDir
-    PathOp = _ReadingOp | _ChangingOp | wire.OpCopy | wire.OpRename
+    _OwnOp = wire.OpTouch | wire.OpHardLink | wire.OpAccount
+    PathOp = _ReadingOp | _ChangingOp | wire.OpCopy | wire.OpRename | _OwnOp
 
 #: Bytes of the longest path that the system takes, including the NUL at its end.
 _PATH_MAX: Final = 4096
@@ -70,6 +79,21 @@ class FsError(Exception):
     """A file operation failed; the text is the answer to the client."""
 
 
+class NoReaderError(FsError):
+    """No process has a FIFO open for reading yet, which was to be opened for writing."""
+
+
+class Shown(enum.Enum):
+    """How names are written in the answer to a request."""
+
+    TEXT = enum.auto()
+    OCTETS = enum.auto()  # the client has asked for them, so that every name comes back as it is
+
+    def __call__(self, raw: bytes) -> str:
+        """The name for the wire."""
+        return raw.decode("latin-1") if self is Shown.OCTETS else raw.decode(errors="replace")
+
+
 def verb(op: wire.FsOp) -> str:
     """The name of an operation in errors."""
     cls = type(op)
@@ -95,51 +119,76 @@ def check_paths(op: wire.FsOp) -> None:
     """
     for name in op.__struct_fields__:
         value = getattr(op, name)
-        if isinstance(value, str) and len(value.encode()) >= _PATH_MAX:
+        if isinstance(value, str) and len(name_bytes(value)) >= _PATH_MAX:
             raise FsError(f"{verb(op)}: {os_error_text(errno.ENAMETOOLONG)}")
 
 
-def perform(op: PathOp, stop: Stop) -> wire.FsResult | None:  # noqa: C901 (one case each)
-    """Do the operation ``op``. A long operation checks ``stop`` from time to time.
+def unpacked_op(op: wire.FsOp) -> wire.FsOp:
+    """The operation of a request whose names are octets.
+
+    Raises:
+        FsError: a name has a character that is no octet.
+    """
+    with failing(verb(op)):
+        values = ((name, getattr(op, name)) for name in op.__struct_fields__)
+        names = {name: wire.unpacked(value) for name, value in values if isinstance(value, str)}
+    return msgspec.structs.replace(op, **names)
+
+
+def perform(op: PathOp, stop: Stop, shown: Shown) -> wire.FsResponse:
+    """Do the operation ``op``; returns the answer. A long operation checks ``stop`` from time to time.
 
     Raises:
         FsError: the operation failed, or was done only in part.
     """
     with failing(verb(op)):
         match op:
-            case wire.OpRealPath():
-                return wire.ResultPath(_text(_real_path(op.path.encode())))
             case wire.OpStat():
-                found = os.stat(op.path.encode(), follow_symlinks=op.follow_symlink)
-                return wire.ResultStat(entry_info(op.path, found))
-            case wire.OpSetStat():
-                set_attributes(op.path.encode(), op.attrs, follow=op.follow_symlink)
-            case wire.OpList():
-                return wire.ResultList(_list(op.path, stop))
+                path = name_bytes(op.path)
+                return stat_answer(path, os.stat(path, follow_symlinks=op.follow_symlink), shown)
+            case wire.OpRealPath():
+                data: wire.FsResult | None = wire.ResultPath(shown(_real_path(name_bytes(op.path))))
             case wire.OpReadLink():
-                return wire.ResultPath(_text(os.readlink(op.path.encode())))
-            case wire.OpSymlink():
-                os.symlink(op.target.encode(), op.link_path.encode())
-            case wire.OpMkdir():
-                _mkdir(op)
-            case wire.OpRemove():
-                os.unlink(op.path.encode())
-            case wire.OpRemoveDir():
-                (remove_tree if op.recursive else _rmdir)(op.path.encode(), stop)
-            case wire.OpCopy():
-                copy_file(op.src.encode(), op.dst.encode(), stop)
-            case wire.OpRename():
-                os.rename(op.src.encode(), op.dst.encode())
+                data = wire.ResultPath(shown(os.readlink(name_bytes(op.path))))
+            case wire.OpList():
+                data = wire.ResultList(_list(op.path, stop, shown))
+            case wire.OpAccount():
+                data = wire.ResultPath(shown(os.fsencode(look_up(op.kind, op.key))))
             case _:
-                assert_never(op)
-    return None
+                data = None
+                _change(op, stop)
+    return wire.FsResponse(ok=True, data=data)
+
+
+if TYPE_CHECKING:
+    _ResultlessOp = _ChangingOp | wire.OpCopy | wire.OpRename | wire.OpTouch | wire.OpHardLink
+
+
+def _change(op: _ResultlessOp, stop: Stop) -> None:
+    match op:
+        case wire.OpSetStat():
+            set_attributes(name_bytes(op.path), op.attrs, follow=op.follow_symlink)
+        case wire.OpSymlink():
+            os.symlink(name_bytes(op.target), name_bytes(op.link_path))
+        case wire.OpHardLink():
+            os.link(name_bytes(op.target), name_bytes(op.link_path))
+        case wire.OpMkdir():
+            _mkdir(op)
+        case wire.OpTouch():
+            _touch(op)
+        case wire.OpRemove():
+            os.unlink(name_bytes(op.path))
+        case wire.OpRemoveDir():
+            (remove_tree if op.recursive else _rmdir)(name_bytes(op.path), stop)
+        case wire.OpCopy():
+            copy_file(name_bytes(op.src), name_bytes(op.dst), stop)
+        case wire.OpRename():
+            os.rename(name_bytes(op.src), name_bytes(op.dst))
+        case _:
+            assert_never(op)
 
 
 # --- one path -------------------------------------------------------------------------------------
-
-
-def _text(path: bytes) -> str:
-    return path.decode(errors="replace")
 
 
 def _real_path(path: bytes) -> bytes:
@@ -155,7 +204,23 @@ def _real_path(path: bytes) -> bytes:
     return os.path.join(os.path.realpath(parent or b".", strict=True), name)
 
 
-def entry_info(path: str, found: os.stat_result | None) -> wire.EntryInfo:
+def stat_answer(path: bytes, found: os.stat_result, shown: Shown) -> wire.FsResponse:
+    """The answer with all that is known of a file."""
+    more = wire.StatMore(
+        dev=found.st_dev,
+        ino=found.st_ino,
+        nlink=found.st_nlink,
+        rdev=found.st_rdev,
+        blksize=found.st_blksize,
+        blocks=found.st_blocks,
+        atime_ns=found.st_atime_ns,
+        mtime_ns=found.st_mtime_ns,
+        ctime_ns=found.st_ctime_ns,
+    )
+    return wire.FsResponse(ok=True, data=wire.ResultStat(_entry_info(shown(path), found)), more=more)
+
+
+def _entry_info(path: str, found: os.stat_result | None) -> wire.EntryInfo:
     """The information on a file. ``found`` is ``None`` if it could not be read."""
     if found is None:
         return wire.EntryInfo(path=path, kind="other", size=0, mode=0, uid=0, gid=0)
@@ -221,11 +286,22 @@ def _chmod(target: bytes | int, mode: int, *, follow: bool) -> None:
 
 
 def _mkdir(op: wire.OpMkdir) -> None:
-    path = op.path.encode()
+    path = name_bytes(op.path)
     make_directories(path)
     if op.mode is not None:
         with failing("chmod"):
             os.chmod(path, op.mode & _PERMISSIONS)
+
+
+def _touch(op: wire.OpTouch) -> None:
+    path = name_bytes(op.path)
+    if op.exist_ok:
+        # The system takes the time, with all its digits, from its own clock: so no file ever gets older.
+        with suppress(OSError):  # the attempt to create it will raise the right error
+            os.utime(path)
+            return
+    flags = os.O_CREAT | os.O_WRONLY | (0 if op.exist_ok else os.O_EXCL)
+    os.close(os.open(path, flags | _ALWAYS, op.mode & _PERMISSIONS))
 
 
 def _rmdir(path: bytes, _stop: Stop) -> None:
@@ -236,8 +312,10 @@ def open_file(op: wire.OpOpenFile) -> int:
     """Open a file. Calls with the descriptor block only for a disk.
 
     Raises:
+        NoReaderError: it is a FIFO to be written, which no process reads yet.
         FsError: the file could not be opened, or the options ask for neither reading nor writing.
     """
+    path = name_bytes(op.path)
     options = op.options
     writes = options.write or options.append
     flags = os.O_RDWR if writes and options.read else os.O_WRONLY if writes else os.O_RDONLY
@@ -249,7 +327,12 @@ def open_file(op: wire.OpOpenFile) -> int:
     with failing("open"):
         if not (options.read or writes) or (options.truncate and not writes):
             raise OSError(errno.EINVAL, "no access asked for")
-        return os.open(op.path.encode(), flags | _ALWAYS, mode)
+        try:
+            return os.open(path, flags | _ALWAYS, mode)
+        except OSError as exc:
+            if exc.errno == errno.ENXIO and stat.S_ISFIFO(os.stat(path).st_mode):
+                raise NoReaderError(f"open: {os_error_text(errno.ENXIO)}") from None
+            raise
 
 
 # --- directories ----------------------------------------------------------------------------------
@@ -265,27 +348,29 @@ class Directory:
     __slots__ = ("_entries", "_fd", "_prefix")
 
     def __init__(self, path: str) -> None:
-        self._prefix = path if path.endswith("/") else path + "/"
-        self._fd = os.open(path.encode(), os.O_RDONLY | os.O_DIRECTORY | _ALWAYS)
+        raw = name_bytes(path)
+        self._prefix = raw if raw.endswith(b"/") else raw + b"/"
+        self._fd = os.open(raw, os.O_RDONLY | os.O_DIRECTORY | _ALWAYS)
         try:
             self._entries = os.scandir(self._fd)
         except BaseException:
             os.close(self._fd)
             raise
 
-    def __iter__(self) -> Iterator[wire.EntryInfo]:
+    def entries(self, shown: Shown) -> Iterator[wire.EntryInfo]:
+        """The entries that were not read yet."""
         for entry in self._entries:
             try:
                 found = entry.stat(follow_symlinks=False)
             except OSError:
                 found = None
-            yield entry_info(self._prefix + _text(os.fsencode(entry.name)), found)
+            yield _entry_info(shown(self._prefix + os.fsencode(entry.name)), found)
 
-    def read_page(self, limit: int) -> list[wire.EntryInfo]:
+    def read_page(self, limit: int, shown: Shown) -> list[wire.EntryInfo]:
         """The next ``limit`` entries, or fewer if their names are long; an empty list if none is left."""
         page: list[wire.EntryInfo] = []
         size = 0
-        for entry in self:
+        for entry in self.entries(shown):
             page.append(entry)
             size += _MOST_ENTRY + len(entry.path.encode())
             if len(page) >= limit or size > _PAGE:
@@ -300,13 +385,13 @@ class Directory:
             os.close(fd)
 
 
-def _list(path: str, stop: Stop) -> list[wire.EntryInfo]:
+def _list(path: str, stop: Stop, shown: Shown) -> list[wire.EntryInfo]:
     with failing("readdir: opendir"):
         directory = Directory(path)
     entries: list[wire.EntryInfo] = []
     size = 0
     with closing(directory):
-        for entry in directory:
+        for entry in directory.entries(shown):
             stop.check()
             entries.append(entry)
             size += _LEAST_ENTRY + len(entry.path.encode())

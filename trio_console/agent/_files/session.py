@@ -17,7 +17,7 @@ from trio_console import _wire as wire
 from trio_console._wire.ids import slot_of
 from trio_console.agent._files.calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
 from trio_console.agent._files.handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle
-from trio_console.agent._files.paths import FsError, check_paths, verb
+from trio_console.agent._files.paths import FsError, Shown, check_paths, unpacked_op, verb
 from trio_console.agent._files.streams import FsRead, FsWrite
 from trio_console.agent._inflow import Inflow
 from trio_console.agent._process.spawn import os_error_text
@@ -59,15 +59,19 @@ class FsOpener:
         try:
             if self._files.sessions[slot] >= _SESSIONS_PER_CLIENT:
                 raise FsError(f"{verb(message.op)}: {os_error_text(errno.EAGAIN)}")
-            check_paths(message.op)
-            return self._make(sender, session_id, slot, message)
+            octets = message.octets is True
+            op = unpacked_op(message.op) if octets else message.op
+            check_paths(op)
+            return self._make(sender, session_id, slot, message, op, Shown.OCTETS if octets else Shown.TEXT)
         except FsError as exc:
             return failure(exc)
 
-    def _make(self, sender: Sender, session_id: int, slot: int, message: wire.FsRequest) -> FsSession:
+    def _make(
+        self, sender: Sender, session_id: int, slot: int, message: wire.FsRequest, op: wire.FsOp, shown: Shown
+    ) -> FsSession:
         files = self._files
         window = None if message.window is msgspec.UNSET else message.window
-        match op := message.op:
+        match op:
             case wire.OpRead():
                 return FsRead(sender, session_id, files, self._find_stream(op, slot), op, window)
             case wire.OpWrite():
@@ -87,15 +91,17 @@ class FsOpener:
                 return FsClose(sender, session_id, files, files.handles.find(op.handle, slot, Handle))
             case wire.OpReadDir():
                 directory = files.handles.find(op.handle, slot, DirHandle)
-                return FsHandleCall(sender, session_id, files, directory, partial(directory.read_page, op.limit))
+                return FsHandleCall(
+                    sender, session_id, files, directory, partial(directory.read_page, op.limit, shown)
+                )
             case wire.OpFStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
-                return FsHandleCall(sender, session_id, files, file, file.stat)
+                return FsHandleCall(sender, session_id, files, file, partial(file.stat, shown))
             case wire.OpFSetStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
                 return FsHandleCall(sender, session_id, files, file, partial(file.set_attributes, op.attrs))
             case _:
-                return FsCall(sender, session_id, files, op)
+                return FsCall(sender, session_id, files, op, shown)
 
     def _find_stream(self, op: wire.OpRead | wire.OpWrite, slot: int) -> FileHandle:
         handle = self._files.handles.find(op.handle, slot, FileHandle)

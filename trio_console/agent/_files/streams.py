@@ -72,8 +72,25 @@ class FsRead(FsHandleSession):
             await super().receive(message)
 
     async def _use(self) -> None:
-        await self._stream()
+        await (self._stream() if self._file.positioned else self._stream_along())
         await self._answer(wire.encode(wire.FsResponse(ok=True), self.id))
+
+    async def _stream_along(self) -> None:
+        """Read a file without positions: what one read(2) gives; or, without a length, all up to the end.
+
+        The wait for bytes needs neither a thread nor a permit. If cancelled, each byte is still in the file, or
+        was sent.
+        """
+        left = SLICE if self._op.len is None else min(SLICE, self._op.len)
+        while left > 0 and not self._complete:
+            await trio.lowlevel.checkpoint()
+            data = await self._pass_on(wire.FsData, await self._credit.wait(left), self._file.read_now)
+            if data is None:
+                await self._file.wait_readable()
+                continue
+            self._credit.note_sent(len(data))
+            self._sender.activity.fs_bytes += len(data)
+            self._complete = not data or self._op.len is not None
 
     async def _stream(self) -> None:
         left = math.inf if self._op.len is None else self._op.len
@@ -171,6 +188,14 @@ class FsWrite(FsHandleSession):
         disk, file, op = self._files.disk, self._file, self._op
         self._queue.start()
         total = 0
+        while not file.positioned and (chunk := await self._queue.first()):
+            # (Another thread or permit is not needed, because the descriptor does not block.)
+            try:
+                await file.write_first(self._queue)
+            finally:
+                self._queue.pop()
+            total += len(chunk)
+            self._sender.activity.fs_bytes += len(chunk)
         while batch := await self._queue.batch(_BATCH, _CHANCES):
             async with disk.permits:
                 await disk.run(partial(file.write, batch, op.offset + total), file.disown)

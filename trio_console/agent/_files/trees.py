@@ -7,6 +7,7 @@ it to end. These functions are called in threads beside trio; this module must k
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
 from typing import TYPE_CHECKING, Final, NamedTuple, final
@@ -92,20 +93,45 @@ def copy_file(source: bytes, target: bytes, stop: Stop) -> None:
 
 
 def _copy_contents(reader: int, writer: int, stop: Stop) -> None:
-    copy: Callable[[int, int, int], int] = getattr(os, "copy_file_range", _send)  # missing with old C libraries
+    """Copy all bytes. Only the parts with data are copied, so that holes stay holes."""
+    at = 0
     while True:
+        # (Read before the look for data, so that bytes that are appended meanwhile lie behind it.)
+        size = os.fstat(reader).st_size
+        try:
+            start = os.lseek(reader, at, os.SEEK_DATA)
+            at = os.lseek(reader, start, os.SEEK_HOLE)
+        except OSError as exc:
+            # ENXIO: there is a hole up to the end. Otherwise this file system does not tell holes.
+            at = max(at, size) if exc.errno == errno.ENXIO else at
+            os.truncate(writer, at)
+            break
+        if _copy_bytes(reader, writer, start, at - start, stop) < at - start:
+            return  # the file ends here, whatever its size is: its contents are made when it is read
+    _copy_bytes(reader, writer, at, math.inf, stop)
+
+
+def _copy_bytes(reader: int, writer: int, start: int, count: float, stop: Stop) -> int:
+    """Copy up to ``count`` bytes from ``start`` on; returns how many, which is fewer at the end of the file."""
+    os.lseek(reader, start, os.SEEK_SET)
+    os.lseek(writer, start, os.SEEK_SET)
+    copy: Callable[[int, int, int], int] = getattr(os, "copy_file_range", _send)  # missing with old C libraries
+    done = 0
+    while done < count:
         stop.check()
         try:
-            copied = copy(reader, writer, _COPY_SIZE)
+            copied = copy(reader, writer, int(min(_COPY_SIZE, count - done)))
         except OSError as exc:
             if copy is _send or exc.errno not in _NOT_IN_THE_KERNEL:
                 raise
             copied = 0
+        done += copied
         if not copied:
             if copy is _send:
-                return
+                break
             # This is the end of the file, or a file of size 0 whose contents are made when it is read (in /proc).
             copy = _send
+    return done
 
 
 def _send(reader: int, writer: int, size: int) -> int:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 from trio_console._processes import COMMAND_MARK
+from trio_console._wire import name_bytes
 from trio_console.agent._process.limits import Limit, limit_number
 from trio_console.agent._process.users import Account, find_account, own_home
 
@@ -59,6 +60,8 @@ class Plan(NamedTuple):
 def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Limit, ...], mark: str = "") -> Plan:
     """Make the plan for a request. ``first`` are limits that are set first, ``mark`` is for its processes.
 
+    The request's words are names as `_wire.octets` has them.
+
     Raises:
         UnknownUserError: there is no such user or group.
     """
@@ -72,9 +75,9 @@ def make_plan(request: wire.ExecRequest, defaults: ExecDefaults, first: tuple[Li
     )
     cwd = defaults.cwd if request.cwd is None else request.cwd
     return Plan(
-        argv=[request.cmd.encode(), *(arg.encode() for arg in request.args)],
+        argv=[name_bytes(request.cmd), *map(name_bytes, request.args)],
         env=_environment(request, defaults.env, home, mark),
-        cwd=None if cwd is None else cwd.encode(),
+        cwd=None if cwd is None else name_bytes(cwd),
         account=None if account is None or account.is_current() else account,
         limits=(*first, *defaults.limits, *wanted),
     )
@@ -103,6 +106,6 @@ def _environment(
 
 def _split_entries(entries: Sequence[str]) -> Iterator[tuple[bytes, bytes]]:
     for entry in entries:
-        key, equals, value = entry.encode().partition(b"=")
+        key, equals, value = name_bytes(entry).partition(b"=")
         if equals:
             yield key, value

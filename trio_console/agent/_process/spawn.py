@@ -22,6 +22,8 @@ import threading
 import warnings
 from typing import TYPE_CHECKING, Final, final
 
+import msgspec
+
 from trio_console import _wire as wire
 from trio_console._processes import COMMAND_MARK, Wanted
 from trio_console.agent._process.exits import open_exit_fd
@@ -326,7 +328,12 @@ def spawn(
         StartError: the command could not be started. No process and no descriptor is left.
     """
     try:
+        request = _unpacked(request)
         plan = make_plan(request, defaults, first_limits, mark)
+    except ValueError as exc:
+        raise StartError(
+            wire.ExecFailed(kind="bad_args", errno=errno.EINVAL, errno_name="EINVAL", message=str(exc))
+        ) from exc
     except UnknownUserError as exc:
         raise StartError(wire.ExecFailed(kind="other", message=str(exc), stage=wire.USER_STAGE)) from exc
     try:
@@ -347,6 +354,19 @@ def spawn(
     finally:
         ends.close_child_side(failed=child is None)
     return child
+
+
+def _unpacked(request: wire.ExecRequest) -> wire.ExecRequest:
+    """The request with its words as names; raises ValueError for a character that is no octet."""
+    if request.octets is not True:
+        return request
+    return msgspec.structs.replace(
+        request,
+        cmd=wire.unpacked(request.cmd),
+        args=[wire.unpacked(arg) for arg in request.args],
+        env=[wire.unpacked(entry) for entry in request.env],
+        cwd=None if request.cwd is None else wire.unpacked(request.cwd),
+    )
 
 
 def _start(plan: Plan, ends: _Ends, mark: str) -> Child:
@@ -441,7 +461,7 @@ def _blamed(exc: OSError | ValueError, plan: Plan) -> str | None:
         return None
     # Older Pythons (up to about 3.11) name the directory also if the change of the user failed, with one of these
     # errors. They are not errors of chdir(2).
-    return None if exc.errno in (errno.EPERM, errno.EINVAL, errno.EAGAIN) else plan.cwd.decode()
+    return None if exc.errno in (errno.EPERM, errno.EINVAL, errno.EAGAIN) else wire.name_text(plan.cwd)
 
 
 def _kind(exc: OSError, otherwise: str = "other") -> str:
@@ -456,7 +476,7 @@ def _failure(
     filename: str | None = None,
 ) -> wire.ExecFailed:
     """The answer, in the words of the agent of microsandbox: it names the command, whichever file has failed."""
-    command = '"' + request.cmd.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    command = '"' + wire.lossy(request.cmd).replace("\\", "\\\\").replace('"', '\\"') + '"'
     if not isinstance(exc, OSError) or exc.errno is None:
         # Of the values from the wire only a NUL in a text leads here.
         text = "nul byte found in provided data" if "null" in str(exc) else str(exc)
@@ -467,7 +487,9 @@ def _failure(
         errno_name=errno.errorcode.get(exc.errno),
         message=f"spawn {command}: {os_error_text(exc.errno)}",
         stage=_stage(request, exc.errno),
-        filename=request.cmd if filename is None else filename,
+        filename=(wire.packed if request.octets is True else wire.lossy)(
+            request.cmd if filename is None else filename
+        ),
     )
 
 

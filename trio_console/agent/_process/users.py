@@ -6,13 +6,14 @@ This module must not know sessions or messages.
 
 from __future__ import annotations
 
+import errno
 import grp
 import os
 import pwd
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Literal, final
 
-__all__ = ["Account", "UnknownUserError", "find_account", "own_home"]
+__all__ = ["Account", "UnknownUserError", "find_account", "look_up", "own_home"]
 
 # The last value means "do not change" to setuid(2) and similar calls: a command with it would keep the agent's
 # user, which is root.
@@ -67,6 +68,22 @@ def own_home() -> str | None:
     """The home directory of the user of this process, from the same files."""
     entry = _passwd_by_id(os.geteuid())
     return None if entry is None else entry.pw_dir
+
+
+def look_up(kind: Literal["user", "group", "home"], key: str) -> str:
+    """The name of the user or group with a number, or the home directory of a user, by default of this process.
+
+    Raises:
+        ProcessLookupError: it is not known.
+    """
+    try:
+        if kind == "user":
+            return pwd.getpwuid(int(key)).pw_name
+        if kind == "group":
+            return grp.getgrgid(int(key)).gr_name
+        return (pwd.getpwnam(key) if key else pwd.getpwuid(os.geteuid())).pw_dir
+    except (KeyError, ValueError, OverflowError):
+        raise ProcessLookupError(errno.ESRCH, f"no such {kind}") from None
 
 
 def _as_id(part: str) -> int | None:
