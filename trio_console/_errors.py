@@ -7,9 +7,10 @@ is in ``_trio.lost``, because it is a ``BrokenResourceError`` of trio and this m
 from __future__ import annotations
 
 import copy
+import os
 from typing import TypeVar
 
-__all__ = ["ProtocolError", "UnsupportedByPeer", "again"]
+__all__ = ["ProtocolError", "UnsupportedByPeer", "again", "system_error"]
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -22,6 +23,21 @@ def again(error: _E) -> _E:
     twin = copy.copy(error)
     twin.__cause__ = error.__cause__
     return twin
+
+
+def system_error(number: int | None, words: str, *filenames: str) -> OSError:
+    """The error that the system's call would have raised here, for an errno; our words are in a note.
+
+    Args:
+        number: the errno, or `None` if it is not known: then the words are all that there is.
+        words: what happened; no note is made of words that say no more than the errno.
+        filenames: none, one or two.
+    """
+    strerror = words if number is None else os.strerror(number)
+    error = OSError(number, strerror, *filenames[:1], *([None, filenames[1]] if len(filenames) == 2 else []))
+    if words != strerror:
+        error.add_note(words)
+    return error
 
 
 class ProtocolError(Exception):

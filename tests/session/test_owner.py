@@ -43,6 +43,11 @@ ARGUMENTS: dict[str, tuple[Any, ...]] = {
     "symlink_to": ("/x",),
     "chmod": (0o600,),
     "samefile": ("/x",),
+    "hardlink_to": ("/x",),
+    "glob": ("*",),
+    "rglob": ("*",),
+    "lchmod": (0o600,),
+    "readinto1": (bytearray(5),),
 }
 
 #: Public methods that change something and are no coroutine functions.

@@ -14,12 +14,13 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
 from trio_console._session.connection import Connection, Session
+from trio_console._session.files.names import name_of, plain_name
 from trio_console._session.files.open import open_guest_file
 from trio_console._session.files.operations import FileSystem
-from trio_console._session.files.path import GuestPath, path_text
+from trio_console._session.files.path import GuestPath
 from trio_console._session.net.tcp import open_guest_tcp_stream
 from trio_console._session.owner import Owner, owned
-from trio_console._session.process.command import Command
+from trio_console._session.process.command import NOT_GIVEN, Command, target_of
 from trio_console._session.process.plumbing import attach_input, attach_output
 from trio_console._session.process.process import GuestProcess
 from trio_console._session.process.session import ProcessSession
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from trio_console._console.stream import ConsoleStatistics
     from trio_console._session.confirmations import Confirmations
     from trio_console._session.files.file import GuestFile
-    from trio_console._session.process.command import CommandLine, Input, Rlimits, StrOrPath
+    from trio_console._session.files.names import Name
+    from trio_console._session.process.command import CommandLine, Input, Rlimits
     from trio_console._session.process.completed import CompletedProcess
     from trio_console._trio.lost import GuestLostError
 
@@ -161,11 +163,11 @@ class Guest:
         capture_stderr: bool = False,
         check: bool = True,
         deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None = None,
-        stdout: int | None = None,
-        stderr: int | None = None,
+        stdout: int | None = NOT_GIVEN,
+        stderr: int | None = NOT_GIVEN,
         shell: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: StrOrPath | None = None,
+        env: Mapping[str, Name] | None = None,
+        cwd: Name | None = None,
         user: str | int | None = None,
         rlimits: Rlimits | None = None,
         tty: bool = False,
@@ -187,8 +189,9 @@ class Guest:
         has passed after the last attempt (one grace for everything that a guest does not confirm).
 
         Args:
-            command: a sequence of strings; with ``shell``, one string. A name without a slash is looked up on the
-                PATH of the command's own environment, in the guest.
+            command: a sequence of strings, bytes or paths; with ``shell``, one string. A `GuestPath` must be of
+                this guest, also in ``env`` and ``cwd``. A name without a slash is looked up on the PATH of the
+                command's own environment, in the guest.
             stdin: bytes for its input, by default none; ``subprocess.DEVNULL`` or `None` for no input;
                 ``subprocess.PIPE`` only under ``nursery.start``.
             capture_stdout, capture_stderr: return the output in the result; by default not.
@@ -223,15 +226,17 @@ class Guest:
             LookupError: the guest does not know the user or group.
             GuestLostError: the guest is gone. How the command ended is not known.
             ProtocolError: one side violated the protocol, which ended this command.
-            UnsupportedByPeer: the agent takes too few bytes at a time for a terminal's input. Nothing was sent.
+            UnsupportedByPeer: the agent takes too few bytes at a time for a terminal's input, or only words that
+                are UTF-8. Nothing was sent.
             ChildProcessError: another process in the guest has taken the status of the command.
             TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         checked = Command(
+            self._connection,
             command,
             stdin=stdin,
-            stdout=stdout,
-            stderr=stderr,
+            stdout=target_of("stdout", stdout, capture_stdout),
+            stderr=target_of("stderr", stderr, capture_stderr),
             capture_stdout=capture_stdout,
             capture_stderr=capture_stderr,
             shell=shell,
@@ -271,8 +276,8 @@ class Guest:
         stdout: int | None = None,
         stderr: int | None = None,
         shell: bool = False,
-        env: Mapping[str, str] | None = None,
-        cwd: StrOrPath | None = None,
+        env: Mapping[str, Name] | None = None,
+        cwd: Name | None = None,
         user: str | int | None = None,
         rlimits: Rlimits | None = None,
         tty: bool = False,
@@ -302,6 +307,7 @@ class Guest:
             GuestLostError, ProtocolError, UnsupportedByPeer, TypeError, ValueError: as in `run_process`.
         """
         checked = Command(
+            self._connection,
             command,
             stdin=stdin,
             stdout=stdout,
@@ -419,78 +425,90 @@ class Guest:
     @overload
     async def open_file(
         self,
-        path: StrOrPath | GuestPath,
+        file: Name,
         mode: OpenTextMode = "r",
         buffering: int = -1,
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        closefd: bool = True,
+        opener: None = None,
     ) -> GuestFile[str]: ...
 
     @overload
     async def open_file(
         self,
-        path: StrOrPath | GuestPath,
+        file: Name,
         mode: OpenBinaryMode,
         buffering: int = -1,
         encoding: None = None,
         errors: None = None,
         newline: None = None,
+        closefd: bool = True,
+        opener: None = None,
     ) -> GuestFile[bytes]: ...
 
     @overload
     async def open_file(
         self,
-        path: StrOrPath | GuestPath,
+        file: Name,
         mode: str,
         buffering: int = -1,
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        closefd: bool = True,
+        opener: None = None,
     ) -> GuestFile[Any]: ...
 
     async def open_file(
         self,
-        path: StrOrPath | GuestPath,
+        file: Name,
         mode: str = "r",
         buffering: int = -1,
         encoding: str | None = None,
         errors: str | None = None,
         newline: str | None = None,
+        closefd: bool = True,
+        opener: None = None,
     ) -> GuestFile[Any]:
         """Open a file of the guest, as `trio.open_file` opens one of this machine.
 
         If cancelled, no file stays open, but one may have been created or truncated.
 
         Args:
-            path: a path in the guest; a relative path is relative to the agent's working directory, mostly ``/``.
+            file: a path in the guest; a relative path is relative to the agent's working directory, mostly ``/``.
             mode: as in `open`; by default ``"r"``.
             buffering: bytes of the buffer, at most 64 KiB, which is also the default; 0 for no buffer (binary mode
                 only); 1 to write out each line (text mode only).
-            encoding: encoding of a text file; by default UTF-8, whatever the locale of either side is.
+            encoding: encoding of a text file; by default (and for ``"locale"``) UTF-8, whatever the locale of
+                either side is.
             errors, newline: as in `open`; by default lines are written with the guest's line end, ``\\n``.
+            closefd, opener: only the defaults are valid, because a guest shares no descriptors.
 
         Raises:
             OSError: the guest could not open it: the subclass for its errno, with ``.filename``.
             GuestLostError: the guest is gone.
-            UnsupportedByPeer: the agent is too old for file operations.
+            UnsupportedByPeer: the agent is too old for file operations, or for a name that is not UTF-8.
             TypeError, ValueError, LookupError: an argument is not valid. Nothing was sent.
         """
         fs = FileSystem(self._connection, self._confirmations)
-        return await open_guest_file(fs, path_text(path), mode, buffering, encoding, errors, newline)
+        path = name_of(file, "path", self._connection)
+        return await open_guest_file(fs, path, mode, buffering, encoding, errors, newline, closefd, opener)
 
-    def path(self, path: StrOrPath | GuestPath) -> GuestPath:
+    def path(self, path: Name) -> GuestPath:
         """Make a `GuestPath`, which is to the guest's files what `trio.Path` is to this machine's.
 
         Raises:
             TypeError: ``path`` is not a path.
-            ValueError: ``path`` has a null character, or is not UTF-8.
+            ValueError: ``path`` is a path of another guest.
         """
-        return GuestPath(FileSystem(self._connection, self._confirmations), PurePosixPath(path_text(path)))
+        pure = PurePosixPath(plain_name(path, "path", self._connection))
+        return GuestPath(FileSystem(self._connection, self._confirmations), pure)
 
     # Network
 
-    async def open_tcp_stream(self, host: str, port: int) -> trio.abc.HalfCloseableStream:
+    async def open_tcp_stream(self, host: str | bytes, port: int) -> trio.abc.HalfCloseableStream:
         """Connect to a TCP port as the guest sees it, as `trio.open_tcp_stream` does from this machine.
 
         If cancelled, the guest gives up connecting, or closes the connection.

@@ -389,13 +389,27 @@ async def test_a_handle_behind_a_misplaced_frame_is_closed(file: Path) -> None:
         assert request.op == wire.OpCloseHandle(9)
 
 
-@pytest.mark.parametrize("path", ["a\0b", "\udcff", b"\xff"])
-async def test_a_path_the_protocol_cannot_carry_is_refused(path: Any) -> None:
+@pytest.mark.parametrize("path", ["a\0b", "\ud800"])
+async def test_a_path_that_no_system_can_have_is_refused(path: Any) -> None:
     async with talking() as talk:
         with pytest.raises(ValueError):
             await talk.guest.open_file(path)
+        nowhere = talk.guest.path(path)
         with pytest.raises(ValueError):
-            talk.guest.path(path)
+            await nowhere.stat()
+        assert not await nowhere.exists()
+        assert not await nowhere.is_file()
+        assert not await nowhere.is_symlink()
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize("path", ["\udcff", b"\xff"])
+async def test_a_path_that_is_no_utf8_is_not_sent_to_an_agent_that_takes_only_utf8(path: Any) -> None:
+    async with talking() as talk:
+        with pytest.raises(trio_console.UnsupportedByPeer, match="UTF-8"):
+            await talk.guest.open_file(path)
+        with pytest.raises(trio_console.UnsupportedByPeer, match="UTF-8"):
+            await talk.guest.path(path).exists()
         await talk.agent.nothing_more()
 
 

@@ -123,6 +123,57 @@ async def test_a_cancelled_large_write_ends_and_the_file_goes_on(file: Path, win
 
 
 @FLOWS
+async def test_after_a_cancelled_large_write_what_was_read_ahead_is_read_again(
+    file: Path, window: int | None
+) -> None:
+    file.write_bytes(b"o" * 4 * MIB)
+    async with serving_files(window=window) as (talk, files):
+        async with await talk.guest.open_file(file, "rb+") as guest_file:
+            assert await guest_file.read(10) == b"o" * 10
+            files.grant_writes = False
+            await cancelled(lambda: guest_file.write(b"x" * 4 * MIB))
+            # An agent has written a part of it, or all.
+            file.write_bytes(b"o" * 10 + b"x" * 4 * MIB)
+            files.grant_writes = True
+            for live in files.lives.values():
+                live.changed.set()
+            assert await guest_file.tell() == 10
+            assert await guest_file.read(20) == b"x" * 20
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_after_a_truncate_that_was_cancelled_or_failed_what_was_read_ahead_is_read_again(
+    file: Path, how: str
+) -> None:
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb+") as guest_file:
+            assert await guest_file.read(3) == b"con"
+            if how == "cancelled":
+                files.held[wire.OpFSetStat] = trio.Event()
+                await cancelled(lambda: guest_file.truncate(5))
+                files.held.pop(wire.OpFSetStat).set()
+                await trio.testing.wait_all_tasks_blocked()
+            else:
+                files.failing[wire.OpFSetStat] = "fsetstat: Input/output error (os error 5)"
+                with pytest.raises(OSError):
+                    await guest_file.truncate(5)
+                os.truncate(file, 5)
+            assert await guest_file.read() == b"te"
+
+
+async def test_after_a_write_that_failed_what_was_read_ahead_is_read_again(file: Path) -> None:
+    file.write_bytes(b"o" * MIB)
+    async with serving_files() as (talk, files):
+        async with await talk.guest.open_file(file, "rb+") as guest_file:
+            assert await guest_file.read(3) == b"ooo"
+            files.failing[wire.OpWrite] = "write: No space left on device (os error 28)"
+            with pytest.raises(OSError):
+                await guest_file.write(b"x" * MIB)
+            file.write_bytes(b"x" * MIB)
+            assert await guest_file.read(3) == b"xxx"
+
+
+@FLOWS
 async def test_after_a_cancelled_large_write_errors_are_told_again(file: Path, window: int | None) -> None:
     async with serving_files(window=window) as (talk, files):
         async with await talk.guest.open_file(file, "wb", buffering=0) as guest_file:

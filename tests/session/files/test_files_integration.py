@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import getpass
 import os
+import pwd
 import shutil
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import trio
 
 import trio_console
 from tests.session.files.test_files_twin import CONTENTS, READS, play
-from tests.session.files.test_path import CALLS, describe, make_tree, tree
+from tests.session.files.test_path import CALLS, OWN_CALLS, describe, make_tree, tree
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
@@ -24,19 +26,73 @@ MIB = 1024 * 1024
 
 
 async def test_every_path_call_does_what_trio_path_does(guest: Guest, tmp_path: Path) -> None:
+    """Both in the same working directory, and with the same home."""
+
     async def outcome(call: Any, root: Any) -> Any:
         try:
             return describe(await call(root), str(root))
         except Exception as exc:
             return describe(exc, str(root))
 
-    for number, (name, call) in enumerate(CALLS):
+    for number, (name, call) in enumerate([*CALLS, *OWN_CALLS]):
         here, there = tmp_path / f"{number}a", tmp_path / f"{number}b"
         make_tree(here)
         shutil.copytree(here, there, symlinks=True)
         expected = name, await outcome(call, trio.Path(here))
         assert (name, await outcome(call, guest.path(there))) == expected
         assert (name, tree(there)) == (name, tree(here))
+
+
+async def test_links_and_names_of_a_file_are_the_same_file(guest: Guest, tmp_path: Path) -> None:
+    # (trio's own `samefile` fails, whatever its arguments are.)
+    make_tree(tmp_path / "root")
+    root = guest.path(tmp_path / "root")
+    await (root / "name").hardlink_to(root / "file")
+    for other, same in (("link", True), ("name", True), ("dir/../file", True), ("dir/inner", False)):
+        assert await (root / "file").samefile(root / other) is same
+        assert await (root / "file").samefile(str(root / other)) is same
+    with pytest.raises(FileNotFoundError):
+        await (root / "file").samefile(root / "missing")
+
+
+async def test_places_are_those_of_the_agent(guest: Guest) -> None:
+    assert str(await guest.path("").cwd()) == str(await guest.path("x").resolve()).rpartition("/")[0]
+    home = pwd.getpwuid(os.geteuid()).pw_dir
+    assert str(await guest.path("/x").home()) == home
+    assert str(await guest.path("~/a/b").expanduser()) == f"{home}/a/b"
+    assert str(await guest.path(f"~{getpass.getuser()}").expanduser()) == home
+    for path in ("/~", "x/~", "x"):
+        assert str(await guest.path(path).expanduser()) == path
+    with pytest.raises(RuntimeError, match="home directory"):
+        await guest.path("~no_such_user/x").expanduser()
+
+
+async def test_a_number_without_a_name_is_a_key_error(guest: Guest, tmp_path: Path) -> None:
+    os.chown(tmp_path, 3_999_999, 3_999_998)
+    here, there = trio.Path(tmp_path), guest.path(tmp_path)
+    for call in ("owner", "group"):
+        with pytest.raises(KeyError) as expected:
+            await getattr(here, call)()
+        with pytest.raises(KeyError) as caught:
+            await getattr(there, call)()
+        assert str(caught.value) == str(expected.value)
+
+
+async def test_a_stat_has_what_it_has_on_this_machine(guest: Guest, tmp_path: Path) -> None:
+    (tmp_path / "f").write_bytes(b"x" * 10_000)
+    expected, got = os.stat(tmp_path / "f"), await guest.path(tmp_path / "f").stat()
+    assert got == expected
+    for name in ("st_atime_ns", "st_mtime_ns", "st_ctime_ns", "st_blksize", "st_blocks", "st_rdev", "st_mtime"):
+        assert getattr(got, name) == getattr(expected, name), name
+
+
+async def test_touch_never_makes_a_file_older(guest: Guest, tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    for _ in range(20):
+        path.write_bytes(b"new")
+        before = path.stat().st_mtime_ns
+        await guest.path(path).touch()
+        assert path.stat().st_mtime_ns >= before
 
 
 @pytest.mark.parametrize("mode", ["r", "rb", "r+", "rb+", "w+", "wb+", "a+", "ab+"])
@@ -127,10 +183,15 @@ async def test_cancelled_opens_leak_no_handle(guest: Guest, tmp_path: Path) -> N
     path = tmp_path / "file"
     path.write_bytes(b"x")
     # More than the handles one client may have.
+
+    async def open_and_close() -> None:
+        async with await guest.open_file(path):
+            pass
+
     for _ in range(1100):
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(guest.open_file, path)
+                nursery.start_soon(open_and_close)
                 await trio.testing.wait_all_tasks_blocked()
                 scope.cancel()
     # An open that was cancelled while its answer was on its way counts until its handle is closed.

@@ -167,6 +167,8 @@ async def test_bytes_that_are_no_text_are_dealt_with_as_in_io(tmp_path: Path, er
         ("r", {"encoding": "no such"}),
         ("r", {"encoding": "hex"}),
         ("r", {"buffering": 0}),
+        ("rb", {"encoding": "locale"}),
+        ("r", {"closefd": False}),
     ],
 )
 async def test_what_open_refuses_is_refused(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
@@ -178,6 +180,78 @@ async def test_what_open_refuses_is_refused(tmp_path: Path, mode: str, options: 
         with pytest.raises(expected.type):
             await talk.guest.open_file(path, mode, **options)
         assert not files.ops
+
+
+@pytest.mark.parametrize("mode", [f"{kind}{plus}{text}" for kind in "rwax" for plus in ("", "+") for text in "bt"])
+@pytest.mark.parametrize("buffering", [-1, 0])
+async def test_the_mode_is_written_as_in_io(tmp_path: Path, mode: str, buffering: int) -> None:
+    if "t" in mode and not buffering:
+        return
+    here, there = tmp_path / "here", tmp_path / "there"
+    for path in (here, there):
+        if "x" not in mode:
+            path.touch()
+    async with await trio.open_file(here, mode, buffering) as file:
+        expected = file.mode
+    async with serving_files() as (talk, _), await talk.guest.open_file(there, mode, buffering) as opened:
+        assert opened.mode == expected
+
+
+@pytest.mark.parametrize("mode", ["rb", "rb+", "r"])
+async def test_further_methods_are_as_in_io(tmp_path: Path, mode: str) -> None:
+    steps: list[Any] = [("readline", None), ("readlines", None), ("seek", 0), ("readline", 3)]
+    await same(tmp_path, CONTENTS, mode, steps)
+    if mode == "r":
+        return
+
+    async def run(open_file: Callable[[], Any]) -> list[Any]:
+        results: list[Any] = []
+        file = await open_file()
+        buffer = bytearray(9)
+        results += [await outcome(partial(file.readinto1, buffer)), bytes(buffer)]
+        results.append(await outcome(partial(file.readinto, memoryview(buffer)[:3])))
+        raw = await file.detach()
+        results += [await outcome(file.flush), await outcome(file.detach), await outcome(file.aclose)]
+        results.append(type(await outcome(raw.readall)))
+        async with raw:
+            results += [await outcome(partial(raw.seek, 4)), await outcome(raw.readall), raw.mode]
+        return results
+
+    path = tmp_path / "file"
+    path.write_bytes(CONTENTS)
+    expected = await run(partial(trio.open_file, path, mode))
+    path.write_bytes(CONTENTS)
+    async with serving_files() as (talk, _):
+        assert await run(partial(talk.guest.open_file, path, mode)) == expected
+
+
+async def test_a_text_file_is_detached_as_in_io(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+
+    async def run(open_file: Callable[[], Any]) -> list[Any]:
+        text = await open_file()
+        await text.write("text\n")
+        binary = await text.detach()
+        results = [
+            await outcome(partial(text.write, "more")),
+            await outcome(text.flush),
+            await outcome(text.aclose),
+        ]
+        async with binary:
+            results += [await binary.tell(), await binary.write(b"bytes"), binary.mode]
+        return [*results, path.read_bytes()]
+
+    expected = await run(partial(trio.open_file, path, "w", encoding="utf-8"))
+    async with serving_files() as (talk, _):
+        assert await run(partial(talk.guest.open_file, path, "w")) == expected
+
+
+async def test_the_arguments_of_open_have_its_names(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("text")
+    async with serving_files() as (talk, _):
+        async with await talk.guest.open_file(file=path, encoding="locale", closefd=True, opener=None) as file:
+            assert (await file.read(), file.encoding) == ("text", "utf-8")
 
 
 @pytest.mark.parametrize("buffering", [0, 2, 7, 100])

@@ -11,6 +11,7 @@ import trio
 
 from tests.session._fake import begin, talking
 from tests.tools.limits import HANG
+from trio_console import UnsupportedByPeer
 from trio_console import _wire as wire
 
 PIPE = subprocess.PIPE
@@ -24,8 +25,11 @@ BAD_COMMANDS = [
     pytest.param([""], {}, ValueError, "empty", id="an empty name"),
     pytest.param(["ls", 3], {}, TypeError, "string", id="a number as an argument"),
     pytest.param(["a\0b"], {}, ValueError, "null", id="a null byte in the command"),
-    pytest.param(["ls", "\udc80"], {}, ValueError, "UTF-8", id="a lone surrogate"),
-    pytest.param(["ls", b"\xff"], {}, ValueError, "UTF-8", id="bytes that are no UTF-8"),
+    pytest.param(["ls", "\ud800"], {}, ValueError, "no byte", id="a surrogate that is no byte"),
+    pytest.param(["ls", "\udc80"], {}, UnsupportedByPeer, "UTF-8", id="a surrogate for an agent of UTF-8"),
+    pytest.param(["ls", b"\xff"], {}, UnsupportedByPeer, "UTF-8", id="bytes for an agent of UTF-8"),
+    pytest.param(["ls"], {"env": {"A": b"\xff"}}, UnsupportedByPeer, "UTF-8", id="env for an agent of UTF-8"),
+    pytest.param(["ls"], {"cwd": b"\xff"}, UnsupportedByPeer, "UTF-8", id="cwd for an agent of UTF-8"),
     pytest.param(["ls"], {"env": {"A=B": "c"}}, ValueError, "environment", id="an equals sign in a name"),
     pytest.param(["ls"], {"env": {"": "c"}}, ValueError, "environment", id="an empty name in env"),
     pytest.param(["ls"], {"env": {"A": "\0"}}, ValueError, "null", id="a null byte in env"),
@@ -39,7 +43,7 @@ BAD_COMMANDS = [
     pytest.param(["ls"], {"rlimits": {"nofile": "many"}}, (TypeError, ValueError), None, id="a text as limit"),
     pytest.param(["ls"], {"tty": True, "rows": -1}, ValueError, "rows", id="negative rows"),
     pytest.param(["ls"], {"tty": True, "cols": 65536}, ValueError, "cols", id="too many columns"),
-    pytest.param(["ls"], {"stdin": "text"}, TypeError, "stdin", id="text as stdin"),
+    pytest.param(["ls"], {"stdin": "text"}, UnicodeError, "stdin", id="text as stdin"),
     pytest.param(["ls"], {"stdin": 3}, TypeError, "descriptors", id="a descriptor as stdin"),
     pytest.param(["ls"], {"stdin": subprocess.STDOUT}, TypeError, "stdin", id="STDOUT as stdin"),
     pytest.param(["ls"], {"stdout": 3}, TypeError, "descriptors", id="a descriptor as stdout"),

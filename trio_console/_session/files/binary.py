@@ -8,15 +8,20 @@ bytes that are not written yet lie before it.
 
 In append mode the guest decides where bytes go, so the position after a write is not known here. It is then
 `None`, which means the end of the file; the guest is asked when the number is needed.
+
+A file without positions, such as a FIFO, has a position that only counts; the guest ignores it.
 """
 
 from __future__ import annotations
 
 import errno
 import io
+import logging
 import operator
 import os
+import warnings
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -33,6 +38,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BinaryFile"]
 
+_log: Final = logging.getLogger("trio_console.client")
+
 
 @final
 @owned()
@@ -40,8 +47,11 @@ class BinaryFile(GuestFile[bytes]):
     """See `GuestFile`.
 
     Args:
+        mode: the mode as `io` writes it.
         buffer_size: bytes of each buffer; with 0 each call reads and writes exactly its own bytes.
         confirmations: how long a cancelled close may take.
+        seekable: whether the file has positions.
+        terminal: whether it is a terminal.
     """
 
     def __init__(
@@ -55,26 +65,43 @@ class BinaryFile(GuestFile[bytes]):
         append: bool,
         buffer_size: int,
         confirmations: Confirmations,
+        seekable: bool = True,
+        terminal: bool = False,
     ) -> None:
         self._owner: Final = Owner()
+        self._closed = False
+        self._detached = False
         self._handle = handle
         self._name = name
         self._mode = mode
         self._readable = readable
         self._writable = writable
         self._append = append
+        #: Whether an unknown part of the buffer is written if its write fails, so that it cannot be written again.
+        self._written_once = append or not seekable
         self._limit = min(buffer_size, handle.unit)
         self._confirmations = confirmations
-        self._position: int | None = None if append else 0
+        self._seekable = seekable
+        self._terminal = terminal
+        self._position: int | None = None if append and seekable else 0
         self._ahead = b""
         self._taken = 0  # bytes of _ahead that were read
         self._behind = bytearray()
         self._failure: OSError | None = None  # the error of appended bytes, which cannot be written again
-        self._closed = False
         self._conflict = Conflict("another task is using this file")
 
     def __repr__(self) -> str:
         return f"<trio_console.GuestFile name={self._name!r} mode={self._mode!r}>"
+
+    def __del__(self) -> None:
+        # As in io, the buffer is written out and the file is closed. (This may run in any thread. The run's own
+        # does it, with the handle and the bytes, and without this object. Nothing else uses them any more.)
+        if getattr(self, "_closed", True) or self._detached:
+            return
+        start = 0 if self._append else (self._position or 0) - len(self._behind)
+        burial = partial(_bury, self._handle, bytes(self._behind), start, self._confirmations)
+        self._owner.call(trio.lowlevel.spawn_system_task, burial)
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     # State
 
@@ -98,9 +125,24 @@ class BinaryFile(GuestFile[bytes]):
         self._check()
         return self._writable
 
+    def seekable(self) -> bool:
+        self._check()
+        return self._seekable
+
+    def isatty(self) -> bool:
+        self._check()
+        return self._terminal
+
     def _check(self) -> None:
+        if self._detached:
+            raise ValueError("raw stream has been detached")
         if self._closed:
             raise_closed()
+
+    def check_seekable(self) -> None:
+        self._check()
+        if not self._seekable:
+            raise io.UnsupportedOperation("File or stream is not seekable.")
 
     def check_readable(self) -> None:
         self._check()
@@ -132,6 +174,8 @@ class BinaryFile(GuestFile[bytes]):
             await self._flush()
             if 0 <= size <= self._available:
                 return self._take(size)
+            if not self._seekable:
+                return await self._read_along(size)
             if 0 <= size < self._limit:
                 await self._fill()
                 return self._take(size)
@@ -142,6 +186,17 @@ class BinaryFile(GuestFile[bytes]):
             data = self._take(have) + rest if have else rest
             self._position = start + len(data)
             return data
+
+    async def _read_along(self, size: int) -> bytes:
+        """Read from a file without positions. Each byte comes once, so all are kept until there are enough."""
+        if size < 0:
+            rest = await self._handle.read(0)
+            return self._take(self._available) + rest
+        if self._limit == 0:  # unbuffered: one read, which may get fewer
+            return self._take(size) if self._available else await self._handle.read(0, size)
+        while self._available < size and await self._fill(size - self._available):
+            pass
+        return self._take(size)
 
     def _take(self, size: int) -> bytes:
         size = min(size, self._available)
@@ -162,8 +217,10 @@ class BinaryFile(GuestFile[bytes]):
         return bool(data)
 
     def _forget_ahead(self) -> None:
-        self._ahead = b""
-        self._taken = 0
+        """Read again what lies ahead. (Of a file without positions it cannot be read again.)"""
+        if self._seekable:
+            self._ahead = b""
+            self._taken = 0
 
     @checks_owner
     async def read1(self, size: int = -1, /) -> bytes:
@@ -177,6 +234,15 @@ class BinaryFile(GuestFile[bytes]):
             if size and not self._available:
                 await self._fill(size)
             return self._take(size)
+
+    async def readall(self) -> bytes:
+        return await self.read()
+
+    async def readinto1(self, buffer: bytearray | memoryview, /) -> int:
+        with memoryview(buffer).cast("B") as view:
+            data = await self.read1(len(view))
+            view[: len(data)] = data
+            return len(data)
 
     async def peek(self, size: int = 0, /) -> bytes:
         self.check_readable()
@@ -193,10 +259,10 @@ class BinaryFile(GuestFile[bytes]):
             return len(data)
 
     @checks_owner
-    async def readline(self, size: int = -1, /) -> bytes:
+    async def readline(self, size: int | None = -1, /) -> bytes:
         self._owner.check()
         self.check_readable()
-        limit = operator.index(size)
+        limit = -1 if size is None else operator.index(size)
         with self._conflict:
             await self._flush()
             searched = 0
@@ -231,12 +297,13 @@ class BinaryFile(GuestFile[bytes]):
             else:
                 await trio.lowlevel.checkpoint()
             start = self._position
+            # First: if the write is cancelled, or fails, the file may have other bytes all the same.
+            self._forget_ahead()
             if size > self._limit:
                 await self._handle.write(start or 0, view)
             else:
                 self._behind += view
-            self._forget_ahead()
-            self._position = None if start is None or self._append else start + size
+            self._position = None if start is None or (self._append and self._seekable) else start + size
             return size
 
     async def flush(self) -> None:
@@ -259,8 +326,9 @@ class BinaryFile(GuestFile[bytes]):
             await self._handle.write(start, memoryview(data))
         except OSError as exc:
             # As in io, the bytes are kept for another try, which may find more room on the disk. But of appended
-            # bytes an unknown part may have been written, so these are dropped and the error is kept.
-            if self._append:
+            # bytes, and without positions, an unknown part may have been written. So these are dropped, and the
+            # error is kept.
+            if self._written_once:
                 self._failure = exc
                 self._behind.clear()
             raise
@@ -274,17 +342,24 @@ class BinaryFile(GuestFile[bytes]):
         self.check_writable()
         with self._conflict:
             await self._flush()
-            size = await self._where() if size is None else operator.index(size)
+            if size is None:
+                self._check_position()
+                size = await self._where()
+            size = operator.index(size)
             if size < 0:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self._name)
+            self._forget_ahead()  # first, as in `write`
             await self._handle.truncate(size)
-            self._forget_ahead()
             return size
+
+    def _check_position(self) -> None:
+        if not self._seekable:
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE), self._name)
 
     # Positions
 
     async def seek(self, target: int, whence: int = 0, /) -> int:
-        self._check()
+        self.check_seekable()
         target = operator.index(target)
         if whence not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
@@ -313,6 +388,7 @@ class BinaryFile(GuestFile[bytes]):
 
     async def tell(self) -> int:
         self._check()
+        self._check_position()
         with self._conflict:
             if self._position is None:
                 await self._flush()
@@ -321,6 +397,29 @@ class BinaryFile(GuestFile[bytes]):
             return await self._where()
 
     # The end
+
+    async def detach(self) -> BinaryFile:
+        self._check()
+        if self._limit == 0:
+            raise io.UnsupportedOperation("detach")
+        with self._conflict:
+            await self._flush()
+            raw = BinaryFile(
+                self._handle,
+                name=self._name,
+                mode=self._mode,
+                readable=self._readable,
+                writable=self._writable,
+                append=self._append,
+                buffer_size=0,
+                confirmations=self._confirmations,
+                seekable=self._seekable,
+                terminal=self._terminal,
+            )
+            # (The raw file of io stands behind the bytes that were read ahead.)
+            raw._position = None if self._position is None else self._position + self._available
+            self._detached = True
+        return raw
 
     def abandon(self) -> None:
         """Close without writing the buffer out, and without waiting."""
@@ -331,6 +430,7 @@ class BinaryFile(GuestFile[bytes]):
         if self._closed:
             await trio.lowlevel.checkpoint()
             return
+        self._check()
         try:
             self._conflict.__enter__()
         except trio.BusyResourceError:
@@ -361,3 +461,19 @@ class BinaryFile(GuestFile[bytes]):
             with suppress(OSError, ProtocolError):  # the first error is raised
                 await self._handle.close()
             raise error
+
+
+async def _bury(handle: FileHandle, data: bytes, start: int, confirmations: Confirmations) -> None:
+    """Write out the buffer of a file that was dropped, and close it. An exception would end the whole run."""
+
+    async def finish() -> None:
+        if data:
+            await handle.write(start, memoryview(data))
+        await handle.close()
+
+    try:
+        await confirmations.wait(finish)
+    except Exception:  # noqa: BLE001  (logged)
+        _log.exception("a file that was dropped could not be closed; %d bytes were to be written", len(data))
+    finally:
+        handle.drop()

@@ -23,6 +23,12 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     those that are written later. Only the result of `read` without a size, and a single line, may be larger.
     Offsets are in bytes; the positions of a text file come from `tell` and can only be used for `seek`.
 
+    A file that is garbage-collected without having been closed warns (`ResourceWarning`); it is written out and
+    closed soon, as in `io`.
+
+    A FIFO or a terminal is read as its bytes come, and has no positions. (An agent without this feature cannot
+    read or write it.) A read that waits for another process can be cancelled, and no byte is lost.
+
     Only one task at a time may use it: a second one gets `trio.BusyResourceError`. A closed file raises
     `ValueError`. An operation for which the file was not opened raises `io.UnsupportedOperation`, as in `io`.
     Further, every operation may raise:
@@ -46,7 +52,7 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     @property
     @abstractmethod
     def mode(self) -> str:
-        """The mode it was opened with."""
+        """The mode it was opened with, in binary mode as `io` writes it (``"rb+"`` for ``"w+b"``)."""
 
     @property
     @abstractmethod
@@ -81,17 +87,13 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     def writable(self) -> bool:
         """Whether it was opened for writing."""
 
+    @abstractmethod
     def seekable(self) -> bool:
-        """Always true: the guest's agent reads and writes at offsets."""
-        if self.closed:
-            raise_closed()
-        return True
+        """Whether it has positions; a FIFO and a terminal have none."""
 
+    @abstractmethod
     def isatty(self) -> bool:
-        """Always false."""
-        if self.closed:
-            raise_closed()
-        return False
+        """Whether it is a terminal."""
 
     def fileno(self) -> NoReturn:
         """Raise `io.UnsupportedOperation`: the file has no descriptor on this machine."""
@@ -104,8 +106,8 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
         """Read ``size`` bytes or characters, fewer only at the end; the whole rest if negative or `None`."""
 
     @abstractmethod
-    async def readline(self, size: int = -1, /) -> AnyStr:
-        """Read a line with its line end, or ``size`` of it if that is not negative; empty at end of file."""
+    async def readline(self, size: int | None = -1, /) -> AnyStr:
+        """Read a line with its line end, or ``size`` of it unless that is negative (or, of bytes, `None`)."""
 
     async def readlines(self, hint: int | None = -1, /) -> list[AnyStr]:
         """Read lines up to the end, or until their sizes sum up to ``hint`` if that is positive."""
@@ -125,6 +127,14 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     async def readinto(self, buffer: bytearray | memoryview, /) -> int:
         """Fill ``buffer`` as far as the file has bytes; returns how many were read. Binary mode only."""
         raise io.UnsupportedOperation("readinto")
+
+    async def readall(self) -> AnyStr:
+        """Read the whole rest. Binary mode only."""
+        raise io.UnsupportedOperation("readall")
+
+    async def readinto1(self, buffer: bytearray | memoryview, /) -> int:
+        """`readinto` with at most one request to the guest. Binary mode only."""
+        raise io.UnsupportedOperation("readinto1")
 
     async def peek(self, size: int = 0, /) -> AnyStr:
         """The next bytes, at least one unless at the end; the position stays. Binary mode only."""
@@ -173,6 +183,16 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     @abstractmethod
     async def tell(self) -> int:
         """The position."""
+
+    @abstractmethod
+    async def detach(self) -> GuestFile[bytes]:
+        """Take the layer below: the binary file of a text file, or the same file without a buffer.
+
+        This object is void then.
+
+        Raises:
+            io.UnsupportedOperation: it has no buffer.
+        """
 
     @abstractmethod
     async def aclose(self) -> None:

@@ -17,13 +17,14 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._session.files.operations import FsCall, FsRead, FsWrite, drop_handle, stat_result
+from trio_console._session.files.operations import FsCall, FsRead, FsWrite, drop_handle
 from trio_console._session.receiving import WINDOW
 from trio_console._session.sending import SLICE
 
 if TYPE_CHECKING:
     import os
 
+    from trio_console._session.connection import Connection
     from trio_console._session.files.operations import FileSystem
 
 __all__ = ["FileHandle"]
@@ -36,12 +37,15 @@ class FileHandle:
     Args:
         number: the handle's number.
         path: the path for errors.
+        positioned: whether the file has positions. For one that has none, such as a FIFO, offsets are ignored, and
+            a read returns what there is.
     """
 
-    def __init__(self, fs: FileSystem, number: int, path: str) -> None:
+    def __init__(self, fs: FileSystem, number: int, path: str, *, positioned: bool = True) -> None:
         self._fs = fs
         self._number = number
         self._path = path
+        self._along: Final = None if positioned else _ReadsAlong(fs.connection, number, path)
         self._unsettled: FsWrite | None = None
         self._unheard = False  # the answer of the unsettled write is ignored: its caller got an error already
         self._closing: FsCall | None = None
@@ -51,8 +55,13 @@ class FileHandle:
         self.unit: Final = max(1, self._at_once)
 
     async def read(self, offset: int, size: int | None = None) -> bytes:
-        """Read ``size`` bytes, fewer only at the end of the file; with `None` the whole rest."""
+        """Read ``size`` bytes, fewer only at the end of the file; with `None` the whole rest.
+
+        (Of a file without positions: at least one byte, if it is not at its end.)
+        """
         await self.settle()
+        if self._along is not None:
+            return await self._along.read(size)
         await self._fs.connection.wait_may_open()
         parts: list[bytes] = []
         call = FsRead(self._fs.connection, wire.OpRead(self._number, offset, size), self._path).begin()
@@ -131,8 +140,7 @@ class FileHandle:
 
     async def stat(self) -> os.stat_result:
         await self.settle()
-        answer = await self._fs.ask(wire.OpFStat(self._number), wire.ResultStat, self._path)
-        return stat_result(answer.value)
+        return await self._fs.stat_of(wire.OpFStat(self._number), self._path)
 
     async def truncate(self, size: int) -> None:
         await self.settle()
@@ -141,6 +149,11 @@ class FileHandle:
     def drop(self) -> None:
         """Close without waiting for the answer; does nothing if `close` has begun."""
         if self._closing is None:
+            if self._along is not None:
+                # The close waits for its turn; and what is under way may wait for another process, for ever.
+                self._along.call_off()
+                if self._unsettled is not None:
+                    self._unsettled.call_off()
             drop_handle(self._fs.connection, self._number)
 
     async def close(self) -> None:
@@ -155,3 +168,78 @@ class FileHandle:
         if self._closing is not None:
             with suppress(trio.BrokenResourceError):
                 await self._closing.wait()
+
+
+@final
+class _ReadsAlong:
+    """The reads of a file without positions, one after the other. A byte that was read cannot be read again.
+
+    So if a read is cancelled, the agent is asked to stop; but the bytes that it has sent by then are kept for the
+    next read, which first waits for the end of the old one.
+    """
+
+    def __init__(self, connection: Connection, number: int, path: str) -> None:
+        self._connection = connection
+        self._number = number
+        self._path = path
+        self._call: FsRead | None = None  # a read whose end has not come
+        self._to_end = False  # whether that read is for all up to the end
+        self._had_bytes = False  # whether it has returned any
+        self._called_off = False  # whether the agent was asked to end it
+        self._kept = b""  # bytes of a read of all that was cancelled
+
+    async def read(self, size: int | None) -> bytes:
+        """Read at least one byte and at most ``size``, or ``b""`` at the end; with `None` all up to the end."""
+        if size is not None:
+            return await self._read_some(size)
+        parts: list[bytes] = []
+        try:
+            while data := await self._read_some(None):
+                parts.append(data)
+        except BaseException:
+            self._kept = b"".join([*parts, self._kept])
+            raise
+        return b"".join(parts)
+
+    async def _read_some(self, size: int | None) -> bytes:
+        most = WINDOW if size is None else min(size, WINDOW)
+        if self._kept:
+            await trio.lowlevel.checkpoint()
+            data, self._kept = self._kept[:most], self._kept[most:]
+            return data
+        if most == 0:
+            await trio.lowlevel.checkpoint()
+            return b""
+        while True:
+            if self._call is None:
+                await self._connection.wait_may_open()
+                op = wire.OpRead(self._number, 0, size)
+                self._call = FsRead(self._connection, op, self._path).begin()
+                self._had_bytes = self._called_off = False
+                self._to_end = size is None
+            data = await self._next(self._call, most)
+            if data:
+                self._had_bytes = True
+                return data
+            self._call = None
+            if not self._called_off and (self._to_end or not self._had_bytes):
+                return b""  # the end of the file
+
+    async def _next(self, call: FsRead, most: int) -> bytes:
+        """The next bytes of a read; ``b""`` at its end."""
+        try:
+            return await call.stream.receive_some(most)
+        except trio.Cancelled:
+            self.call_off()
+            raise
+        except OSError:
+            self._call = None
+            if not self._called_off:
+                raise
+            return b""  # it was ended because we have asked for that
+
+    def call_off(self) -> None:
+        """Ask the agent to end a read that is under way."""
+        if self._call is not None and not self._called_off:
+            self._called_off = True
+            self._call.call_off()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import stat
 import warnings
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from trio_console import _wire as wire
 from trio_console._session.files.binary import BinaryFile
 from trio_console._session.files.handle import FileHandle
+from trio_console._session.files.names import checked_name
 from trio_console._session.files.text import TextFile, check_encoding, check_newline
 from trio_console._session.sending import SLICE
 
@@ -23,6 +25,9 @@ __all__ = ["open_guest_file"]
 
 #: Bytes of each buffer by default: one frame.
 _BUFFER_SIZE: Final = SLICE
+
+#: The name of the locale's encoding, which is UTF-8 in a guest.
+_LOCALE: Final = "locale"
 
 
 @final
@@ -41,6 +46,12 @@ class _Mode:
     @property
     def writing(self) -> bool:
         return self.kind != "r" or self.plus
+
+    @property
+    def binary_mode(self) -> str:
+        """The mode as binary files of `io` have it."""
+        kind = "r" if self.plus and self.kind == "w" else self.kind
+        return f"{kind}b{'+' if self.plus else ''}"
 
     @property
     def options(self) -> wire.OpenOptions:
@@ -88,7 +99,7 @@ def _check_arguments(
     if buffering == 0:
         raise ValueError("can't have unbuffered text I/O")
     check_newline(newline)
-    if encoding is not None:
+    if encoding not in (None, _LOCALE):
         check_encoding(encoding)
 
 
@@ -100,40 +111,52 @@ async def open_guest_file(
     encoding: str | None = None,
     errors: str | None = None,
     newline: str | None = None,
+    closefd: bool = True,
+    opener: object = None,
 ) -> GuestFile[Any]:
     """See `Guest.open_file`."""
     parsed = _parse_mode(mode)
     _check_arguments(parsed, buffering, encoding, errors, newline)
-    handle = FileHandle(fs, await fs.open(path, parsed.options), path)
+    if not closefd:
+        raise ValueError("Cannot use closefd=False with file name")
+    if opener is not None:
+        raise ValueError("opener must be None: a guest opens its files itself")
+    checked_name(path, "path")
+    number, opened = await fs.open(path, parsed.options)
+    seekable = opened is wire.UNSET or opened.seekable
+    handle = FileHandle(fs, number, path, positioned=seekable)
     # From here on a handle is open in the guest, which must be closed here if the file does not reach the user.
-    if not parsed.writing:
-        await _check_no_directory(handle, path)
+    try:
+        if not parsed.writing:
+            mode_bits = (await handle.stat()).st_mode if opened is wire.UNSET else opened.mode
+            # As Python's `open` does: a guest can open a directory, and only reads of it fail.
+            if stat.S_ISDIR(mode_bits):
+                raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+        if parsed.plus and buffering and not seekable:
+            raise io.UnsupportedOperation("File or stream is not seekable.")
+    except BaseException:
+        handle.drop()
+        raise
+    terminal = opened is not wire.UNSET and opened.terminal
     binary = BinaryFile(
         handle,
         name=path,
-        mode=mode,
+        mode=parsed.binary_mode,
         readable=parsed.reading,
         writable=parsed.writing,
         append=parsed.kind == "a",
         buffer_size=_BUFFER_SIZE if buffering in (-1, 1) or buffering < 0 else buffering,
         confirmations=fs.confirmations,
+        seekable=seekable,
+        terminal=terminal,
     )
     if not parsed.text:
         return binary
     return TextFile(
         binary,
-        encoding=encoding or "utf-8",
+        encoding="utf-8" if encoding in (None, _LOCALE) else encoding,
         errors=errors or "strict",
         newline=newline,
-        line_buffering=buffering == 1,
+        line_buffering=buffering == 1 or (buffering < 0 and terminal),
+        mode=mode,
     )
-
-
-async def _check_no_directory(handle: FileHandle, path: str) -> None:
-    """Raise for a directory, as Python's `open` does: a guest can open a directory, and only reads of it fail."""
-    try:
-        if stat.S_ISDIR((await handle.stat()).st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
-    except BaseException:
-        handle.drop()
-        raise

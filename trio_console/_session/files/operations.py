@@ -14,13 +14,15 @@ import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Self, TypeVar, final
+from typing import TYPE_CHECKING, Final, Self, TypeVar, final, get_type_hints
 
+import msgspec
 import trio
 
 from trio_console import _wire as wire
-from trio_console._errors import ProtocolError, again
+from trio_console._errors import ProtocolError, UnsupportedByPeer, again, system_error
 from trio_console._session.connection import Connection, Session
+from trio_console._session.files.names import need_octets
 from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, IncomingStream
 from trio_console._session.sending import DataSender, Sending
 
@@ -49,18 +51,22 @@ def guest_error(text: str | None, *filenames: str) -> OSError:
     text = text or "the guest's agent gave no reason"
     found = _OS_ERROR.search(text)
     if found is None:
-        return _os_error(None, text, filenames)
+        return system_error(None, text, *filenames)
     number = int(found[1])
-    reason = os.strerror(number)
-    if _OS_ERROR.sub("", text).rpartition(": ")[2] != reason:
-        reason = f"{reason} (guest: {text})"
-    return _os_error(number, reason, filenames)
+    usual = _OS_ERROR.sub("", text).rpartition(": ")[2] == os.strerror(number)
+    return system_error(number, os.strerror(number) if usual else f"(in the guest: {text})", *filenames)
 
 
-def _os_error(number: int | None, reason: str, filenames: tuple[str, ...]) -> OSError:
-    if len(filenames) == 2:
-        return OSError(number, reason, filenames[0], None, filenames[1])
-    return OSError(number, reason, *filenames)
+#: The string fields of operations: these are names, which need not be UTF-8.
+_NAMES: Final = {
+    cls: tuple(name for name, type_ in get_type_hints(cls).items() if type_ is str) for cls in wire.FS_OPS.values()
+}
+
+#: The operations whose results have names that were not asked for.
+_NAMES_BACK: Final = (wire.OpList, wire.OpReadDir, wire.OpReadLink, wire.OpRealPath, wire.OpAccount)
+
+#: The operations that only an agent with the feature `wire.FILES` knows.
+_OWN_OPS: Final = (wire.OpTouch, wire.OpHardLink, wire.OpAccount)
 
 
 class FsCall(Session):
@@ -71,9 +77,16 @@ class FsCall(Session):
     """
 
     def __init__(self, connection: Connection, op: wire.FsOp, *filenames: str, window: int | None = None) -> None:
+        # (Before an id is taken.)
+        _check_known(connection, op)
+        self._octets: Final = _wants_octets(connection, op)
         self.id = connection.new_id()
         self._connection = connection
-        self._request: Final = wire.FsRequest(op, window=wire.UNSET if window is None else window)
+        self._request: Final = wire.FsRequest(
+            _packed(op) if self._octets else op,
+            window=wire.UNSET if window is None else window,
+            octets=True if self._octets else wire.UNSET,
+        )
         self._name = type(op).__name__.removeprefix("Op")
         self._filenames = filenames
         self._response: wire.FsResponse | None = None
@@ -95,8 +108,7 @@ class FsCall(Session):
         try:
             self._connection.open(self, self._request)
         except ProtocolError as exc:
-            reason = f"{os.strerror(errno.ENAMETOOLONG)} ({exc})"
-            raise _os_error(errno.ENAMETOOLONG, reason, self._filenames) from None
+            raise system_error(errno.ENAMETOOLONG, str(exc), *self._filenames) from None
         return self
 
     # The connection's side
@@ -168,7 +180,7 @@ class FsCall(Session):
         if self._response is not None and isinstance(self._response.data, wire.ResultHandle):
             drop_handle(self._connection, self._response.data.value)
 
-    async def wait(self) -> wire.FsResult | None:
+    async def wait(self) -> wire.FsResponse:
         """Wait for the answer, and raise it if it is an error. If cancelled, the call is abandoned."""
         try:
             await self.done.wait()
@@ -178,12 +190,13 @@ class FsCall(Session):
             raise
         return self.result()
 
-    def result(self) -> wire.FsResult | None:
-        """The result of an operation that is done; raises its error."""
+    def result(self) -> wire.FsResponse:
+        """The answer to an operation that is done; raises its error."""
         error = self.failure()
         if error is not None:
             raise error
-        return self._answer().data
+        answer = self._answer()
+        return _unpacked(answer) if self._octets else answer
 
     def failure(self) -> Exception | None:
         """The error of an operation that is done, as a new instance; `None` if it succeeded."""
@@ -195,6 +208,51 @@ class FsCall(Session):
     def _answer(self) -> wire.FsResponse:
         assert self._response is not None, "an operation that is done has an answer or an error"
         return self._response
+
+
+def _check_known(connection: Connection, op: wire.FsOp) -> None:
+    if isinstance(op, _OWN_OPS) and wire.FILES not in (connection.ready.features or ()):
+        raise UnsupportedByPeer(
+            f"the guest's agent ({connection.ready.agent_version or 'no version given'}) does not know "
+            f"{type(op).__name__.removeprefix('Op')} requests, which this needs"
+        )
+
+
+def _wants_octets(connection: Connection, op: wire.FsOp) -> bool:
+    """Whether the names of an operation are sent, and come back, as octets."""
+    names = (getattr(op, name) for name in _NAMES[type(op)])
+    return need_octets(names, connection) or (
+        isinstance(op, _NAMES_BACK) and wire.OCTETS in (connection.ready.features or ())
+    )
+
+
+def _packed(op: wire.FsOp) -> wire.FsOp:
+    return msgspec.structs.replace(op, **{name: wire.packed(getattr(op, name)) for name in _NAMES[type(op)]})
+
+
+def _unpacked(response: wire.FsResponse) -> wire.FsResponse:
+    """An answer whose names are octets, with the names."""
+    data = response.data
+    try:
+        if isinstance(data, wire.ResultPath):
+            data = wire.ResultPath(wire.unpacked(data.value))
+        elif isinstance(data, wire.ResultList):
+            data = wire.ResultList(
+                [
+                    info if info.path.isascii() else msgspec.structs.replace(info, path=wire.unpacked(info.path))
+                    for info in data.value
+                ]
+            )
+        else:
+            return response
+    except ValueError as exc:
+        raise ProtocolError(
+            f"the guest's agent sent a name that cannot be one: {exc}",
+            kind="invalid_payload",
+            message_type="core.fs.response",
+            field="data",
+        ) from None
+    return msgspec.structs.replace(response, data=data)
 
 
 @final
@@ -223,6 +281,10 @@ class FsRead(FsCall):
     def _call_off(self) -> None:
         if self._credited and not self.done.is_set():
             self._connection.send(wire.Cancel(), self.id)
+
+    def call_off(self) -> None:
+        """Ask the agent to read no more. The bytes that it has read still come, and then the end."""
+        self._call_off()
 
     def _finish(self) -> None:
         super()._finish()
@@ -269,6 +331,11 @@ class FsWrite(FsCall):
         """Send end of file, after all bytes were sent."""
         self.sender.finish(wire.FsData(b""))
 
+    def call_off(self) -> None:
+        """Ask the agent to write no more of the bytes that were sent. The answer still comes."""
+        if self._credited and not self.done.is_set():
+            self._connection.send(wire.Cancel(), self.id)
+
     def abort(self) -> None:
         """Send no more bytes. The answer still comes, and is ignored."""
         if self._credited and self.sender.state is Sending.OPEN:
@@ -308,61 +375,87 @@ class FileSystem:
             trio_console.ProtocolError: one side violated the protocol.
             trio_console.UnsupportedByPeer: the agent is too old for file operations.
         """
-        result = await self._call(op, *filenames)
-        if not isinstance(result, expected):
-            raise ProtocolError(
-                f"the guest's agent answered {type(op).__name__.removeprefix('Op')} with {result!r}",
-                kind="invalid_payload",
-                message_type="core.fs.response",
-                field="data",
-            )
-        return result
+        return _expected(op, await self._call(op, *filenames), expected)
 
     async def do(self, op: wire.FsOp, *filenames: str) -> None:
         """Do an operation that has no result. Cancellation and errors are as in `ask`."""
         await self._call(op, *filenames)
 
-    async def _call(self, op: wire.FsOp, *filenames: str) -> wire.FsResult | None:
+    async def _call(self, op: wire.FsOp, *filenames: str) -> wire.FsResponse:
         await self.connection.wait_may_open()
         return await FsCall(self.connection, op, *filenames).begin().wait()
 
+    def knows_files(self) -> bool:
+        """Whether the agent has the feature `wire.FILES`."""
+        return wire.FILES in (self.connection.ready.features or ())
+
     async def stat(self, path: str, *, follow: bool = True) -> os.stat_result:
-        answer = await self.ask(wire.OpStat(path, follow), wire.ResultStat, path)
-        return stat_result(answer.value)
+        return await self.stat_of(wire.OpStat(path, follow), path)
 
-    async def open(self, path: str, options: wire.OpenOptions) -> int:
-        """Open a file; returns its handle. The caller must close it in any case."""
-        return (await self.ask(wire.OpOpenFile(path, options), wire.ResultHandle, path)).value
+    async def stat_of(self, op: wire.OpStat | wire.OpFStat, path: str) -> os.stat_result:
+        """The answer to one of the two requests for a file's information."""
+        response = await self._call(op, path)
+        return _stat_result(_expected(op, response, wire.ResultStat).value, response.more)
 
-    async def list_names(self, path: str) -> list[str]:
-        """The names in a directory, in no order."""
+    async def open(self, path: str, options: wire.OpenOptions) -> tuple[int, wire.Opened | wire.UnsetType]:
+        """Open a file; returns its handle, which the caller must close in any case, and what it is, if told."""
+        op = wire.OpOpenFile(path, options)
+        response = await self._call(op, path)
+        return _expected(op, response, wire.ResultHandle).value, response.opened
+
+    async def list_entries(self, path: str) -> list[tuple[str, str]]:
+        """The names in a directory with their kinds, such as ``file`` or ``symlink``, in no order."""
         handle = (await self.ask(wire.OpOpenDir(path), wire.ResultHandle, path)).value
-        names: list[str] = []
+        entries: list[tuple[str, str]] = []
         try:
             while True:
                 page = await self.ask(wire.OpReadDir(handle, _PAGE), wire.ResultList, path)
                 if not page.value:
-                    return names
-                names += [entry.path.rpartition("/")[2] for entry in page.value]
+                    return entries
+                entries += [(entry.path.rpartition("/")[2], entry.kind) for entry in page.value]
         finally:
             drop_handle(self.connection, handle)
 
 
-def stat_result(info: wire.EntryInfo) -> os.stat_result:
+def _expected(op: wire.FsOp, response: wire.FsResponse, expected: type[_R]) -> _R:
+    if not isinstance(response.data, expected):
+        raise ProtocolError(
+            f"the guest's agent answered {type(op).__name__.removeprefix('Op')} with {response.data!r}",
+            kind="invalid_payload",
+            message_type="core.fs.response",
+            field="data",
+        )
+    return response.data
+
+
+_BILLION: Final = 1_000_000_000
+
+
+def _stat_result(info: wire.EntryInfo, more: wire.StatMore | wire.UnsetType) -> os.stat_result:
     """The guest's information on a file as Python has it. Fields that the guest does not send are 0."""
-    atime, mtime = info.atime or 0, info.mtime or 0
-    billion = 1_000_000_000
+    if more is wire.UNSET:
+        more = wire.StatMore(
+            dev=0,
+            ino=0,
+            nlink=0,
+            rdev=0,
+            blksize=0,
+            blocks=0,
+            atime_ns=(info.atime or 0) * _BILLION,
+            mtime_ns=(info.mtime or 0) * _BILLION,
+            ctime_ns=0,
+        )
+    times = more.atime_ns, more.mtime_ns, more.ctime_ns
     return os.stat_result(
-        (info.mode, 0, 0, 0, info.uid, info.gid, info.size, atime, mtime, 0),
+        (
+            *(info.mode, more.ino, more.dev, more.nlink, info.uid, info.gid, info.size),
+            *(ns // _BILLION for ns in times),
+        ),
         {
-            "st_atime": float(atime),
-            "st_mtime": float(mtime),
-            "st_ctime": 0.0,
-            "st_atime_ns": atime * billion,
-            "st_mtime_ns": mtime * billion,
-            "st_ctime_ns": 0,
-            "st_blksize": 0,
-            "st_blocks": 0,
-            "st_rdev": 0,
+            **{f"st_{name}time": ns / _BILLION for name, ns in zip("amc", times, strict=True)},
+            **{f"st_{name}time_ns": ns for name, ns in zip("amc", times, strict=True)},
+            "st_blksize": more.blksize,
+            "st_blocks": more.blocks,
+            "st_rdev": more.rdev,
         },
     )

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import errno
+import math
 import os
 import stat
+import sys
 import time
-from typing import TYPE_CHECKING, Any, Final, final, overload
+from typing import TYPE_CHECKING, Any, Final, Literal, final, overload
 
 import trio
 
 from trio_console import _wire as wire
+from trio_console._errors import UnsupportedByPeer
+from trio_console._session.files.glob import matches, parse
+from trio_console._session.files.names import checked_name
 from trio_console._session.files.open import open_guest_file
 from trio_console._session.files.operations import drop_handle
 from trio_console._session.files.pure_path import PureGuestPath
@@ -23,7 +28,7 @@ if TYPE_CHECKING:
     from trio_console._session.files.file import GuestFile
     from trio_console._session.files.pure_path import Segment
 
-__all__ = ["GuestPath", "path_text"]
+__all__ = ["GuestPath"]
 
 #: Errors that mean "no such file" for `GuestPath.exists` and similar methods: the same as in pathlib.
 _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOOP})
@@ -32,21 +37,17 @@ _ABSENT: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EBADF, errno.ELOO
 _MAX_LINKS: Final = 40
 
 
-def path_text(path: str | bytes | os.PathLike[str] | os.PathLike[bytes] | GuestPath) -> str:
-    """The path as text for the wire, which carries only UTF-8.
+#: Since Python 3.13 pathlib resolves a loop of links to itself, or raises ELOOP if it is strict.
+_NEW_LOOPS: Final = sys.version_info >= (3, 13)
+
+
+def path_text(path: GuestPath) -> str:
+    """The path for a request.
 
     Raises:
-        TypeError: ``path`` is not a path.
-        ValueError: ``path`` has a null character, or is not UTF-8.
+        ValueError: it has a null character, or a surrogate that stands for no byte.
     """
-    text = str(path) if isinstance(path, GuestPath) else os.fsdecode(path)
-    if "\0" in text:
-        raise ValueError("embedded null byte in path")
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"path is not valid UTF-8, which is all the protocol carries: {text!r}") from None
-    return text
+    return checked_name(str(path), "path")
 
 
 @final
@@ -55,13 +56,14 @@ class GuestPath(PureGuestPath):
 
     Methods that need no guest are those of `pathlib.PurePosixPath`; methods that ask the guest are ``async``.
     Paths of one guest can be compared and hashed; a path of another guest, or of this machine, is never equal.
-    ``str(path)`` is the text; there is no ``os.fspath``. Relative paths are relative to the agent's working
+    ``str(path)`` is the text, in which a byte that is not UTF-8 is a surrogate, as in `os.fsdecode`;
+    ``bytes(path)`` are the bytes; there is no ``os.fspath``. Relative paths are relative to the agent's working
     directory, which is mostly ``/``. All operations run as the agent's user, which is mostly root.
 
     Every coroutine may raise `OSError`, as the subclass for the guest's errno with ``.filename`` (and
     ``.filename2`` for operations on two paths), `GuestLostError`, `ProtocolError`, or `UnsupportedByPeer` if the
-    agent is too old for file operations. If a coroutine is cancelled, its operation may have been done or not;
-    nothing stays open in the guest.
+    agent is too old for file operations, or for this one, or takes only names in UTF-8 and this is not one. If a
+    coroutine is cancelled, its operation may have been done or not; nothing stays open in the guest.
     """
 
     __slots__ = ()
@@ -147,7 +149,11 @@ class GuestPath(PureGuestPath):
     # Information
 
     async def stat(self, *, follow_symlinks: bool = True) -> os.stat_result:
-        """The mode, the owner, the size, and the times in whole seconds; all other fields are 0."""
+        """The file's information.
+
+        (An agent that is not of this package tells only the mode, the owner, the size, and the times in whole
+        seconds; all other fields are then 0.)
+        """
         return await self._fs.stat(path_text(self), follow=follow_symlinks)
 
     async def lstat(self) -> os.stat_result:
@@ -155,9 +161,11 @@ class GuestPath(PureGuestPath):
         return await self.stat(follow_symlinks=False)
 
     async def _mode(self, *, follow: bool = True) -> int:
-        """The mode, or 0 if there is no file."""
+        """The mode, or 0 if there is no file, or can be none of such a name."""
         try:
             return (await self.stat(follow_symlinks=follow)).st_mode
+        except ValueError:
+            return 0
         except OSError as exc:
             if exc.errno in _ABSENT:
                 return 0
@@ -167,6 +175,8 @@ class GuestPath(PureGuestPath):
         """Whether the file exists; symbolic links are followed."""
         try:
             await self.stat()
+        except ValueError:
+            return False
         except OSError as exc:
             if exc.errno in _ABSENT:
                 return False
@@ -185,14 +195,120 @@ class GuestPath(PureGuestPath):
         """Whether it is a symbolic link."""
         return stat.S_ISLNK(await self._mode(follow=False))
 
+    async def is_block_device(self) -> bool:
+        """Whether it is a block device, or a link to one."""
+        return stat.S_ISBLK(await self._mode())
+
+    async def is_char_device(self) -> bool:
+        """Whether it is a character device, such as a terminal, or a link to one."""
+        return stat.S_ISCHR(await self._mode())
+
+    async def is_fifo(self) -> bool:
+        """Whether it is a FIFO (a named pipe), or a link to one."""
+        return stat.S_ISFIFO(await self._mode())
+
+    async def is_socket(self) -> bool:
+        """Whether it is a Unix socket, or a link to one."""
+        return stat.S_ISSOCK(await self._mode())
+
+    async def is_mount(self) -> bool:
+        """Whether another file system is mounted here, or it is the root."""
+        self._need_identities()
+        try:
+            here = await self.lstat()
+            above = await self._fs.stat(f"{path_text(self)}/..")
+        except (OSError, ValueError):
+            return False
+        if stat.S_ISLNK(here.st_mode):
+            return False
+        return here.st_dev != above.st_dev or here.st_ino == above.st_ino
+
+    async def samefile(self, other_path: Segment) -> bool:
+        """Whether both paths are of the same file, perhaps by links."""
+        self._need_identities()
+        here, there = await self.stat(), await self._make(self._segment(other_path)).stat()
+        return (here.st_ino, here.st_dev) == (there.st_ino, there.st_dev)
+
+    def _need_identities(self) -> None:
+        if not self._fs.knows_files():
+            raise UnsupportedByPeer("the guest's agent does not tell which paths are of the same file")
+
+    async def owner(self) -> str:
+        """The name of the user who owns it; `KeyError` if the guest has none for the number."""
+        number = (await self.stat()).st_uid
+        return await self._account("user", number, f"getpwuid(): uid not found: {number}")
+
+    async def group(self) -> str:
+        """The name of its group; `KeyError` if the guest has none for the number."""
+        number = (await self.stat()).st_gid
+        return await self._account("group", number, f"getgrgid(): gid not found: {number}")
+
+    async def _account(self, kind: Literal["user", "group"], number: int, unknown: str) -> str:
+        try:
+            return (await self._fs.ask(wire.OpAccount(kind, str(number)), wire.ResultPath)).value
+        except ProcessLookupError:
+            raise KeyError(unknown) from None
+
     async def iterdir(self) -> Iterator[GuestPath]:
         """The paths in this directory, in no order: ``for path in await directory.iterdir()``.
 
-        A name that is not UTF-8 has replacement characters, because the protocol carries only UTF-8. Such a path
-        cannot be opened.
+        (From an agent that knows only names in UTF-8, another name comes with replacement characters, and cannot
+        be opened.)
         """
-        names = await self._fs.list_names(path_text(self))
-        return iter([self / name for name in names])
+        entries = await self._fs.list_entries(path_text(self))
+        return iter([self / name for name, _ in entries])
+
+    async def glob(self, pattern: str) -> Iterator[GuestPath]:
+        """The paths below this directory that match a pattern, as in pathlib, in no order.
+
+        Raises:
+            ValueError: the pattern is not valid.
+            NotImplementedError: the pattern is absolute.
+        """
+        return await self._matching(parse(pattern, anywhere=False))
+
+    async def rglob(self, pattern: str) -> Iterator[GuestPath]:
+        """`glob` with ``**/`` in front of the pattern."""
+        return await self._matching(parse(pattern, anywhere=True))
+
+    async def _matching(self, parts: list[str]) -> Iterator[GuestPath]:
+        await self._fs.connection.wait_may_open()  # (as above)
+        return iter(await matches(self, parts))
+
+    # Places
+
+    async def cwd(self) -> GuestPath:
+        """The directory to which relative paths are relative: the agent's."""
+        return self._make((await self._fs.ask(wire.OpRealPath("."), wire.ResultPath, ".")).value)
+
+    async def home(self) -> GuestPath:
+        """The home directory of the agent's user."""
+        return self._make(await self._home_of(""))
+
+    async def expanduser(self) -> GuestPath:
+        """The path with a first ``~`` or ``~user`` replaced by the user's home directory in the guest.
+
+        Raises:
+            RuntimeError: the guest does not know the user.
+        """
+        parts = self.parts
+        if self.is_absolute() or not parts or not parts[0].startswith("~"):
+            await self._fs.connection.wait_may_open()  # (This checks the caller, and is a checkpoint.)
+            return self
+        return self._make(await self._home_of(parts[0][1:])).joinpath(*parts[1:])
+
+    async def _home_of(self, user: str) -> str:
+        try:
+            return (await self._fs.ask(wire.OpAccount("home", user), wire.ResultPath)).value
+        except ProcessLookupError:
+            raise RuntimeError("Could not determine home directory.") from None
+
+    async def absolute(self) -> GuestPath:
+        """The path from the root; links and ``..`` stay as they are."""
+        if self.is_absolute():
+            await self._fs.connection.wait_may_open()  # (This checks the caller, and is a checkpoint.)
+            return self
+        return (await self.cwd()) / self
 
     async def readlink(self) -> GuestPath:
         """The path to which the symbolic link points."""
@@ -207,7 +323,8 @@ class GuestPath(PureGuestPath):
                 the part of the path that exists, and keep the rest.
 
         Raises:
-            OSError: also if the links form a loop.
+            RuntimeError: the links form a loop. (Since Python 3.13, as in pathlib, `OSError` if strict, and no
+                error otherwise.)
         """
         path = path_text(self)
         try:
@@ -215,7 +332,9 @@ class GuestPath(PureGuestPath):
             real = (await self._fs.ask(wire.OpRealPath(path), wire.ResultPath, path)).value
             await self._fs.stat(real)
         except OSError as exc:
-            if strict or exc.errno == errno.ELOOP:
+            if exc.errno == errno.ELOOP and not _NEW_LOOPS:
+                raise RuntimeError(f"Symlink loop from {path!r}") from None
+            if strict:
                 raise
         else:
             return self._make(real)
@@ -227,7 +346,7 @@ class GuestPath(PureGuestPath):
     async def _follow(self, real: str, path: str) -> str:
         """Resolve ``path`` from the directory ``real`` on, link by link; a missing file counts as not a link."""
         rest = path.split("/")[::-1]
-        links = 0
+        links: list[str] = []
         while rest:
             name = rest.pop()
             if name in ("", "."):
@@ -241,9 +360,10 @@ class GuestPath(PureGuestPath):
             except OSError:
                 real = here
                 continue
-            links += 1
-            if links > _MAX_LINKS:
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self))
+            if len(links) == _MAX_LINKS:
+                looping = next(link for link in [*links, here] if links.count(link) > 1)
+                return "/".join([looping, *rest[::-1]])
+            links.append(here)
             if target.startswith("/"):
                 real = ""
             rest += target.split("/")[::-1]
@@ -309,8 +429,17 @@ class GuestPath(PureGuestPath):
 
     async def symlink_to(self, target: Segment, target_is_directory: bool = False) -> None:
         """Make this path a symbolic link to ``target``. (The second argument is for other systems.)"""
-        path, points_to = path_text(self), path_text(str(self._segment(target)))
+        path, points_to = path_text(self), checked_name(str(self._segment(target)), "target")
         await self._fs.do(wire.OpSymlink(points_to, path), points_to, path)
+
+    async def hardlink_to(self, target: Segment) -> None:
+        """Make this path a further name of the file ``target``."""
+        path, other = path_text(self), path_text(self._make(self._segment(target)))
+        await self._fs.do(wire.OpHardLink(other, path), other, path)
+
+    async def lchmod(self, mode: int) -> None:
+        """Change the permissions, and fail for a symbolic link instead of following it."""
+        await self.chmod(mode, follow_symlinks=False)
 
     async def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
         """Change the permissions."""
@@ -319,16 +448,23 @@ class GuestPath(PureGuestPath):
         await self._fs.do(wire.OpSetStat(path, follow_symlinks, attrs), path)
 
     async def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
-        """Create the file; or set its times to the time of this machine's clock, in whole seconds.
+        """Create the file; or set its times to now, by the guest's clock.
+
+        (With an agent that cannot do that: to this machine's time in whole seconds, rounded up, so that the file
+        gets no older.)
 
         Args:
             mode: permissions of a new file, less the agent's umask; by default 0o666.
             exist_ok: if false, raise `FileExistsError` if the file exists; by default true.
         """
         path = path_text(self)
+        if self._fs.knows_files():
+            await self._fs.do(wire.OpTouch(path, mode & 0o7777, exist_ok), path)
+            return
         if exist_ok:
-            now = int(time.time())
             try:
+                # (The agent tells whole seconds, rounded down.)
+                now = max(math.ceil(time.time()), int((await self.stat()).st_mtime) + 1)
                 await self._fs.do(wire.OpSetStat(path, True, wire.SetAttrs(atime=now, mtime=now)), path)
             except OSError:
                 pass  # the attempt to create it will raise the right error
@@ -343,5 +479,6 @@ class GuestPath(PureGuestPath):
             create_new=not exist_ok,
             mode=None if mode == 0o666 else mode & 0o7777,
         )
-        drop_handle(self._fs.connection, await self._fs.open(path, options))
+        handle, _ = await self._fs.open(path, options)
+        drop_handle(self._fs.connection, handle)
         await trio.lowlevel.checkpoint_if_cancelled()

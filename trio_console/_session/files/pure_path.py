@@ -9,6 +9,9 @@ from __future__ import annotations
 import os
 from pathlib import PurePath, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
+from urllib.parse import quote_from_bytes
+
+from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,6 +38,9 @@ class PureGuestPath:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
+
+    def __bytes__(self) -> bytes:
+        return wire.name_bytes(str(self))
 
     def _same_guest(self, other: object) -> bool:
         return isinstance(other, PureGuestPath) and other._fs.connection is self._fs.connection
@@ -138,6 +144,12 @@ class PureGuestPath:
     def as_posix(self) -> str:
         """The same as ``str(path)``."""
         return self._pure.as_posix()
+
+    def as_uri(self) -> str:
+        """The path as a ``file:`` URI; `ValueError` if it is not absolute."""
+        if not self.is_absolute():
+            raise ValueError("relative path can't be expressed as a file URI")
+        return "file://" + quote_from_bytes(bytes(self))
 
     def is_absolute(self) -> bool:
         """Whether it begins with ``/``."""

@@ -82,9 +82,11 @@ class TextFile(GuestFile[str]):
         errors: str,
         newline: str | None,
         line_buffering: bool,
+        mode: str,
     ) -> None:
         self._owner: Final = Owner()
-        self._binary = binary
+        self._layer: BinaryFile | None = binary
+        self._mode = mode
         self._encoding = encoding
         self._errors = errors
         self._newline = newline
@@ -98,6 +100,8 @@ class TextFile(GuestFile[str]):
         self._conflict = Conflict("another task is using this file")
 
     def __repr__(self) -> str:
+        if self._layer is None:
+            return f"<trio_console.GuestFile detached encoding={self._encoding!r}>"
         return f"<trio_console.GuestFile name={self.name!r} mode={self.mode!r} encoding={self._encoding!r}>"
 
     def _make_decoder(self) -> _Decoder:
@@ -109,12 +113,18 @@ class TextFile(GuestFile[str]):
     # State
 
     @property
+    def _binary(self) -> BinaryFile:
+        if self._layer is None:
+            raise ValueError("underlying buffer has been detached")
+        return self._layer
+
+    @property
     def name(self) -> str:
         return self._binary.name
 
     @property
     def mode(self) -> str:
-        return self._binary.mode
+        return self._mode
 
     @property
     def closed(self) -> bool:
@@ -141,6 +151,12 @@ class TextFile(GuestFile[str]):
 
     def writable(self) -> bool:
         return self._binary.writable()
+
+    def seekable(self) -> bool:
+        return self._binary.seekable()
+
+    def isatty(self) -> bool:
+        return self._binary.isatty()
 
     # Reading
 
@@ -187,10 +203,10 @@ class TextFile(GuestFile[str]):
             return self._take(self._used + size)
 
     @checks_owner
-    async def readline(self, size: int = -1, /) -> str:
+    async def readline(self, size: int | None = -1, /) -> str:
         self._owner.check()
         self._binary.check_readable()
-        limit = operator.index(size)
+        limit = operator.index(size)  # type: ignore[arg-type]  # None is a TypeError, as in io
         with self._conflict:
             searched = 0
             more = True
@@ -252,7 +268,7 @@ class TextFile(GuestFile[str]):
         if self._encoder is None:
             encoder = codecs.getincrementalencoder(self._encoding)(self._errors)
             # Encodings that begin a file with a mark have a state to say that they have not yet.
-            if encoder.getstate() != 0 and await self._binary.tell() != 0:
+            if encoder.getstate() != 0 and self.seekable() and await self._binary.tell() != 0:
                 encoder.setstate(0)
             self._encoder = encoder
         return self._encoder
@@ -273,9 +289,12 @@ class TextFile(GuestFile[str]):
 
     # Positions
 
+    def _check_seekable(self) -> None:
+        if not self.seekable():
+            raise io.UnsupportedOperation("underlying stream is not seekable")
+
     async def tell(self) -> int:
-        if self.closed:
-            raise_closed()
+        self._check_seekable()
         with self._conflict:
             await self._binary.flush()
             return self._cookie(await self._binary.tell()).pack()
@@ -309,8 +328,7 @@ class TextFile(GuestFile[str]):
             self._decoder.setstate(saved)
 
     async def seek(self, target: int, whence: int = 0, /) -> int:
-        if self.closed:
-            raise_closed()
+        self._check_seekable()
         if whence not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
         target = operator.index(target)
@@ -350,6 +368,12 @@ class TextFile(GuestFile[str]):
             self._source, self._flags = bytearray(source), cookie.flags
 
     # The end
+
+    async def detach(self) -> GuestFile[bytes]:
+        binary = self._binary
+        await self.flush()
+        self._layer = None
+        return binary
 
     async def aclose(self) -> None:
         if self.closed:

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import enum
 import errno
-import os
 import re
 import socket
+import warnings
 from typing import Final, final
 
 import trio
 
 from trio_console import _wire as wire
 from trio_console._buffers import flat_view
-from trio_console._errors import ProtocolError, again
+from trio_console._errors import ProtocolError, again, system_error
 from trio_console._session.connection import Connection, Session
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, IncomingStream, Receiving, broken
@@ -46,14 +46,14 @@ def _tcp_error(text: str) -> OSError:
     """The `OSError` for the agent's text, such as ``connect H:P: ... (os error 111)``."""
     found = _OS_ERROR.search(text)
     if found is not None:
-        return OSError(int(found[1]), _OS_ERROR.sub("", text) or os.strerror(int(found[1])))
+        return system_error(int(found[1]), f"(in the guest: {text})")
     lookup = _LOOKUP.search(text)
     if lookup is not None:
         error = socket.gaierror(_RESOLVER_ERRORS.get(lookup[1], socket.EAI_FAIL), lookup[1])
         error.add_note(f"(in the guest: {text})")
         return error
     if text.endswith("timed out"):
-        return OSError(errno.ETIMEDOUT, text)
+        return system_error(errno.ETIMEDOUT, f"(in the guest: {text})")
     return OSError(text)
 
 
@@ -86,7 +86,7 @@ class _TcpSession(Session):
     def __init__(self, connection: Connection, host: str, port: int) -> None:
         self.connection: Final = connection
         self.id = connection.new_id()
-        self._address: Final = (host, port)
+        self.address: Final = (host, port)
         flow = connection.ready.flow
         self.credited: Final = flow is not wire.UNSET
         self.state = TCP.first
@@ -100,7 +100,7 @@ class _TcpSession(Session):
 
     def open(self) -> None:
         """Request the connection. Not in the constructor: the object is complete when the first frame comes."""
-        request = wire.TcpConnect(*self._address, window=WINDOW if self.credited else wire.UNSET)
+        request = wire.TcpConnect(*self.address, window=WINDOW if self.credited else wire.UNSET)
         self.connection.open(self, request)
 
     def _grant(self, size: int) -> None:
@@ -208,7 +208,8 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
     """A TCP connection that the guest made. `Guest.open_tcp_stream` makes them.
 
     It is used like a `trio.SocketStream`, but has no socket. Both directions are bounded: with an agent that
-    counts credit, a connection that is not read pauses its own peer, and no other session.
+    counts credit, a connection that is not read pauses its own peer, and no other session. One that is
+    garbage-collected without having been closed warns (`ResourceWarning`), and is closed soon.
     """
 
     def __init__(self, session: _TcpSession) -> None:
@@ -216,6 +217,17 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
         self._session = session
         self._receiving = IncomingStream(session.incoming)
         self._conflict = Conflict("another task is currently sending data on this connection")
+
+    def __repr__(self) -> str:
+        host, port = self._session.address
+        return f"<trio_console.GuestTcpStream to {host}:{port}>"
+
+    def __del__(self) -> None:
+        # (This may run in any thread. The session outlives this object, and is closed by the run.)
+        session: _TcpSession | None = getattr(self, "_session", None)
+        if session is not None and not session.ended:
+            self._owner.call(session.close)
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, stacklevel=2, source=self)
 
     def _check(self) -> None:
         """Raise why nothing can be sent, if so."""
@@ -304,10 +316,12 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
         await trio.lowlevel.checkpoint()
 
 
-async def open_guest_tcp_stream(connection: Connection, host: str, port: int) -> GuestTcpStream:
+async def open_guest_tcp_stream(connection: Connection, host: str | bytes, port: int) -> GuestTcpStream:
     """See `Guest.open_tcp_stream`."""
+    if isinstance(host, bytes):
+        host = host.decode()
     if not isinstance(host, str):
-        raise TypeError(f"host must be str, not {type(host).__name__}")
+        raise ValueError(f"host must be str or bytes, not {host!r:.80}")  # noqa: TRY004  (as trio's)
     if not host or "\0" in host:
         raise ValueError(f"host must be a name or an address, not {host!r:.80}")
     if isinstance(port, bool) or not isinstance(port, int):

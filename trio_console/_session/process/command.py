@@ -6,20 +6,25 @@ import math
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, final
 
 import msgspec
 
 from trio_console import _wire as wire
+from trio_console._session.files.names import name_of, need_octets
+from trio_console._session.files.pure_path import PureGuestPath
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["Command", "CommandLine", "Input", "Rlimits", "StrOrPath"]
+    from trio_console._session.connection import Connection
+    from trio_console._session.files.names import Name
 
-StrOrPath: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes]"
-CommandLine: TypeAlias = "str | Sequence[StrOrPath]"
+__all__ = ["NOT_GIVEN", "Command", "CommandLine", "Input", "Rlimits", "target_of"]
+
+CommandLine: TypeAlias = "str | Sequence[Name]"
 Input: TypeAlias = "bytes | bytearray | memoryview | int | None"
 
 #: Resource name (``"nofile"``) to a (soft, hard) pair, or to one number for both. -1 is unlimited.
@@ -31,6 +36,17 @@ _RESOURCES = frozenset(
 )
 _UNLIMITED = 2**64 - 1
 
+
+@final
+class _NotGiven:
+    """Stands for `None` where it matters that it was not given."""
+
+    def __repr__(self) -> str:
+        return "None"
+
+
+NOT_GIVEN: Final[Any] = _NotGiven()
+
 # Seconds, whose milliseconds fit into the request.
 _MAX_DRAIN = 4_000_000
 
@@ -41,21 +57,25 @@ class Command:
     """A command with all its options. The constructor checks them; nothing is sent.
 
     Attributes:
+        connection: leads to the guest in which it is to run.
         given: the command itself. For this and the other attributes see `Guest.run_process`.
         drain: as there; the default, `None`, is that of `Guest.open_process`.
         request: the request for the agent, without credit.
+        octets: whether its words are sent as octets, because one is not UTF-8.
 
     Raises:
         TypeError, ValueError: an argument is not valid; the message names it, and says what is.
+        UnsupportedByPeer: a word is not UTF-8, and the agent takes only UTF-8.
     """
 
+    connection: Connection
     given: CommandLine
     stdin: Input
     stdout: int | None
     stderr: int | None
     shell: bool
-    env: Mapping[str, str] | None
-    cwd: StrOrPath | None
+    env: Mapping[str, Name] | None
+    cwd: Name | None
     user: str | int | None
     rlimits: Rlimits | None
     tty: bool
@@ -65,27 +85,57 @@ class Command:
     capture_stderr: bool = False
     drain: float | None = None
     request: wire.ExecRequest = field(init=False)
+    octets: bool = field(init=False)
 
     def __post_init__(self) -> None:
         _check_targets(self.stdin, self.stdout, self.stderr)
-        _check_capture("stdout", self.capture_stdout, self.stdout)
-        _check_capture("stderr", self.capture_stderr, self.stderr)
         _check_drain(self.drain)
-        argv = _arguments(self.given, self.shell)
+        argv = self._arguments()
         request = wire.ExecRequest(
             cmd=argv[0],
             args=argv[1:],
             env=[
-                f"{_env_key(key)}={_text(text, 'an environment value')}" for key, text in (self.env or {}).items()
+                f"{self._env_key(key)}={self._name(text, 'an environment value')}"
+                for key, text in (self.env or {}).items()
             ],
-            cwd=None if self.cwd is None else _text(self.cwd, "cwd"),
+            cwd=None if self.cwd is None else self._name(self.cwd, "cwd"),
             user=None if self.user is None else _user(self.user),
             tty=self.tty,
             rows=self.rows,
             cols=self.cols,
             rlimits=list(_limits(self.rlimits or {})),
         )
-        object.__setattr__(self, "request", request)  # the class is frozen, so an assignment would raise
+        words = [request.cmd, *request.args, *request.env, *([] if request.cwd is None else [request.cwd])]
+        # (The class is frozen, so an assignment would raise.)
+        object.__setattr__(self, "request", request)
+        object.__setattr__(self, "octets", need_octets(words, self.connection))
+
+    def _name(self, value: object, what: str) -> str:
+        return name_of(value, what, self.connection)
+
+    def _arguments(self) -> list[str]:
+        command = self.given
+        if isinstance(command, (str, bytes, os.PathLike, PureGuestPath)):
+            if self.shell:
+                return ["/bin/sh", "-c", self._name(command, "a command")]
+            raise TypeError(
+                "command must be a sequence of strings, such as ['ls', '-l'], not "
+                f"{type(command).__name__}; a shell command line needs shell=True"
+            )
+        if self.shell:
+            raise TypeError("with shell=True the command must be one string, not a sequence")
+        args = [self._name(arg, "an argument") for arg in command]
+        if not args:
+            raise ValueError("command must not be empty")
+        if not args[0]:
+            raise ValueError("the command's name must not be empty")
+        return args
+
+    def _env_key(self, key: object) -> str:
+        name = self._name(key, "an environment name")
+        if not name or "=" in name:
+            raise ValueError(f"illegal environment variable name {name!r}")
+        return name
 
     def check_no_pipes(self) -> None:
         """Refuse pipes, for a call that does not return the process to its caller.
@@ -110,14 +160,31 @@ class Command:
         Args:
             window: bytes, if the agent counts credit.
             ends: whether the agent has the feature `wire.EXEC_ENDS`.
+
         """
         request = self.request
+        if self.octets:
+            request = msgspec.structs.replace(
+                request,
+                cmd=wire.packed(request.cmd),
+                args=[wire.packed(arg) for arg in request.args],
+                env=[wire.packed(entry) for entry in request.env],
+                cwd=None if request.cwd is None else wire.packed(request.cwd),
+                octets=True,
+            )
         if window is not None:
             request = msgspec.structs.replace(request, window=window)
         if ends:
             drain = None if self.drain is None else math.ceil(self.drain * 1000)
             request = msgspec.structs.replace(request, ends=wire.ExecEnds(drain), stdio=self._stdio())
         return request
+
+    def read_name(self, text: str) -> str:
+        """A name in an answer of the agent: of octets, if the request was of them."""
+        if self.octets:
+            with suppress(ValueError):
+                return wire.unpacked(text)
+        return text
 
     def _stdio(self) -> wire.ExecStdio | wire.UnsetType:
         if self.tty:
@@ -145,6 +212,8 @@ def _check_drain(drain: float | None) -> None:
 
 def _check_targets(stdin: object, stdout: object, stderr: object) -> None:
     """Raise TypeError for an argument that cannot be a process's stdin, stdout or stderr."""
+    if isinstance(stdin, str):
+        raise UnicodeError("process stdin must be bytes, not str")
     allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
     if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
         raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
@@ -164,55 +233,29 @@ def _bad_target(name: str, value: object, allowed: str) -> Exception:
     )
 
 
-def _check_capture(name: str, capture: bool, target: int | None) -> None:
-    if capture and target is not None:
+def target_of(name: str, target: int | None, capture: bool) -> int | None:
+    """The target of a stream that may be captured, `None` if it was not given.
+
+    Raises:
+        ValueError: it was given, perhaps as `None`, and is to be captured.
+    """
+    if target is NOT_GIVEN:
+        return None
+    if capture:
         raise ValueError(f"can't specify both {name} and capture_{name}")
-
-
-def _arguments(command: CommandLine, shell: bool) -> list[str]:
-    if isinstance(command, (str, bytes, os.PathLike)):
-        if shell:
-            return ["/bin/sh", "-c", _text(command, "a command")]
-        raise TypeError(
-            f"command must be a sequence of strings, such as ['ls', '-l'], not {type(command).__name__}; "
-            "a shell command line needs shell=True"
-        )
-    if shell:
-        raise TypeError("with shell=True the command must be one string, not a sequence")
-    args = [_text(arg, "an argument") for arg in command]
-    if not args:
-        raise ValueError("command must not be empty")
-    if not args[0]:
-        raise ValueError("the command's name must not be empty")
-    return args
-
-
-def _env_key(key: str) -> str:
-    key = _text(key, "an environment name")
-    if not key or "=" in key:
-        raise ValueError(f"illegal environment variable name {key!r}")
-    return key
+    return target
 
 
 def _user(user: object) -> str:
     if not isinstance(user, (str, int)) or isinstance(user, bool):
         raise TypeError(f"user must be a string or a number, not {type(user).__name__}")
-    return _text(str(user), "user")
-
-
-def _text(value: object, what: str) -> str:
-    """The value as text for the wire, which carries only UTF-8."""
-    if not isinstance(value, (str, bytes, os.PathLike)):
-        raise TypeError(f"{what} must be a string or a path, not {type(value).__name__}")
-    text = os.fspath(value)
-    if isinstance(text, bytes):
-        text = os.fsdecode(text)
+    text = str(user)
     if "\0" in text:
-        raise ValueError(f"embedded null byte in {what}")
+        raise ValueError("embedded null byte in user")
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise ValueError(f"{what} is not valid UTF-8, which is all the protocol carries: {text!r}") from None
+        raise ValueError(f"user is not valid UTF-8: {text!r:.80}") from None
     return text
 
 

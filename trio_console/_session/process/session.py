@@ -7,12 +7,12 @@ import errno
 import os
 import signal
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
 from trio_console import _wire as wire
-from trio_console._errors import ProtocolError, again
+from trio_console._errors import ProtocolError, again, system_error
 from trio_console._session.connection import Connection, Session
 from trio_console._session.process.completed import CalledProcessError, CompletedProcess
 from trio_console._session.process.input import close_stdin, stdin_window
@@ -129,7 +129,7 @@ class ProcessSession(Session):
         try:
             self._connection.open(self, request)
         except ProtocolError as exc:
-            raise OSError(errno.E2BIG, f"{os.strerror(errno.E2BIG)} ({exc})", self.command.name) from None
+            raise system_error(errno.E2BIG, str(exc), self.command.name) from None
 
     def __repr__(self) -> str:
         if self.error is not None:
@@ -406,7 +406,8 @@ class ProcessSession(Session):
         assert self.returncode is not None, "a missing exit is never 0"
         stdout = None if self.captured is None else b"".join(self.captured)
         stderr = None if self.captured_errors is None else b"".join(self.captured_errors)
-        args, status = self.command.given, self.returncode
+        args: Any = self.command.given
+        status = self.returncode
         if check and status:
             error = CalledProcessError(status, args, output=stdout, stderr=stderr)
             error.output_open = self.output_open
@@ -427,12 +428,10 @@ def _start_error(failed: wire.ExecFailed, command: Command) -> Exception:
     """The exception that `subprocess` raises for the same failure."""
     if failed.stage == wire.USER_STAGE:
         return LookupError(failed.message)
-    filename = command.name if failed.filename is wire.UNSET else failed.filename
+    filename = command.name if failed.filename is wire.UNSET else command.read_name(failed.filename)
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
-    if number is None:
-        # The file name is passed as an argument, because a copy would lose it if it were set as an attribute.
-        return OSError(None, failed.message, filename)
-    return OSError(number, f"{os.strerror(number)} (guest: {failed.message})", filename)
+    words = failed.message if number is None else f"(in the guest: {failed.message})"
+    return system_error(number, words, filename)
 
 
 def _confirmed_within(grace: float) -> int:
