@@ -43,8 +43,8 @@ PYTHONS: Final = {
     "3.14t": ["-m", "pytest", "-q", "-m", "nightly", "tests/console/wake/test_stress.py"],
 }
 
-#: What Debian's tree has beside what every tree has. (The tests mount small disks.)
-PACKAGES: Final = "ca-certificates,mount,python3.14-full,python3.15-full"
+#: What Debian's tree has beside what every tree has. (The tests mount small disks, and look at processes.)
+PACKAGES: Final = "ca-certificates,mount,procps,python3.14-full,python3.15-full"
 
 #: Seconds: setting something up, and all tests of one Python.
 SETUP_TIMEOUT: Final = 1200
