@@ -1,0 +1,178 @@
+"""Plays the cases: in one trio run, on a thread of its own, whose guests are opened once for all of them.
+
+``python -m tests.at_home.runner PLACE CASE DIRECTORY RESULT`` plays one case in a program of its own.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import trio
+
+import tests.at_home.cases as _cases
+from tests.at_home.places import Here, Home, InGuest
+from tests.at_home.table import CASES, GUESTS, Case
+from tests.tools.limits import ENDING, HANG
+from trio_console import CommandGuest, Guest, ProcessGuest, connect_guest, open_guest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["Runner"]
+
+_EXEC = (sys.executable, "-P", "-m", "trio_console", "exec", "--relay")
+_AGENT = [sys.executable, "-P", "-m", "trio_console.agent", "--stdio"]
+_cases.load()
+
+
+@asynccontextmanager
+async def opened(place: str, socket: str) -> AsyncIterator[Guest]:
+    """A guest, by one of the ways to it. ``socket`` is where its relay listens."""
+    if place == "process":
+        async with open_guest(ProcessGuest()) as guest:
+            yield guest
+    elif place == "command":
+        async with open_guest(CommandGuest(_AGENT)) as guest:
+            yield guest
+    else:
+        async with open_guest(ProcessGuest(), relay_path=socket), connect_guest(socket) as guest:
+            yield guest
+
+
+class Runner:
+    """The thread in which the cases are played. A context manager; `play` is for one thread at a time."""
+
+    def __init__(self) -> None:
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._main,), name="Trio thread of the table")
+        self._guests: dict[str, Guest] = {}
+        self.sockets = tempfile.mkdtemp()
+        self.socket = ""  # of the last relay
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._ready.wait()
+        for place in GUESTS:
+            trio.from_thread.run(self._guest, place, trio_token=self._token)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        trio.from_thread.run_sync(self._over.set, trio_token=self._token)
+        self._thread.join()
+        shutil.rmtree(self.sockets)
+
+    def play(self, case: Case, place: str) -> object:
+        """Play a case, and return its outcome."""
+        with directory() as place_dir:
+            if case.alone is not None:
+                return _play_alone(case, place, place_dir)
+            return trio.from_thread.run(self._play, case, place, place_dir, trio_token=self._token)
+
+    async def _main(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        self._over = trio.Event()
+        async with trio.open_nursery() as self._nursery:
+            self._ready.set()
+            await self._over.wait()
+
+    async def _play(self, case: Case, place: str, place_dir: str) -> object:
+        if place == "home":
+            return await _outcome(case, Home(place_dir))
+        if place == "exec":
+            await self._guest("relay")
+            return await _outcome(case, Home(place_dir, (*_EXEC, self.socket, "--")))
+        guest = await self._guest(place)
+        outcome = await _outcome(case, InGuest(place, guest, place_dir))
+        with trio.move_on_after(ENDING):
+            while guest.statistics().active_sessions:  # an ending one may need a moment
+                await trio.sleep(0.002)
+        if left := guest.statistics().active_sessions:
+            del self._guests[place]  # the next case shall not pay for this one
+            raise AssertionError(f"{left} sessions are left")
+        return outcome
+
+    async def _guest(self, place: str) -> Guest:
+        """The guest of a place; a new one if it is lost."""
+        guest = self._guests.get(place)
+        if guest is None or guest._connection.lost is not None:
+            guest = self._guests[place] = await self._nursery.start(self._hold, place)
+        return guest
+
+    async def _hold(self, place: str, task_status: trio.TaskStatus[Guest]) -> None:
+        if place == "relay":
+            self.socket = os.path.join(self.sockets, f"relay{len(os.listdir(self.sockets))}")
+        async with opened(place, self.socket) as guest, trio.open_nursery() as nursery:
+            task_status.started(guest)
+            nursery.start_soon(guest.wait_lost)
+            await self._over.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _outcome(case: Case, here: Here) -> object:
+    try:
+        with trio.fail_after(HANG):
+            return here.scrub(await case.play(here))
+    finally:
+        here.clean_up()
+
+
+@contextlib.contextmanager
+def directory() -> Any:
+    """A directory for a case. Every user may enter it and write to it."""
+    name = tempfile.mkdtemp()
+    os.chmod(name, 0o777)
+    try:
+        yield name
+    finally:
+        shutil.rmtree(name)
+
+
+# In a program of its own
+
+
+def _play_alone(case: Case, place: str, place_dir: str) -> object:
+    assert case.alone is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        result = os.path.join(scratch, "result")
+        program = [sys.executable, "-m", "tests.at_home.runner", place, case.name, place_dir, result]
+        done = subprocess.run(
+            program,
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+            timeout=HANG,
+            check=False,
+            preexec_fn=partial(_close, case.alone),
+        )
+        assert os.path.exists(result), f"exit status {done.returncode}, {done.stderr.decode()}"
+        return ast.literal_eval(Path(result).read_text())
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for fd in descriptors:
+        os.close(fd)
+
+
+async def _main_alone(place: str, name: str, place_dir: str, result: str) -> None:
+    case = CASES[name]
+    if place == "home":
+        outcome = await _outcome(case, Home(place_dir))
+    else:
+        async with opened(place, os.path.join(os.path.dirname(result), "s")) as guest:
+            outcome = await _outcome(case, InGuest(place, guest, place_dir))
+    Path(result).write_text(repr(outcome))
+
+
+if __name__ == "__main__":
+    trio.run(_main_alone, *sys.argv[1:])

@@ -1,0 +1,51 @@
+"""Everything in the table is in a guest as it is at home, or differs as it is meant to."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.at_home.runner import Runner
+from tests.at_home.table import CASES, DIFFERENCES, TOPICS, Case
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def runner() -> Iterator[Runner]:
+    with Runner() as runner:
+        yield runner
+
+
+def _rows() -> list[object]:
+    rows = []
+    for case in CASES.values():
+        marks = [pytest.mark.xfail(reason=case.waits_for)] if case.waits_for else []
+        rows.append(pytest.param(case, id=case.name, marks=marks))
+    return rows
+
+
+@pytest.mark.parametrize("case", _rows())
+def test_it_is_in_a_guest_as_at_home(runner: Runner, case: Case) -> None:
+    home = runner.play(case, "home")
+    outcomes = {place: runner.play(case, place) for place in case.places}
+    if case.differs is None:
+        assert outcomes == dict.fromkeys(case.places, home)
+    else:
+        assert outcomes == dict.fromkeys(case.places, case.in_guest)
+        assert home != case.in_guest
+
+
+def test_the_table_is_complete() -> None:
+    assert len(CASES) >= 120
+    count = Counter(case.topic for case in CASES.values())
+    assert set(count) == set(TOPICS)
+    assert {topic: number for topic, number in count.items() if number < 4} == {}
+
+
+def test_every_difference_is_shown_and_every_shown_difference_is_meant() -> None:
+    assert {case.differs for case in CASES.values()} - {None} == set(DIFFERENCES)
+    assert len(DIFFERENCES) <= 15
