@@ -87,7 +87,7 @@ _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.Pong: "call",
     wire.Touched: "call",
 }
-_OVERTAKE: Final = (wire.ExecStarted, wire.ExecStdinError, wire.TcpConnected, wire.Credit)
+_OVERTAKE: Final = (wire.ExecStarted, wire.ExecStdinError, wire.TcpConnected, wire.Credit, wire.ExecLeft)
 
 
 class Verdict(NamedTuple):
