@@ -85,6 +85,8 @@ MESSAGES: list[wire.Message] = [
     wire.ExecLeft(255),
     wire.ExecLeft(-1, 15),
     wire.ExecRelease(),
+    wire.TcpBroken("write: Broken pipe (os error 32)"),
+    wire.TcpConnect("h", 1, 1000, breaks=True),
     wire.ExecKill(2**32 - 1),
     wire.RelayLost("the guest closed its console"),
     wire.ExecKill(0, after_exit=True),

@@ -24,7 +24,7 @@ GENERATIONS = {
     5: {"core.error"},
     6: {"core.ping", "core.pong", "core.touch", "core.touched"},
     7: {
-        *("core.bootstrap", "trio.credit", "trio.cancel"),
+        *("core.bootstrap", "trio.credit", "trio.cancel", "trio.tcp.broken"),
         *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill", "trio.relay.lost"),
     },
 }
@@ -38,12 +38,13 @@ AGENT_SENDS = {
     *("core.exec.started", "core.exec.stdin.error", "core.exec.stdout", "core.exec.stderr"),
     *("core.exec.exited", "core.exec.failed", "core.fs.response", "core.tcp.connected"),
     *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left", "trio.relay.lost"),
+    "trio.tcp.broken",
 }
 
 
-def test_there_are_the_32_types_of_generation_7_and_seven_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_and_eight_of_our_own() -> None:
     core = [name for name in wire.MESSAGE_TYPES if name.startswith("core.")]
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 39)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 40)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

@@ -49,6 +49,7 @@ from trio_console._wire.messages import (
     RelayLost,
     Shutdown,
     StreamName,
+    TcpBroken,
     TcpClose,
     TcpClosed,
     TcpConnect,
@@ -181,6 +182,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
         MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),
         MessageType("trio.relay.lost", RelayLost, 0, 7, up),
+        MessageType("trio.tcp.broken", TcpBroken, 0, 7, up, "tcp", within, overtakes=True),
         MessageType("trio.exec.ended", ExecStreamEnded, 0, 7, up, "exec", within),
         MessageType("trio.exec.left", ExecLeft, 0, 7, up, "exec", within, overtakes=True),
         MessageType(

@@ -58,6 +58,9 @@ StreamName: TypeAlias = Literal["stdin", "stdout", "stderr", "data"]
 USER_STAGE: Final = "user"
 """The ``stage`` of an `ExecFailed` whose user or group the guest does not know."""
 
+TCP_BREAKS: Final = "tcp_breaks"
+"""A word in ``Ready.features``: the agent knows ``breaks`` in a request, and sends `TcpBroken`."""
+
 EXEC_ENDS: Final = "exec_ends"
 """A word in ``Ready.features``: the agent knows ``stdio`` and ``ends`` in a request, and the messages for them."""
 
@@ -374,11 +377,15 @@ class FsData(DataMessage, frozen=True):
 
 @final
 class TcpConnect(Message, Omitting, frozen=True, omit_defaults=False):
-    """Connect to a name or address as the guest sees it. ``window`` asks for credit, both ways."""
+    """Connect to a name or address as the guest sees it. ``window`` asks for credit, both ways.
+
+    With ``breaks`` the agent sends `TcpBroken`; it may be asked of an agent with the feature `TCP_BREAKS`.
+    """
 
     host: str
     port: U16
     window: Omit[U32] = UNSET
+    breaks: Omit[bool] = UNSET
 
 
 @final
@@ -408,6 +415,13 @@ class TcpClosed(Message, frozen=True):
 
 @final
 class TcpFailed(Message, frozen=True):
+    error: str
+
+
+@final
+class TcpBroken(Message, frozen=True):
+    """The connection takes no more bytes. `TcpFailed` says the same, behind the bytes that came before."""
+
     error: str
 
 

@@ -125,6 +125,7 @@ _ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
         lambda s: wire.TcpData(_data(s)),
         lambda s: wire.Credit("data", s.pick(_SIZES)),
         lambda _: wire.TcpConnected(),
+        lambda _: wire.TcpBroken("m"),
         lambda _: wire.TcpEof(),
         lambda _: wire.TcpClosed(),
     ),

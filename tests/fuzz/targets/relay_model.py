@@ -87,7 +87,10 @@ _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.Pong: "call",
     wire.Touched: "call",
 }
-_OVERTAKE: Final = (wire.ExecStarted, wire.ExecStdinError, wire.TcpConnected, wire.Credit, wire.ExecLeft)
+_OVERTAKE: Final = (
+    *(wire.ExecStarted, wire.ExecStdinError, wire.ExecLeft),
+    *(wire.TcpConnected, wire.TcpBroken, wire.Credit),
+)
 
 
 class Verdict(NamedTuple):

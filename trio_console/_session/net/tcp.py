@@ -92,6 +92,9 @@ class _TcpSession(Session):
         self.state = TCP.first
         self.connected: Final = trio.Event()  # or failed
         self.error: Exception | None = None
+        self.broken: Exception | None = (
+            None  # why no more bytes are taken; the session goes on until they were read
+        )
         self.incoming: Final = Incoming(
             CreditAccount(self._grant) if self.credited else None, connection.note_discarded
         )
@@ -100,7 +103,10 @@ class _TcpSession(Session):
 
     def open(self) -> None:
         """Request the connection. Not in the constructor: the object is complete when the first frame comes."""
-        request = wire.TcpConnect(*self.address, window=WINDOW if self.credited else wire.UNSET)
+        breaks = wire.TCP_BREAKS in (self.connection.ready.features or ())
+        request = wire.TcpConnect(
+            *self.address, WINDOW if self.credited else wire.UNSET, breaks=breaks or wire.UNSET
+        )
         self.connection.open(self, request)
 
     def _grant(self, size: int) -> None:
@@ -118,6 +124,9 @@ class _TcpSession(Session):
                 self.connected.set()
             case wire.TcpEof():
                 self.incoming.end()
+            case wire.TcpBroken(text):
+                self.broken = _tcp_error(text)
+                self.sender.stop()
             case wire.TcpFailed(text):
                 self._end(_tcp_error(text))
             case wire.TcpClosed():
@@ -233,7 +242,7 @@ class GuestTcpStream(trio.abc.HalfCloseableStream):
         """Raise why nothing can be sent, if so."""
         if self._session.state is TcpState.CLOSED:
             raise trio.ClosedResourceError("this connection was closed")
-        error = self._session.error
+        error = self._session.error or self._session.broken
         if error is not None:
             if isinstance(error, trio.BrokenResourceError):
                 raise again(error)

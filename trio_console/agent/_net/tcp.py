@@ -154,6 +154,9 @@ class TcpSession(PromptSession):
     def _fail(self, what: str, exc: OSError) -> None:
         if self._failure is None:
             self._failure = f"{what}: {os_error_text(exc.errno or errno.EIO)}"
+            if self._request.breaks is True:
+                # The answer waits until the client has read what came before; a task that sends must not.
+                self._send_now(wire.TcpBroken(self._failure))
         self._transfer.cancel()
 
     async def _pump_in(self, stream: trio.SocketStream) -> None:
