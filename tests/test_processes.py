@@ -9,13 +9,13 @@ import subprocess
 import sys
 from typing import TYPE_CHECKING
 
+import pytest
+
 from trio_console import _processes
-from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, kill_processes
+from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, is_any_left, kill_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import pytest
+    from collections.abc import Callable, Sequence
 
 
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,26 +54,45 @@ def test_exactly_the_marked_processes_are_killed() -> None:
             second.kill()
 
 
-def test_a_process_in_the_middle_of_an_exec_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_exec(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Lets the process with a mark show neither its environment nor its arguments for thirty looks."""
+
+    def hide(mark: str) -> None:
+        real_read = _processes._read
+        looks = 0
+
+        def read(proc_fd: int, name: str) -> bytes:
+            nonlocal looks
+            found = real_read(proc_fd, "environ")
+            if mark.encode() in found and name != "stat":
+                looks += 1
+                if looks < 30:
+                    return b""
+            return real_read(proc_fd, name)
+
+        monkeypatch.setattr(_processes, "_read", read)
+
+    return hide
+
+
+def test_a_process_in_the_middle_of_an_exec_is_waited_for(in_exec: Callable[[str], None]) -> None:
     mark = secrets.token_hex(8)
-    real_read = _processes._read
-    looks = 0
-
-    def read(proc_fd: int, name: str) -> bytes:
-        """The marked process shows neither its environment nor its arguments for some time."""
-        nonlocal looks
-        found = real_read(proc_fd, "environ")
-        if mark.encode() in found and name != "stat":
-            looks += 1
-            if looks < 30:
-                return b""
-        return real_read(proc_fd, name)
-
-    monkeypatch.setattr(_processes, "_read", read)
+    in_exec(mark)
     with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
         try:
             assert len(kill_processes(Wanted(GUEST_MARK, mark)).killed) == 1
             assert process.wait() == -9
+        finally:
+            process.kill()
+
+
+def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(in_exec: Callable[[str], None]) -> None:
+    mark = secrets.token_hex(8)
+    in_exec(mark)
+    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
+        try:
+            assert is_any_left(Wanted(GUEST_MARK, mark))
         finally:
             process.kill()
 

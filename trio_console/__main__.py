@@ -2,24 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import TYPE_CHECKING
 
+from trio_console._standard import fill_standard_descriptors
 
-def _open_standard_descriptors() -> None:
-    """Open the null device for each standard descriptor that was closed when this program was started.
-
-    Otherwise the next file opened would get that number, and this program's output would go into the file.
-    """
-    for fd in range(3):
-        try:
-            os.fstat(fd)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is ``fd``
-
-
-_open_standard_descriptors()  # before trio, whose import of ctypes opens a descriptor with some builds of libffi
+fill_standard_descriptors()  # before trio
 
 from trio_console._cli.arguments import parser  # noqa: E402
 from trio_console._cli.exec import execute  # noqa: E402

@@ -157,7 +157,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
                 _kill(process)
                 for number in numbers:
                     found[number].add(process.pid)
-            elif environment is None or (not environment and not _read(process.proc_fd, "cmdline")):
+            elif _is_unclear(process, environment):
                 unclear.add(process.pid)
     for number in leaders.values():
         found[number] |= _kill_children(found[number], parents)
@@ -165,14 +165,17 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
 
 
 def is_any_left(wanted: Wanted) -> bool:
-    """Whether a process lives that carries the mark, or follows the leader."""
+    """Whether a process lives that carries the mark or follows the leader, or one that cannot be judged now."""
     needle = f"{wanted.variable}={wanted.mark}".encode()
     for process in _processes():
         if not process.dead and process.pid != wanted.leader:
             with suppress(OSError):
                 if wanted.leader in (process.group, process.session):
                     return True
-                if needle in _marks(_environment(process) or b"", {f"{wanted.variable}=".encode()}):
+                environment = _environment(process)
+                if needle in _marks(environment or b"", {f"{wanted.variable}=".encode()}):
+                    return True
+                if _is_unclear(process, environment):
                     return True
     return False
 
@@ -191,6 +194,11 @@ def _environment(process: _Process) -> bytes | None:
         return b"" if process.state in _DEAD else None
     except OSError:
         return b""
+
+
+def _is_unclear(process: _Process, environment: bytes | None) -> bool:
+    """Whether a process without the mark may have had it a moment ago, or have it in a moment."""
+    return environment is None or (not environment and not _read(process.proc_fd, "cmdline"))
 
 
 def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:

@@ -113,6 +113,28 @@ def test_it_says_that_the_console_on_stdio_is_closed(closed: str) -> None:
     assert b"Traceback" not in error
 
 
+#: With some builds of libffi, the import of ctypes, and so of trio, leaves a file open.
+GREEDY = """
+import os, runpy, sys
+class Greedy:
+    taken = None
+    def find_spec(self, name, path, target=None):
+        if name == "trio" and self.taken is None:
+            self.taken = os.open("/proc/self/exe", os.O_RDONLY)
+sys.meta_path.insert(0, Greedy())
+sys.argv[1:] = ["--stdio"]
+runpy.run_module("trio_console.agent", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_a_file_that_an_import_opens_is_not_the_console(closed: str) -> None:
+    with popen("sh", "-c", f'exec "$@" {closed}', "sh", sys.executable, "-c", GREEDY, stderr=PIPE) as process:
+        _, error = process.communicate(timeout=HANG)
+    assert process.returncode == 1
+    assert b"cannot open the console" in error
+
+
 @asynccontextmanager
 async def agent_on_terminal(*arguments: str) -> AsyncIterator[Host]:
     """An agent on a terminal."""
@@ -279,9 +301,15 @@ async def test_a_daemon_that_left_its_group_ends_with_the_agent() -> None:
 
 HANGING = """
 import sys, time
-from trio_console.agent import _serve, _spawn, main
+from trio_console.agent import _serve, main
+from trio_console.agent._process import spawn
+
+def hang(plan):
+    print("hangs", file=sys.stderr)
+    time.sleep(3600)
+
 _serve._LAST_DEADLINE = 1
-_spawn._look_at_files = lambda plan: time.sleep(3600)
+spawn._look_at_files = hang
 sys.exit(main(["--stdio"]))
 """
 
@@ -291,9 +319,13 @@ async def test_a_start_that_hangs_does_not_keep_the_process_from_ending() -> Non
     sent = b"".join(wire.encode(frame, isinstance(frame, wire.ExecRequest)) for frame in frames)
     with trio.fail_after(HANG):
         done = await trio.run_process(
-            [sys.executable, "-c", HANGING], stdin=sent, capture_stdout=True, check=False
+            [sys.executable, "-c", HANGING],
+            stdin=sent,
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
         )
-    assert done.returncode == 1
+    assert (done.stderr, done.returncode) == (b"hangs\n", 1)
 
 
 async def test_orphans_are_reaped() -> None:

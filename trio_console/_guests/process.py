@@ -86,7 +86,7 @@ class ProcessGuest(GuestSpec):
         ):
             # The agent finds its modules where this program finds its own, also if the package is not installed.
             begin = f"{forget}import sys; sys.path[:] = {sys.path!r}"
-            code = f"{begin}; from trio_console.agent import main; sys.exit(main())"
+            code = f"{begin}; from trio_console.agent.__main__ import main; sys.exit(main())"
             argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
             process = await start(
                 argv,

@@ -1,10 +1,16 @@
-"""``python -m trio_console.agent``."""
+"""The agent as a program: ``trio-console-agent``, or ``python -m trio_console.agent``."""
 
 from __future__ import annotations
 
 import sys
 
-from trio_console.agent._main import main
+from trio_console._standard import fill_standard_descriptors
+
+fill_standard_descriptors()  # before trio
+
+from trio_console.agent._main import main  # noqa: E402
+
+__all__ = ["main"]
 
 if __name__ == "__main__":
     sys.exit(main())

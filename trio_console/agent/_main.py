@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_console._standard import fill_standard_descriptors
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
@@ -65,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _prepare_signals()
     signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
     note = _COOKED if arguments.stdio and (is_cooked(0) or is_cooked(1)) else ""
+    fill_standard_descriptors()  # done already, unless another program has called this function
     try:
         stream = _open_console(arguments)
     except OSError as exc:

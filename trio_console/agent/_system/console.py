@@ -8,6 +8,7 @@ This module must not know frames.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import select
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
+from trio_console._standard import CLOSED_AT_START
 from trio_console._trio.conflict import Conflict
 from trio_console._wire.outbox import GatheringStream
 
@@ -25,8 +27,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
 __all__ = ["is_cooked", "open_fd", "open_port", "open_stdio"]
-
-_LAST_STANDARD_FD: Final = 2
 
 #: Descriptors up to this number are not used, because programs expect the standard descriptors there.
 _FIRST_FREE_FD: Final = 10
@@ -115,9 +115,10 @@ def open_stdio() -> trio.abc.Stream:
     Raises:
         OSError: one of the two is closed.
     """
+    if CLOSED_AT_START & {0, 1}:
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF))
     receive = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
     send = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, _FIRST_FREE_FD)
-    _fill_standard_descriptors()
     empty = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     os.dup2(empty, 0)
     os.close(empty)
@@ -136,16 +137,6 @@ def open_stdio() -> trio.abc.Stream:
     return _Console(trio.lowlevel.FdStream(receive), trio.lowlevel.FdStream(send), restore)
 
 
-def _fill_standard_descriptors() -> None:
-    """Open the null device in place of each standard descriptor that is closed.
-
-    Otherwise the next file that is opened, such as the console, gets its number, and all that is printed.
-    """
-    while (fd := os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)) <= _LAST_STANDARD_FD:
-        os.set_inheritable(fd, True)
-    os.close(fd)
-
-
 def open_fd(fd: int) -> trio.abc.Stream:
     """Take over a descriptor that is open for reading and writing.
 
@@ -153,7 +144,6 @@ def open_fd(fd: int) -> trio.abc.Stream:
         OSError: the descriptor is not open.
     """
     os.set_inheritable(fd, False)
-    _fill_standard_descriptors()
     if os.isatty(fd):
         _make_raw(fd)
     return _both_ways(fd)
@@ -168,7 +158,6 @@ def open_port(path: str) -> trio.abc.Stream:
     Raises:
         OSError: the device cannot be opened.
     """
-    _fill_standard_descriptors()
     fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY | os.O_NONBLOCK)
     if os.isatty(fd):
         _make_raw(fd)
