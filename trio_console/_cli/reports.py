@@ -10,7 +10,7 @@ import logging
 import queue
 import threading
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._cli.standard import say
@@ -52,29 +52,32 @@ class _Reports(logging.Handler):
         super().__init__(logging.WARNING)
         self._queue: Final[queue.Queue[str | None]] = queue.Queue(_ROOM)
         self._dropped = 0  # changed under the handler's lock
+        self._finished = False
         # A daemon, because it may be blocked for ever.
         self._thread: Final = threading.Thread(target=self._write, name="reports on stderr", daemon=True)
         self._thread.start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        dropped, text = self._dropped, record.getMessage()
+        dropped, text = self._dropped, self.format(record)
         if dropped:
             text = f"{dropped} messages were dropped, because nobody reads stderr\n{text}"
         try:
-            self._queue.put_nowait(self.format(record) if record.exc_info else text)
+            self._queue.put_nowait(text)
         except queue.Full:
             self._dropped += 1
         else:
-            self._dropped -= dropped
+            self._dropped = 0
 
     def _write(self) -> None:
         while (text := self._queue.get()) is not None:
             say(text)
+            if self._finished and self._queue.empty():
+                return
 
     def finish(self) -> None:
         """Wait a moment for the last records to be written."""
-        try:
+        # Either the thread finds the flag behind a record, or the queue has room for the `None` once it is empty.
+        self._finished = True
+        with suppress(queue.Full):
             self._queue.put(None, timeout=_LAST_TIME)
-        except queue.Full:
-            return
         self._thread.join(_LAST_TIME)
