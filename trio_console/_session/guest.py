@@ -252,7 +252,7 @@ class Guest:
         if task_status is trio.TASK_STATUS_IGNORED:
             checked.check_no_pipes()
         async with hidden_nursery() as nursery:
-            session = await self._start(checked, nursery)
+            session = await self._start(checked, nursery, carried_through=True)
             process = GuestProcess(session)
             try:
                 task_status.started(process)
@@ -340,8 +340,14 @@ class Guest:
             if session is not None:
                 session.close()
 
-    async def _start(self, command: Command, nursery: trio.Nursery) -> ProcessSession:
-        """Start a process, with its streams connected to what the user asked for."""
+    async def _start(
+        self, command: Command, nursery: trio.Nursery, *, carried_through: bool = False
+    ) -> ProcessSession:
+        """Start a process, with its streams connected to what the user asked for.
+
+        A start that is ``carried_through`` cannot be cancelled any more once it was requested, unless the guest
+        does not answer. The cancellation is then delivered to the process, as in `trio.run_process`.
+        """
         await self._connection.wait_may_open()
         session = ProcessSession(self._connection, command)
         session.open()
@@ -350,7 +356,7 @@ class Guest:
             feeding = attach_input(session)
             for job in attach_output(session):
                 nursery.start_soon(job)
-            await session.wait_started()
+            await (self._carry_through(session) if carried_through else session.wait_started())
         except BaseException:
             with trio.CancelScope(shield=True):
                 await self._end_process(session)
@@ -358,6 +364,16 @@ class Guest:
         if feeding is not None:
             nursery.start_soon(feeding)
         return session
+
+    async def _carry_through(self, session: ProcessSession) -> None:
+        """Wait until the process runs; if cancelled, too, but for no longer than a confirmation may take."""
+        try:
+            await session.wait_started()
+        except trio.Cancelled:  # noqa: ASYNC103
+            # The caller's next checkpoint raises it again, when the process can be told.
+            with trio.CancelScope(shield=True):
+                if not await self._confirmations.wait(session.wait_started):
+                    raise
 
     async def _deliver_cancel(
         self,

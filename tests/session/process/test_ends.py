@@ -160,3 +160,32 @@ async def test_a_status_that_is_not_known_is_an_error(talk: Talk, kind: str) -> 
     await talk.agent.send(wire.Error(kind, "why"), id_)
     with pytest.raises(ChildProcessError if kind == "exit_unknown" else GuestLostError):
         await result.wait()
+
+
+async def test_a_command_that_is_cancelled_during_its_start_is_ended_by_deliver_cancel(talk: Talk) -> None:
+    delivered = []
+
+    async def deliver(process: Any) -> None:
+        delivered.append(process.pid)
+        process.terminate()
+        await trio.sleep_forever()
+
+    result = run(talk, "ls", stdin=None, deliver_cancel=deliver)
+    id_, _ = await talk.agent.expect(wire.ExecRequest)
+    result.scope.cancel()
+    await settle()
+    await talk.agent.send(wire.ExecStarted(77), id_)
+    await talk.agent.expect(wire.ExecKill)
+    await talk.agent.expect(wire.ExecSignal)
+    assert delivered == [77]
+    await talk.agent.send(wire.ExecExited(-1, 15), id_)
+
+
+async def test_a_start_that_the_guest_does_not_answer_can_be_cancelled() -> None:
+    async with talking(features=(wire.EXEC_ENDS,), grace=0.01) as talk:
+        result = run(talk, "ls", stdin=None)
+        await talk.agent.expect(wire.ExecRequest)
+        with pytest.warns(RuntimeWarning, match="did not confirm"):
+            result.scope.cancel()
+            with trio.fail_after(60):
+                await result.done.wait()
