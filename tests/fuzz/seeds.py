@@ -163,6 +163,89 @@ def _relay_clients() -> Iterator[tuple[str, bytes]]:
     for title, how in (("credit", _CREDIT_SMALL), ("plain", _PLAIN_SMALL), ("large", _CREDIT_LARGE)):
         yield f"talk_{title}", how + talk
 
+    yield from _ends()
+
+
+# The same, where the guest tells the ends of commands.
+_ENDS_SMALL: Final = b"\x2d"
+_UNANNOUNCED: Final = b"\x25"
+_ENDS_PLAIN: Final = b"\x2c"
+
+_RELEASE, _KILL = 0, 1
+_STDOUT, _STDERR = 0, 1  # of a command
+_FOREVER, _NO_GRACE, _LONGEST_GRACE, _AFTER_EXIT = 0, 0, 2, 1
+_SAME_ID = 1
+
+
+def _ends() -> Iterator[tuple[str, bytes]]:
+    asks, tells, ends = relay._client_asks_for_ends, relay._client_ends, relay._guest_ends
+    writes, hears, heard = relay._relay_writes, relay._guest_hears, relay._guest_is_heard
+    fills, does, grants, reads = relay._guest_fills, relay._guest_does, relay._client_asks, relay._client_reads
+    lies = relay._client_says_what_a_guest_says_of_ends
+    begin = [(asks, 0, _FIRST_ID, 0, _WINDOW_OF_100, 0, _FOREVER), (writes, 0), (hears, 0)]
+    talk = [
+        *begin,
+        (fills, 0, _STDOUT, *[_300_BYTES] * 4),
+        (ends, 0, 1 + _STDERR),
+        (ends, 0, 0),
+        (heard, 3),
+        (grants, 0, _FIRST_ID, _GRANT, 1, _300_BYTES),
+        (reads, 0, _40000_BYTES),
+        (ends, 0, 1 + _STDOUT),
+        (does, 0, _FINISH),
+        (heard, 3),
+        (grants, 0, _FIRST_ID, _GRANT, 2, _300_BYTES),
+        (reads, 0, _40000_BYTES),
+    ]
+    kills = [
+        (tells, 0, _SAME_ID, 0, what, *picks)
+        for what, *picks in (
+            (_KILL, _NO_GRACE, _AFTER_EXIT),
+            (_RELEASE,),
+            (_KILL, _LONGEST_GRACE, 0),
+            (_KILL, _NO_GRACE, 2),
+        )
+    ]
+    steps = relay._ENDS_CLIENTS_STEPS
+    for title, how in (("credit", _ENDS_SMALL), ("plain", _ENDS_PLAIN), ("unannounced", _UNANNOUNCED)):
+        yield f"ends_{title}", how + _told(steps, *talk)
+        yield (
+            f"kills_{title}",
+            how + _told(steps, *kills, *begin, *kills, (writes, 3), (hears, 3), (ends, 0, 0), *kills),
+        )
+    yield (
+        "a_client_tells_ends",
+        _ENDS_SMALL + _told(steps, *begin, *[(lies, 0, _FIRST_ID, what) for what in range(5)]),
+    )
+
+
+def _ends_of_a_rude_guest() -> Iterator[tuple[str, bytes]]:
+    asks, says, ends = relay._client_asks_for_ends, relay._guest_says, relay._guest_says_of_ends
+    grants, stdout, stderr, twice = relay._client_asks, 0, 1, 3
+    begin = [(asks, 0, _FIRST_ID, 0, _WINDOW_OF_1, 0, _FOREVER)]
+    held = [(says, 0, _FIRST_ID, stream, 120, _300_BYTES) for stream in (stdout, stderr) for _ in range(2)]
+    end = {what: (ends, 0, _FIRST_ID, 0, _SAME_ID, what) for what in range(8)}
+    steps = relay._ENDS_AGENT_STEPS
+    for title, how in (("credit", _ENDS_SMALL), ("plain", _ENDS_PLAIN), ("unannounced", _UNANNOUNCED)):
+        stderr_ends, left, exited = end[1], end[3], end[5]
+        yield (
+            f"ends_{title}",
+            how
+            + _told(
+                steps,
+                *begin,
+                *held,
+                (*stderr_ends, twice),
+                (*left, 0, twice),
+                (grants, 0, _FIRST_ID, _GRANT, 1, _300_BYTES),
+                (*exited, 0, 0, twice),
+                (*left, 0, 0),
+                (*stderr_ends, 0),
+                (grants, 0, _FIRST_ID, _GRANT, 2, _300_BYTES),
+                (*stderr_ends, 0),
+            ),
+        )
+
 
 def _relay_agent() -> Iterator[tuple[str, bytes]]:
     opens, says, repeats = relay._client_opens, relay._guest_says, relay._guest_repeats
@@ -194,6 +277,7 @@ def _relay_agent() -> Iterator[tuple[str, bytes]]:
             (connects,),
         ),
     )
+    yield from _ends_of_a_rude_guest()
 
 
 def _agent_router() -> Iterator[tuple[str, bytes]]:

@@ -5,6 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.fuzz.targets.relay_guest import PoliteGuest
+from tests.fuzz.targets.relay_messages import (
+    ANSWERING,
+    CONTROL,
+    ENDING,
+    ENDS_OF,
+    ENDS_REQUESTS,
+    FITTING,
+    FROM_AGENT,
+    REQUESTS,
+    SIZES,
+    TO_AGENT,
+)
 from tests.fuzz.targets.relay_parts import STEP, ids_of, parse
 from tests.fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
 from tests.fuzz.targets.script import Script
@@ -12,7 +24,7 @@ from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from trio_console._relay.router import RouterLimits
 
@@ -22,115 +34,6 @@ _ROWS: Final = list(wire.MESSAGE_TYPES.values())
 
 #: A script picks an id by its place in the client's range, counted from the beginning or from the end.
 _OFFSETS: Final = (0, 0, 0, 1, 1, 2, 3, -1)
-
-_SIZES: Final = (0, 1, 2, 50, 99, 100, 101, 299, 300, 301, 700, 3000, 40000)
-
-_WINDOWS: Final[Sequence[int | wire.UnsetType]] = (wire.UNSET, 0, 1, 100, 5000, 2**32 - 1)
-
-_STREAMS: Final[Sequence[wire.StreamName]] = ("stdin", "stdout", "stderr", "data")
-
-
-# Messages that are well formed
-
-
-def _data(script: Script) -> bytes:
-    return bytes([script.byte()]) * script.pick(_SIZES)
-
-
-_REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
-    lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS)),
-    lambda s: wire.FsRequest(wire.OpRead(handle=1, offset=0), window=s.pick(_WINDOWS)),
-    lambda s: wire.FsRequest(wire.OpWrite(handle=1, offset=0), window=s.pick(_WINDOWS)),
-    lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS)),
-    lambda _: wire.Ping(),
-    lambda _: wire.Touch(),
-)
-_TO_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
-    *_REQUESTS,
-    lambda s: wire.ExecStdin(_data(s)),
-    lambda s: wire.FsData(_data(s)),
-    lambda s: wire.TcpData(_data(s)),
-    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(_SIZES)),
-    lambda _: wire.Credit("stdout", 2**32 - 1),
-    lambda _: wire.Cancel(),
-    lambda _: wire.TcpEof(),
-    lambda _: wire.TcpClose(),
-    lambda s: wire.ExecSignal(s.byte()),
-    lambda _: wire.ExecResize(1, 1),
-)
-_FROM_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
-    lambda s: wire.ExecStdout(_data(s)),
-    lambda s: wire.ExecStderr(_data(s)),
-    lambda s: wire.FsData(_data(s)),
-    lambda s: wire.TcpData(_data(s)),
-    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(_SIZES)),
-    lambda _: wire.Credit("stdin", 2**32 - 1),
-    lambda _: wire.ExecStarted(1),
-    lambda _: wire.ExecStdinError(message="m"),
-    lambda _: wire.ExecExited(0),
-    lambda _: wire.FsResponse(ok=True),
-    lambda _: wire.TcpConnected(),
-    lambda _: wire.TcpEof(),
-    lambda _: wire.TcpClosed(),
-    lambda _: wire.TcpFailed("m"),
-    lambda _: wire.Pong(),
-    lambda _: wire.Error("invalid_payload", "m"),
-)
-
-
-#: Messages that only a relay or a guest may send, and no client.
-_CONTROL: Final[Sequence[wire.Message]] = (
-    wire.ClientDisconnected(1, 2**32 - 1),
-    wire.ClientDisconnected(1, STEP),
-    wire.ClockSync(1),
-    wire.InitAck(),
-    wire.Shutdown(),
-)
-
-#: The messages of a session, by its kind, from its client and from the guest. The last one ends the session.
-_FITTING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
-    "exec": (
-        lambda s: wire.ExecStdin(_data(s)),
-        lambda s: wire.ExecSignal(s.byte()),
-        lambda s: wire.Credit(s.pick(("stdout", "stderr")), s.pick(_SIZES)),
-    ),
-    "fs": (
-        lambda s: wire.FsData(_data(s)),
-        lambda s: wire.Credit("data", s.pick(_SIZES)),
-        lambda _: wire.Cancel(),
-    ),
-    "tcp": (
-        lambda s: wire.TcpData(_data(s)),
-        lambda s: wire.Credit("data", s.pick(_SIZES)),
-        lambda _: wire.TcpEof(),
-        lambda _: wire.TcpClose(),
-    ),
-    "call": (lambda _: wire.Ping(),),
-}
-_ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
-    "exec": (
-        lambda s: wire.ExecStdout(_data(s)),
-        lambda s: wire.ExecStderr(_data(s)),
-        lambda s: wire.Credit("stdin", s.pick(_SIZES)),
-        lambda _: wire.ExecStarted(1),
-        lambda _: wire.ExecStdinError(message="m"),
-        lambda _: wire.ExecExited(0),
-    ),
-    "fs": (
-        lambda s: wire.FsData(_data(s)),
-        lambda s: wire.Credit("data", s.pick(_SIZES)),
-        lambda _: wire.FsResponse(ok=True),
-    ),
-    "tcp": (
-        lambda s: wire.TcpData(_data(s)),
-        lambda s: wire.Credit("data", s.pick(_SIZES)),
-        lambda _: wire.TcpConnected(),
-        lambda _: wire.TcpBroken("m"),
-        lambda _: wire.TcpEof(),
-        lambda _: wire.TcpClosed(),
-    ),
-    "call": (lambda _: wire.Pong(), lambda _: wire.Touched(1)),
-}
 
 
 def _any_id(script: Script) -> int:
@@ -169,7 +72,7 @@ def _client_leaves(world: World, script: Script) -> None:
 def _client_asks(world: World, script: Script) -> None:
     if world.peers:
         peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
-        world.client_sends(peer, script.pick(_TO_AGENT)(script), offset)
+        world.client_sends(peer, script.pick(TO_AGENT)(script), offset)
 
 
 def _client_writes_bytes(world: World, script: Script) -> None:
@@ -186,12 +89,12 @@ def _client_writes_envelope(world: World, script: Script) -> None:
 def _client_says_what_a_guest_says(world: World, script: Script) -> None:
     if world.peers:
         peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
-        world.client_sends(peer, script.pick(_FROM_AGENT)(script), offset)
+        world.client_sends(peer, script.pick(FROM_AGENT)(script), offset)
 
 
 def _client_reads(world: World, script: Script) -> None:
     if world.peers:
-        world.client_reads(script.pick(world.peers), script.pick(_SIZES))
+        world.client_reads(script.pick(world.peers), script.pick(SIZES))
 
 
 def _feed(world: World, script: Script) -> None:
@@ -206,25 +109,25 @@ def _time_passes(world: World, script: Script) -> None:
 def _client_asks_under_any_id(world: World, script: Script) -> None:
     if world.peers:
         peer, id_ = script.pick(world.peers), _any_id(script)
-        world.client_writes(peer, wire.encode(script.pick(_TO_AGENT)(script), id_))
+        world.client_writes(peer, wire.encode(script.pick(TO_AGENT)(script), id_))
 
 
 def _client_asks_under_an_id_in_use(world: World, script: Script) -> None:
     if world.peers and (peer := script.pick(world.peers)).party.sessions:
         id_ = script.pick(list(peer.party.sessions))
-        world.client_writes(peer, wire.encode(script.pick(_TO_AGENT)(script), id_))
+        world.client_writes(peer, wire.encode(script.pick(TO_AGENT)(script), id_))
 
 
 def _client_goes_on(world: World, script: Script) -> None:
     if world.peers and (peer := script.pick(world.peers)).party.sessions:
         session = script.pick(list(peer.party.sessions.values()))
-        world.client_writes(peer, wire.encode(script.pick(_FITTING[session.kind])(script), session.id))
+        world.client_writes(peer, wire.encode(script.pick(FITTING[session.kind])(script), session.id))
 
 
 def _client_opens_many(world: World, script: Script) -> None:
     """Open sessions up to the limit of a client, and more."""
     if world.peers:
-        peer, request = script.pick(world.peers), script.pick(_REQUESTS)
+        peer, request = script.pick(world.peers), script.pick(REQUESTS)
         for offset in range(script.byte() % 10):
             if peer.connected:
                 world.client_sends(peer, request(script), offset)
@@ -241,25 +144,46 @@ def _client_controls(world: World, script: Script) -> None:
     if world.peers:
         peer = script.pick(world.peers)
         id_ = script.pick((0, peer.client.ids[0], peer.client.ids[-1]))
-        world.client_writes(peer, wire.encode(script.pick(_CONTROL), id_))
+        world.client_writes(peer, wire.encode(script.pick(CONTROL), id_))
 
 
 def _client_writes_wrong_flags(world: World, script: Script) -> None:
     if world.peers:
         peer, id_ = script.pick(world.peers), _any_id(script)
         version = script.pick((7, 7, 3, 4, 5, 6))
-        frame = parse(wire.encode(script.pick(_TO_AGENT)(script), id_, version=version))
+        frame = parse(wire.encode(script.pick(TO_AGENT)(script), id_, version=version))
         world.client_writes(peer, wire.encode_frame(id_, frame.flags ^ (1 << script.byte() % 8), frame.body))
 
 
 def _client_takes(world: World, script: Script) -> None:
     if world.peers:
-        world.client_takes(script.pick(world.peers), script.pick(_SIZES))
+        world.client_takes(script.pick(world.peers), script.pick(SIZES))
 
 
 def _client_took(world: World, script: Script) -> None:
     if world.peers:
         world.client_took(script.pick(world.peers))
+
+
+def _client_asks_for_ends(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_sends(peer, script.pick(ENDS_REQUESTS)(script), offset)
+
+
+def _client_ends(world: World, script: Script) -> None:
+    """Release or kill a command, or something else."""
+    if world.peers:
+        peer = script.pick(world.peers)
+        ids = list(peer.party.sessions) or [peer.client.ids[0]]
+        id_ = script.pick(ids) if script.byte() % 4 else peer.client.ids[script.pick(_OFFSETS)]
+        world.client_writes(peer, wire.encode(script.pick(ENDING)(script), id_))
+
+
+def _client_says_what_a_guest_says_of_ends(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
+        world.client_sends(peer, script.pick(ENDS_OF)(script), offset)
 
 
 # What a polite guest may do
@@ -277,13 +201,38 @@ def _guest_hears(world: PoliteGuest, script: Script) -> None:
 def _guest_speaks(world: PoliteGuest, script: Script) -> None:
     id_ = world.nth(script.byte())
     if id_ is not None:
-        world.output(id_, script.byte(), script.pick(_SIZES))
+        world.output(id_, script.byte(), script.pick(SIZES))
 
 
 def _guest_does(world: PoliteGuest, script: Script) -> None:
     id_ = world.nth(script.byte())
     if id_ is not None:
         script.pick((world.started, world.grant, world.finish))(id_)
+
+
+def _guest_ends(world: PoliteGuest, script: Script) -> None:
+    """A command exits, or a stream of it ends."""
+    id_ = world.nth(script.byte())
+    if id_ is not None:
+        how = script.byte() % 3
+        if how:
+            world.end_stream(id_, how - 1)
+        else:
+            world.leave(id_)
+
+
+def _guest_fills(world: PoliteGuest, script: Script) -> None:
+    """A session says more of each stream than its client accepts, so that the relay holds some."""
+    number, stream = script.byte(), script.byte()
+    world.hear_all()
+    for side in (stream, stream + 1, stream, stream + 1):
+        id_ = world.nth(number)
+        if id_ is not None:
+            world.output(id_, side, script.pick(SIZES))
+        world.deliver_all()
+        for peer in world.peers:
+            world.client_reads(peer, 1000)
+        world.hear_all()
 
 
 def _guest_is_heard(world: PoliteGuest, script: Script) -> None:
@@ -328,27 +277,58 @@ _WIDE_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
 )
 
 
+_ENDS_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
+    *_WIDE_CLIENTS_STEPS,
+    _client_asks_for_ends,
+    _client_asks_for_ends,
+    _client_asks_for_ends,
+    _client_ends,
+    _client_ends,
+    _client_says_what_a_guest_says_of_ends,
+    _guest_fills,
+    _guest_fills,
+    _guest_fills,
+    _guest_ends,
+    _guest_ends,
+    _guest_ends,
+    _guest_ends,
+)
+
+
 def _is_wide(how: int) -> bool:
     return how >> 5 == 1
 
 
+def _is_about_ends(how: int) -> bool:
+    """Whether the steps are still more."""
+    return _is_wide(how) and bool(how & 4)
+
+
+def _tells_ends(how: int) -> bool:
+    """Whether the guest announces that it tells the ends of commands."""
+    return _is_about_ends(how) and bool(how & 8)
+
+
 class _Marked(PoliteGuest):
-    """Checks the data that clients get: the guest puts the mark of the owner into every byte."""
+    """Checks what clients get: the guest puts the mark of the owner into every byte, and ends each stream once."""
 
     def on_received(self, peer: Peer, frame: wire.Frame) -> None:
         message = wire.decode(frame)
         peer.received.append((frame.id, message))
         if isinstance(message, wire.DataMessage):
             assert not message.data.strip(bytes([peer.mark])), "somebody else's data"
+        if self.credit:  # otherwise data is dropped for a client that does not read
+            peer.life(frame.id).note(message, self.ended_after[frame.id])
 
 
 def fuzz_relay_clients(data: bytes) -> int:
     """Any clients, and a guest that keeps to the protocol: no client disturbs another, and nothing is left."""
     script = Script(data)
     how = script.byte()
-    world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL)
+    world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL, _tells_ends(how))
     world.connect()
     steps = _WIDE_CLIENTS_STEPS if _is_wide(how) else _CLIENTS_STEPS
+    steps = _ENDS_CLIENTS_STEPS if _is_about_ends(how) else steps
     while script:
         script.pick(steps)(world, script)
         world.check()
@@ -410,8 +390,8 @@ def _check_witness(world: _Marked) -> None:
 class _RudeGuest(World):
     """A guest that sends any frames."""
 
-    def __init__(self, credit: bool, limits: RouterLimits) -> None:
-        super().__init__(credit, limits)
+    def __init__(self, credit: bool, limits: RouterLimits, ends: bool) -> None:
+        super().__init__(credit, limits, ends)
         self.decoder = wire.FrameDecoder()
         self.lost = False
 
@@ -440,12 +420,22 @@ def _guest_writes_envelope(world: _RudeGuest, script: Script) -> None:
 
 def _guest_says(world: _RudeGuest, script: Script) -> None:
     id_ = _id_to_speak_of(script)
-    world.guest_writes(wire.encode(script.pick(_FROM_AGENT)(script), id_))
+    world.guest_writes(wire.encode(script.pick(FROM_AGENT)(script), id_))
+
+
+def _guest_says_of_ends(world: _RudeGuest, script: Script) -> None:
+    id_ = _id_to_speak_of(script)
+    if sessions := [session for peer in world.peers for session in peer.party.sessions.values()]:
+        id_ = script.pick(sessions).id if script.byte() % 4 else id_
+    raw = wire.encode(script.pick(ENDS_OF)(script), id_)
+    for _ in range(script.pick((1, 1, 1, 2, 100))):
+        if not world.lost:
+            world.guest_writes(raw)
 
 
 def _guest_repeats(world: _RudeGuest, script: Script) -> None:
     id_ = _id_to_speak_of(script)
-    raw = wire.encode(script.pick(_FROM_AGENT)(script), id_)
+    raw = wire.encode(script.pick(FROM_AGENT)(script), id_)
     for _ in range(script.byte()):
         world.guest_writes(raw)
         if world.lost:
@@ -454,20 +444,20 @@ def _guest_repeats(world: _RudeGuest, script: Script) -> None:
 
 def _guest_says_under_any_id(world: _RudeGuest, script: Script) -> None:
     id_ = _any_id(script)
-    world.guest_writes(wire.encode(script.pick(_FROM_AGENT)(script), id_))
+    world.guest_writes(wire.encode(script.pick(FROM_AGENT)(script), id_))
 
 
 def _guest_goes_on(world: _RudeGuest, script: Script) -> None:
     if sessions := [session for peer in world.peers for session in peer.party.sessions.values()]:
         session = script.pick(sessions)
-        world.guest_writes(wire.encode(script.pick(_ANSWERING[session.kind])(script), session.id))
+        world.guest_writes(wire.encode(script.pick(ANSWERING[session.kind])(script), session.id))
 
 
 def _guest_says_a_last_word(world: _RudeGuest, script: Script) -> None:
     """A last message for a session whose client has gone: the right one, or any."""
     if ids := [id_ for _, words in world.model.awaited.values() for id_ in words.items()]:
         id_, kind = script.pick(ids)
-        last = _ANSWERING[kind][-1] if script.byte() % 4 else script.pick(_FROM_AGENT)
+        last = ANSWERING[kind][-1] if script.byte() % 4 else script.pick(FROM_AGENT)
         world.guest_writes(wire.encode(last(script), id_ + script.pick((0, 0, 0, 1, -1))))
 
 
@@ -479,7 +469,7 @@ def _guest_takes(world: _RudeGuest, _script: Script) -> None:
 def _client_opens(world: _RudeGuest, script: Script) -> None:
     if world.peers:
         peer, offset = script.pick(world.peers), script.pick(_OFFSETS)
-        world.client_sends(peer, script.pick(_REQUESTS)(script), offset)
+        world.client_sends(peer, script.pick(REQUESTS)(script), offset)
 
 
 _AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
@@ -519,13 +509,26 @@ _WIDE_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
 )
 
 
+_ENDS_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
+    *_WIDE_AGENT_STEPS,
+    _client_asks_for_ends,
+    _client_asks_for_ends,
+    _client_ends,
+    _guest_says_of_ends,
+    _guest_says_of_ends,
+    _guest_says_of_ends,
+    _guest_goes_on,
+)
+
+
 def fuzz_relay_agent(data: bytes) -> int:
     """Clients, and any guest: each client gets only frames under its own ids, within its bounds."""
     script = Script(data)
     how = script.byte()
-    world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL)
+    world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL, _tells_ends(how))
     world.connect()
     steps = _WIDE_AGENT_STEPS if _is_wide(how) else _AGENT_STEPS
+    steps = _ENDS_AGENT_STEPS if _is_about_ends(how) else steps
     while script and not world.lost:
         script.pick(steps)(world, script)
         world.check()

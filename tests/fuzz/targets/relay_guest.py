@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
@@ -24,6 +24,8 @@ _OUTPUT: Final[Mapping[str, Sequence[tuple[type[wire.DataMessage], str]]]] = {
     "fs": [(wire.FsData, "data")],
     "tcp": [(wire.TcpData, "data")],
 }
+#: The streams that end by themselves.
+_ENDING: Final[Sequence[wire.StreamName]] = ("stdout", "stderr")
 _LAST: Final[Mapping[str, wire.Message]] = {
     "exec": wire.ExecExited(0),
     "fs": wire.FsResponse(ok=True),
@@ -45,13 +47,19 @@ class _Work:
     killed: bool = False
     brief: bool = False  # ends by itself
     again: bool = False  # its id had a session before
+    ends: bool = False  # its client wants to be told of each
+    ended: set[str] = field(default_factory=set)  # streams
+    total: Counter[str] = field(default_factory=Counter)  # bytes of each
+    left: bool = False  # the command has exited
+    doomed: bool = False  # to be killed as soon as it has
 
 
 class PoliteGuest(World):
     """A world whose guest answers each message as an agent does."""
 
-    def __init__(self, credit: bool, limits: RouterLimits) -> None:
-        super().__init__(credit, limits)
+    def __init__(self, credit: bool, limits: RouterLimits, ends: bool = False) -> None:
+        super().__init__(credit, limits, ends)
+        self.ended_after: defaultdict[int, deque[int]] = defaultdict(deque)  # see `Life`, by id
         self.work: dict[int, _Work] = {}
         self.opened: set[int] = set()
         self.heard: Counter[int] = Counter()  # bytes of data, by id
@@ -84,6 +92,10 @@ class PoliteGuest(World):
             self._forget(message)
         elif isinstance(message, wire.DataMessage):
             self._input(frame.id, message, work)
+        elif isinstance(message, (wire.ExecRelease, wire.ExecKill)):
+            assert self.ends, "an agent that does not know the type ends"
+            if work is not None and work.kind == "exec":
+                self._hear_of_end(message, work)
         elif work is not None:
             self._hear_within(frame.id, message, work)
         return True
@@ -101,7 +113,9 @@ class PoliteGuest(World):
         mark = next((peer.mark for peer in self.peers if id_ in peer.client.ids), 0)
         again = id_ in self.opened
         self.opened.add(id_)
-        self.work[id_] = _Work(kind, mark, window if self.credit else None, brief=is_last, again=again)
+        ends = self.ends and isinstance(message, wire.ExecRequest) and message.ends is not wire.UNSET
+        work = _Work(kind, mark, window if self.credit else None, brief=is_last, again=again, ends=ends)
+        self.work[id_] = work
 
     def _hear_within(self, id_: int, message: wire.Message, work: _Work) -> None:
         if isinstance(message, wire.Credit):
@@ -112,6 +126,14 @@ class PoliteGuest(World):
             del self.work[id_]
         elif isinstance(message, wire.Cancel) and work.kind != "exec":
             self.finish(id_)
+
+    def _hear_of_end(self, message: wire.ExecRelease | wire.ExecKill, work: _Work) -> None:
+        if isinstance(message, wire.ExecRelease):
+            work.killed |= work.left  # it ends, and what holds its streams lives on
+        elif message.after_exit is True and not work.left:
+            work.doomed = True
+        else:
+            work.killed = True
 
     def _input(self, id_: int, message: wire.DataMessage, work: _Work | None) -> None:
         kind = _INPUT[type(message)]
@@ -159,13 +181,14 @@ class PoliteGuest(World):
         """A session sends output, as far as its credit allows."""
         work = self.work[id_]
         cls, name = _OUTPUT[work.kind][stream % len(_OUTPUT[work.kind])]
-        if work.brief:
+        if work.brief or name in work.ended:
             return
         if work.window is not None:
             size = min(size, work.window - work.sent.get(name, 0))
             if size <= 0:
                 return
         work.sent[name] = work.sent.get(name, 0) + size
+        work.total[name] += size
         self.say(cls(bytes([work.mark]) * size), id_)
 
     def started(self, id_: int) -> None:
@@ -174,6 +197,22 @@ class PoliteGuest(World):
             self.say(wire.ExecStarted(1), id_)
         elif kind == "tcp":
             self.say(wire.TcpConnected(), id_)
+
+    def leave(self, id_: int) -> None:
+        """A command exits, and its streams go on."""
+        work = self.work[id_]
+        if work.ends and not work.left:
+            work.left = True
+            work.killed |= work.doomed
+            self.say(wire.ExecLeft(0), id_)
+
+    def end_stream(self, id_: int, number: int) -> None:
+        """A command, or whoever else has it, closes a stream."""
+        work, name = self.work[id_], _ENDING[number]
+        if work.ends and name not in work.ended:
+            work.ended.add(name)
+            self.ended_after[id_].append(work.total[name])
+            self.say(wire.ExecStreamEnded(name), id_)
 
     def grant(self, id_: int) -> None:
         """The guest has consumed all data that came for a session."""

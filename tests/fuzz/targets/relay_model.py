@@ -71,6 +71,8 @@ _PART_OF: Final[dict[type[wire.Message], str]] = {
     wire.ExecStdin: "exec",
     wire.ExecSignal: "exec",
     wire.ExecResize: "exec",
+    wire.ExecRelease: "exec",
+    wire.ExecKill: "exec",
     wire.FsData: "fs",
     wire.TcpData: "tcp",
     wire.TcpEof: "tcp",
@@ -92,6 +94,9 @@ _OVERTAKE: Final = (
     *(wire.TcpConnected, wire.TcpBroken, wire.Credit),
 )
 
+#: What is only sent to an agent that has announced that it tells the ends of commands.
+_ABOUT_ENDS: Final = (wire.ExecRelease, wire.ExecKill)
+
 
 class Verdict(NamedTuple):
     """What the relay must do with a frame of a client."""
@@ -110,8 +115,9 @@ class _Refused(Exception):
 class Model:
     """See the module."""
 
-    def __init__(self, credit: bool, agent_window: int, limits: RouterLimits) -> None:
+    def __init__(self, credit: bool, ends: bool, agent_window: int, limits: RouterLimits) -> None:
         self._credit = credit
+        self._ends = ends
         self._agent_window = agent_window
         self._limits = limits
         self.parties: dict[int, Party] = {}
@@ -177,7 +183,10 @@ class Model:
         except ProtocolError as exc:
             return self._refuse(party, frame, exc.kind, exc.message_type, exc.version, out)
         try:
-            if type(message) not in _CLIENTS or (isinstance(message, wire.Cancel) and not self._credit):
+            unknown = (wire.Cancel,) if not self._credit else ()
+            if type(message) not in _CLIENTS or isinstance(
+                message, unknown if self._ends else unknown + _ABOUT_ENDS
+            ):
                 raise _Refused("unsupported_message_type")
             self._accept(party, frame, message, out)
         except _Refused as exc:
@@ -409,7 +418,7 @@ class Model:
         elif cls in _OVERTAKE:
             party.quick.append(Item(frame.id, raw))
         else:
-            blocked = next((stream for stream in session.streams.values() if stream.held), None)
+            blocked = next((stream for stream in _in_front(session, frame) if stream.held), None)
             queue = party.slow if blocked is None else blocked.held
             queue.append(Item(frame.id, raw))
 
@@ -553,6 +562,16 @@ def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | No
         data = data[len(queue[0].data) :]
         taken.append(queue.popleft())
     return None if data else taken
+
+
+def _in_front(session: Session, frame: wire.Frame) -> Iterable[Stream]:
+    """The streams whose data a frame without data must not overtake: all, or the one whose end it is."""
+    try:
+        message = wire.decode(frame)
+    except ProtocolError:
+        return session.streams.values()
+    name = message.stream if isinstance(message, wire.ExecStreamEnded) else None
+    return [stream for stream in session.streams.values() if name in (None, stream.name)]
 
 
 def _may_end(frame: wire.Frame, kind: str) -> bool:

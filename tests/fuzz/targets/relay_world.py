@@ -10,7 +10,7 @@ sums are compared with the model's as well.
 from __future__ import annotations
 
 import zlib
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from typing import TYPE_CHECKING, Final, final
 
 from tests.fuzz.targets.relay_model import Model
@@ -60,6 +60,38 @@ AGENT_WINDOW: Final = 500
 MOST_CLIENTS: Final = 3
 
 
+class Life:
+    """What a client has been told of a command: each end once, the end of a stream behind all of its data."""
+
+    def __init__(self) -> None:
+        self._got: Counter[str] = Counter()  # bytes
+        self._ended: set[str] = set()
+        self._left = False
+        self._refused = False  # an error overtakes data, so what comes later may be of either life of the id
+
+    def note(self, message: wire.Message, ended_after: deque[int]) -> None:
+        """Check a message; ``ended_after``: the bytes of each stream that the guest has ended, in order."""
+        match message:
+            case wire.Error():
+                self._refused = True
+            case wire.ExecStreamEnded(name):
+                sent = ended_after.popleft()
+                assert self._refused or name not in self._ended, "a stream ends twice"
+                assert self._refused or self._got[name] == sent, "the end of a stream without all of its data"
+                self._ended.add(name)
+            case wire.ExecLeft():
+                assert self._refused or not self._left, "an exit is told twice"
+                self._left = True
+            case wire.ExecStdout(data) | wire.ExecStderr(data):
+                name = "stdout" if isinstance(message, wire.ExecStdout) else "stderr"
+                assert self._refused or name not in self._ended, "data behind the end of its stream"
+                self._got[name] += len(data)
+            case wire.ExecExited():
+                self._got.clear()
+                self._ended.clear()
+                self._left = False
+
+
 @final
 class Peer:
     """The program of a client, at the other end of the relay's socket."""
@@ -72,6 +104,11 @@ class Peer:
         self.connected = True
         self.batch: list[Outgoing] = []  # on its way into the socket
         self.received: list[tuple[int, wire.Message]] = []
+        self._lives: defaultdict[int, Life] = defaultdict(Life)
+
+    def life(self, id_: int) -> Life:
+        """What it has been told of the command that has this id now."""
+        return self._lives[id_]
 
 
 class World:
@@ -80,13 +117,17 @@ class World:
     Args:
         credit: whether the guest counts credit.
         limits: the router's.
+        ends: whether the guest has announced that it tells the ends of commands.
     """
 
-    def __init__(self, credit: bool, limits: RouterLimits) -> None:
+    def __init__(self, credit: bool, limits: RouterLimits, ends: bool = False) -> None:
         self.credit = credit
+        self.ends = ends
         self.limits = limits
-        self.router = Router(wire.Flow(AGENT_WINDOW) if credit else None, limits)
-        self.model = Model(credit, AGENT_WINDOW, limits)
+        self.router = Router(
+            wire.Flow(AGENT_WINDOW) if credit else None, limits, ["other", wire.EXEC_ENDS] if ends else ["other"]
+        )
+        self.model = Model(credit, ends, AGENT_WINDOW, limits)
         self.now = 0.0
         self.trace = 0  # of everything that anybody got
         self.peers: list[Peer] = []

@@ -1,0 +1,170 @@
+"""Messages for the relay's targets, all well formed: what clients may send, and what the guest may send."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from tests.fuzz.targets.relay_parts import STEP
+from trio_console import _wire as wire
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from tests.fuzz.targets.script import Script
+
+__all__ = [
+    "ANSWERING",
+    "CONTROL",
+    "ENDING",
+    "ENDS_OF",
+    "ENDS_REQUESTS",
+    "FITTING",
+    "FROM_AGENT",
+    "REQUESTS",
+    "SIZES",
+    "TO_AGENT",
+]
+
+SIZES: Final = (0, 1, 2, 50, 99, 100, 101, 299, 300, 301, 700, 3000, 40000)
+
+_WINDOWS: Final[Sequence[int | wire.UnsetType]] = (wire.UNSET, 0, 1, 100, 5000, 2**32 - 1)
+
+_STREAMS: Final[Sequence[wire.StreamName]] = ("stdin", "stdout", "stderr", "data")
+
+
+def _data(script: Script) -> bytes:
+    return bytes([script.byte()]) * script.pick(SIZES)
+
+
+REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS)),
+    lambda s: wire.FsRequest(wire.OpRead(handle=1, offset=0), window=s.pick(_WINDOWS)),
+    lambda s: wire.FsRequest(wire.OpWrite(handle=1, offset=0), window=s.pick(_WINDOWS)),
+    lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS)),
+    lambda _: wire.Ping(),
+    lambda _: wire.Touch(),
+)
+TO_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    *REQUESTS,
+    lambda s: wire.ExecStdin(_data(s)),
+    lambda s: wire.FsData(_data(s)),
+    lambda s: wire.TcpData(_data(s)),
+    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(SIZES)),
+    lambda _: wire.Credit("stdout", 2**32 - 1),
+    lambda _: wire.Cancel(),
+    lambda _: wire.TcpEof(),
+    lambda _: wire.TcpClose(),
+    lambda s: wire.ExecSignal(s.byte()),
+    lambda _: wire.ExecResize(1, 1),
+)
+FROM_AGENT: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.ExecStdout(_data(s)),
+    lambda s: wire.ExecStderr(_data(s)),
+    lambda s: wire.FsData(_data(s)),
+    lambda s: wire.TcpData(_data(s)),
+    lambda s: wire.Credit(s.pick(_STREAMS), s.pick(SIZES)),
+    lambda _: wire.Credit("stdin", 2**32 - 1),
+    lambda _: wire.ExecStarted(1),
+    lambda _: wire.ExecStdinError(message="m"),
+    lambda _: wire.ExecExited(0),
+    lambda _: wire.FsResponse(ok=True),
+    lambda _: wire.TcpConnected(),
+    lambda _: wire.TcpEof(),
+    lambda _: wire.TcpClosed(),
+    lambda _: wire.TcpFailed("m"),
+    lambda _: wire.Pong(),
+    lambda _: wire.Error("invalid_payload", "m"),
+)
+
+
+#: Messages that only a relay or a guest may send, and no client.
+CONTROL: Final[Sequence[wire.Message]] = (
+    wire.ClientDisconnected(1, 2**32 - 1),
+    wire.ClientDisconnected(1, STEP),
+    wire.ClockSync(1),
+    wire.InitAck(),
+    wire.Shutdown(),
+)
+
+#: The messages of a session, by its kind, from its client and from the guest. The last one ends the session.
+FITTING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
+    "exec": (
+        lambda s: wire.ExecStdin(_data(s)),
+        lambda s: wire.ExecSignal(s.byte()),
+        lambda s: wire.Credit(s.pick(("stdout", "stderr")), s.pick(SIZES)),
+    ),
+    "fs": (
+        lambda s: wire.FsData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(SIZES)),
+        lambda _: wire.Cancel(),
+    ),
+    "tcp": (
+        lambda s: wire.TcpData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(SIZES)),
+        lambda _: wire.TcpEof(),
+        lambda _: wire.TcpClose(),
+    ),
+    "call": (lambda _: wire.Ping(),),
+}
+ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
+    "exec": (
+        lambda s: wire.ExecStdout(_data(s)),
+        lambda s: wire.ExecStderr(_data(s)),
+        lambda s: wire.Credit("stdin", s.pick(SIZES)),
+        lambda _: wire.ExecStarted(1),
+        lambda _: wire.ExecStdinError(message="m"),
+        lambda _: wire.ExecExited(0),
+    ),
+    "fs": (
+        lambda s: wire.FsData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(SIZES)),
+        lambda _: wire.FsResponse(ok=True),
+    ),
+    "tcp": (
+        lambda s: wire.TcpData(_data(s)),
+        lambda s: wire.Credit("data", s.pick(SIZES)),
+        lambda _: wire.TcpConnected(),
+        lambda _: wire.TcpBroken("m"),
+        lambda _: wire.TcpEof(),
+        lambda _: wire.TcpClosed(),
+    ),
+    "call": (lambda _: wire.Pong(), lambda _: wire.Touched(1)),
+}
+
+
+# The ends of commands
+
+_DRAINS: Final[Sequence[wire.ExecEnds | wire.UnsetType]] = (
+    wire.ExecEnds(),
+    wire.ExecEnds(0),
+    wire.ExecEnds(2**32 - 1),
+    wire.UNSET,
+)
+_STDIO: Final[Sequence[wire.ExecStdio | wire.UnsetType]] = (
+    wire.UNSET,
+    wire.ExecStdio("null", "pipe", "stdout"),
+    wire.ExecStdio("pipe", "null", "null"),
+)
+_GRACES: Final = (0, 1, 2**32 - 1)
+_AFTER_EXIT: Final[Sequence[bool | wire.UnsetType]] = (wire.UNSET, True, False)
+
+#: Requests of clients that want to be told the ends.
+ENDS_REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS), stdio=s.pick(_STDIO), ends=s.pick(_DRAINS)),
+)
+#: What such a client may say of its command.
+ENDING: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda _: wire.ExecRelease(),
+    lambda s: wire.ExecKill(s.pick(_GRACES), s.pick(_AFTER_EXIT)),
+)
+#: What the guest may say of it.
+ENDS_OF: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda _: wire.ExecStreamEnded("stdout"),
+    lambda _: wire.ExecStreamEnded("stderr"),
+    lambda s: wire.ExecStreamEnded(s.pick(_STREAMS)),
+    lambda s: wire.ExecLeft(s.byte()),
+    lambda s: wire.ExecLeft(-1, s.byte()),
+    lambda s: wire.ExecExited(s.byte(), held=["stdout"], alive=s.byte()),
+    lambda _: wire.Error("not_confirmed", "m"),
+    lambda _: wire.Error("exit_unknown", "m"),
+)
