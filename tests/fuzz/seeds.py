@@ -68,6 +68,22 @@ def _messages() -> Iterator[tuple[str, bytes]]:
             # As a payload, because mutations of that leave the envelope as it is.
             payload = wire.decode_envelope(raw[9:]).payload
             yield f"payload_{name}", bytes([1 + 4 * _TYPES.index(row.name)]) + payload
+    for message in _OUR_OWN:
+        name = wire.type_of(message).name
+        payload = wire.decode_envelope(wire.encode(message, 1)[9:]).payload
+        yield f"payload_own_{name}", bytes([1 + 4 * _TYPES.index(name)]) + payload
+
+
+#: One of each type that no recorded frame has, with each of its keys.
+_OUR_OWN: Final = (
+    wire.ExecRequest("c", stdio=wire.ExecStdio("null", "pipe", "stdout"), ends=wire.ExecEnds(2**32 - 1)),
+    wire.ExecStreamEnded("stderr"),
+    wire.ExecLeft(-1, 9),
+    wire.ExecRelease(),
+    wire.ExecKill(2**32 - 1, after_exit=True),
+    wire.ExecExited(0, signal=1, held=["stdout", "stderr"], alive=2**32 - 1),
+    wire.ExecFailed(kind="other", message="m", filename="f"),
+)
 
 
 def _row_of(raw: bytes) -> wire.MessageType | None:
@@ -294,6 +310,16 @@ def _agent_router() -> Iterator[tuple[str, bytes]]:
     for title, messages in sent.items():
         yield title, b"".join(bytes([3, 0, message]) for message in messages)
         yield f"{title}_in_pieces", b"".join(bytes([3, 0, message, 0]) for message in messages)
+    about_ends = {  # step 0xFC sends one of these messages; see there
+        "kill": [3, 0, 3],
+        "kill_after_exit": [5, 5, 3],
+        "release": [2, 0, 2, 2, 4],
+        "lies": [0, 6, 8, 7, 3],
+        "at_once": [1, 2, 3],
+    }
+    for title, messages in about_ends.items():
+        yield f"ends_{title}", b"".join(bytes([0xFC, 0, message]) for message in messages)
+        yield f"ends_{title}_in_pieces", b"".join(bytes([0xFC, 0, message, 0]) for message in messages)
     for name, raw in _recorded():
         row = _row_of(raw)
         if row is None or raw[8] != row.flags:

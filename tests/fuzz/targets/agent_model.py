@@ -21,6 +21,8 @@ _STEP: Final = (2**32 - 1) // 128
 #: The first generation of the protocol that knows the message for an error.
 _TOLD_FROM: Final = 5
 
+_FOR_A_COMMAND: Final = (wire.ExecStdin, wire.ExecSignal, wire.Credit, wire.ExecRelease, wire.ExecKill)
+
 #: A frame without the words in it that do not matter: its id, its type, and what it says there.
 Told: TypeAlias = tuple[int, str, str]
 
@@ -34,6 +36,8 @@ def told(id_: int, message: wire.Message) -> Told:
             return id_, name, str(ok)
         case wire.ExecExited(code) | wire.ExecStarted(code):
             return id_, name, str(code)
+        case wire.ExecKill(grace, after_exit):
+            return id_, name, f"{grace} {after_exit}"
         case _:
             return id_, name, ""
 
@@ -79,7 +83,7 @@ class AgentModel:
             self._refuse(frame, owner, exc.kind, exc.message_type, exc.version)
             return
         name = wire.type_of(message).name
-        if owner is not None and isinstance(message, (wire.ExecStdin, wire.ExecSignal, wire.Credit)):
+        if owner is not None and isinstance(message, _FOR_A_COMMAND):
             self._receive(owner, message)
         elif isinstance(message, (wire.ExecRequest, wire.TcpConnect)):
             valid = frame.id % _STEP != 0 and frame.id < 128 * _STEP
@@ -112,7 +116,8 @@ class AgentModel:
     def _receive(self, owner: _Session, message: wire.Message) -> None:
         if not owner.ended:
             self.received.append(told(owner.id, message))
-            owner.ended = isinstance(message, wire.ExecSignal)
+            kills = isinstance(message, wire.ExecKill) and message.after_exit is not True
+            owner.ended = kills or isinstance(message, wire.ExecSignal)
 
     def _open(self, id_: int, message: wire.ExecRequest | wire.TcpConnect) -> None:
         former = self._table.get(id_)

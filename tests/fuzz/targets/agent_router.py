@@ -56,6 +56,19 @@ _MESSAGES: Final[Sequence[wire.Message]] = (
     wire.ExecExited(0),
 )
 
+#: The same about the ends of commands: requests, what a host may say, and what only an agent may say.
+_ABOUT_ENDS: Final[Sequence[wire.Message]] = (
+    wire.ExecRequest("waits", ends=wire.ExecEnds(), stdio=wire.ExecStdio("null", "null", "stdout")),
+    wire.ExecRequest("quits", ends=wire.ExecEnds(0)),
+    wire.ExecRelease(),
+    wire.ExecKill(0),
+    wire.ExecKill(2**32 - 1, after_exit=False),
+    wire.ExecKill(0, after_exit=True),
+    wire.ExecLeft(0),
+    wire.ExecLeft(-1, 9),
+    wire.ExecStreamEnded("stdout"),
+)
+
 
 @final
 class _Console(trio.abc.Stream):
@@ -87,7 +100,7 @@ class _Session(Session):
     """A session that does only what its request says."""
 
     kind: ClassVar[str] = "exec"
-    accepts = frozenset({wire.ExecStdin, wire.ExecSignal, wire.Credit})
+    accepts = frozenset({wire.ExecStdin, wire.ExecSignal, wire.Credit, wire.ExecRelease, wire.ExecKill})
 
     def __init__(self, sender: Sender, session_id: int, does: str, received: list[Told]) -> None:
         super().__init__(sender, session_id)
@@ -108,7 +121,9 @@ class _Session(Session):
         assert type(message) in self.accepts
         assert not self.ended
         self._received.append(told(self.id, message))
-        if isinstance(message, wire.ExecSignal):
+        if isinstance(message, wire.ExecSignal) or (
+            isinstance(message, wire.ExecKill) and message.after_exit is not True
+        ):
             self.end()
 
 
@@ -237,6 +252,9 @@ def _pieces(script: Script) -> list[bytes]:
             pieces[-1] += wire.encode(wire.Shutdown())
         elif how == 0xFB:
             pieces[-1] += _wrong(script, ids)
+        elif how == 0xFC:
+            id_ = script.pick(ids)
+            pieces[-1] += wire.encode(script.pick(_ABOUT_ENDS), id_)
         else:
             id_ = script.pick(ids)
             pieces[-1] += wire.encode(script.pick(_MESSAGES), id_)
@@ -259,5 +277,5 @@ def _disconnected(script: Script, ids: Sequence[int]) -> wire.Message:
 def _wrong(script: Script, ids: Sequence[int]) -> bytes:
     """A message of some generation, with some flags."""
     id_ = script.pick(ids)
-    raw = wire.encode(script.pick(_MESSAGES), id_, version=script.pick((3, 4, 5, 7, 24)))
+    raw = wire.encode(script.pick((*_MESSAGES, *_ABOUT_ENDS)), id_, version=script.pick((3, 4, 5, 7, 24)))
     return raw[:8] + bytes([raw[8] ^ script.pick((0, 1, 2, 4, 128))]) + raw[9:]
