@@ -68,10 +68,10 @@ def _messages() -> Iterator[tuple[str, bytes]]:
             # As a payload, because mutations of that leave the envelope as it is.
             payload = wire.decode_envelope(raw[9:]).payload
             yield f"payload_{name}", bytes([1 + 4 * _TYPES.index(row.name)]) + payload
-    for message in _OUR_OWN:
+    for number, message in enumerate(_OUR_OWN):
         name = wire.type_of(message).name
         payload = wire.decode_envelope(wire.encode(message, 1)[9:]).payload
-        yield f"payload_own_{name}", bytes([1 + 4 * _TYPES.index(name)]) + payload
+        yield f"payload_own_{number}_{name}", bytes([1 + 4 * _TYPES.index(name)]) + payload
 
 
 #: One of each type that no recorded frame has, with each of its keys.
@@ -83,6 +83,12 @@ _OUR_OWN: Final = (
     wire.ExecKill(2**32 - 1, after_exit=True),
     wire.ExecExited(0, signal=1, held=["stdout", "stderr"], alive=2**32 - 1),
     wire.ExecFailed(kind="other", message="m", filename="f"),
+    wire.ExecRequest("\xff", ["\xfe"], octets=True),
+    wire.FsRequest(wire.OpTouch("\xff", 0o644, exist_ok=True), octets=True),
+    wire.FsRequest(wire.OpAccount("home", "")),
+    wire.FsResponse(ok=True, opened=wire.Opened(mode=1, seekable=False, terminal=True)),
+    wire.TcpConnect("h", 1, breaks=True),
+    wire.TcpBroken("m"),
 )
 
 

@@ -151,6 +151,8 @@ _AFTER_EXIT: Final[Sequence[bool | wire.UnsetType]] = (wire.UNSET, True, False)
 #: Requests of clients that want to be told the ends.
 ENDS_REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
     lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS), stdio=s.pick(_STDIO), ends=s.pick(_DRAINS)),
+    lambda s: wire.ExecRequest("\xff", window=s.pick(_WINDOWS), octets=True, ends=wire.ExecEnds()),
+    lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS), breaks=True),
 )
 #: What such a client may say of its command.
 ENDING: Final[Sequence[Callable[[Script], wire.Message]]] = (
