@@ -178,3 +178,18 @@ def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch:
             member.kill()
     assert member.pid in by_group.found
     assert member.pid in by_mark.unclear
+
+
+def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    real_read = _processes._read
+    with subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: "mark"}) as process:
+
+        def read(proc_fd: int, name: str) -> bytes:
+            own = real_read(proc_fd, "stat").startswith(b"%d " % process.pid)
+            return b"" if own and name in ("environ", "cmdline") else real_read(proc_fd, name)
+
+        try:
+            monkeypatch.setattr(_processes, "_read", read)
+            assert _processes.is_any_left(Wanted(GUEST_MARK, "mark"))
+        finally:
+            process.kill()

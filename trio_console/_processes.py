@@ -180,6 +180,11 @@ def is_any_left(wanted: Wanted) -> bool:
     return False
 
 
+def _is_unclear(process: _Process, environment: bytes | None) -> bool:
+    """Whether a process is dying, or in an exec."""
+    return environment is None or (not environment and not _read(process.proc_fd, "cmdline"))
+
+
 def _environment(process: _Process) -> bytes | None:
     """The environment of a process; ``None`` if it is dying, and empty if it may not be read.
 

@@ -212,8 +212,11 @@ async def test_a_terminal_lives_until_its_last_process(host: Host) -> None:
     assert outcome.stdout == b"first\r\nsecond\r\n"
 
 
-async def test_a_terminal_outlives_the_exit_of_its_command(host: Host) -> None:
-    script = 'T=$(tty); setsid sh -c "exec <&- >&- 2>&-; sleep 0.4; echo second > $T" & sleep 0.1; echo first'
+async def test_a_terminal_outlives_the_exit_of_its_command(host: Host, tmp_path: Path) -> None:
+    # The command exits when the other process is in a session of its own: before, it would end by a hangup.
+    away = tmp_path / "away"
+    other = f'setsid sh -c "exec <&- >&- 2>&-; : > {away}; sleep 0.4; echo second > $T"'
+    script = f"T=$(tty); {other} & until test -e {away}; do sleep 0.01; done; echo first"
     outcome = await host.sh(script, tty=True, ends=wire.ExecEnds(20_000))
     assert outcome.stdout == b"first\r\nsecond\r\n"
     assert outcome.last == wire.ExecExited(0)

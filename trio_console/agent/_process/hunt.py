@@ -104,7 +104,10 @@ class Hunt:
 
     async def any_left(self, wanted: Wanted) -> bool:
         """Whether a wanted process lives. If cancelled, nothing changes."""
-        look = partial(is_any_left, wanted)
+
+        def look() -> bool:
+            return any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
+
         return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._thread)
 
     async def kill_client(self, client: str, grace: float) -> int:
