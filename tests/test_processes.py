@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.leftovers import runs, wait_until_none
 from trio_console import _processes
 from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, is_any_left, kill_processes
 
@@ -180,16 +181,13 @@ def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch:
     assert member.pid in by_mark.unclear
 
 
-def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    real_read = _processes._read
-    with subprocess.Popen(["sleep", "1000"], env={**os.environ, GUEST_MARK: "mark"}) as process:
-
-        def read(proc_fd: int, name: str) -> bytes:
-            own = real_read(proc_fd, "stat").startswith(b"%d " % process.pid)
-            return b"" if own and name in ("environ", "cmdline") else real_read(proc_fd, name)
-
-        try:
-            monkeypatch.setattr(_processes, "_read", read)
-            assert _processes.is_any_left(Wanted(GUEST_MARK, "mark"))
-        finally:
-            process.kill()
+def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> None:
+    """A child without the mark, in a POSIX session of its own, is known only as its parent's while that lives."""
+    script = "env -i setsid sleep 1000 & echo $!; wait"
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        assert wait_until_none(lambda: [] if os.getsid(child) == child else [child]) == []
+        [look] = _processes.kill_found([Wanted(GUEST_MARK, "mark", leader.pid)])
+        assert look.found == {leader.pid, child}
+        assert wait_until_none(lambda: [child] if runs(child) else []) == []

@@ -17,7 +17,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
 __all__ = [
     "CLEAN_SCANS",
@@ -104,6 +104,7 @@ class _Process(NamedTuple):
     session: int
     flags: int
     threads: int
+    started: bytes  # since when it runs, in ticks: no two processes with the same id have the same
 
     @property
     def dead(self) -> bool:
@@ -136,32 +137,35 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
     """Kill the processes that are wanted, in one scan; returns what was found of each.
 
     A process that is dead is not found. To be sure that no process is left, see `CLEAN_SCANS`.
+
+    None is killed before all were looked at: when a process dies, its children lose their parent, by which they
+    may have to be found.
     """
     marks = {f"{each.variable}={each.mark}".encode(): number for number, each in enumerate(wanted)}
     variables = {f"{each.variable}=".encode() for each in wanted}
     leaders = {each.leader: number for number, each in enumerate(wanted) if each.leader is not None}
     found: list[set[int]] = [set() for _ in wanted]
     unclear: set[int] = set()
-    parents: dict[int, int] = {}
+    living: dict[int, _Process] = {}
     for process in _processes():
         if process.dead:
             continue
-        parents[process.pid] = process.parent
+        living[process.pid] = process
         numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
         environment = _environment(process)
         numbers |= {marks[mark] for mark in _marks(environment or b"", variables) if mark in marks}
+        for number in numbers:
+            found[number].add(process.pid)
         with suppress(OSError):  # it has ended
-            if numbers:
-                # An open directory of /proc stays with its process, so `_kill` can tell by it whether the process
-                # has ended, and its number may be another process's by now.
-                _kill(process)
-                for number in numbers:
-                    found[number].add(process.pid)
-            elif _is_unclear(process, environment):
+            if not numbers and _is_unclear(process, environment):
                 unclear.add(process.pid)
     for number in leaders.values():
-        found[number] |= _kill_children(found[number], parents)
-    return [Look(each, unclear) for each in found]
+        found[number] |= _descendants(found[number], living)
+    for process in _processes(set().union(*found)):
+        if process.started == living[process.pid].started:  # or else another process has got the number
+            with suppress(OSError):  # it has ended
+                _kill(process)
+    return [Look(each, unclear - each) for each in found]
 
 
 def is_any_left(wanted: Wanted) -> bool:
@@ -178,11 +182,6 @@ def is_any_left(wanted: Wanted) -> bool:
                 if _is_unclear(process, environment):
                     return True
     return False
-
-
-def _is_unclear(process: _Process, environment: bytes | None) -> bool:
-    """Whether a process is dying, or in an exec."""
-    return environment is None or (not environment and not _read(process.proc_fd, "cmdline"))
 
 
 def _environment(process: _Process) -> bytes | None:
@@ -217,22 +216,18 @@ def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:
             yield mark[: mark.rfind(b".", 0, -1) + 1]
 
 
-def _kill_children(found: set[int], parents: Mapping[int, int]) -> set[int]:
-    """Kill the processes that descend from those found, and return their ids.
+def _descendants(found: set[int], living: Mapping[int, _Process]) -> set[int]:
+    """The ids of the processes that descend from those found.
 
-    They have cleared their environment and left the session, but their parent was there a moment ago.
+    They may have cleared their environment and left the session.
     """
     more: set[int] = set()
-    while fresh := {pid for pid, parent in parents.items() if parent in found or parent in more} - found - more:
+    while fresh := {pid for pid, one in living.items() if one.parent in found | more} - found - more:
         more |= fresh
-    for process in _processes(more):
-        if process.parent in found | more:
-            with suppress(OSError):
-                _kill(process)
     return more
 
 
-def _processes(only: set[int] | None = None) -> Iterator[_Process]:
+def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
     """All processes but this one and the kernel's threads. The descriptor of each is open until the next comes."""
     names: list[str] = []
     if only is None:
@@ -256,9 +251,10 @@ def _processes(only: set[int] | None = None) -> Iterator[_Process]:
 
 def _look(pid: int, proc_fd: int) -> _Process:
     # The name, which is in parentheses, may hold any byte.
-    fields = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 18)
+    fields = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 20)
     state, parent, group, session, _, _, flags = fields[:7]
-    return _Process(pid, proc_fd, state, int(parent), int(group), int(session), int(flags), int(fields[17]))
+    numbers = (int(parent), int(group), int(session), int(flags), int(fields[17]))
+    return _Process(pid, proc_fd, state, *numbers, fields[19])
 
 
 def _read(proc_fd: int, name: str) -> bytes:

@@ -12,6 +12,7 @@ import trio
 
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
+from tests.tools.pidfds import pidfd_open
 from trio_console import _wire as wire
 from trio_console.agent._process import session as session_module
 
@@ -308,3 +309,30 @@ async def test_what_a_client_has_left_in_the_background_ends_when_it_disconnects
     with trio.fail_after(HANG):
         while runs(pid):
             await trio.sleep(0.01)
+
+
+async def test_a_kill_ends_children_that_carry_no_mark_in_sessions_of_their_own(host: Host) -> None:
+    script = "env -i setsid sh -c 'echo $$; exec sleep 1000' & wait"
+    sid = await host.start("sh", "-c", script, ends=TO_THE_END)
+    pid = await the_holder(host, sid)
+    await host.send(wire.ExecKill(10_000), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9)
+    assert not runs(pid)
+
+
+async def test_a_look_that_hangs_does_not_keep_the_group_alive(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def hang(_hunt: object, _wanted: object, grace: float) -> int:
+        with trio.move_on_after(grace):
+            await trio.lowlevel.wait_readable(exit_fd)
+            return 0
+        return 1
+
+    sid = await host.start("sh", "-c", HOLDER + "; wait", ends=TO_THE_END)
+    exit_fd = pidfd_open(await the_holder(host, sid))
+    monkeypatch.setattr(session_module, "_LOOK_TIME", 0.01)
+    monkeypatch.setattr("trio_console.agent._process.hunt.Hunt.kill", hang)
+    await host.send(wire.ExecKill(30_000), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9)
+    os.close(exit_fd)

@@ -67,6 +67,10 @@ DRAIN_GRACE: Final = 0.25
 #: Seconds to wait for a killed process. One that is in an uninterruptible system call is left after that.
 _BURIAL_GRACE: Final = 2.0
 
+#: Seconds for the first look at all processes, before the group of a command is killed in any case. It takes some
+#: milliseconds; but a process whose memory hangs in the kernel may hang it.
+_LOOK_TIME: Final = 0.2
+
 #: Seconds within which the ends of a command's streams and its exit count as one: a process that exits closes its
 #: streams a moment earlier. So a command that just ends costs no frame but ``exited``.
 _TOGETHER: Final = 0.002
@@ -419,14 +423,24 @@ class ExecSession(Session):
 
     async def _kill_all(self, child: Child) -> None:
         """Kill the whole command, and wait until it has ended."""
-        child.kill_group(signal.SIGKILL)  # at once, before the first look
         grace = _BURIAL_GRACE if self._kill_grace is None else self._kill_grace
         deadline = trio.current_time() + grace
         # If the agent itself ends, or the client has gone, then all that is left is searched at once, by others.
         if self._scope.cancel_called and not self.departed:
-            self._alive = await self._hunt.kill(child.wanted(), grace)
+            # The hunt looks first and kills then, and so does not lose the children of the leader, which has them
+            # while it lives.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._kill_group_soon, child)
+                self._alive = await self._hunt.kill(child.wanted(), grace)
+                nursery.cancel_scope.cancel()
+        child.kill_group(signal.SIGKILL)
         with trio.move_on_at(deadline):
             await trio.lowlevel.wait_readable(child.exit_fd)
+
+    async def _kill_group_soon(self, child: Child) -> None:
+        """Kill the group if the look for all other processes takes long."""
+        await trio.sleep(_LOOK_TIME)
+        child.kill_group(signal.SIGKILL)
 
     def _last_word(self) -> wire.Message:
         if self._failure is not None:
