@@ -10,7 +10,7 @@ import copy
 import os
 from typing import TypeVar
 
-__all__ = ["ProtocolError", "UnsupportedByPeer", "again", "system_error"]
+__all__ = ["ProtocolError", "UnsupportedByPeer", "again", "in_words", "system_error"]
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -38,6 +38,11 @@ def system_error(number: int | None, words: str, *filenames: str) -> OSError:
     if words != strerror:
         error.add_note(words)
     return error
+
+
+def in_words(error: BaseException) -> str:
+    """The text of an error with its notes, in one line."""
+    return " ".join([str(error) or repr(error), *getattr(error, "__notes__", [])])
 
 
 class ProtocolError(Exception):

@@ -58,9 +58,9 @@ DEFAULT_GRACE: Final = 5.0
 #: Seconds of the grace that are kept for steps without an answer from the guest: closing, killing, joining.
 _FORCE_TIME: Final = 2 * SHORT_GRACE
 
-#: Seconds that the orderly part has in any case. The frame that tells the guest to end gets to the console within
-#: a few turns of the loop; only a guest that does not read takes all this time.
-_TELL_TIME: Final = 0.05
+#: Seconds that the orderly part has in any case, for the frame that tells the guest to end: other bytes may have
+#: to get to the console before it. Only a guest that does not read takes all this time.
+_TELL_TIME: Final = 0.1
 
 #: Seconds for the orderly part if the leaving was cancelled.
 _CANCELLED_GRACE: Final = 1.0
@@ -426,7 +426,9 @@ async def _connect(path: str) -> trio.SocketStream:
             return await trio.open_unix_socket(name)
     except OSError as exc:
         # (The error for a path that is too long has no errno.)
-        raise type(exc)(exc.errno, f"{exc.strerror or exc} (connecting to a relay)", path) from exc
+        error = type(exc)(exc.errno, exc.strerror or str(exc), path)
+        error.add_note("(connecting to a relay)")
+        raise error from exc
 
 
 async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:

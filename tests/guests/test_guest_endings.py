@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,9 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
-from trio_console import SocketGuest, _open, open_guest
+from tests.tools.peer import Peer, ready_message
+from trio_console import GuestLostError, SocketGuest, _open, open_guest
+from trio_console import _wire as wire
 from trio_console._guests import process as _process
 from trio_console._guests import supervisor
 from trio_console._guests.spec import Host
@@ -26,6 +29,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from trio.testing import MockClock
+
+    from trio_console import Guest
+
+MIB = 1024 * 1024
 
 
 class Undying:
@@ -173,19 +180,66 @@ async def test_a_guest_on_a_socket_is_told_to_end_however_short_the_grace_is(tmp
     path = tmp_path / "console"
     endings: list[Ending] = []
     with trio.fail_after(HANG):
-        with trio.socket.socket(trio.socket.AF_UNIX) as listener:
-            await listener.bind(str(path))
-            listener.listen()
+        async with await listen(path) as listener:
             async with trio.open_nursery() as nursery:
 
                 async def machine() -> None:
-                    console, _ = await listener.accept()
-                    endings.append(await serve_agent(trio.SocketStream(console)))
+                    endings.append(await serve_agent(await listener.accept()))
 
                 nursery.start_soon(machine)
                 async with open_guest(SocketGuest(path), grace=grace) as guest:
                     await guest.ping()
     assert endings == [Ending.SHUT_DOWN]
+
+
+async def test_a_guest_is_told_to_end_behind_what_its_console_still_holds_however_short_the_grace_is(
+    tmp_path: Path,
+) -> None:
+    """A machine that has not read for a while, and reads on when it is left."""
+    path = tmp_path / "console"
+    leaving = trio.Event()
+    received: list[wire.Message] = []
+    async with trio.open_nursery() as nursery:
+
+        async def machine(listener: trio.SocketListener) -> None:
+            peer = Peer(await listener.accept())
+            await peer.expect(wire.Bootstrap)
+            await peer.send(wire.InitResolved(wire.DefaultUser(0, 0)))
+            await peer.expect(wire.InitAck)
+            await peer.send(ready_message(16 * MIB))
+            id_, _ = await peer.expect(wire.ExecRequest)
+            await peer.send(wire.ExecStarted(7), id_)
+            await leaving.wait()
+            async with peer.stream:
+                async for _, message in peer:
+                    received.append(message)
+
+        async def upload(guest: Guest) -> None:
+            with suppress(GuestLostError):
+                await guest.run_process(["cat"], stdin=bytes(16 * MIB))
+
+        with trio.fail_after(HANG):
+            async with await listen(path) as listener:
+                nursery.start_soon(machine, listener)
+                async with open_guest(SocketGuest(path), grace=0.2) as guest:
+                    nursery.start_soon(upload, guest)
+                    while not console_is_full(guest):
+                        await trio.sleep(0.01)
+                    leaving.set()
+    assert wire.Shutdown() in received
+
+
+async def listen(path: Path) -> trio.SocketListener:
+    socket = trio.socket.socket(trio.socket.AF_UNIX)
+    await socket.bind(str(path))
+    socket.listen()
+    return trio.SocketListener(socket)
+
+
+def console_is_full(guest: Guest) -> bool:
+    console = guest.statistics().console
+    assert console is not None
+    return console.rx.bytes_in - console.rx.bytes_out >= MIB // 2
 
 
 async def test_the_teardown_of_a_guest_that_answers_is_in_order_although_one_process_is_stuck(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final, TypeVar
 
+from trio_console._errors import in_words
+
 __all__ = ["Failure", "OutputError", "first_of"]
 
 _E = TypeVar("_E", bound=BaseException)
@@ -17,7 +19,7 @@ class Failure(Exception):
     """
 
     def __init__(self, why: str | BaseException, status: int) -> None:
-        super().__init__(str(why) or repr(why))
+        super().__init__(in_words(why) if isinstance(why, BaseException) else why)
         self.status: Final = status
 
 

@@ -13,6 +13,7 @@ from trio_console._cli.failures import OutputError, first_of
 from trio_console._cli.reports import reporting
 from trio_console._cli.signals import act_by_default, caught, die_of
 from trio_console._cli.standard import Output, say
+from trio_console._errors import in_words
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def relay(args: argparse.Namespace) -> int:
             OutputError,
         ) as group:
             status = 1
-            say(first_of(group))
+            say(in_words(first_of(group)))
     return status
 
 

@@ -45,7 +45,8 @@ class SocketGuest(GuestSpec):
                 await sock.connect(self._path)
             except OSError as exc:
                 # (The error for a path that is too long has no errno.)
-                why = f"{exc.strerror or exc} (connecting to the guest's console)"
-                raise type(exc)(exc.errno, why, self._path) from exc
+                error = type(exc)(exc.errno, exc.strerror or str(exc), self._path)
+                error.add_note("(connecting to the guest's console)")
+                raise error from exc
             with owned(socket.socket(fileno=sock.detach())) as device:
                 yield Host(device)

@@ -12,7 +12,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._buffers import flat_view
-from trio_console._errors import UnsupportedByPeer, again
+from trio_console._errors import UnsupportedByPeer, again, in_words
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._session.sending import Sending
 from trio_console._trio.conflict import Conflict
@@ -74,7 +74,7 @@ class StdinStream(trio.abc.SendStream):
         if error is not None:
             if isinstance(error, trio.BrokenResourceError):
                 raise again(error)
-            raise trio.BrokenResourceError(f"the process takes no input: {error}") from error
+            raise trio.BrokenResourceError(f"the process takes no input: {in_words(error)}") from error
 
     @checks_owner
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -156,7 +156,7 @@ class ProcessSession(Session):
             case wire.ExecStarted(pid):
                 self._start(pid)
             case wire.ExecStdinError():
-                self.input.refuse(OSError(message.errno or 0, message.message))
+                self.input.refuse(system_error(message.errno, message.message))
             case wire.ExecLeft():
                 self._leave(message)
             case wire.ExecStreamEnded():
