@@ -345,6 +345,34 @@ async def use_paths(place: Place) -> None:
     await (root / "file").unlink()
 
 
+async def use_fifos(place: Place) -> None:
+    path = os.path.join(place.directory, "fifo")
+    with suppress(FileExistsError):
+        os.mkfifo(path)
+    writer = ["sh", "-c", f"echo one; sleep 0.01; echo two; exec > {path}; echo three; echo four"]
+    async with place.guest.open_process(writer, stdout=subprocess.DEVNULL):
+        async with await place.guest.open_file(path) as file:
+            assert await file.readline() == "three\n"
+            assert await file.read() == "four\n"
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        async with await place.guest.open_file(path, "w") as out:
+            await out.write("text")
+        assert os.read(reader, 100) == b"text"
+    finally:
+        os.close(reader)
+
+
+async def use_names_of_any_bytes(place: Place) -> None:
+    root = place.guest.path(os.fsencode(place.directory) + b"/odd\xff")
+    await root.mkdir(exist_ok=True)
+    await (root / os.fsdecode(b"f\xfe")).touch()
+    assert [bytes(path)[-2:] for path in await root.glob("*")] == [b"f\xfe"]
+    await place.guest.run_process(["test", "-d", root], cwd=root)
+    await (root / os.fsdecode(b"f\xfe")).unlink()
+    await root.rmdir()
+
+
 async def fill_a_disk(place: Place) -> None:
     with suppress(OSError):
         async with await place.guest.open_file("/dev/full", "wb") as file:
@@ -407,6 +435,8 @@ PARTS = [
     use_binary_files,
     use_text_files,
     use_paths,
+    use_fifos,
+    use_names_of_any_bytes,
     use_a_connection,
     send_to_a_connection_that_is_not_read,
     connect_to_nobody,

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from tests.at_home.cases.streams import read_all
-from tests.at_home.cases.surroundings import WORDS
 from tests.at_home.table import case
 from tests.tools.leftovers import runs
 
@@ -224,12 +223,12 @@ async def a_status_is_that_of_the_signal(here: Here) -> object:
 # Errors of lookups
 
 
-@case("errors of lookups", waits_for=WORDS)
+@case("errors of lookups")
 async def a_command_that_is_not_found(here: Here) -> object:
     return await here.ran(["no-such-command-anywhere"]), await here.ran([here.file("no-such-file")])
 
 
-@case("errors of lookups", waits_for=WORDS)
+@case("errors of lookups")
 async def a_command_that_is_no_program(here: Here) -> object:
     return [
         await here.ran([here.file("plain", b"text")]),
@@ -240,7 +239,7 @@ async def a_command_that_is_no_program(here: Here) -> object:
     ]
 
 
-@case("errors of lookups", waits_for="a bad working directory blames the command")
+@case("errors of lookups")
 async def a_working_directory_that_is_none_is_blamed_itself(here: Here) -> object:
     return [
         await here.ran(["true"], cwd=here.file("nowhere")),

@@ -76,7 +76,7 @@ async def what_another_has_written_is_read_behind_a_seek(here: Here) -> object:
         return first, await file.read()
 
 
-@case("file buffers", waits_for="whole seconds")
+@case("file buffers")
 async def touch_makes_no_file_older(here: Here) -> object:
     path = here.path(here.file("f", b""))
     outcomes = []
@@ -87,7 +87,7 @@ async def touch_makes_no_file_older(here: Here) -> object:
     return outcomes
 
 
-@case("file buffers", waits_for="whole seconds")
+@case("file buffers")
 async def times_are_not_cut_to_seconds(here: Here) -> object:
     path = here.file("f", b"")
     os.utime(path, ns=(1_000_000_000_123_456_789, 1_100_000_000_987_654_321))
@@ -95,7 +95,7 @@ async def times_are_not_cut_to_seconds(here: Here) -> object:
     return found.st_mtime_ns, found.st_atime_ns, found.st_mtime, found.st_size
 
 
-@case("file buffers", waits_for="fields are missing")
+@case("file buffers")
 async def a_stat_has_all_fields(here: Here) -> object:
     path = here.file("f", b"12345")
     os.link(path, here.file("g"))
@@ -107,7 +107,7 @@ async def a_stat_has_all_fields(here: Here) -> object:
     ]
 
 
-@case("file buffers", waits_for="only UTF-8 crosses the wire")
+@case("file buffers")
 async def a_name_that_is_no_text_is_listed_and_opened(here: Here) -> object:
     odd = os.fsdecode(b"caf\xe9")
     here.file(odd, b"inside")
@@ -115,7 +115,7 @@ async def a_name_that_is_no_text_is_listed_and_opened(here: Here) -> object:
     return os.fsencode(str(path.name)), await path.read_bytes()
 
 
-@case("file buffers", waits_for="FIFOs are not opened")
+@case("file buffers")
 async def a_fifo_is_opened_read_and_written(here: Here) -> object:
     os.mkfifo(here.file("fifo"))
     got = []
@@ -131,7 +131,7 @@ async def a_fifo_is_opened_read_and_written(here: Here) -> object:
     return got
 
 
-@case("file buffers", waits_for="FIFOs are not opened")
+@case("file buffers")
 async def a_fifo_cannot_be_sought(here: Here) -> object:
     os.mkfifo(here.file("fifo"))
     keeper = os.open(here.file("fifo"), os.O_RDWR)
@@ -204,19 +204,19 @@ async def no_session_left(here: Here) -> bool:
     return False
 
 
-@case("collected", waits_for="no warning")
+@case("collected")
 async def a_forgotten_file_warns(here: Here) -> object:
     path = here.file("f", b"contents")
     return await forgotten(here, partial(here.open_file, path)), await no_session_left(here)
 
 
-@case("collected", waits_for="no warning")
+@case("collected")
 async def a_forgotten_binary_file_warns(here: Here) -> object:
     path = here.file("f", b"contents")
     return await forgotten(here, partial(here.open_file, path, "rb", buffering=0)), await no_session_left(here)
 
 
-@case("collected", waits_for="no warning")
+@case("collected")
 async def a_forgotten_connection_warns_and_is_closed(here: Here) -> object:
     [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
@@ -252,7 +252,7 @@ async def none_on(path: str) -> bool:
     return False
 
 
-@case("collected", waits_for="files leak")
+@case("collected")
 async def forgotten_files_are_closed_where_they_are(here: Here) -> object:
     path = here.file("f", b"contents")
     said = [await forgotten(here, partial(here.open_file, path, "rb")) for _ in range(20)]

@@ -170,6 +170,8 @@ class BinaryFile(GuestFile[bytes]):
         self._owner.check()
         self.check_readable()
         size = -1 if size is None else operator.index(size)
+        if size < -1 and self._limit:
+            raise ValueError("read length must be non-negative or -1")
         with self._conflict:
             await self._flush()
             if 0 <= size <= self._available:
@@ -347,19 +349,22 @@ class BinaryFile(GuestFile[bytes]):
                 size = await self._where()
             size = operator.index(size)
             if size < 0:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self._name)
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._forget_ahead()  # first, as in `write`
             await self._handle.truncate(size)
             return size
 
     def _check_position(self) -> None:
         if not self._seekable:
-            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE), self._name)
+            raise OSError(errno.ESPIPE, os.strerror(errno.ESPIPE))
 
     # Positions
 
     async def seek(self, target: int, whence: int = 0, /) -> int:
-        self.check_seekable()
+        if self._limit:
+            self.check_seekable()
+        self._check()
+        self._check_position()
         target = operator.index(target)
         if whence not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
@@ -370,7 +375,7 @@ class BinaryFile(GuestFile[bytes]):
             elif whence == 2:
                 target += (await self._handle.stat()).st_size
             if target < 0:
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), self._name)
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._go(target)
             return target
 

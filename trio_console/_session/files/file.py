@@ -103,7 +103,7 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     @abstractmethod
     async def read(self, size: int | None = -1, /) -> AnyStr:
-        """Read ``size`` bytes or characters, fewer only at the end; the whole rest if negative or `None`."""
+        """Read ``size`` bytes or characters, fewer only at the end; the whole rest if it is -1 or `None`."""
 
     @abstractmethod
     async def readline(self, size: int | None = -1, /) -> AnyStr:

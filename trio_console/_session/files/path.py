@@ -334,17 +334,20 @@ class GuestPath(PureGuestPath):
         except OSError as exc:
             if exc.errno == errno.ELOOP and not _NEW_LOOPS:
                 raise RuntimeError(f"Symlink loop from {path!r}") from None
-            if strict:
+            if exc.errno == errno.ELOOP and strict:
                 raise
         else:
             return self._make(real)
         start = ""
         if not self.is_absolute():
             start = (await self._fs.ask(wire.OpRealPath("."), wire.ResultPath, path)).value.rstrip("/")
-        return self._make(await self._follow(start, path) or "/")
+        return self._make(await self._follow(start, path, strict=strict) or "/")
 
-    async def _follow(self, real: str, path: str) -> str:
-        """Resolve ``path`` from the directory ``real`` on, link by link; a missing file counts as not a link."""
+    async def _follow(self, real: str, path: str, *, strict: bool) -> str:
+        """Resolve ``path`` from the directory ``real`` on, link by link.
+
+        A missing file counts as not a link; or, if ``strict``, is the file of the error, as in pathlib.
+        """
         rest = path.split("/")[::-1]
         links: list[str] = []
         while rest:
@@ -357,7 +360,9 @@ class GuestPath(PureGuestPath):
             here = f"{real}/{name}"
             try:
                 target = (await self._fs.ask(wire.OpReadLink(here), wire.ResultPath, here)).value
-            except OSError:
+            except OSError as exc:
+                if strict and exc.errno != errno.EINVAL:  # (that is a file that is not a link)
+                    raise
                 real = here
                 continue
             if len(links) == _MAX_LINKS:
@@ -438,14 +443,20 @@ class GuestPath(PureGuestPath):
         await self._fs.do(wire.OpHardLink(other, path), other, path)
 
     async def lchmod(self, mode: int) -> None:
-        """Change the permissions, and fail for a symbolic link instead of following it."""
+        """Change the permissions; for a symbolic link `NotImplementedError`, instead of following it."""
         await self.chmod(mode, follow_symlinks=False)
 
     async def chmod(self, mode: int, *, follow_symlinks: bool = True) -> None:
-        """Change the permissions."""
+        """Change the permissions. Without ``follow_symlinks`` a symbolic link is a `NotImplementedError`."""
         path = path_text(self)
         attrs = wire.SetAttrs(mode=mode & 0o7777)
-        await self._fs.do(wire.OpSetStat(path, follow_symlinks, attrs), path)
+        try:
+            await self._fs.do(wire.OpSetStat(path, follow_symlinks, attrs), path)
+        except OSError as exc:
+            if exc.errno == errno.EOPNOTSUPP and not follow_symlinks:
+                # As in pathlib on such a system, where even other files cannot be changed so.
+                raise NotImplementedError("a symbolic link has no permissions on this system") from exc
+            raise
 
     async def touch(self, mode: int = 0o666, exist_ok: bool = True) -> None:
         """Create the file; or set its times to now, by the guest's clock.
