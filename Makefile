@@ -20,7 +20,7 @@ ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,A
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
 FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
 
-.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak bench pythons nightly clean
+.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak bench bridge pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -34,6 +34,7 @@ help:
 	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
 	@echo "make soak    commands of eight clients at once for a minute: nothing is left or cut off (ARGS=... seconds)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
+	@echo "make bridge  run trio's own tests in guests, and compare what fails with the kept list (ARGS=... goes to pytest)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
 	@echo "make nightly three hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
 	@echo "make clean   remove what the above have made"
@@ -97,6 +98,10 @@ fuzz: $(FUZZ_STAMP)
 soak: $(STAMP)
 	@$(BIN)/python -m tests.soak $(ARGS)
 
+bridge: $(STAMP)
+	@echo "==> Trio's own tests, in guests"
+	@PYTHON=$(BIN)/python tests/bridge/run $(ARGS)
+
 pythons: $(STAMP)
 	@$(BIN)/python tests/pythons/run.py $(ARGS)
 
@@ -109,6 +114,8 @@ nightly: $(FUZZ_STAMP)
 	@$(BIN)/python -m tests.soak 600
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
+	@echo "==> Trio's own tests, in guests"
+	@PYTHON=$(BIN)/python tests/bridge/run
 	@echo "==> Mutants"
 	@$(BIN)/python -m tests.mutants
 	@echo "==> Fuzzing, three minutes each"

@@ -356,3 +356,26 @@ async def a_path_has_pure_parts(here: Here) -> object:
     return [getattr(path, name) == getattr(pure, name) for name in names], plain(
         [path / "c", "x" / here.path("y"), path.parent]
     )
+
+
+@case("twin signatures", differs="descriptors", in_guest=("TypeError",))
+async def output_goes_to_a_descriptor(here: Here) -> object:
+    target = os.open(here.file("out"), os.O_WRONLY | os.O_CREAT)
+    try:
+        outcome = await here.result(lambda: here.run_process(["echo", "hi"], stdout=target))
+    finally:
+        os.close(target)
+    return outcome if isinstance(outcome, tuple) else "written"
+
+
+@case("twin signatures", differs="paths", in_guest=(False, False))
+async def a_path_is_one_of_this_machine(here: Here) -> object:
+    path = here.path("/etc")
+    return isinstance(path, os.PathLike), path == pathlib.PurePosixPath("/etc")
+
+
+@case("twin signatures", differs="options", in_guest=[("TypeError",), ("TypeError",)])
+async def further_options_are_those_of_subprocess(here: Here) -> object:
+    options: list[dict[str, Any]] = [{"umask": 0o77}, {"pass_fds": (2,)}]
+    outcomes = [await here.result(lambda one=one: here.run_process(["true"], **one)) for one in options]
+    return [one if isinstance(one, tuple) else "run" for one in outcomes]

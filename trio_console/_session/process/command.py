@@ -47,6 +47,9 @@ class _NotGiven:
 
 NOT_GIVEN: Final[Any] = _NotGiven()
 
+# As trio says it.
+_NO_PIPE = "subprocess.PIPE is only valid with nursery.start, since that's the only way to access the pipe"
+
 # Seconds, whose milliseconds fit into the request.
 _MAX_DRAIN = 4_000_000
 
@@ -144,10 +147,10 @@ class Command:
             ValueError: a stream is ``subprocess.PIPE``.
         """
         if isinstance(self.stdin, int) and self.stdin == subprocess.PIPE:
-            raise ValueError("stdin=subprocess.PIPE is only valid with nursery.start, which gives the pipe")
+            raise ValueError(f"stdin={_NO_PIPE}; use nursery.start or pass the data you want to write directly")
         for name, target in (("stdout", self.stdout), ("stderr", self.stderr)):
             if target == subprocess.PIPE:
-                raise ValueError(f"{name}=subprocess.PIPE is only valid with nursery.start; see capture_{name}")
+                raise ValueError(f"{name}={_NO_PIPE}")
 
     @property
     def name(self) -> str:
@@ -215,6 +218,8 @@ def _check_targets(stdin: object, stdout: object, stderr: object) -> None:
     if isinstance(stdin, str):
         raise UnicodeError("process stdin must be bytes, not str")
     allowed = {None, subprocess.PIPE, subprocess.DEVNULL}
+    if isinstance(stdin, str):
+        raise UnicodeError("stdin must be bytes, not str: encode the text")
     if not isinstance(stdin, (bytes, bytearray, memoryview)) and not _is_one_of(stdin, allowed):
         raise _bad_target("stdin", stdin, "bytes, PIPE or DEVNULL")
     if not _is_one_of(stdout, allowed):
