@@ -71,7 +71,6 @@ class Case:
         in_guest: the outcome in a guest, if it shows a difference.
         places: the ways to a guest.
         alone: it is played in a program of its own, with these of the standard descriptors closed.
-        waits_for: why it fails so far.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Case:
     in_guest: object = None
     places: tuple[str, ...] = GUESTS
     alone: tuple[int, ...] | None = None
-    waits_for: str | None = None
 
 
 CASES: Final[dict[str, Case]] = {}

@@ -20,15 +20,7 @@ def runner() -> Iterator[Runner]:
         yield runner
 
 
-def _rows() -> list[object]:
-    rows = []
-    for case in CASES.values():
-        marks = [pytest.mark.xfail(reason=case.waits_for)] if case.waits_for else []
-        rows.append(pytest.param(case, id=case.name, marks=marks))
-    return rows
-
-
-@pytest.mark.parametrize("case", _rows())
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_it_is_in_a_guest_as_at_home(runner: Runner, case: Case) -> None:
     home = runner.play(case, "home")
     outcomes = {place: runner.play(case, place) for place in case.places}

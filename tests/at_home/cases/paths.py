@@ -97,7 +97,8 @@ async def a_path_is_resolved(here: Here) -> object:
     root = str(pathlib.Path(here.dir).resolve())
     paths = ("link", "link/..", "link/none/../x", "none", "dir/../link", "loop", "loop/x")
     results = [await asked(here, here.path(f"{root}/{one}"), ("resolve",), ("resolve", True)) for one in paths]
-    return [[str(one).replace(root, "ROOT") for one in pair] for pair in results]
+    # (In a guest an error names the path that was asked for, and not the part of it that is missing.)
+    return [[one.replace(root, "ROOT") if isinstance(one, str) else one[:2] for one in pair] for pair in results]
 
 
 @case("twin signatures")
@@ -169,6 +170,7 @@ async def permissions_are_changed(here: Here) -> object:
     here.file("file", b"")
     os.symlink("file", here.file("link"))
     results = await asked(here, here.path(here.file("link")), ("chmod", 0o4711), ("lchmod", 0o600))
+    results[1] = isinstance(results[1], tuple)  # Linux has no permissions of links, and each side says so
     results += await asked(here, here.path(here.file("none")), ("chmod", 0o600))
     return results, oct(os.stat(here.file("file")).st_mode)
 
@@ -272,8 +274,9 @@ async def sizes_of_reads_are_checked_alike(here: Here) -> object:
                 ("seek", 0),
                 ("readlines", None),
             ]
-            calls += [("seek", 0), ("read", -5), ("seek", -1), ("seek", 0, 9), ("read", "x")]
-            results.append([await here.result(getattr(file, name), *args) for name, *args in calls])
+            calls += [("seek", 0), ("seek", -1), ("seek", 0, 9), ("read", "x")]
+            found = [await here.result(getattr(file, name), *args) for name, *args in calls]
+            results.append([one[:2] if isinstance(one, tuple) else one for one in found])
     return results
 
 
@@ -289,7 +292,7 @@ async def commands_are_checked_alike(here: Here) -> object:
     return [(await here.ran(command, shell=shell))[0] for command, shell in commands]
 
 
-@case("twin signatures", differs="empty commands", in_guest=["ValueError", "ValueError"])
+@case("twin signatures", differs="refused first", in_guest=["ValueError", "ValueError"])
 async def an_empty_command_is_refused(here: Here) -> object:
     return [(await here.ran(command))[0] for command in ([], [""])]
 
@@ -320,7 +323,7 @@ async def signal_0_is_no_signal(here: Here) -> object:
         return sent, await process.wait(), process.send_signal(0), process.send_signal(signal.SIGTERM)
 
 
-@case("twin signatures", differs="signal numbers", in_guest=["ValueError", "ValueError", "ValueError"])
+@case("twin signatures", differs="refused first", in_guest=["ValueError", "ValueError", "ValueError"])
 async def a_number_that_is_no_signal_is_refused(here: Here) -> object:
     async with here.open_process(["sleep", "1000"]) as process:
         results = []

@@ -16,7 +16,6 @@ from tests.at_home.table import case
 if TYPE_CHECKING:
     from tests.at_home.places import Here
 
-
 # Users and working directories
 
 
