@@ -34,6 +34,7 @@ COUNTS: Final = {
     "relay_clients": 6000,
     "relay_agent": 8000,
     "agent_router": 6000,
+    "process_session": 4000,
 }
 
 #: Bytes of an input that is made of nothing, at most.

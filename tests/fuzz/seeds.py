@@ -332,12 +332,57 @@ def _agent_router() -> Iterator[tuple[str, bytes]]:
             yield name, bytes([3, 0, waits, 0, 1, len(raw)]) + raw
 
 
+def _process_session() -> Iterator[tuple[str, bytes]]:
+    """The first byte says what the agent has announced, and whether the outputs are two pipes, or joined."""
+    stdout, stderr, started, left, ended, credit = range(6)
+    exited, failed, error, stranger = 6, 8, 10, 12
+    one, hundred, window, status, killed = 1, 3, 7, 1, 2
+    stories = {
+        "ends": [
+            [started],
+            [stdout, 65, hundred],
+            [left, status, 0],
+            [ended, 1],
+            [stdout, 66, hundred],
+            [exited, 0, 0],
+        ],
+        "left_twice": [[left, status, 0], [left, 0, 0], [exited, 0, 0]],
+        "left_by_a_signal": [[left, 3, killed], [exited, 3, killed], [left, 0, 0]],
+        "ended_twice": [[ended, 0], [ended, 0], [stdout, 65, one], [ended, 4]],
+        "left_before_the_start": [[left, status, 0], [started], [exited, status, 0]],
+        "cut": [[stdout, 65, hundred], [left, status, 0], [failed, 0, 0], [exited, 0, 0]],
+        "cut_by_an_error": [[left, status, 0], [error, 1], [stdout, 65, one]],
+        "late": [[stranger], [left, status, 0], [exited, status, 0]],
+        "windows": [[stdout, 65, window], [stderr, 66, window], [stdout, 67, window], [exited, 0, 0]],
+        "credit": [[credit, 4, window], [credit, 0, window]],
+    }
+    for title, said in stories.items():
+        for how, name in (
+            (0b11, "ends"),
+            (0b01, "credit"),
+            (0b01011, "joined"),
+            (0b01001, "merged"),
+            (0b11, "read"),
+        ):
+            reads = [4, window, 7, 12, window] if name == "read" else []
+            yield (
+                f"{title}_{name}",
+                bytes([how, 0, *(byte for message in said for byte in (3, *message, 7, *reads))]),
+            )
+    for what in range(10):
+        yield (
+            f"user_{what}",
+            bytes([0b11, 0, 0, started, 6, what, 0, stdout, 65, hundred, 6, what, 3, exited, 0, 0]),
+        )
+
+
 _SEEDS: Final = {
     "frames": _frames,
     "messages": _messages,
     "relay_clients": _relay_clients,
     "relay_agent": _relay_agent,
     "agent_router": _agent_router,
+    "process_session": _process_session,
 }
 
 

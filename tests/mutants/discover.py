@@ -99,6 +99,12 @@ _CANDIDATES: Final = {
         "session/test_endings.py",
         "session/process/test_process.py",
     ),
+    "_session.process.session": (
+        "session/process/test_process.py",
+        "session/process/test_ends.py",
+        "session/process/test_cancel.py",
+        "corpus:process_session",
+    ),
     "_session.heartbeat": ("session/test_heartbeat.py",),
     "_session.confirmations": ("session/test_confirmations.py",),
     "_session.owner": ("session/test_owner.py",),

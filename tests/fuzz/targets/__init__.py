@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tests.fuzz.targets.agent_router import fuzz_agent_router
 from tests.fuzz.targets.frames import fuzz_frames
 from tests.fuzz.targets.messages import fuzz_messages
+from tests.fuzz.targets.process_session import fuzz_process_session
 from tests.fuzz.targets.relay import fuzz_relay_agent, fuzz_relay_clients
 
 if TYPE_CHECKING:
@@ -24,5 +25,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "relay_clients": fuzz_relay_clients,
     "relay_agent": fuzz_relay_agent,
     "agent_router": fuzz_agent_router,
+    "process_session": fuzz_process_session,
 }
 """By the name of their corpus."""

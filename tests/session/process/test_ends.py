@@ -11,7 +11,7 @@ import trio
 from tests.session._fake import Talk, begin, talking
 from tests.session.process._processes import opened, run
 from tests.tools.peer import settle
-from trio_console import GuestLostError
+from trio_console import GuestLostError, ProtocolError
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -189,3 +189,14 @@ async def test_a_start_that_the_guest_does_not_answer_can_be_cancelled() -> None
             result.scope.cancel()
             with trio.fail_after(60):
                 await result.done.wait()
+
+
+async def test_a_guest_that_goes_on_breaking_the_protocol_is_answered_once(talk: Talk) -> None:
+    """Otherwise a guest that floods and does not read would fill the queue for its frames without a bound."""
+    process, id_, _ = await opened(talk)
+    for _ in range(5):
+        await talk.agent.send(wire.TcpConnected(), id_)
+    with pytest.raises(ProtocolError):
+        await process.wait()
+    answers = [type(message) for _, message in await talk.agent.pending()]
+    assert answers == [wire.ExecSignal, wire.Credit, wire.Credit]

@@ -98,6 +98,7 @@ class ProcessSession(Session):
         self._heard_late: Callable[[], object] | None = None
         self._started = trio.Event()
         self._has_run = False  # whether its start was reported
+        self._killed_unheard = False
         self._left = trio.Event()  # it has exited, or the session has ended
         self._ended = trio.Event()
         #: Whether the agent tells the exit and the end of each stream by itself, and kills all of a command.
@@ -239,13 +240,19 @@ class ProcessSession(Session):
         self._fail(error)
 
     def _kill_unheard(self) -> None:
-        """Kill the process of a session that cannot go on, because its frames would not be read any more."""
+        """Kill the process of a session that cannot go on, because its frames would not be read any more.
+
+        Only once: the guest may break the protocol again and again, and not read these frames.
+        """
+        if self._killed_unheard:
+            return
         self._connection.send(wire.ExecSignal(signal.SIGKILL), self.id)
         # The agent reports the end behind the output, and this side grants no more credit after this. So enough is
         # granted now for the rest of the output: at most a window in a relay, and the bytes in the process's pipe.
         for name, account in self._accounts.items():
             if account is not None:
                 self._grant(name, 2 * WINDOW)
+        self._killed_unheard = True
 
     def _fail(self, error: Exception) -> None:
         if self.error is None:  # the first reason stays
