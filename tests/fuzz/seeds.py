@@ -87,6 +87,13 @@ _OUR_OWN: Final = (
     wire.FsRequest(wire.OpTouch("\xff", 0o644, exist_ok=True), octets=True),
     wire.FsRequest(wire.OpAccount("home", "")),
     wire.FsResponse(ok=True, opened=wire.Opened(mode=1, seekable=False, terminal=True)),
+    wire.FsRequest(wire.OpHardLink("a", "b")),
+    wire.FsResponse(
+        ok=True,
+        more=wire.StatMore(
+            dev=1, ino=2, nlink=3, rdev=4, blksize=5, blocks=6, atime_ns=-1, mtime_ns=2**63 - 1, ctime_ns=0
+        ),
+    ),
     wire.TcpConnect("h", 1, breaks=True),
     wire.TcpBroken("m"),
 )

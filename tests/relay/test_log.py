@@ -42,6 +42,22 @@ async def written(log: SessionLog) -> None:
             nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(
+    ("request_", "text"),
+    [
+        (wire.ExecRequest("echo", ["\xff\xc3\xa4"], octets=True), 'run: ["echo", "\\udcffä"]'),
+        (wire.ExecRequest("echo", ["\u0100"], octets=True), 'run: ["echo", "\u0100"]'),
+    ],
+)
+async def test_words_of_octets_are_recorded_as_they_are(
+    tmp_path: Path, request_: wire.ExecRequest, text: str
+) -> None:
+    log = SessionLog(tmp_path / "log")
+    log.opened(5, request_)
+    await written(log)
+    assert records(tmp_path / "log")[0]["text"] == text
+
+
 async def test_a_session_is_recorded_from_its_command_to_its_end(tmp_path: Path) -> None:
     log = SessionLog(tmp_path / "log")
     log.opened(5, wire.ExecRequest(cmd="echo", args=["hé"]))
