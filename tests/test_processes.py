@@ -178,7 +178,14 @@ def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch:
         finally:
             member.kill()
     assert member.pid in by_group.found
-    assert member.pid in by_mark.unclear
+    assert not by_mark.is_clean({member.pid})
+    assert by_mark.left({member.pid}) == {member.pid}
+
+
+def test_the_dying_of_others_is_not_waited_for() -> None:
+    # On a busy machine there is always some process that dies.
+    assert Look(set(), set(), {11}).is_clean({12})
+    assert Look(set(), set(), {11}).left({12}) == set()
 
 
 def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> None:

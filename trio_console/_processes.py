@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Set as AbstractSet
 
 __all__ = [
     "CLEAN_SCANS",
@@ -87,10 +88,21 @@ class Look(NamedTuple):
     Attributes:
         found: the ids of processes that were killed.
         unclear: the ids of all processes, wanted or not, that cannot be judged now.
+        dying: the same of those that are dying. They start no process any more, and on a busy machine there is
+            always one of them, so only those count that were found before.
     """
 
     found: set[int]
     unclear: set[int]
+    dying: AbstractSet[int] = frozenset()
+
+    def left(self, killed: AbstractSet[int]) -> set[int]:
+        """The ids of the processes that are still there, of those that were ``killed`` up to now."""
+        return self.found | ((self.unclear | self.dying) & killed)
+
+    def is_clean(self, killed: AbstractSet[int]) -> bool:
+        """Whether no process can be wanted any more."""
+        return not (self.unclear or self.left(killed))
 
 
 class _Process(NamedTuple):
@@ -124,8 +136,8 @@ def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
     while clean < CLEAN_SCANS:
         [look] = kill_found([wanted])
         killed |= look.found
-        left = look.found | (look.unclear & killed)
-        clean = 0 if look.found or look.unclear else clean + 1
+        left = look.left(killed)
+        clean = clean + 1 if look.is_clean(killed) else 0
         if time.monotonic() >= deadline:
             break
         if not clean:
@@ -146,6 +158,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
     leaders = {each.leader: number for number, each in enumerate(wanted) if each.leader is not None}
     found: list[set[int]] = [set() for _ in wanted]
     unclear: set[int] = set()
+    dying: set[int] = set()
     living: dict[int, _Process] = {}
     for process in _processes():
         if process.dead:
@@ -157,7 +170,9 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         for number in numbers:
             found[number].add(process.pid)
         with suppress(OSError):  # it has ended
-            if not numbers and _is_unclear(process, environment):
+            if environment is None:
+                dying.add(process.pid)
+            elif not numbers and _is_unclear(process, environment):
                 unclear.add(process.pid)
     for number in leaders.values():
         found[number] |= _descendants(found[number], living)
@@ -165,7 +180,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         if process.started == living[process.pid].started:  # or else another process has got the number
             with suppress(OSError):  # it has ended
                 _kill(process)
-    return [Look(each, unclear - each) for each in found]
+    return [Look(each, unclear - each, dying) for each in found]
 
 
 def is_any_left(wanted: Wanted) -> bool:
@@ -179,7 +194,7 @@ def is_any_left(wanted: Wanted) -> bool:
                 environment = _environment(process)
                 if needle in _marks(environment or b"", {f"{wanted.variable}=".encode()}):
                     return True
-                if _is_unclear(process, environment):
+                if environment is not None and _is_unclear(process, environment):
                     return True
     return False
 
@@ -200,9 +215,9 @@ def _environment(process: _Process) -> bytes | None:
         return b""
 
 
-def _is_unclear(process: _Process, environment: bytes | None) -> bool:
+def _is_unclear(process: _Process, environment: bytes) -> bool:
     """Whether a process without the mark may have had it a moment ago, or have it in a moment."""
-    return environment is None or (not environment and not _read(process.proc_fd, "cmdline"))
+    return not environment and not _read(process.proc_fd, "cmdline")
 
 
 def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:

@@ -43,8 +43,8 @@ class _Quarry:
 
     def note(self, look: Look) -> None:
         self.killed |= look.found
-        self.left = look.found | (look.unclear & self.killed)
-        self.clean = 0 if look.found or look.unclear else self.clean + 1
+        self.left = look.left(self.killed)
+        self.clean = self.clean + 1 if look.is_clean(self.killed) else 0
         if self.clean >= CLEAN_SCANS:
             self.over.set()
 
