@@ -7,6 +7,7 @@ cancelled part, it has a moment to end the part's sessions.
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -305,6 +306,66 @@ async def leave_a_process_that_talks(place: Place) -> None:
         assert await process.stdout.receive_some()
 
 
+# A command whose background holds its output. The background lives on if it is left in order, and only then.
+
+BACKGROUND = ["sh", "-c", "sleep 1000 & echo $!"]
+
+
+#: Its background ends by itself: nothing is left, whether the command was cancelled or was over before that.
+BRIEF = ["sh", "-c", "(for i in 1 2 3; do sleep 0.01; echo $i; done) & echo 0"]
+
+
+async def drain_a_command(place: Place) -> None:
+    done = await place.guest.run_process(BRIEF, capture_stdout=True, drain=HANG)
+    assert done.stdout == b"0\n1\n2\n3\n"
+
+
+async def wait_for_a_background(place: Place) -> None:
+    with until_stuck(place):
+        await place.guest.run_process(BACKGROUND, capture_stdout=True, drain=None)
+
+
+async def let_go_of_a_background(place: Place) -> None:
+    to_end: list[int] = []
+    try:
+        async with place.guest.open_process(BACKGROUND, stdout=PIPE) as process:
+            pid = int(await process.stdout.receive_some())
+            assert await process.wait() == 0
+            # The block is left in order, even if the cancellation comes now, and ends the copying of stderr.
+            to_end.append(pid)
+    finally:
+        for pid in to_end:
+            os.kill(pid, signal.SIGKILL)
+
+
+#: With processes in sessions and groups of their own.
+WHOLE = ["sh", "-c", "setsid sleep 1000 & setsid sleep 1000 >/dev/null 2>&1 & echo up; sleep 1000"]
+
+
+async def kill_a_whole_command(place: Place) -> None:
+    async with place.guest.open_process(WHOLE, stdout=PIPE) as process:
+        assert await process.stdout.receive_some() == b"up\n"
+
+
+async def cancel_a_whole_command(place: Place) -> None:
+    with until_stuck(place, heard=2):
+        await place.guest.run_process(WHOLE, capture_stdout=True)
+
+
+async def kill_a_whole_command_through_a_relay(place: Place) -> None:
+    async with (
+        connect_guest(place.relay) as client,
+        client.open_process(WHOLE, stdout=PIPE) as process,
+    ):
+        assert await process.stdout.receive_some() == b"up\n"
+
+
+async def drain_through_a_relay(place: Place) -> None:
+    async with connect_guest(place.relay) as client:
+        done = await client.run_process(BRIEF, capture_stdout=True, drain=HANG)
+        assert done.stdout == b"0\n1\n2\n3\n"
+
+
 async def feed_a_process_that_does_not_read(place: Place) -> None:
     with until_stuck(place, sent=1_000_000):
         await place.guest.run_process(["sleep", "1000"], stdin=b"x" * 1_000_000)
@@ -430,6 +491,13 @@ PARTS = [
     hold_a_process,
     hold_a_terminal,
     leave_a_process_that_talks,
+    drain_a_command,
+    wait_for_a_background,
+    let_go_of_a_background,
+    kill_a_whole_command,
+    cancel_a_whole_command,
+    kill_a_whole_command_through_a_relay,
+    drain_through_a_relay,
     feed_a_process_that_does_not_read,
     fill_a_disk,
     use_binary_files,
