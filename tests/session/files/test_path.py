@@ -35,6 +35,7 @@ def make_tree(root: Path) -> None:
     (root / "dirlink").symlink_to("dir")
     (root / "dangling").symlink_to("nowhere/at/all")
     (root / "loop").symlink_to("loop")
+    (root / "slash").symlink_to("/")
     for path in (root / "file", root / "dir" / "inner"):
         os.utime(path, (1_000_000, 2_000_000))
 
@@ -106,6 +107,10 @@ CALLS: list[tuple[str, Callable[[Any], Any]]] = [
     ("write_text newline", lambda root: (root / "new").write_text("a\nb", encoding="utf-8", newline="\r\n")),
     ("write_text bytes", lambda root: (root / "file").write_text(b"x")),
     ("resolve dots", lambda root: (root / "dir/../dirlink/../link").resolve()),
+    (
+        "resolve twice by a link to the root",
+        lambda root: (root / "slash" / str(root)[1:] / "slash/none").resolve(),
+    ),
     ("resolve beyond", lambda root: (root / "missing/../dirlink/x/y").resolve()),
     ("resolve strict", lambda root: (root / "dirlink/inner").resolve(strict=True)),
     ("resolve strict missing", lambda root: (root / "missing").resolve(strict=True)),

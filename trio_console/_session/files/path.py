@@ -334,8 +334,6 @@ class GuestPath(PureGuestPath):
         except OSError as exc:
             if exc.errno == errno.ELOOP and not _NEW_LOOPS:
                 raise RuntimeError(f"Symlink loop from {path!r}") from None
-            if exc.errno == errno.ELOOP and strict:
-                raise
         else:
             return self._make(real)
         start = ""
@@ -346,33 +344,51 @@ class GuestPath(PureGuestPath):
     async def _follow(self, real: str, path: str, *, strict: bool) -> str:
         """Resolve ``path`` from the directory ``real`` on, link by link.
 
-        A missing file counts as not a link; or, if ``strict``, is the file of the error, as in pathlib.
+        A missing file counts as not a link, and a loop ends at the link that leads to itself; or, if ``strict``,
+        they are the files of an error, as in pathlib.
         """
-        rest = path.split("/")[::-1]
-        links: list[str] = []
+        #: The names that are left, from the end. After a link's target come `None` and the link.
+        rest: list[str | None] = [*path.split("/")[::-1]]
+        found: dict[str, str | None] = {}  # what links lead to; `None` while that is being found out
         while rest:
             name = rest.pop()
-            if name in ("", "."):
-                continue
-            if name == "..":
+            if name is None:
+                found[str(rest.pop())] = real
+            elif name == "..":
                 real = real.rpartition("/")[0]
-                continue
-            here = f"{real}/{name}"
-            try:
-                target = (await self._fs.ask(wire.OpReadLink(here), wire.ResultPath, here)).value
-            except OSError as exc:
-                if strict and exc.errno != errno.EINVAL:  # (that is a file that is not a link)
-                    raise
-                real = here
-                continue
-            if len(links) == _MAX_LINKS:
-                looping = next(link for link in [*links, here] if links.count(link) > 1)
-                return "/".join([looping, *rest[::-1]])
-            links.append(here)
-            if target.startswith("/"):
-                real = ""
-            rest += target.split("/")[::-1]
+            elif name not in ("", "."):
+                here = f"{real}/{name}"
+                target = None if here in found else await self._target(here, strict=strict)
+                if here in found:
+                    known = found[here]
+                    real = self._end_of_loop(here, strict=strict) if known is None else known
+                elif target is None:
+                    real = here
+                else:
+                    self._check_links(len(found))
+                    found[here] = None
+                    rest += [here, None, *target.split("/")[::-1]]
+                    real = "" if target.startswith("/") else real
         return real
+
+    async def _target(self, link: str, *, strict: bool) -> str | None:
+        """The target of a link; `None` if it is none."""
+        try:
+            return (await self._fs.ask(wire.OpReadLink(link), wire.ResultPath, link)).value
+        except OSError as exc:
+            if strict and exc.errno != errno.EINVAL:  # (that is a file that is not a link)
+                raise
+            return None
+
+    def _end_of_loop(self, link: str, *, strict: bool) -> str:
+        if strict:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), link)
+        return link
+
+    def _check_links(self, count: int) -> None:
+        """Bound the links, which the guest could make up without an end."""
+        if count == _MAX_LINKS:
+            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self))
 
     # Changes
 
