@@ -22,7 +22,7 @@ PIPE = subprocess.PIPE
 LANE = "abandoned bytes_dropped bytes_in bytes_out current_buffer_bytes current_buffer_used finished"
 SERVED = "clients clients_cut clients_refused clients_served sessions session_log slots_quarantined slots_retired"
 STATE = "closed encoding errors isatty line_buffering mode name newlines readable seekable writable"
-TESTS = "exists is_dir is_file is_symlink"
+TESTS = "exists is_block_device is_char_device is_dir is_fifo is_file is_mount is_socket is_symlink"
 PURE = "anchor as_posix drive is_absolute is_relative_to joinpath match name parent parents parts relative_to root"
 
 #: What each public class has beyond what it inherits from other packages.
@@ -36,11 +36,12 @@ DOCUMENTED: dict[type, str] = {
     trio_console.Guest: "open_file open_process open_tcp_stream path ping ready run_process shutdown statistics "
     "touch wait_lost",
     trio_console.GuestDevice: "close close_write read write",
-    trio_console.GuestFile: f"{STATE} fileno flush peek read read1 readinto readline readlines seek tell truncate "
-    "write writelines",
+    trio_console.GuestFile: f"{STATE} detach fileno flush peek read read1 readall readinto readinto1 readline "
+    "readlines seek tell truncate write writelines",
     trio_console.GuestLostError: "",
-    trio_console.GuestPath: f"{PURE} {TESTS} chmod iterdir lstat mkdir open read_bytes read_text readlink rename "
-    "replace resolve rmdir stat stem suffix suffixes symlink_to touch unlink with_name with_stem with_suffix "
+    trio_console.GuestPath: f"{PURE} {TESTS} absolute as_uri chmod cwd expanduser glob group hardlink_to home "
+    "iterdir lchmod lstat mkdir open owner read_bytes read_text readlink rename replace resolve rglob rmdir "
+    "samefile stat stem suffix suffixes symlink_to touch unlink with_name with_stem with_suffix "
     "write_bytes write_text",
     trio_console.GuestProcess: "args kill pid poll resize returncode send_signal stderr stdin stdio stdout "
     "terminate wait",
