@@ -48,7 +48,7 @@ class Operation:
         return pool[self.start : self.start + self.size]
 
 
-KINDS = ("cat", "stream", "file", "tcp", "ping", "missing", "tty", "signal")
+KINDS = ("cat", "stream", "file", "tcp", "ping", "missing", "tty", "signal", "background", "daemon")
 
 
 def choose(rng: random.Random, count: int) -> list[Operation]:
@@ -186,6 +186,28 @@ class Session:
             returncode = await process.wait()
         assert returncode == -15, f"status {returncode} instead of -15"
         return returncode
+
+    async def _background(self, guest: Guest, operation: Operation, _label: str) -> int:
+        """The command exits, and what it has started goes on writing."""
+        background = f"(sleep 0.02; head -c {operation.size} /dev/zero; echo end)"
+        done = await guest.run_process(
+            ["sh", "-c", f"{background} & exit {operation.status}"],
+            capture_stdout=True,
+            check=False,
+            drain=None,
+            deliver_cancel=kill,
+        )
+        assert done.returncode == operation.status, f"status {done.returncode} instead of {operation.status}"
+        expected = bytes(operation.size) + b"end\n"
+        assert done.stdout == expected, describe(done.stdout, expected)
+        return done.returncode
+
+    async def _daemon(self, guest: Guest, _operation: Operation, _label: str) -> None:
+        """The command has a process in a session of its own, which is killed with it."""
+        script = "setsid sleep 1000 & setsid sleep 1000 >/dev/null 2>&1 & echo up; sleep 1000"
+        async with guest.open_process(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert await process.stdout.receive_some(1) == b"u", "not what was written"
 
 
 async def kill(process: GuestProcess) -> None:
