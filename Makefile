@@ -111,15 +111,15 @@ nightly: $(FUZZ_STAMP)
 	@echo "==> Models with inputs that have not been tried before"
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Commands of eight clients at once"
-	@$(BIN)/python -m tests.soak 600
+	@$(BIN)/python -m tests.soak 120
 	@echo "==> Two thousand rounds of faults"
 	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Trio's own tests, in guests"
 	@PYTHON=$(BIN)/python tests/bridge/run
 	@echo "==> Mutants"
 	@$(BIN)/python -m tests.mutants
-	@echo "==> Fuzzing, three minutes each"
-	@PYTHON=$(BIN)/python tests/fuzz/run --seconds 180
+	@echo "==> Fuzzing, two and a half minutes each"
+	@PYTHON=$(BIN)/python tests/fuzz/run --seconds 150
 	@echo "==> All tests on other Pythons, and on the lowest versions of what they need"
 	@tests/pythons/released 3.12
 	@tests/pythons/released 3.13
