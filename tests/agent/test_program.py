@@ -259,7 +259,9 @@ async def test_a_signal_that_means_nothing_does_not_end_the_agent(name: str) -> 
 async def test_what_the_agent_ignores_is_not_ignored_by_its_children() -> None:
     async with agent_on_stdio() as (host, _):
         outcome = await host.run("grep", "SigIgn", "/proc/self/status")
-        assert int(outcome.stdout.split()[1], 16) == 0
+        ignored = int(outcome.stdout.split()[1], 16)
+        # (The C library keeps two signals for itself. A program that `posix_spawn` starts ignores one of them.)
+        assert [number for number in signal.valid_signals() if ignored >> (number - 1) & 1] == []
         for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGRTMIN):
             last = (await host.run("/bin/bash", "-c", f"kill -{int(number)} $$; exit 3")).last
             assert last == wire.ExecExited(code=-1, signal=number)
