@@ -13,10 +13,10 @@ import pytest
 
 from tests.tools.leftovers import runs, wait_until_none
 from trio_console import _processes
-from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, is_any_left, kill_processes
+from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, is_any_left, kill_found, kill_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
 
 
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,3 +198,21 @@ def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> N
         [look] = _processes.kill_found([Wanted(GUEST_MARK, "mark", leader.pid)])
         assert look.found == {leader.pid, child}
         assert wait_until_none(lambda: [child] if runs(child) else []) == []
+
+
+def test_parents_are_killed_before_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The ids have wrapped around, so that the children's are the smaller ones.
+    parents = {900: 1, 500: 900, 70: 500, 33: 70, 32: 900, 1: 0}
+    killed = []
+
+    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+        for pid in only or parents:
+            group = 1 if pid == 1 else 900
+            yield _processes._Process(pid, -1, b"S", parents[pid], group, group, 0, 1, b"7")
+
+    monkeypatch.setattr(_processes, "_processes", processes)
+    monkeypatch.setattr(_processes, "_environment", lambda _process: b"A=B")
+    monkeypatch.setattr(_processes, "_kill", lambda process: killed.append(process.pid))
+    kill_found([Wanted(GUEST_MARK, "mark", leader=900)])
+    assert sorted(killed) == [32, 33, 70, 500, 900]
+    assert all(killed.index(parents[pid]) < killed.index(pid) for pid in killed if pid != 900)

@@ -152,6 +152,9 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
 
     None is killed before all were looked at: when a process dies, its children lose their parent, by which they
     may have to be found.
+
+    Parents are killed before their children. Otherwise a shell whose child was killed would go on with its next
+    command, or exit with a status of its own, before it is killed too.
     """
     marks = {f"{each.variable}={each.mark}".encode(): number for number, each in enumerate(wanted)}
     variables = {f"{each.variable}=".encode() for each in wanted}
@@ -176,7 +179,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
                 unclear.add(process.pid)
     for number in leaders.values():
         found[number] |= _descendants(found[number], living)
-    for process in _processes(set().union(*found)):
+    for process in _processes(_parents_first(set().union(*found), living)):
         if process.started == living[process.pid].started:  # or else another process has got the number
             with suppress(OSError):  # it has ended
                 _kill(process)
@@ -240,6 +243,17 @@ def _descendants(found: set[int], living: Mapping[int, _Process]) -> set[int]:
     while fresh := {pid for pid, one in living.items() if one.parent in found | more} - found - more:
         more |= fresh
     return more
+
+
+def _parents_first(pids: set[int], living: Mapping[int, _Process]) -> list[int]:
+    def depth(pid: int) -> int:
+        above: list[int] = []
+        while pid in living and pid not in above:  # (what was read at different moments may form a ring)
+            above.append(pid)
+            pid = living[pid].parent
+        return len(above)
+
+    return sorted(pids, key=depth)
 
 
 def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
