@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import signal
-import warnings
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -21,11 +19,10 @@ from trio_console._session.files.path import GuestPath
 from trio_console._session.net.tcp import open_guest_tcp_stream
 from trio_console._session.owner import Owner, owned
 from trio_console._session.process.command import NOT_GIVEN, Command, target_of
-from trio_console._session.process.plumbing import attach_input, attach_output
+from trio_console._session.process.life import Commands
 from trio_console._session.process.process import GuestProcess
-from trio_console._session.process.session import ProcessSession
 from trio_console._trio.interrupts import interrupt_safe
-from trio_console._trio.nursery import grouping_nursery, hidden_nursery
+from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -38,12 +35,10 @@ if TYPE_CHECKING:
     from trio_console._session.files.names import Name
     from trio_console._session.process.command import CommandLine, Input, Rlimits
     from trio_console._session.process.completed import CompletedProcess
+    from trio_console._session.process.session import ProcessSession
     from trio_console._trio.lost import GuestLostError
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
-
-#: Seconds between SIGTERM and SIGKILL when a `run_process` is cancelled, as in `trio.run_process`.
-_TERMINATE_TIME: Final = 5.0
 
 _M = TypeVar("_M", bound=wire.Message)
 
@@ -132,6 +127,7 @@ class Guest:
         self._owner: Final = Owner()
         self._connection = connection
         self._confirmations = confirmations
+        self._commands: Final = Commands(connection, confirmations)
         self._force = force
         self._console = console
         ready = connection.ready
@@ -252,7 +248,7 @@ class Guest:
         if task_status is trio.TASK_STATUS_IGNORED:
             checked.check_no_pipes()
         async with hidden_nursery() as nursery:
-            session = await self._start(checked, nursery, carried_through=True)
+            session = await self._commands.start(checked, nursery, carried_through=True)
             process = GuestProcess(session)
             try:
                 task_status.started(process)
@@ -262,7 +258,7 @@ class Guest:
                 if not session.ended:
                     session.discard_unclaimed_output()
                     # (It shields itself.)
-                    await self._deliver_cancel(session, process, deliver_cancel)  # noqa: ASYNC102
+                    await self._commands.deliver_cancel(session, process, deliver_cancel)  # noqa: ASYNC102
                 raise
         return session.completed(check)
 
@@ -324,14 +320,14 @@ class Guest:
         session: ProcessSession | None = None
         try:
             async with hidden_nursery() as nursery:
-                session = await self._start(checked, nursery)
+                session = await self._commands.start(checked, nursery)
                 try:
                     yield GuestProcess(session)
                     with trio.CancelScope(shield=True):
-                        await self._leave_process(session)
+                        await self._commands.leave(session)
                 finally:
                     with trio.CancelScope(shield=True):
-                        await self._end_process(session)
+                        await self._commands.end(session)
                     session.close_input()
                     # Output that the process wrote before its end is still copied, if our own output takes it. (If
                     # the block raised, that is cancelled.)
@@ -339,102 +335,6 @@ class Guest:
         finally:
             if session is not None:
                 session.close()
-
-    async def _start(
-        self, command: Command, nursery: trio.Nursery, *, carried_through: bool = False
-    ) -> ProcessSession:
-        """Start a process, with its streams connected to what the user asked for.
-
-        A start that is ``carried_through`` cannot be cancelled any more once it was requested, unless the guest
-        does not answer. The cancellation is then delivered to the process, as in `trio.run_process`.
-        """
-        await self._connection.wait_may_open()
-        session = ProcessSession(self._connection, command)
-        session.open()
-        try:
-            # Done while the guest starts the command, so that a short command need not wait for it.
-            feeding = attach_input(session)
-            for job in attach_output(session):
-                nursery.start_soon(job)
-            await (self._carry_through(session) if carried_through else session.wait_started())
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await self._end_process(session)
-            raise
-        if feeding is not None:
-            nursery.start_soon(feeding)
-        return session
-
-    async def _carry_through(self, session: ProcessSession) -> None:
-        """Wait until the process runs; if cancelled, too, but for no longer than a confirmation may take."""
-        try:
-            await session.wait_started()
-        except trio.Cancelled:  # noqa: ASYNC103
-            # The caller's next checkpoint raises it again, when the process can be told.
-            with trio.CancelScope(shield=True):
-                if not await self._confirmations.wait(session.wait_started):
-                    raise
-
-    async def _deliver_cancel(
-        self,
-        session: ProcessSession,
-        process: GuestProcess,
-        deliver_cancel: Callable[[GuestProcess], Awaitable[object]] | None,
-    ) -> None:
-        """End a process whose `run_process` was cancelled; the user's function may take any time."""
-        # Otherwise a process that is ended by SIGTERM would take the session with it, and its children live on.
-        session.kill_rest(self._confirmations.grace)
-        with trio.CancelScope(shield=True):
-            # (An exception of the user's function is raised in one group, as by `trio.run_process`.)
-            async with grouping_nursery() as delivery:
-
-                @trio.lowlevel.enable_ki_protection
-                async def deliver() -> None:
-                    try:
-                        if deliver_cancel is None:
-                            await _terminate(session)
-                        else:
-                            await deliver_cancel(process)
-                            # The process may end by itself now. (`peek`: a process that does not end says nothing
-                            # about the guest, so this does not count as a missing confirmation.)
-                            with trio.move_on_at(self._confirmations.peek()):
-                                await session.wait_left()
-                    finally:
-                        # Also if the user's function failed. (Does nothing if the process has ended.)
-                        with trio.CancelScope(shield=True):
-                            await self._end_process(session)
-
-                delivery.start_soon(deliver)
-                await session.wait_left()
-                delivery.cancel_scope.cancel()
-
-    async def _leave_process(self, session: ProcessSession) -> None:
-        """Let go of a process that has exited while streams are open: the processes that hold them live on."""
-        if session.left and not session.ended and session.tells_ends:
-            session.send(wire.ExecRelease())
-            session.discard_claimed_output()
-            await self._confirmations.wait(session.wait_ended)
-
-    async def _end_process(self, session: ProcessSession) -> None:
-        """Kill what still runs of the command, and wait for the guest's confirmation, at most for the grace."""
-        if not session.ended:
-            session.kill_all(self._confirmations.peek() - trio.current_time())
-            session.discard_output()
-            if not await self._confirmations.wait(session.wait_ended) and not session.ended:
-                session.give_up(self._confirmations.confirmed)
-                warnings.warn(
-                    f"the guest did not confirm within {self._confirmations.grace:g} seconds that {session!r} is "
-                    f"gone; it may still run{self._confirmations.note()}",
-                    RuntimeWarning,
-                    stacklevel=1,
-                )
-        if session.alive:
-            warnings.warn(
-                f"the guest could not end {session.alive} processes of {session!r} in time; they may still run",
-                RuntimeWarning,
-                stacklevel=1,
-            )
-            session.alive = 0  # said once
 
     # Files
 
@@ -638,16 +538,3 @@ class Guest:
             bytes_discarded=connection.bytes_discarded,
             console=None if self._console is None else self._console(),
         )
-
-
-async def _terminate(session: ProcessSession) -> None:
-    """Send SIGTERM, and wait as long as `trio.run_process` does; then warn, because SIGKILL comes next."""
-    session.discard_output()  # the task that reads a pipe was most likely cancelled, too
-    session.send(wire.ExecSignal(signal.SIGTERM))
-    await trio.sleep(_TERMINATE_TIME)
-    warnings.warn(
-        f"{session!r} ignored SIGTERM for {_TERMINATE_TIME:g} seconds. (Maybe you should pass a different "
-        "deliver_cancel?) Trying SIGKILL.",
-        RuntimeWarning,
-        stacklevel=1,
-    )
