@@ -370,6 +370,21 @@ async def test_shutdown_tells_the_guest_and_waits_until_it_is_gone() -> None:
         assert talk.forced == 0
 
 
+async def test_the_order_to_shut_down_stays_behind_all_data_that_was_sent() -> None:
+    data = bytes(200_000)  # less than may be queued for the console
+    async with talking(window=2**24, streams=trio.testing.lockstep_stream_pair) as talk:
+        begin(talk.nursery, lambda: talk.guest.run_process(["cat"], stdin=data))
+        await talk.agent.expect_start()  # all of its input is sent, and none of it read
+        begin(talk.nursery, talk.guest.shutdown)
+        await trio.testing.wait_all_tasks_blocked()
+        seen = []
+        while not seen or type(seen[-1]) is not wire.Shutdown:
+            _, message = await talk.agent.receive()
+            seen.append(message)
+        await talk.agent.close()
+    assert sum(len(message.data) for message in seen if isinstance(message, wire.ExecStdin)) == len(data)
+
+
 async def test_a_second_shutdown_does_nothing() -> None:
     async with talking() as talk:
         talk.nursery.start_soon(talk.agent.serve)
