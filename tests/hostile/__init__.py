@@ -1,0 +1,1 @@
+"""Hostile clients, commands, users and guests, and what they cannot do to others."""

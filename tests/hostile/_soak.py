@@ -1,0 +1,190 @@
+"""The hostile soak: honest clients of a relay work beside hostile ones, and lose nothing.
+
+The relay with its guest, the hostile clients and the honest ones are three processes.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import subprocess
+import sys
+from collections import Counter
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import quantiles
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.soak._soak import agent_descriptors, explained, until_none
+from tests.soak._work import WORK, Place
+from tests.tools.leftovers import marked, marking
+from tests.tools.limits import BUSY, HANG
+from trio_console import connect_guest
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+__all__ = ["MOST_MEMORY", "Figures", "hostile_soak"]
+
+#: MiB that the relay and the agent may each take more than before, whatever is done to them: the budget for what
+#: is queued for all clients (64), a frame of 4 MiB that has not come wholly for each of 32 clients, and half as
+#: much again for what is made of a frame while it is looked at.
+MOST_MEMORY = 256
+
+#: How many clients a relay takes.
+SLOTS = 128
+
+
+@dataclass
+class Figures:
+    """What a soak has seen. Seconds, and MiB.
+
+    Attributes:
+        done: how often the honest clients did which work.
+        attacks: how often the hostile ones began which attack.
+        quiet: how long pings of working honest clients took without the hostile ones.
+        beside: and beside them.
+        memory: by how much the relay and the agent have grown at most.
+    """
+
+    done: Counter[str] = field(default_factory=Counter)
+    attacks: Counter[str] = field(default_factory=Counter)
+    quiet: list[float] = field(default_factory=list)
+    beside: list[float] = field(default_factory=list)
+    memory: dict[str, float] = field(default_factory=dict)
+
+    @staticmethod
+    def p99(pings: list[float]) -> float:
+        return quantiles(pings, n=100)[98]
+
+
+async def hostile_soak(
+    seconds: float, *, honest: int = 8, hostile: int = 8, quiet: float = 0.0, seed: int = 0
+) -> Figures:
+    """Let hostile clients attack for so long; first the honest ones are alone for ``quiet`` seconds.
+
+    Raises:
+        AssertionError: an honest client lost or was refused something, or something was left behind; the notes
+            name the client and its work.
+    """
+    figures = Figures()
+    with TemporaryDirectory() as name, marking() as mark:
+        folder = Path(name)
+        folder.chmod(0o700)
+        async with a_relay(folder) as (path, relay):
+            async with connect_guest(path) as guest:
+                pid = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
+                before = await agent_descriptors(guest)
+            agent = int(pid.stdout)
+            peers = {"relay": relay, "agent": agent}
+            begin = {who: memory(of, "VmRSS") for who, of in peers.items()}
+            ours = marked(mark)
+            if quiet:
+                await work_for(quiet, path, folder, honest, f"{seed}/quiet", figures.done, figures.quiet)
+            async with attacked(path, folder, hostile, seed, figures.attacks):
+                await work_for(seconds, path, folder, honest, str(seed), figures.done, figures.beside)
+            for who, of in peers.items():
+                figures.memory[who] = memory(of, "VmHWM") - begin[who]
+                assert figures.memory[who] <= MOST_MEMORY, f"the {who} has grown by {figures.memory[who]:.0f} MiB"
+            await until_none(lambda: marked(mark) - ours, "processes of clients are left in the guest")
+            await all_slots(path)
+            async with connect_guest(path) as guest:
+                with trio.fail_after(BUSY):
+                    while await agent_descriptors(guest) > before:
+                        await trio.sleep(0.05)
+        await until_none(lambda: marked(mark), "processes of the guest are left")
+    return figures
+
+
+@asynccontextmanager
+async def a_relay(folder: Path) -> AsyncIterator[tuple[str, int]]:
+    """A relay of a process of its own, with a guest; its socket, and its pid."""
+    path = str(folder / "agent.sock")
+    command = [sys.executable, "-P", "-m", "trio_console", "relay", "--listen", path]
+    with (folder / "relay.log").open("wb") as log:
+        relay = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=log)
+    try:
+        with trio.fail_after(HANG):
+            assert relay.stdout is not None
+            assert (await relay.stdout.receive_some()).startswith(b"ready "), (folder / "relay.log").read_text()
+        yield path, relay.pid
+        relay.send_signal(signal.SIGTERM)
+        with trio.fail_after(HANG):
+            assert await relay.wait() == 0, (folder / "relay.log").read_text()[-2000:]
+    finally:
+        relay.kill()
+        with trio.CancelScope(shield=True):
+            await relay.wait()
+
+
+@asynccontextmanager
+async def attacked(path: str, folder: Path, count: int, seed: int, attacks: Counter[str]) -> AsyncIterator[None]:
+    """Hostile clients, in a process of their own that is killed at the end, and has to live until then."""
+    command = [sys.executable, "-m", "tests.hostile._attackers", path, str(folder), str(count), str(seed)]
+    with (folder / "attackers.log").open("wb") as log:
+        process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
+    try:
+        yield
+    finally:
+        ended = process.poll()
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
+    lines = (folder / "attackers.log").read_text().splitlines()
+    assert ended is None, "\n".join(lines[-20:])
+    attacks.update(lines)
+
+
+async def work_for(
+    seconds: float, path: str, folder: Path, honest: int, seed: str, done: Counter[str], pings: list[float]
+) -> None:
+    end = trio.current_time() + seconds
+    async with trio.open_nursery() as nursery:
+        for number in range(honest):
+            nursery.start_soon(work, path, folder, number, random.Random(f"{seed}/{number}"), end, done, pings)
+
+
+async def work(
+    path: str, folder: Path, number: int, choice: random.Random, end: float, done: Counter[str], pings: list[float]
+) -> None:
+    """The life of an honest client: it works and pings, and now and then leaves and comes again."""
+    own = folder / str(number)
+    own.mkdir(exist_ok=True)
+    while trio.current_time() < end:
+        async with explained(f"honest client {number} connects"), connect_guest(path) as guest:
+            place = Place(guest, own, choice, str(number))
+            for _ in range(choice.randrange(1, 12)):
+                piece = choice.choice(WORK)
+                async with explained(f"honest client {number}: {piece.__name__}"):
+                    with trio.fail_after(HANG):
+                        await piece(place)
+                        pings += [await guest.ping() for _ in range(5)]
+                done[piece.__name__] += 1
+                if trio.current_time() >= end:
+                    return
+
+
+async def all_slots(path: str) -> None:
+    """Check that the relay takes as many clients as it can, all at once, before long."""
+    with trio.fail_after(BUSY):
+        while True:
+            try:
+                async with AsyncExitStack() as stack:
+                    for _ in range(SLOTS):
+                        await stack.enter_async_context(connect_guest(path))
+            except OSError:  # refused: some are not yet free
+                await trio.sleep(0.1)
+            else:
+                return
+
+
+def memory(pid: int, what: str) -> float:
+    """MiB that a process has in memory, or had at most."""
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith(f"{what}:"):
+            return int(line.split()[1]) / 1024
+    raise AssertionError(f"process {pid} has no {what}")
