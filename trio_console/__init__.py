@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     from trio_console._open import connect_guest as connect_guest
     from trio_console._open import open_guest as open_guest
     from trio_console._open import serve_relay as serve_relay
+    from trio_console._relay.options import ClientLimits as ClientLimits
+    from trio_console._relay.options import Log as Log
+    from trio_console._relay.options import RelayOptions as RelayOptions
+    from trio_console._relay.options import Rights as Rights
     from trio_console._relay.serve import Relay as Relay
     from trio_console._relay.server import RelayStatistics as RelayStatistics
     from trio_console._session.files.file import GuestFile as GuestFile
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AgentConsoleBackend",
     "ChunkRing",
+    "ClientLimits",
     "CommandGuest",
     "ConsoleSharedState",
     "ConsoleStatistics",
@@ -59,10 +64,13 @@ __all__ = [
     "GuestSpec",
     "GuestStatistics",
     "LaneStatistics",
+    "Log",
     "ProcessGuest",
     "ProtocolError",
     "Relay",
+    "RelayOptions",
     "RelayStatistics",
+    "Rights",
     "SocketGuest",
     "UnsupportedByPeer",
     "WakePipe",
@@ -76,6 +84,7 @@ __all__ = [
 _LAZY: Final = {
     "AgentConsoleBackend": "_console.backend",
     "ChunkRing": "_console.ring",
+    "ClientLimits": "_relay.options",
     "CommandGuest": "_guests.command",
     "ConsoleSharedState": "_console.backend",
     "ConsoleStatistics": "_console.stream",
@@ -90,10 +99,13 @@ _LAZY: Final = {
     "GuestSpec": "_guests.spec",
     "GuestStatistics": "_session.guest",
     "LaneStatistics": "_console.backend",
+    "Log": "_relay.options",
     "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
     "Relay": "_relay.serve",
+    "RelayOptions": "_relay.options",
     "RelayStatistics": "_relay.server",
+    "Rights": "_relay.options",
     "SocketGuest": "_guests.socket",
     "UnsupportedByPeer": "_errors",
     "WakePipe": "_console.wake",

@@ -7,13 +7,11 @@ workers are joined. Leaving takes no longer than the grace, whatever the guest d
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -21,10 +19,8 @@ from trio_console._console.channel import SHORT_GRACE, open_console
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._guests.process import ProcessGuest
 from trio_console._guests.spec import GuestSpec, attached_host
-from trio_console._relay.log import SessionLog
-from trio_console._relay.router import DEFAULT_CLIENT_BUDGET, RouterLimits
-from trio_console._relay.serve import Relay, listening, relaying
-from trio_console._relay.server import RelayOptions, SlowClient
+from trio_console._relay.options import RelayOptions
+from trio_console._relay.serve import Relay, listening, prepared, relaying
 from trio_console._relay.socket import named_by_descriptor
 from trio_console._session.attach import attach
 from trio_console._session.boot import boot, make_bootstrap
@@ -40,11 +36,12 @@ from trio_console._trio.nursery import hidden_nursery
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 
     from trio_console._console.devices import ConsoleDevice
     from trio_console._console.stream import ConsoleStream
     from trio_console._guests.spec import Host
+    from trio_console._relay.options import ServerOptions
     from trio_console._relay.server import RelayServer
     from trio_console._relay.socket import RelaySocket
     from trio_console._session.boot import Booted
@@ -74,9 +71,6 @@ _HANDSHAKE_TIMEOUT: Final = 10.0
 #: Seconds for a guest to end after a client has told it to: the same as in upstream's host.
 _SHUTDOWN_TIME: Final = 2.0
 
-#: The smallest budget of a client, in bytes.
-_LEAST_CLIENT_BUDGET: Final = 8 * 1024
-
 #: The correlation ids of the first client. A console without a relay has only this client.
 _IDS: Final = slot_ids(0)
 
@@ -88,6 +82,7 @@ async def open_guest(
     *,
     bootstrap: Mapping[str, Any] = MappingProxyType({}),
     relay_path: str | os.PathLike[str] | None = None,
+    relay_options: RelayOptions | None = None,
     ready_timeout: float = DEFAULT_READY_TIMEOUT,
     grace: float = DEFAULT_GRACE,
     heartbeat: float | None = None,
@@ -104,7 +99,8 @@ async def open_guest(
             ``default_env`` (a mapping, too), ``rlimits`` and others; by default none. An agent refuses a setting
             that it cannot make.
         relay_path: path of a Unix socket on which the guest is served to other processes at the same time; `None`,
-            the default, for no socket. They connect with `connect_guest`. The defaults of `serve_relay` apply.
+            the default, for no socket. They connect with `connect_guest`.
+        relay_options: what these processes may do; by default ``RelayOptions()``.
         ready_timeout: seconds, by default 60, for the guest to become ready.
         grace: seconds, by default 5, for the whole ending, and for the guest to confirm the ends of processes. A
             guest that confirms nothing costs one grace in total, for all its processes and its own end. A guest
@@ -128,16 +124,21 @@ async def open_guest(
     elif not isinstance(spec, GuestSpec):
         raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
     check_heartbeat(heartbeat)
-    what = make_bootstrap(bootstrap)
+    if relay_path is None and relay_options is not None:
+        raise ValueError("relay_options are for a relay: give relay_path, too")
+    settings = make_bootstrap(bootstrap)
     async with AsyncExitStack() as stack:
         # The socket is made first, so that a client that connects before the guest is ready waits.
-        made = None if relay_path is None else await stack.enter_async_context(listening(relay_path))
-        host, channel, booted = await stack.enter_async_context(_booted(spec, what, ready_timeout))
+        made = None
+        if relay_path is not None:
+            wanted = prepared(relay_options or RelayOptions(), attached=True)
+            options = await stack.enter_async_context(wanted)
+            made = await stack.enter_async_context(listening(relay_path))
+        host, channel, booted = await stack.enter_async_context(_booted(spec, settings, ready_timeout))
         server: RelayServer | None = None
         if made is None:
             connection = Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
         else:
-            options = RelayOptions(attached=True)
             server = await stack.enter_async_context(_serving(channel, booted, made, options, host))
             stream = await stack.enter_async_context(server.attach())
             connection = await _attached(stream, host.explain)
@@ -204,19 +205,13 @@ async def connect_guest(
 
 @trio.lowlevel.enable_ki_protection
 async def serve_relay(
-    device_or_spec: ConsoleDevice | GuestSpec,
+    what: ConsoleDevice | GuestSpec,
     path: str | os.PathLike[str],
     *,
     bootstrap: Mapping[str, Any] = MappingProxyType({}),
     ready_timeout: float = DEFAULT_READY_TIMEOUT,
     grace: float = DEFAULT_GRACE,
-    allowed_uids: Collection[int] | None = None,
-    client_budget: int = DEFAULT_CLIENT_BUDGET,
-    slow_client: Literal["cut", "pause", "drop"] = "cut",
-    slow_client_timeout: float = 10.0,
-    session_log: str | os.PathLike[str] | None = None,
-    session_log_max_bytes: int = 16 * 1024 * 1024,
-    session_log_backups: int = 4,
+    options: RelayOptions | None = None,
     task_status: trio.TaskStatus[Relay] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Boot a guest and serve it to other processes over a Unix socket, until cancelled or until the guest ends.
@@ -229,80 +224,46 @@ async def serve_relay(
     replaced; the file of a running relay never is.
 
     Args:
-        device_or_spec: the guest's console as for `open_console`, or a guest as for `open_guest`.
+        what: the guest's console as for `open_console`, or a guest as for `open_guest`.
         path: path of the socket that is made for clients. Other users must not be able to write to its directory.
         bootstrap, ready_timeout, grace: as for `open_guest`.
-        allowed_uids: user ids whose processes may connect; `None`, the default, is this process's own.
-        client_budget: the most bytes queued for one client that does not read; at least 8 KiB.
-        slow_client: what happens to a client whose queue is full, if the guest's agent cannot pause the processes
-            of that client alone (the agent of this package can): ``"cut"``, the default, disconnects it after
-            ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops its
-            data, and counts it.
-        slow_client_timeout: seconds, by default 10.
-        session_log: path of a file in which every command and its whole output are recorded, as JSON Lines with
-            ``session``, ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and
-            ``text``, or ``base64`` for bytes that are not UTF-8. If the file cannot be written fast enough, the
-            log says how many bytes are missing. `None`, the default, for no log.
-        session_log_max_bytes: size at which the file is rotated; by default 16 MiB.
-        session_log_backups: rotated files that are kept; by default 4.
+        options: who may connect, and what clients may do; by default ``RelayOptions()``.
         task_status: for ``nursery.start``.
 
     Raises:
         GuestLostError: the guest is gone; its clients were told.
         PermissionError: other users can write to the socket's directory.
-        OSError: the socket could not be made (``EADDRINUSE``: a relay is listening there), or the guest could not
-            be started or reached.
+        OSError: the socket could not be made (``EADDRINUSE``: a relay is listening there), a log could not be
+            opened, or the guest could not be started or reached.
         ProtocolError, TypeError, ValueError: as for `open_guest`.
     """
-    what = make_bootstrap(bootstrap)
-    options = _relay_options(allowed_uids, client_budget, slow_client, slow_client_timeout)
-    log = None
-    if session_log is not None:
-        log = SessionLog(session_log, max_bytes=session_log_max_bytes, backups=session_log_backups)
-        options = dataclasses.replace(options, session_log=log)
-    with contextlib.nullcontext() if log is None else contextlib.closing(log):
-        async with (
-            listening(path) as made,
-            _booted(device_or_spec, what, ready_timeout) as (host, channel, booted),
-            _serving(channel, booted, made, options, host) as server,
-        ):
-            try:
-                task_status.started(Relay(made.path, server, channel.statistics))
-                await server.wait_ended()
-            finally:
-                tell = server.shut_down
-                await _end(tell, server.wait_ended, channel, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
-            if not server.shutdown_requested.is_set():
-                raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
+    settings = make_bootstrap(bootstrap)
+    async with (
+        prepared(options or RelayOptions()) as served,
+        listening(path) as made,
+        _booted(what, settings, ready_timeout) as (host, channel, booted),
+        _serving(channel, booted, made, served, host) as server,
+    ):
+        try:
+            task_status.started(Relay(made.path, server, channel.statistics))
+            await server.wait_ended()
+        finally:
+            tell = server.shut_down
+            await _end(tell, server.wait_ended, channel, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
+        if not server.shutdown_requested.is_set():
+            raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
 
 
 # The parts of the three functions above
 
 
-def _relay_options(
-    allowed_uids: Collection[int] | None, client_budget: int, slow_client: str, slow_client_timeout: float
-) -> RelayOptions:
-    if client_budget < _LEAST_CLIENT_BUDGET:
-        raise ValueError(f"client_budget must be at least {_LEAST_CLIENT_BUDGET} bytes, not {client_budget}")
-    if not slow_client_timeout > 0:
-        raise ValueError(f"slow_client_timeout must be above 0 seconds, not {slow_client_timeout}")
-    # One client alone must never use up the budget that all clients have together.
-    total = max(RouterLimits().total_budget, 2 * client_budget)
-    return RelayOptions(
-        limits=RouterLimits(client_budget=client_budget, total_budget=total),
-        slow_client=SlowClient(slow_client),
-        slow_client_timeout=slow_client_timeout,
-        allowed_uids=frozenset({os.geteuid()} if allowed_uids is None else allowed_uids),
-    )
-
-
 @interrupt_safe
 @asynccontextmanager
 async def _booted(
-    device_or_spec: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
+    what: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
 ) -> AsyncIterator[tuple[Host, ConsoleStream, Booted]]:
     """Start a guest, open its console, and boot it; yields when the guest is ready."""
-    launched = device_or_spec._launch() if isinstance(device_or_spec, GuestSpec) else attached_host(device_or_spec)
+    launched = what._launch() if isinstance(what, GuestSpec) else attached_host(what)
     async with launched as host, open_console(host.device, grace=SHORT_GRACE) as channel:
         watch = Stopwatch()
         try:
@@ -321,7 +282,7 @@ async def _booted(
 @interrupt_safe
 @asynccontextmanager
 async def _serving(
-    channel: ConsoleStream, booted: Booted, made: RelaySocket, options: RelayOptions, host: Host
+    channel: ConsoleStream, booted: Booted, made: RelaySocket, options: ServerOptions, host: Host
 ) -> AsyncIterator[RelayServer]:
     """Run a relay, and end the guest by force if a client has told it to shut down and it does not."""
     async with relaying(channel, booted, made, options, host.explain) as server, hidden_nursery() as nursery:

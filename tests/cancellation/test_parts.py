@@ -20,7 +20,15 @@ import trio
 
 from tests.cancellation._places import echoing
 from tests.tools.limits import HANG
-from trio_console import GuestLostError, SocketGuest, connect_guest, open_console, open_guest, serve_relay
+from trio_console import (
+    GuestLostError,
+    RelayOptions,
+    SocketGuest,
+    connect_guest,
+    open_console,
+    open_guest,
+    serve_relay,
+)
 from trio_console.agent import BootError, serve_agent
 
 if TYPE_CHECKING:
@@ -224,9 +232,9 @@ async def shut_down_through_a_relay(place: Place) -> None:
 
 
 async def serve_a_relay_with_a_log(place: Place) -> None:
-    log = os.path.join(place.directory, "log")
+    options = RelayOptions(session_log=os.path.join(place.directory, "log"))
     async with trio.open_nursery() as nursery:
-        await nursery.start(partial(serve_relay, SocketGuest(place.console), place.path, session_log=log))
+        await nursery.start(partial(serve_relay, SocketGuest(place.console), place.path, options=options))
         async with connect_guest(place.path) as client:
             await client.run_process(["echo", "logged"], capture_stdout=True)
         nursery.cancel_scope.cancel()

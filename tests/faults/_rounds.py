@@ -31,7 +31,9 @@ from trio_console import (
     ConsoleSharedState,
     ConsoleStream,
     GuestLostError,
+    Log,
     ProcessGuest,
+    RelayOptions,
     connect_guest,
     open_guest,
     serve_relay,
@@ -412,8 +414,7 @@ async def _logged_session(plan: Plan, directory: pathlib.Path, log: pathlib.Path
                 serve_relay,
                 InProcessGuest(),
                 directory / "relay.sock",
-                session_log=log,
-                session_log_max_bytes=plan.details["max_bytes"],
+                options=RelayOptions(session_log=Log(log, max_bytes=plan.details["max_bytes"])),
                 grace=plan.grace,
             )
         )

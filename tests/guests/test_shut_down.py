@@ -13,7 +13,7 @@ import pytest
 import trio
 
 from tests.tools.limits import HANG
-from trio_console import ProcessGuest, _open, connect_guest, open_guest, serve_relay
+from trio_console import ProcessGuest, RelayOptions, Rights, _open, connect_guest, open_guest, serve_relay
 from trio_console._console import devices as _devices
 from trio_console._console.devices import as_device
 from trio_console._forked import let_go_in_child
@@ -81,7 +81,8 @@ async def test_a_client_that_is_refused_is_disconnected_although_somebody_has_a_
     path = os.fspath(tmp_path / "sock")
     with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
         async with trio.open_nursery() as nursery:
-            await nursery.start(partial(serve_relay, ProcessGuest(), path, allowed_uids=[os.geteuid() + 1]))
+            options = RelayOptions(rights={os.geteuid() + 1: Rights()})
+            await nursery.start(partial(serve_relay, ProcessGuest(), path, options=options))
             async with await trio.open_unix_socket(path) as client:
                 assert await client.receive_some() == b""
             assert len(copies) == 1

@@ -11,7 +11,7 @@ from tests.relay.router._world import serving
 from tests.tools.peer import settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
-from trio_console._relay.server import RelayOptions
+from trio_console._relay.server import ServerOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -100,7 +100,7 @@ def test_a_command_cannot_be_given_up_so_its_output_stays() -> None:
 
 
 async def test_a_client_is_read_again_when_the_session_it_has_sent_too_much_for_has_ended(tmp_path: Path) -> None:
-    options = RelayOptions(limits=RouterLimits(pending_budget=4096))
+    options = ServerOptions(limits=RouterLimits(pending_budget=4096))
     async with serving(tmp_path, window=1, options=options) as world:
         client = await world.connect()
         id_ = client.ids[0]

@@ -20,9 +20,8 @@ from tests.relay.router._world import RawClient
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from tests.tools.peer import connect_to_listener
-from trio_console import GuestLostError, ProcessGuest, connect_guest, open_guest, serve_relay
+from trio_console import GuestLostError, ProcessGuest, RelayOptions, connect_guest, open_guest, serve_relay
 from trio_console import _wire as wire
-from trio_console._relay.server import RelayOptions
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -327,26 +326,15 @@ async def test_two_relays_at_one_place_are_one_too_many(path: Path) -> None:
                 await guest.ping()
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [{"client_budget": 8191}, {"slow_client": "shoot"}, {"slow_client_timeout": 0.0}, {"bootstrap": {"no": 1}}],
-    ids=str,
-)
-async def test_arguments_that_make_no_sense_start_nothing(path: Path, arguments: dict[str, Any]) -> None:
-    arguments.setdefault("session_log", path.parent / "log")
+async def test_arguments_that_make_no_sense_start_nothing(path: Path) -> None:
+    options = RelayOptions(session_log=path.parent / "log")
     with pytest.raises(ValueError):
-        await serve_relay(ProcessGuest(), path, **arguments)
+        await serve_relay(ProcessGuest(), path, options=options, bootstrap={"no": 1})
+    with pytest.raises(ValueError, match="relay_path"):
+        async with open_guest(relay_options=options):
+            pass
     assert not list(path.parent.iterdir())
     gc.collect()
-
-
-async def test_the_budget_of_one_client_stays_below_that_of_all() -> None:
-    from trio_console._open import _relay_options
-
-    for budget in (8192, 1 << 22, 1 << 30):
-        options = _relay_options(None, budget, "cut", 1.0)
-        assert isinstance(options, RelayOptions)
-        assert options.limits.client_budget == budget < options.limits.total_budget
 
 
 # Errors of connecting

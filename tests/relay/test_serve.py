@@ -13,7 +13,7 @@ from tests.tools.peer import frame, ready_message, settle
 from trio_console import _open, open_guest, serve_relay
 from trio_console import _wire as wire
 from trio_console._relay.serve import relaying
-from trio_console._relay.server import RelayOptions
+from trio_console._relay.server import ServerOptions
 from trio_console._relay.socket import RelaySocket
 from trio_console._session.boot import Booted
 from trio_console.testing import Duplicate, Fault, FaultyGuest, ScriptedGuest
@@ -35,7 +35,7 @@ async def test_a_relay_that_is_cancelled_before_it_has_started_ends(tmp_path: Pa
         nonlocal ended
         with trio.CancelScope() as scope:
             scope.cancel()
-            async with relaying(ours, booted, made, RelayOptions()):
+            async with relaying(ours, booted, made, ServerOptions()):
                 await trio.lowlevel.checkpoint()
         ended = True
 

@@ -16,7 +16,7 @@ from tests.tools.limits import HANG
 from tests.tools.peer import Peer, parse, settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
-from trio_console._relay.server import RelayOptions
+from trio_console._relay.server import ServerOptions
 from trio_console._trio.lost import GuestLostError
 from trio_console._wire.ids import MAX_CLIENTS
 
@@ -106,7 +106,7 @@ async def test_the_128th_client_is_served(tmp_path: Path) -> None:
 
 
 async def test_the_own_client_has_its_slot_however_many_wait(tmp_path: Path) -> None:
-    async with serving(tmp_path, options=RelayOptions(attached=True)) as world:
+    async with serving(tmp_path, options=ServerOptions(attached=True)) as world:
         clients = [await world.connect() for _ in range(MAX_CLIENTS - 1)]
         async with world.server.attach() as stream:
             assert await stream.receive_some(8) == bytes.fromhex("0000000101ffffff")
@@ -115,7 +115,7 @@ async def test_the_own_client_has_its_slot_however_many_wait(tmp_path: Path) -> 
 
 
 async def test_attaching_to_a_guest_that_has_gone_says_so(tmp_path: Path) -> None:
-    async with serving(tmp_path, options=RelayOptions(attached=True)) as world:
+    async with serving(tmp_path, options=ServerOptions(attached=True)) as world:
         await world.agent.stream.aclose()
         await world.server.wait_ended()
         with pytest.raises(GuestLostError, match="closed its console"):
@@ -160,7 +160,7 @@ async def test_frames_split_anywhere_arrive_whole(tmp_path: Path, size: int) -> 
 
 async def test_credit_is_given_as_the_socket_takes_the_output(tmp_path: Path) -> None:
     limits = RouterLimits(largest_window=1000)
-    async with serving(tmp_path, options=RelayOptions(limits=limits)) as world:
+    async with serving(tmp_path, options=ServerOptions(limits=limits)) as world:
         client = await world.connect()
         id_ = client.ids[0]
         await client.send(EXEC, id_)

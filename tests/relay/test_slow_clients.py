@@ -16,7 +16,7 @@ from tests.tools.limits import HANG
 from tests.tools.peer import settle
 from trio_console import _wire as wire
 from trio_console._relay.router.limits import RouterLimits
-from trio_console._relay.server import RelayOptions, SlowClient
+from trio_console._relay.server import ServerOptions, SlowClient
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -62,7 +62,7 @@ class Slow:
 
 @asynccontextmanager
 async def slow_client(tmp_path: Path, policy: SlowClient) -> AsyncIterator[Slow]:
-    options = RelayOptions(limits=LIMITS, slow_client=policy, slow_client_timeout=10)
+    options = ServerOptions(limits=LIMITS, slow_client=policy, slow_client_timeout=10)
     async with serving(tmp_path, window=None, options=options) as world:
         client, other = await world.connect(), await world.connect()
         await client.send(wire.ExecRequest(cmd="yes"), client.ids[0])
@@ -250,7 +250,7 @@ async def test_no_credit_and_no_cancel_is_ever_spoken_to_it(tmp_path: Path) -> N
 async def test_an_overflowing_client_of_an_agent_with_credit_is_cut(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = RelayOptions(limits=LIMITS)
+    options = ServerOptions(limits=LIMITS)
     async with serving(tmp_path, options=options) as world:
         client = await world.connect()
         with trio.fail_after(HANG):

@@ -18,7 +18,7 @@ from tests.relay.router._world import serving
 from tests.tools.limits import HANG
 from trio_console._open import connect_guest
 from trio_console._relay import socket as _socket
-from trio_console._relay.server import RelayOptions
+from trio_console._relay.options import Rights, ServerOptions
 from trio_console._relay.socket import RelaySocket, peer_uid
 
 if TYPE_CHECKING:
@@ -254,7 +254,7 @@ async def test_the_peers_user_is_known() -> None:
 async def test_users_that_are_not_allowed_are_refused_without_a_byte(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = RelayOptions(allowed_uids=frozenset({os.geteuid() + 1}))
+    options = ServerOptions(rights={os.geteuid() + 1: Rights()})
     async with serving(tmp_path, options=options) as world:
         client = await world.dial()
         with trio.fail_after(HANG):
@@ -281,7 +281,7 @@ async def test_another_user_is_served_only_if_allowed(
 ) -> None:
     if os.geteuid() != 0:
         return  # only root can become another user
-    async with serving(tmp_path, options=RelayOptions(allowed_uids=frozenset(allowed))) as world:
+    async with serving(tmp_path, options=ServerOptions(rights=dict.fromkeys(allowed, Rights()))) as world:
         # Otherwise the modes of the file, and of pytest's folders around it, would refuse the other user first.
         os.chmod(world.path, 0o666)
         for place in (tmp_path, *tmp_path.parents[:3]):

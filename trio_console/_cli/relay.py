@@ -44,6 +44,7 @@ def relay(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> None:
+    options = trio_console.RelayOptions(slow_client=args.slow_client, session_log=args.session_log)
     spec = trio_console.ProcessGuest() if args.console is None else trio_console.SocketGuest(args.console)
     token = trio.lowlevel.current_trio_token()
     socket = _SocketFile()
@@ -59,8 +60,7 @@ async def _serve(args: argparse.Namespace) -> None:
                     args.listen,
                     grace=args.grace,
                     ready_timeout=args.ready_timeout,
-                    slow_client=args.slow_client,
-                    session_log=args.session_log,
+                    options=options,
                     task_status=task_status,
                 )
                 scope.cancel()  # a client has shut the guest down

@@ -119,16 +119,11 @@ class SessionLog:
 
     Raises:
         OSError: the file cannot be opened.
-        ValueError: a bound is below 1.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, max_bytes: int = 16 * 1024 * 1024, backups: int = 4
     ) -> None:
-        if max_bytes < 1 or backups < 1:
-            raise ValueError(
-                f"a session log needs max_bytes and backups of at least 1, not {max_bytes} and {backups}"
-            )
         self._files = _Files(os.fspath(path), max_bytes, backups)
         self._queue: deque[_Record] = deque()
         self._accepted = 0  # bytes ever queued

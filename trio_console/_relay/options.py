@@ -5,14 +5,23 @@ from __future__ import annotations
 import enum
 import os
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, Literal, final, get_args
 
-from trio_console._relay.router.limits import RouterLimits
+from trio_console._relay.router.limits import ClientLimits, RouterLimits
+from trio_console._relay.router.rights import Rights
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trio_console._relay.log import SessionLog, SessionLogStatistics
 
-__all__ = ["RelayOptions", "RelayStatistics", "SlowClient"]
+__all__ = ["ClientLimits", "Log", "RelayOptions", "RelayStatistics", "Rights", "ServerOptions", "SlowClient"]
+
+#: The smallest budget of a client's bytes.
+_LEAST_QUEUED_BYTES: Final = 8 * 1024
+
+_SlowClientName = Literal["cut", "pause", "drop"]
 
 
 class SlowClient(enum.Enum):
@@ -29,23 +38,119 @@ class SlowClient(enum.Enum):
     DROP = "drop"
 
 
+def _own() -> Mapping[int, Rights]:
+    return {os.geteuid(): Rights()}
+
+
+@final
 @dataclass(frozen=True, slots=True)
+class Log:
+    """A log file that is rotated by its size: ``path``, ``path.1``, ``path.2`` and so on.
+
+    Args:
+        path: path of the file. It is made with mode 0600 if it does not exist; an existing file is appended to.
+        max_bytes: size in bytes at which it is rotated; by default 16 MiB. Only regular files are rotated.
+        backups: rotated files that are kept; by default 4.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    path: str | os.PathLike[str]
+    max_bytes: int = field(default=16 * 1024 * 1024, kw_only=True)
+    backups: int = field(default=4, kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.max_bytes < 1 or self.backups < 1:
+            raise ValueError(
+                f"a log needs max_bytes and backups of at least 1, not {self.max_bytes} and {self.backups}"
+            )
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RelayOptions:
-    """What the caller of `serve_relay` may choose.
+    """What a relay allows its clients, for `serve_relay` and `open_guest`.
+
+    Args:
+        rights: the user ids whose processes may connect, and what each may do; by default this process's own user,
+            who may do everything. With other users in it the socket's mode is 0666 instead of 0600, and the
+            relay asks the kernel for the user of each process that connects.
+        limits: the most that one client may have at a time.
+        slow_client: what happens to a client whose queue is full, if the guest's agent cannot pause the processes
+            of that client alone (the agent of this package can): ``"cut"``, the default, disconnects it after
+            ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops its
+            data, and counts it.
+        slow_client_timeout: seconds, by default 10.
+        session_log: a file in which every command and its whole output are recorded, as JSON Lines with
+            ``session``, ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and
+            ``text``, or ``base64`` for bytes that are not UTF-8. If the file cannot be written fast enough, the
+            log says how many bytes are missing. `None`, the default, for no log.
+
+    Raises:
+        TypeError, ValueError: an option is not valid; the message says which.
+    """
+
+    rights: Mapping[int, Rights] = field(default_factory=_own)
+    limits: ClientLimits = field(default_factory=ClientLimits)
+    slow_client: _SlowClientName = "cut"
+    slow_client_timeout: float = 10.0
+    session_log: Log | str | os.PathLike[str] | None = None
+
+    def __post_init__(self) -> None:
+        for uid, rights in self.rights.items():
+            if not isinstance(uid, int) or not isinstance(rights, Rights):
+                raise TypeError(f"rights must be a mapping of user ids to Rights, not of {uid!r} to {rights!r}")
+        object.__setattr__(self, "rights", MappingProxyType(dict(self.rights)))
+        if self.slow_client not in get_args(_SlowClientName):
+            raise ValueError(f"slow_client must be 'cut', 'pause' or 'drop', not {self.slow_client!r}")
+        if not self.slow_client_timeout > 0:
+            raise ValueError(f"slow_client_timeout must be above 0 seconds, not {self.slow_client_timeout}")
+        least, most = _LEAST_QUEUED_BYTES, RouterLimits().sessions
+        if self.limits.queued_bytes is not None and self.limits.queued_bytes < least:
+            raise ValueError(f"limits.queued_bytes must be at least {least}, not {self.limits.queued_bytes}")
+        if self.limits.sessions is not None and self.limits.sessions > most:
+            raise ValueError(f"limits.sessions must be at most {most}, not {self.limits.sessions}")
+
+    def _for_server(self, session_log: SessionLog | None = None, *, attached: bool = False) -> ServerOptions:
+        return ServerOptions(
+            rights=self.rights,
+            limits=_router_limits(self.limits),
+            slow_client=SlowClient(self.slow_client),
+            slow_client_timeout=self.slow_client_timeout,
+            session_log=session_log,
+            attached=attached,
+        )
+
+
+def _router_limits(limits: ClientLimits) -> RouterLimits:
+    usual = RouterLimits()
+    client = usual.client_budget if limits.queued_bytes is None else limits.queued_bytes
+    return RouterLimits(
+        client_budget=client,
+        # One client alone must never use up the budget that all clients have together.
+        total_budget=max(usual.total_budget, 2 * client),
+        sessions=usual.sessions if limits.sessions is None else limits.sessions,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """The options, as the server needs them.
 
     Attributes:
+        rights: the user ids of clients, and what each may do.
         limits: bounds.
         slow_client: the policy for agents without credit.
         slow_client_timeout: seconds before `SlowClient.CUT` cuts.
-        allowed_uids: user ids of clients.
-        attached: whether `RelayServer.attach` will be used: keeps a slot for that client.
         session_log: where commands and what they say are recorded.
+        attached: whether `RelayServer.attach` will be used: keeps a slot for that client.
     """
 
+    rights: Mapping[int, Rights] = field(default_factory=_own)
     limits: RouterLimits = field(default_factory=RouterLimits)
     slow_client: SlowClient = SlowClient.CUT
     slow_client_timeout: float = 10.0
-    allowed_uids: frozenset[int] = field(default_factory=lambda: frozenset({os.geteuid()}))
     session_log: SessionLog | None = None
     attached: bool = False
 

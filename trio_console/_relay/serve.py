@@ -7,13 +7,15 @@ and the guest's process. All steps together have one deadline, the grace.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console._forked import let_go_in_child
+from trio_console._relay.log import SessionLog
+from trio_console._relay.options import Log
 from trio_console._relay.server import RelayServer
 from trio_console._relay.socket import RelaySocket
 from trio_console._trio.ending import see_through
@@ -26,10 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_console._console.stream import ConsoleStatistics
-    from trio_console._relay.server import RelayOptions, RelayStatistics
+    from trio_console._relay.options import RelayOptions
+    from trio_console._relay.server import RelayStatistics, ServerOptions
     from trio_console._session.boot import Booted
 
-__all__ = ["Relay", "listening", "relaying"]
+__all__ = ["Relay", "listening", "prepared", "relaying"]
 
 #: Seconds that removing the socket's file may take.
 _REMOVAL_TIME: Final = 1.0
@@ -63,6 +66,19 @@ class Relay:
 
 @interrupt_safe
 @asynccontextmanager
+async def prepared(options: RelayOptions, *, attached: bool = False) -> AsyncIterator[ServerOptions]:
+    """What a server needs of a caller's options: the logs are open for the time of a block."""
+    wanted = options.session_log
+    if wanted is None:
+        yield options._for_server(attached=attached)
+        return
+    where = wanted if isinstance(wanted, Log) else Log(wanted)
+    with closing(SessionLog(where.path, max_bytes=where.max_bytes, backups=where.backups)) as log:
+        yield options._for_server(log, attached=attached)
+
+
+@interrupt_safe
+@asynccontextmanager
 async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
     """A relay's socket for the time of a block; clients that come before it is served wait."""
     # In threads: the lock on the directory may be held by a process that is stopped.
@@ -91,7 +107,7 @@ async def relaying(
     console: trio.abc.Stream,
     booted: Booted,
     made: RelaySocket,
-    options: RelayOptions,
+    options: ServerOptions,
     explain: Callable[[], Awaitable[str]] | None = None,
 ) -> AsyncIterator[RelayServer]:
     """Serve clients for the time of a block.

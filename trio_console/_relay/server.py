@@ -26,7 +26,7 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
-from trio_console._relay.options import RelayOptions, RelayStatistics, SlowClient
+from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
 from trio_console._relay.socket import peer_uid
 from trio_console._trio.interrupts import interrupt_safe
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
 
-__all__ = ["RelayOptions", "RelayServer", "RelayStatistics", "SlowClient"]
+__all__ = ["RelayServer", "RelayStatistics", "ServerOptions", "SlowClient"]
 
 log: Final = logging.getLogger("trio_console.relay")
 
@@ -126,7 +126,7 @@ class RelayServer:
         self,
         console: trio.abc.Stream,
         booted: Booted,
-        options: RelayOptions,
+        options: ServerOptions,
         explain: Callable[[], Awaitable[str]] | None = None,
     ) -> None:
         flow = booted.ready.flow
@@ -293,10 +293,10 @@ class RelayServer:
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
             uid = peer_uid(let_go_in_child(stream.socket))
-            if uid not in self._options.allowed_uids:
+            if uid not in self._options.rights:
                 self._refused += 1
                 with stream.socket, shut_down_at_the_end(stream.socket):
-                    allowed = sorted(self._options.allowed_uids)
+                    allowed = sorted(self._options.rights)
                     log.warning("refused a client of user %d: only %s may connect", uid, allowed)
                 continue
             self._nursery.start_soon(self._serve, stream, uid)

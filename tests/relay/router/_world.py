@@ -12,7 +12,7 @@ from tests.tools.limits import HANG
 from tests.tools.peer import Peer, frame, ready_message, settle
 from trio_console import _wire as wire
 from trio_console._relay.serve import relaying
-from trio_console._relay.server import RelayOptions, RelayServer
+from trio_console._relay.server import RelayServer, ServerOptions
 from trio_console._relay.socket import RelaySocket
 from trio_console._session.boot import Booted
 
@@ -88,7 +88,7 @@ async def serving(
     *,
     window: int | None = 256 * 1024,
     ready: wire.Frame | None = None,
-    options: RelayOptions | None = None,
+    options: ServerOptions | None = None,
     streams: tuple[trio.abc.Stream, trio.abc.Stream] | None = None,
     explain: Callable[[], Awaitable[str]] | None = None,
 ) -> AsyncIterator[World]:
@@ -100,7 +100,7 @@ async def serving(
     booted = Booted(message, said, 7, wire.FrameDecoder())
     made = RelaySocket(tmp_path / "relay.sock")
     try:
-        async with relaying(ours, booted, made, options or RelayOptions(), explain) as server:
+        async with relaying(ours, booted, made, options or ServerOptions(), explain) as server:
             agent = Peer(theirs, overlooked=(wire.ClockSync,))
             await agent.expect(wire.ClockSync)
             yield World(server, agent, made.path)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from trio_console._relay.router.clients import Client
-from trio_console._relay.router.limits import DEFAULT_CLIENT_BUDGET, RouterLimits
+from trio_console._relay.router.limits import RouterLimits
 from trio_console._relay.router.mind import Router
 from trio_console._relay.router.orders import Orders
 
-__all__ = ["DEFAULT_CLIENT_BUDGET", "Client", "Orders", "Router", "RouterLimits"]
+__all__ = ["Client", "Orders", "Router", "RouterLimits"]

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import final
 
-__all__ = ["DEFAULT_CLIENT_BUDGET", "RouterLimits"]
+__all__ = ["ClientLimits", "RouterLimits"]
 
-DEFAULT_CLIENT_BUDGET: Final = 8 * 1024 * 1024
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClientLimits:
+    """The most that a client of a relay may have at a time. `None`, the default, is the relay's own bound.
+
+    Args:
+        sessions: open sessions: commands, operations on files, connections and pings; by default 4000, the most.
+        queued_bytes: bytes of output that the relay may have to keep for clients that do not read, at least 8 KiB;
+            by default 8 MiB. A client that has more streams than that is enough for gets 4 KiB for each further
+            one.
+
+    Raises:
+        ValueError: a bound is below 1.
+    """
+
+    sessions: int | None = None
+    queued_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            bound = getattr(self, name)
+            if bound is not None and bound < 1:
+                raise ValueError(f"{name} must be at least 1, or None, not {bound!r}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +59,7 @@ class RouterLimits:
     largest_window: int = 1024 * 1024
     rest_divisor: int = 4
     least_window: int = 4 * 1024
-    client_budget: int = DEFAULT_CLIENT_BUDGET
+    client_budget: int = 8 * 1024 * 1024
     total_budget: int = 64 * 1024 * 1024
     pending_budget: int = 1024 * 1024
     answers_budget: int = 16 * 1024 * 1024
