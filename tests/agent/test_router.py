@@ -61,6 +61,21 @@ async def test_a_bad_length_ends_everything(
     assert "out of step" in capsys.readouterr().err
 
 
+async def test_that_a_client_is_forgotten_is_confirmed_behind_what_was_sent_for_it(host: Host) -> None:
+    sid = await host.start("/bin/sh", "-c", "echo out; exec sleep 60", sid=10)
+    await host.read_stdout(sid, b"out\n")
+    await host.send(wire.FsData(b""), 11)
+    await host.send(wire.ClientDisconnected(10, 20, confirm=19))
+    assert await host.receive(11) == wire.FsResponse(ok=False, error="unknown write session: 11")
+    assert await host.receive(19) == wire.ClientForgotten()
+    await host.collect(sid)
+
+
+async def test_that_a_client_is_forgotten_is_confirmed_only_where_that_is_asked(host: Host) -> None:
+    await host.send(wire.ClientDisconnected(10, 20))
+    assert await host.nothing_for(19)
+
+
 async def test_an_unknown_type_is_named(host: Host) -> None:
     body = wire.encode(wire.Ping())[wire.HEADER_SIZE :].replace(b"core.ping", b"core.pong"[:-1] + b"x")
     await host.send_raw(wire.encode_frame(5, 0, body))

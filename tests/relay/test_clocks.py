@@ -79,4 +79,4 @@ async def test_a_slot_the_guest_never_finishes_with_is_retired(
         await settle()
         await trio.sleep(63)
         assert world.server.statistics().slots_retired == 1
-        assert "slot 0 is not used again" in caplog.text
+        assert "slot 0 is not used until the guest has ended its sessions" in caplog.text

@@ -319,14 +319,14 @@ async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path
         await first.leave()
         await settle()
         got: list[tuple[int, wire.Message]] = []
-        while not got or not isinstance(got[-1][1], wire.FsRequest):
+        while not got or not isinstance(got[-1][1], wire.FsData):
             one = await world.agent.receive()
             assert one is not None
             got.append(one)
-        # After the last request no data of the first client comes any more.
+        # After the question no data of the first client comes any more.
         assert (id_, wire.ExecStdin(b"old")) in got
         await world.agent.send(wire.ExecExited(-1), id_)
-        await world.agent.send(wire.FsResponse(ok=True), got[-1][0])
+        await world.agent.send(wire.FsResponse(ok=False), got[-1][0])
         await settle()
         second = await world.connect()
         assert second.ids == first.ids

@@ -58,6 +58,8 @@ MESSAGES: list[wire.Message] = [
     wire.Ready(1, 2, 3, features=["exec_ends", "a_word_from_the_future_3"]),
     wire.Shutdown(),
     wire.ClientDisconnected(1, 2**32 - 1),
+    wire.ClientDisconnected(1, 2, 2**32 - 1),
+    wire.ClientForgotten(),
     wire.ClockSync(1_700_000_000_123_456_789),
     wire.Ping(),
     wire.Pong(),

@@ -166,7 +166,7 @@ class RelayStatistics:
         clients_refused: that found no slot, or were not allowed.
         clients_cut: that were disconnected by the relay.
         slots_quarantined: waiting for the guest's last word, now.
-        slots_retired: given up, because it did not come in time.
+        slots_retired: the same, when it did not come in time; they are free when it comes after all.
         frames_from_agent: all of them.
         frames_dropped: of those, frames for ids that no client has.
         frames_refused: from clients, answered here instead of being forwarded.

@@ -273,7 +273,7 @@ class RelayServer:
                 if not self._outbox.closed:
                     self._outbox.send_control(wire.encode(wire.ClockSync(time.time_ns())))
             for slot in self._router.tick(now):
-                log.warning("slot %d is not used again: the guest did not end its sessions in time", slot)
+                log.warning("slot %d is not used until the guest has ended its sessions: it did not in time", slot)
             await trio.sleep(_TICK)
 
     # Clients

@@ -19,6 +19,7 @@ from trio_console._wire.messages import (
     Bootstrap,
     Cancel,
     ClientDisconnected,
+    ClientForgotten,
     ClockSync,
     Credit,
     DataMessage,
@@ -189,6 +190,7 @@ def _table() -> Mapping[str, MessageType]:
             "trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS
         ),
         MessageType("trio.exec.kill", ExecKill, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS),
+        MessageType("trio.relay.forgotten", ClientForgotten, last, 7, up, "call", ends),
     )
     return MappingProxyType({row.name: row for row in rows})
 

@@ -2,12 +2,11 @@
 
 Their declarations follow the rules in ``payloads``; ``catalogue`` gives them names and flags.
 
-Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``window`` and ``octets`` in
-the requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and ``alive``,
-``ExecFailed.filename``, ``FsResponse.more`` and ``opened``) are left out unless they are set; every peer ignores
-unknown keys. The types whose names
-begin with ``trio.`` are this project's. They are sent only to a peer that has announced or requested them, because
-an unknown *type* ends upstream's agent.
+Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``ClientDisconnected.confirm``,
+``window`` and ``octets`` in the requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and
+``alive``, ``ExecFailed.filename``, ``FsResponse.more`` and ``opened``) are left out unless they are set; every
+peer ignores unknown keys. The types whose names begin with ``trio.`` are this project's. They are sent only to a
+peer that has announced or requested them, because an unknown *type* ends upstream's agent.
 
 This module must not know bytes, nor which side sends which message when.
 """
@@ -73,6 +72,10 @@ FILES: Final = "files"
 
 Its answers to a stat have ``more``, and those to an open ``opened``.
 """
+
+
+FORGETS: Final = "forgets"
+"""A word in ``Ready.features``: the agent answers a `ClientDisconnected` with ``confirm``."""
 
 
 class Message(Struct, frozen=True):
@@ -147,11 +150,17 @@ class Shutdown(Message, frozen=True):
 
 
 @final
-class ClientDisconnected(Message, frozen=True):
-    """Relay to agent: the client that owned these ids is gone."""
+class ClientDisconnected(OmittingMessage, frozen=True):
+    """Relay to agent: the client that owned these ids is gone. ``confirm`` is the id for the answer to it."""
 
     id_start: U32
     id_end_exclusive: U32
+    confirm: Omit[U32] = UNSET
+
+
+@final
+class ClientForgotten(Message, frozen=True):
+    """Agent to relay: nothing more comes with the ids of the client, but the last frames of its commands."""
 
 
 @final

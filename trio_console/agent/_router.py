@@ -223,6 +223,9 @@ class Router:
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()
         self._forget_client(message.id_start, message.id_end_exclusive)
+        if message.confirm is not msgspec.UNSET:
+            # Behind all that was queued for these ids; nothing that a client can block is waited for.
+            self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
 
     # Shutdown
 

@@ -26,7 +26,7 @@ from trio_console._wire.outbox import Outbox
 from trio_console.testing._scripted_process import STDIN_WINDOW, ScriptedProcess
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import AsyncIterator
 
     from trio_console._guests.spec import Host
 
@@ -189,22 +189,26 @@ class _Agent:
             case wire.Bootstrap():
                 self._say(wire.InitResolved(wire.DefaultUser(0, 0)))
             case wire.InitAck():
-                self._say(wire.Ready(0, 0, 0, "scripted", wire.Flow(STDIN_WINDOW)))
+                self._say(wire.Ready(0, 0, 0, "scripted", wire.Flow(STDIN_WINDOW), [wire.FORGETS]))
             case wire.ExecRequest():
                 if frame.id not in self._running:
                     process = ScriptedProcess(self._outbox, frame.id, message)
                     self._running[frame.id] = process
                     self._processes.append(process)
                     nursery.start_soon(self._run, frame.id, process)
-            case wire.ClientDisconnected(start, end):
-                for process in self._between(start, end):
-                    process._kill()
+            case wire.ClientDisconnected():
+                self._forget(message)
             case _:
                 self._answer(message, frame.id)
         return True
 
-    def _between(self, start: int, end: int) -> Sequence[ScriptedProcess]:
-        return [process for session_id, process in self._running.items() if start <= session_id < end]
+    def _forget(self, client: wire.ClientDisconnected) -> None:
+        """End the commands of a client that has gone."""
+        for session_id, process in self._running.items():
+            if client.id_start <= session_id < client.id_end_exclusive:
+                process._kill()
+        if client.confirm is not wire.UNSET:
+            self._say(wire.ClientForgotten(), client.confirm)
 
     def _answer(self, message: wire.Message, session_id: int) -> None:
         refusal = f"a scripted guest runs commands only: {os.strerror(errno.ENOSYS)} (os error {errno.ENOSYS})"

@@ -148,11 +148,13 @@ class AgentModel:
                 self._say(id_, wire.Touched(0))
             case wire.ClockSync(nanoseconds):
                 self.clock.append(nanoseconds)
-            case wire.ClientDisconnected(start, stop):
+            case wire.ClientDisconnected(start, stop, confirm):
                 self.forgotten.append((start, stop))
                 for session in self._table.values():
                     if start <= session.id < stop:
                         session.departed = session.ended = True
+                if confirm is not wire.UNSET:
+                    self._say(confirm, wire.ClientForgotten())
             case wire.Shutdown():
                 self.over = True
                 self._table.clear()

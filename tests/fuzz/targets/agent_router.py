@@ -271,7 +271,9 @@ def _envelope(script: Script, row: wire.MessageType, ids: Sequence[int]) -> byte
 def _disconnected(script: Script, ids: Sequence[int]) -> wire.Message:
     """A range of ids that begins and ends at a used id, or beside one."""
     start, end = script.pick(ids), script.pick(ids)
-    return wire.ClientDisconnected(start, min(2**32 - 1, end + script.byte() % 2))
+    how = script.byte()
+    confirm = script.pick(ids) if how & 4 else wire.UNSET
+    return wire.ClientDisconnected(start, min(2**32 - 1, end + how % 2), confirm)
 
 
 def _wrong(script: Script, ids: Sequence[int]) -> bytes:

@@ -454,10 +454,12 @@ def _guest_goes_on(world: _RudeGuest, script: Script) -> None:
 
 
 def _guest_says_a_last_word(world: _RudeGuest, script: Script) -> None:
-    """A last message for a session whose client has gone: the right one, or any."""
-    if ids := [id_ for _, words in world.model.awaited.values() for id_ in words.items()]:
+    """A last message for a session whose client has gone, or for the question behind it: the right one, or any."""
+    awaited = [*(words for _, words in world.model.awaited.values()), *world.model.late.values()]
+    if ids := [id_ for words in awaited for id_ in words.items()]:
         id_, kind = script.pick(ids)
-        last = ANSWERING[kind][-1] if script.byte() % 4 else script.pick(FROM_AGENT)
+        right = (lambda _: wire.ClientForgotten()) if kind == "call" else ANSWERING[kind][-1]
+        last = right if script.byte() % 4 else script.pick(FROM_AGENT)
         world.guest_writes(wire.encode(last(script), id_ + script.pick((0, 0, 0, 1, -1))))
 
 

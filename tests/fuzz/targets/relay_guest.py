@@ -45,7 +45,6 @@ class _Work:
     got: int = 0  # of the client's data, and not granted yet
     input: bytes = b""
     killed: bool = False
-    brief: bool = False  # ends by itself
     again: bool = False  # its id had a session before
     ends: bool = False  # its client wants to be told of each
     ended: set[str] = field(default_factory=set)  # streams
@@ -108,13 +107,12 @@ class PoliteGuest(World):
             self.say(wire.Error("invalid_session", "in use"), id_)
             return
         window: Any = getattr(message, "window", wire.UNSET)
-        is_last = isinstance(message, wire.FsRequest) and isinstance(message.op, wire.OpStat)
-        assert is_last or not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
+        assert not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
         mark = next((peer.mark for peer in self.peers if id_ in peer.client.ids), 0)
         again = id_ in self.opened
         self.opened.add(id_)
         ends = self.ends and isinstance(message, wire.ExecRequest) and message.ends is not wire.UNSET
-        work = _Work(kind, mark, window if self.credit else None, brief=is_last, again=again, ends=ends)
+        work = _Work(kind, mark, window if self.credit else None, again=again, ends=ends)
         self.work[id_] = work
 
     def _hear_within(self, id_: int, message: wire.Message, work: _Work) -> None:
@@ -160,6 +158,8 @@ class PoliteGuest(World):
                     work.killed = True
                 else:
                     del self.work[id_]
+        if message.confirm is not wire.UNSET:
+            self.say(wire.ClientForgotten(), message.confirm)
 
     # What the guest does of itself
 
@@ -181,7 +181,7 @@ class PoliteGuest(World):
         """A session sends output, as far as its credit allows."""
         work = self.work[id_]
         cls, name = _OUTPUT[work.kind][stream % len(_OUTPUT[work.kind])]
-        if work.brief or name in work.ended:
+        if name in work.ended:
             return
         if work.window is not None:
             size = min(size, work.window - work.sent.get(name, 0))
@@ -246,7 +246,7 @@ class PoliteGuest(World):
         while self._move():
             for id_, work in list(self.work.items()):
                 self.grant(id_)
-                if work.killed or work.brief:
+                if work.killed:
                     self.finish(id_)
             self.check()
 
@@ -255,5 +255,5 @@ class PoliteGuest(World):
         moved += [self.feed(peer) for peer in list(self.peers)]
         self.write_batch(3)
         moved += [self.hear(), self.deliver()]
-        due = [work for work in self.work.values() if work.killed or work.brief or (self.credit and work.got)]
+        due = [work for work in self.work.values() if work.killed or (self.credit and work.got)]
         return any(moved) or bool(due)

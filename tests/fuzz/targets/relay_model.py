@@ -88,6 +88,7 @@ _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.TcpFailed: "tcp",
     wire.Pong: "call",
     wire.Touched: "call",
+    wire.ClientForgotten: "call",
 }
 _OVERTAKE: Final = (
     *(wire.ExecStarted, wire.ExecStdinError, wire.ExecLeft),
@@ -122,7 +123,7 @@ class Model:
         self._limits = limits
         self.parties: dict[int, Party] = {}
         self.awaited: dict[int, tuple[float, dict[int, str]]] = {}  # by slot: until when, and whose last words
-        self.retired: set[int] = set()
+        self.late: dict[int, dict[int, str]] = {}  # by slot: the same, when nobody waits for them any more
         self.refused_frames = 0
         self.dropped_frames = 0
         # Bytes of data that were dropped; and these with all that was in their frames. What is counted is between.
@@ -137,13 +138,17 @@ class Model:
 
     def connect(self) -> Party:
         """Give a client the first slot that no client has, and for which the guest sends no more frames."""
-        taken = {*self.parties, *self.awaited, *self.retired}
+        taken = {*self.parties, *self.awaited, *self.late}
         slot = next(slot for slot in range(SLOTS) if slot not in taken)
         party = self.parties[slot] = Party(slot, ids_of(slot))
         return party
 
-    def disconnect(self, party: Party) -> list[bytes]:
-        """The frames for the guest: to kill each command that may still run, and then to forget the ids."""
+    def disconnect(self, party: Party, last_id: int) -> tuple[list[bytes], list[bytes]]:
+        """The frames for the guest: to kill each command that may still run, and then to forget the ids.
+
+        It is asked to confirm that under ``last_id``. A guest that does not know this is sent data for no session,
+        in the second list, which goes behind the client's data: it answers that as well.
+        """
         del self.parties[party.slot]
         kills = sorted(s.id for s in party.sessions.values() if s.kind == "exec" and s.last is None)
         self._lose_items(party.queued)
@@ -151,25 +156,28 @@ class Model:
             self._release(party, session)
         for session in party.sessions.values():
             self._drop_pending(session)
-        gone = wire.ClientDisconnected(party.ids.start, party.ids.stop)
-        return [*(wire.encode(wire.ExecSignal(9), id_) for id_ in kills), wire.encode(gone)]
+        gone = wire.ClientDisconnected(party.ids.start, party.ids.stop, last_id if self._ends else wire.UNSET)
+        behind = [] if self._ends else [wire.encode(wire.FsData(b""), last_id)]
+        return [*(wire.encode(wire.ExecSignal(9), id_) for id_ in kills), wire.encode(gone)], behind
 
     def await_last_words(self, party: Party, last_id: int, now: float) -> None:
-        """The last request goes behind the client's data, under an id for which the guest sends nothing else."""
+        """The guest is asked under an id for which it sends nothing else."""
         tail = party.ids[-2 * self._limits.sessions - 1 :]
         assert last_id in party.ids
-        assert last_id not in party.sessions, "the last request has the id of a session"
+        assert last_id not in party.sessions, "the last question has the id of a session"
         assert last_id not in party.used or all(id_ in party.used for id_ in tail), (
-            "the last request's id was used"
+            "the last question's id was used"
         )
         words = {s.id: "exec" for s in party.sessions.values() if s.kind == "exec" and s.last is None}
-        self.awaited[party.slot] = (now + self._limits.quarantine, {**words, last_id: "fs"})
+        self.awaited[party.slot] = (
+            now + self._limits.quarantine,
+            {**words, last_id: "call" if self._ends else "fs"},
+        )
 
     def tick(self, now: float) -> list[int]:
         late = [slot for slot, (deadline, _) in self.awaited.items() if deadline <= now]
         for slot in late:
-            del self.awaited[slot]
-            self.retired.add(slot)
+            self.late[slot] = self.awaited.pop(slot)[1]
         return late
 
     # From a client
@@ -366,13 +374,15 @@ class Model:
         return False
 
     def _last_word(self, slot: int | None, frame: wire.Frame) -> bool:
-        awaited = self.awaited.get(-1 if slot is None else slot)
-        if slot is not None and awaited is not None and frame.flags & _TERMINAL:
-            words = awaited[1]
+        words = self.late.get(-1 if slot is None else slot)
+        if slot in self.awaited:
+            words = self.awaited[slot][1]
+        if slot is not None and words is not None and frame.flags & _TERMINAL:
             if frame.id in words and _may_end(frame, words[frame.id]):
                 del words[frame.id]
                 if not words:
-                    del self.awaited[slot]
+                    self.awaited.pop(slot, None)
+                    self.late.pop(slot, None)
                 return not words
         self.dropped_frames += 1
         return False

@@ -117,16 +117,16 @@ class World:
     Args:
         credit: whether the guest counts credit.
         limits: the router's.
-        ends: whether the guest has announced that it tells the ends of commands.
+        ends: whether the guest has announced that it tells the ends of commands, and confirms that a client has
+            gone.
     """
 
     def __init__(self, credit: bool, limits: RouterLimits, ends: bool = False) -> None:
         self.credit = credit
         self.ends = ends
         self.limits = limits
-        self.router = Router(
-            wire.Flow(AGENT_WINDOW) if credit else None, limits, ["other", wire.EXEC_ENDS] if ends else ["other"]
-        )
+        features = ["other", wire.EXEC_ENDS, wire.FORGETS] if ends else ["other"]
+        self.router = Router(wire.Flow(AGENT_WINDOW) if credit else None, limits, features)
         self.model = Model(credit, ends, AGENT_WINDOW, limits)
         self.now = 0.0
         self.trace = 0  # of everything that anybody got
@@ -156,10 +156,12 @@ class World:
         peer.connected = False
         self.peers.remove(peer)
         orders = self.router.disconnect(peer.client, self.now)
-        assert orders.to_agent == self.model.disconnect(peer.party), "the guest is told something else"
-        [last] = map(parse, orders.behind)
-        assert isinstance(wire.decode(last), wire.FsRequest)
-        self.model.await_last_words(peer.party, last.id, self.now)
+        gone = wire.decode(parse(orders.to_agent[-1]))
+        assert isinstance(gone, wire.ClientDisconnected)
+        last_id = parse(orders.behind[0]).id if gone.confirm is wire.UNSET else gone.confirm
+        told = self.model.disconnect(peer.party, last_id)
+        assert (orders.to_agent, [*orders.behind]) == told, "the guest is told something else"
+        self.model.await_last_words(peer.party, last_id, self.now)
         self._carry_out(orders)
 
     def client_writes(self, peer: Peer, data: bytes) -> None:
@@ -314,7 +316,7 @@ class World:
         router.books.check()
         assert router.books.relay.reserved == model.committed, "windows are nobody's, or not counted"
         assert router.slots.quarantined == len(model.awaited)
-        assert router.slots.retired == len(model.retired)
+        assert router.slots.retired == len(model.late)
         assert router.refused_frames == model.refused_frames
         assert router.dropped_frames == model.dropped_frames
         dropped = router.books.dropped_bytes

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
-STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
-
 
 class RawClient(Peer):
     """A client at the relay's socket."""
@@ -75,10 +73,10 @@ class World:
         for id_ in kill:
             assert await self.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         await self.agent.expect(wire.ClientDisconnected)
-        last_id, _ = await self.agent.expect(wire.FsRequest)
+        last_id, _ = await self.agent.expect(wire.FsData)
         for id_ in kill:
             await self.agent.send(wire.ExecExited(-1), id_)
-        await self.agent.send(wire.FsResponse(ok=True), last_id)
+        await self.agent.send(wire.FsResponse(ok=False), last_id)
         await settle()
 
 

@@ -11,7 +11,7 @@ from trio_console._wire.ids import MAX_CLIENTS
 
 EXEC = wire.ExecRequest(cmd="true")
 READ = wire.FsRequest(wire.OpRead(handle=1, offset=0))
-STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
+QUESTION = wire.FsData(b"")
 DONE = wire.FsResponse(ok=True)
 
 
@@ -27,7 +27,32 @@ def test_a_disconnect_kills_each_command_then_tells_then_asks() -> None:
         *((id_, wire.ExecSignal(9)) for id_ in sorted(ids)),
         (0, wire.ClientDisconnected(client.ids.start, client.ids.stop)),
     ]
-    assert said(orders.behind) == [(client.ids[-1], STAT)]
+    assert said(orders.behind) == [(client.ids[-1], QUESTION)]
+
+
+def test_an_agent_that_confirms_is_asked_in_the_message_that_tells_it() -> None:
+    table = Table(features=(wire.FORGETS,))
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    orders = table.router.disconnect(client, 0)
+    assert said(orders.to_agent) == [
+        (id_, wire.ExecSignal(9)),
+        (0, wire.ClientDisconnected(client.ids.start, client.ids.stop, client.ids[-1])),
+    ]
+    assert orders.behind == ()
+    table.agent_says(wire.ExecExited(-1), id_)
+    assert table.router.slots.quarantined == 1
+    table.agent_says(wire.ClientForgotten(), client.ids[-1])
+    assert table.router.slots.quarantined == 0
+    assert table.connect().slot == 0
+
+
+@pytest.mark.parametrize("features", [(), (wire.FORGETS,)])
+def test_the_question_needs_no_disk_of_the_guest(features: tuple[str, ...]) -> None:
+    table = Table(features=features)
+    orders = table.router.disconnect(table.connect(), 0)
+    asked = {type(message) for _, message in (*said(orders.to_agent), *said(orders.behind))}
+    assert wire.FsRequest not in asked
 
 
 def test_only_commands_are_killed_by_signal() -> None:
@@ -55,8 +80,8 @@ def test_the_question_waits_behind_data_that_may_still_be_on_its_way() -> None:
     id_ = table.open(client, EXEC)
     table.client_says(client, wire.ExecStdin(b"x"), id_)
     orders = table.router.disconnect(client, 0)
-    assert [type(message) for _, message in said(orders.behind)] == [wire.FsRequest]
-    assert wire.FsRequest not in [type(message) for _, message in said(orders.to_agent)]
+    assert [message for _, message in said(orders.behind)] == [QUESTION]
+    assert QUESTION not in [message for _, message in said(orders.to_agent)]
 
 
 def quarantined() -> tuple[Table, int, int, int]:
@@ -103,13 +128,23 @@ def test_a_slot_is_retired_when_the_guest_does_not_finish_with_it() -> None:
     assert table.connect().slot == 1
 
 
-def test_late_words_about_a_retired_slot_change_nothing() -> None:
+def test_a_retired_slot_is_free_when_the_last_words_come_after_all() -> None:
     table, first, second, last_id = quarantined()
     table.router.tick(1000)
-    for id_ in (first, second, last_id):
-        table.agent_says(wire.ExecExited(-1), id_)
+    for id_, last in ((last_id, DONE), (first, wire.ExecExited(-1)), (second, wire.ExecExited(-1))):
+        assert table.router.slots.retired == 1
+        assert not table.agent_says(wire.ExecStdout(b"late"), second).slot_freed
+        freed = table.agent_says(last, id_).slot_freed
+    assert freed
+    assert table.router.slots.retired == 0
     assert table.router.dropped_frames == 3
-    assert table.connect().slot == 1
+    assert table.connect().slot == 0
+
+
+def test_a_retired_slot_is_not_retired_again() -> None:
+    table, *_ = quarantined()
+    assert table.router.tick(1000) == [0]
+    assert table.router.tick(2000) == []
 
 
 def test_a_command_that_has_ended_behind_held_output_is_not_waited_for() -> None:

@@ -19,7 +19,6 @@ from trio_console._wire.ids import slot_ids
 if TYPE_CHECKING:
     from trio_console._relay.router import Client, Orders
 
-STAT = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
 WINDOWS = st.sampled_from([wire.UNSET, 0, 1, 100, 5000, 1 << 30])
 
 OPENING = st.one_of(

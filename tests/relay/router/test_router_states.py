@@ -37,7 +37,12 @@ SESSION_STEPS = {
     (S.ENDED, S.OVER),
     (S.LEAVING, S.OVER),
 }
-CLIENT_STEPS = {(C.CONNECTED, C.QUARANTINED), (C.QUARANTINED, C.GONE), (C.QUARANTINED, C.RETIRED)}
+CLIENT_STEPS = {
+    (C.CONNECTED, C.QUARANTINED),
+    (C.QUARANTINED, C.GONE),
+    (C.QUARANTINED, C.RETIRED),
+    (C.RETIRED, C.GONE),
+}
 
 
 @pytest.mark.parametrize(("old", "new"), list(itertools.product(S, S)), ids=lambda state: state.name)

@@ -16,6 +16,8 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING, Final, final
 
+import msgspec
+
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router.books import Books
@@ -84,10 +86,11 @@ class Router:
 
     def __init__(self, flow: wire.Flow | None, limits: RouterLimits, features: Collection[str] = ()) -> None:
         self._flow = flow
+        self._confirms = wire.FORGETS in features
         self._limits = limits
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
-        self._quarantined: dict[int, Client] = {}
+        self._leaving: dict[int, Client] = {}  # quarantined or retired
         self.books: Final = Books()
         self.gate: Final = Gate(flow, limits, features, self.books, self._clients)
         self.observer: SessionLog | None = None
@@ -109,7 +112,7 @@ class Router:
         slot = self._slots.take()
         if slot is None:
             return None
-        assert slot not in self._quarantined, "a slot is one client's at a time"
+        assert slot not in self._leaving, "a slot is one client's at a time"
         tail = 2 * self._limits.sessions + 1  # more ids than can be in use
         client = self._clients[slot] = Client(slot, uid, self.books, tail)
         return client
@@ -124,17 +127,21 @@ class Router:
         if self.observer is not None:
             for session_id in execs:
                 self.observer.ended(session_id, "killed: its client has disconnected")
-        orders.to_agent.append(wire.encode(wire.ClientDisconnected(client.ids.start, client.ids.stop)))
-        # A command ends with a frame. Other sessions end without one, so a request goes behind the two messages
-        # above. Its answer keeps the order of data: what the guest had queued for this slot before it read those
-        # messages comes before the answer. The request also goes behind the data of this client that still waits
-        # for the console, which would otherwise reach the sessions of the slot's next client.
+        # A command ends with a frame. Other sessions end without one, so the agent is asked for an answer that
+        # keeps the order of data: frames that it had queued for this slot before come before the answer. The
+        # answer must not wait for what a user of the guest can block, such as a disk. Our agent confirms that the
+        # client has gone. Any other answers data for a write that does not exist. That data goes behind the data
+        # of this client that still waits for the console, which would otherwise reach the slot's next client.
         last_id = client.quiet_id()
-        stat = wire.FsRequest(wire.OpStat(path="/", follow_symlink=True))
-        orders.behind = (wire.encode(stat, last_id),)
+        gone = wire.ClientDisconnected(client.ids.start, client.ids.stop)
+        if self._confirms:
+            gone = msgspec.structs.replace(gone, confirm=last_id)
+        else:
+            orders.behind = (wire.encode(wire.FsData(b""), last_id),)
+        orders.to_agent.append(wire.encode(gone))
         client.become(ClientState.QUARANTINED)
-        client.last_words = {**dict.fromkeys(execs, "exec"), last_id: "fs"}
-        self._quarantined[client.slot] = client
+        client.last_words = {**dict.fromkeys(execs, "exec"), last_id: "call" if self._confirms else "fs"}
+        self._leaving[client.slot] = client
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
         client.close()
         return orders
@@ -154,7 +161,7 @@ class Router:
         """Retire the slots whose quarantine was too long by ``now``; returns them."""
         late = self._slots.retire_late(now)
         for slot in late:
-            self._quarantined.pop(slot).become(ClientState.RETIRED)
+            self._leaving[slot].become(ClientState.RETIRED)
         return late
 
     # From a client
@@ -344,7 +351,7 @@ class Router:
         slot = slot_of(frame.id)
         client = None if slot is None else self._clients.get(slot)
         if client is None:
-            self._hear_last_word(None if slot is None else self._quarantined.get(slot), frame, orders)
+            self._hear_last_word(None if slot is None else self._leaving.get(slot), frame, orders)
             return orders
         session = client.sessions.get(frame.id)
         data = wire.measure_data(frame)
@@ -462,7 +469,7 @@ class Router:
         return not session.counts
 
     def _hear_last_word(self, client: Client | None, frame: wire.Frame, orders: Orders) -> None:
-        """Handle a frame for a slot in quarantine, or for no slot; free the slot after its last terminal frame."""
+        """Handle a frame for a slot without a client, or for no slot; free the slot after its last words."""
         kind = None if client is None else client.last_words.get(frame.id)
         if (
             client is None
@@ -475,7 +482,7 @@ class Router:
         del client.last_words[frame.id]
         if not client.last_words:
             client.become(ClientState.GONE)
-            del self._quarantined[client.slot]
+            del self._leaving[client.slot]
             self._slots.release(client.slot)
             orders.slot_freed = True
 

@@ -2,7 +2,8 @@
 
 A slot is not free as soon as its client has gone: the guest may still send frames with its ids, and the next
 client would get them. So the slot is in *quarantine* until the guest has ended all sessions in it, and then it is
-free. If the guest does not do that in time, the slot is *retired*: it is never used again.
+free. If the guest does not do that in time, the slot is *retired*: nobody waits for it any more. It is free when
+the guest has ended them after all, however late.
 
 There is no I/O and no clock here.
 """
@@ -23,7 +24,7 @@ class Slots:
     def __init__(self) -> None:
         self._free = [True] * MAX_CLIENTS
         self._quarantined: dict[int, float] = {}
-        self.retired = 0
+        self._retired: set[int] = set()
 
     def take(self) -> int | None:
         """The lowest free slot, or `None`."""
@@ -38,8 +39,10 @@ class Slots:
         self._quarantined[slot] = deadline
 
     def release(self, slot: int) -> None:
-        """Free a quarantined slot: the guest has ended its sessions."""
-        del self._quarantined[slot]
+        """Free a slot that is quarantined or retired: the guest has ended its sessions."""
+        assert slot in self._quarantined or slot in self._retired, "a slot is given back once"
+        self._quarantined.pop(slot, None)
+        self._retired.discard(slot)
         self._free[slot] = True
 
     def retire_late(self, now: float) -> list[int]:
@@ -47,9 +50,13 @@ class Slots:
         late = [slot for slot, deadline in self._quarantined.items() if deadline <= now]
         for slot in late:
             del self._quarantined[slot]
-        self.retired += len(late)
+        self._retired.update(late)
         return late
 
     @property
     def quarantined(self) -> int:
         return len(self._quarantined)
+
+    @property
+    def retired(self) -> int:
+        return len(self._retired)

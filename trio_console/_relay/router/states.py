@@ -65,7 +65,7 @@ class ClientState(enum.Enum):
     QUARANTINED = enum.auto()
     #: The guest has ended all its sessions: the slot may be given to another client.
     GONE = enum.auto()
-    #: The guest has not ended them in time: the slot is never used again.
+    #: The guest has not ended them in time: the slot is not used until it has.
     RETIRED = enum.auto()
 
 
@@ -74,6 +74,6 @@ CLIENT: Final = Steps(
         ClientState.CONNECTED: {ClientState.QUARANTINED},
         ClientState.QUARANTINED: {ClientState.GONE, ClientState.RETIRED},
         ClientState.GONE: set(),
-        ClientState.RETIRED: set(),
+        ClientState.RETIRED: {ClientState.GONE},
     }
 )
