@@ -36,7 +36,8 @@ class Room(NamedTuple):
 
 ROOMS = {
     "ground": Room(
-        {"_errors", "_states", "_buffers", "_version", "_forked", "_processes", "_standard"}, trio=False
+        {"_addresses", "_errors", "_states", "_buffers", "_version", "_forked", "_processes", "_standard"},
+        trio=False,
     ),
     "trio": Room({"_trio"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.

@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
+from trio_console._addresses import named_by_descriptor
 from trio_console._console.channel import SHORT_GRACE, open_console
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._guests.process import ProcessGuest
 from trio_console._guests.spec import GuestSpec, attached_host
 from trio_console._relay.options import RelayOptions
 from trio_console._relay.serve import Relay, listening, prepared, relaying
-from trio_console._relay.socket import named_by_descriptor
+from trio_console._relay.trust import check_server
 from trio_console._session.attach import attach
 from trio_console._session.boot import boot, make_bootstrap
 from trio_console._session.confirmations import Confirmations
@@ -36,7 +37,7 @@ from trio_console._trio.nursery import hidden_nursery
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from trio_console._console.devices import ConsoleDevice
     from trio_console._console.stream import ConsoleStream
@@ -133,7 +134,7 @@ async def open_guest(
         if relay_path is not None:
             wanted = prepared(relay_options or RelayOptions(), attached=True)
             options = await stack.enter_async_context(wanted)
-            made = await stack.enter_async_context(listening(relay_path))
+            made = await stack.enter_async_context(listening(relay_path, options))
         host, channel, booted = await stack.enter_async_context(_booted(spec, settings, ready_timeout))
         server: RelayServer | None = None
         if made is None:
@@ -164,7 +165,11 @@ async def open_guest(
 @interrupt_safe
 @asynccontextmanager
 async def connect_guest(
-    path: str | os.PathLike[str], *, grace: float = DEFAULT_GRACE, heartbeat: float | None = None
+    path: str | os.PathLike[str],
+    *,
+    server_uids: Collection[int] | None = None,
+    grace: float = DEFAULT_GRACE,
+    heartbeat: float | None = None,
 ) -> AsyncIterator[Guest]:
     """Connect to a guest that another process serves through a relay, and yield it.
 
@@ -174,12 +179,15 @@ async def connect_guest(
 
     Args:
         path: path of the relay's Unix socket. Any relay of the agent protocol can be used.
+        server_uids: the user ids whose relays are trusted, because a relay sees all that its clients do. `None`,
+            the default, takes a relay of this process's own user, of root, or of the owner of both the socket and
+            its directory (if no other user can write to that).
         grace: seconds, by default 5, for the guest to confirm the ends of processes, as in `open_guest`.
         heartbeat: as in `open_guest`, except that the guest goes on and only this client leaves it.
 
     Raises:
         OSError: there is no relay at ``path``: `FileNotFoundError` or `ConnectionRefusedError`, with
-            ``.filename``.
+            ``.filename``; `PermissionError`: a user who is not trusted listens there.
         GuestLostError: the relay refused this client, or did not greet it within 10 seconds.
         ProtocolError: the program that listens there is not a relay of this protocol.
         UnsupportedByPeer: ``heartbeat`` was given, and the agent is too old for pings.
@@ -187,7 +195,7 @@ async def connect_guest(
     """
     check_heartbeat(heartbeat)
     name = os.fspath(path)
-    stream = await _connect(name)
+    stream = await _connect(name, server_uids)
     let_go_in_child(stream.socket)
     # (The stream is not closed by its `aclose`, because that is a checkpoint: a `Cancelled` raised there would
     # replace the exception with which the block is left, such as a KeyboardInterrupt.)
@@ -240,7 +248,7 @@ async def serve_relay(
     settings = make_bootstrap(bootstrap)
     async with (
         prepared(options or RelayOptions()) as served,
-        listening(path) as made,
+        listening(path, served) as made,
         _booted(what, settings, ready_timeout) as (host, channel, booted),
         _serving(channel, booted, made, served, host) as server,
     ):
@@ -381,15 +389,21 @@ async def _leave_relay(connection: Connection, grace: float) -> None:
         connection.lose(reason)
 
 
-async def _connect(path: str) -> trio.SocketStream:
+async def _connect(path: str, server_uids: Collection[int] | None) -> trio.SocketStream:
     try:
         with named_by_descriptor(path) as name:
-            return await trio.open_unix_socket(name)
+            stream = await trio.open_unix_socket(name)
+        try:
+            check_server(stream.socket, path, server_uids)
+        except BaseException:
+            stream.socket.close()
+            raise
     except OSError as exc:
         # (The error for a path that is too long has no errno.)
         error = type(exc)(exc.errno, exc.strerror or str(exc), path)
         error.add_note("(connecting to a relay)")
         raise error from exc
+    return stream
 
 
 async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:

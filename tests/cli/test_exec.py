@@ -186,3 +186,11 @@ def test_several_at_once(relay: str) -> None:
     for number, process in enumerate(processes):
         assert process.communicate(timeout=HANG)[0] == f"{number}\n".encode()
         assert process.returncode == number
+
+
+@pytest.mark.parametrize(("uid", "status"), [(os.geteuid(), 0), (os.geteuid() + 1, 125)])
+def test_a_relay_is_taken_only_of_the_named_users(relay: str, uid: int, status: int) -> None:
+    command = [*PROGRAM, "exec", "--relay", relay, "--server-uid", str(uid), "--", "true"]
+    done = subprocess.run(command, check=False, capture_output=True, timeout=HANG)
+    assert done.returncode == status
+    assert (b"listens there, who is not one of the server_uids" in done.stderr) is bool(status)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import sys
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,6 +14,7 @@ import trio
 
 from tests.tools.limits import HANG
 from trio_console import CommandGuest, GuestLostError, ProcessGuest, ProtocolError, SocketGuest, open_guest
+from trio_console.agent import serve_agent
 from trio_console.testing import nothing_left_behind
 
 if TYPE_CHECKING:
@@ -93,11 +96,40 @@ async def test_a_socket_nobody_listens_on_is_a_connection_refused_error(tmp_path
     assert error.filename == path
 
 
-async def test_a_socket_path_that_is_too_long_is_an_os_error_with_the_path() -> None:
-    path = "/tmp/" + "x" * 200
+@pytest.mark.parametrize("size", [95, 200])
+async def test_a_name_that_is_too_long_for_an_address_is_a_clear_error(size: int) -> None:
+    path = "/tmp/" + "x" * size
     error = await fails_to_open(SocketGuest(path), OSError)
     assert error.filename == path
-    assert "too long" in str(error)
+    assert "too long" in str(error) if size > 100 else "No such file" in str(error)
+    assert error.errno == (errno.ENAMETOOLONG if size > 100 else errno.ENOENT)
+
+
+@pytest.mark.parametrize("size", [99, 100, 101, 107, 108, 200, 1000])
+@pytest.mark.parametrize("kind", [str, bytes])
+async def test_the_path_of_a_console_may_be_longer_than_an_address(kind: Any, size: int) -> None:
+    with TemporaryDirectory(dir="/tmp") as place:
+        rest = size - len(place) - len("/console")
+        parts = ["d" * 80] * (rest // 81) + ["e" * (rest % 81 - 1)]
+        deep = os.path.join(place, *filter(None, parts))
+        os.makedirs(deep)
+        path = os.path.join(deep, "console")
+        assert abs(len(path) - size) <= 1
+        directory = os.open(deep, os.O_PATH)
+        with trio.socket.socket(socket.AF_UNIX) as listener:
+            await listener.bind(f"/proc/self/fd/{directory}/console")
+            os.close(directory)
+            listener.listen()
+            async with trio.open_nursery() as nursery:
+
+                async def serve() -> None:
+                    console, _ = await listener.accept()
+                    await serve_agent(trio.SocketStream(console))
+
+                nursery.start_soon(serve)
+                with trio.fail_after(HANG):
+                    async with open_guest(SocketGuest(os.fsencode(path) if kind is bytes else path)) as guest:
+                        await guest.ping()
 
 
 async def test_a_socket_whose_owner_hangs_up_is_a_lost_guest(tmp_path: Any) -> None:

@@ -134,6 +134,9 @@ _CANDIDATES: Final = {
     "_relay.serve": ("relay/test_serve.py", "relay/test_socket.py", "relay/test_relay.py"),
     "_relay.log": ("relay/test_log.py",),
     "_relay.socket": ("relay/test_socket.py",),
+    "_relay.trust": ("relay/test_trust.py", "relay/test_socket.py"),
+    "_relay.options": ("relay/test_options.py", "relay/test_trust.py"),
+    "_addresses": ("guests/test_guest_specs.py", "relay/test_socket.py"),
     "agent": ("agent/system/test_boot.py", "agent/test_ending.py", "agent/test_program.py"),
     "agent._router": (
         "agent/test_router.py",

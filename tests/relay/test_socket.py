@@ -16,10 +16,11 @@ import trio
 
 from tests.relay.router._world import serving
 from tests.tools.limits import HANG
+from trio_console._addresses import peer_of
 from trio_console._open import connect_guest
 from trio_console._relay import socket as _socket
 from trio_console._relay.options import Rights, ServerOptions
-from trio_console._relay.socket import RelaySocket, peer_uid
+from trio_console._relay.socket import RelaySocket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,6 +112,18 @@ def test_a_file_that_comes_while_the_socket_is_made_is_not_replaced(
         RelaySocket(path)
     assert list(path.parent.iterdir()) == [path]
     assert path.read_text() == "mine"
+
+
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_socket_for_other_users_has_that_mode_whatever_the_umask(path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        made = RelaySocket(path, 0o666)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o666
+    made.close()
+    made.sock.close()
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777, 0o702])
@@ -245,10 +258,10 @@ def test_a_lock_that_somebody_keeps_is_an_error_and_not_a_hang(
 # Users
 
 
-async def test_the_peers_user_is_known() -> None:
+async def test_the_peers_process_and_user_are_known() -> None:
     ours, theirs = socket.socketpair()
     with theirs, trio.socket.from_stdlib_socket(ours) as sock:
-        assert peer_uid(sock) == os.geteuid()
+        assert peer_of(sock) == (os.getpid(), os.geteuid())
 
 
 async def test_users_that_are_not_allowed_are_refused_without_a_byte(

@@ -58,6 +58,14 @@ def _add_exec(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "answer, or if a third one comes within two seconds; the relay then kills the command.",
     )
     run.add_argument("--relay", required=True, metavar="PATH", help="the relay's socket")
+    run.add_argument(
+        "--server-uid",
+        action="append",
+        type=int,
+        metavar="UID",
+        help="a user whose relay is trusted; may be repeated (default: you, root, and the owner of the socket and "
+        "its directory)",
+    )
     run.add_argument("--cwd", type=_utf8, metavar="DIR", help="working directory in the guest")
     run.add_argument("--user", type=_utf8, help="USER, UID, USER:GROUP or UID:GID")
     run.add_argument(

@@ -60,7 +60,11 @@ def execute(args: argparse.Namespace) -> int:
 
 
 async def _run_command(args: argparse.Namespace) -> int:
-    async with _connected(args.relay) as guest, _started(guest, args) as process, trio.open_nursery() as nursery:
+    async with (
+        _connected(args.relay, args.server_uid) as guest,
+        _started(guest, args) as process,
+        trio.open_nursery() as nursery,
+    ):
         run = _Run(guest, process, nursery)
         with caught(run.pass_signal, die_of):
             nursery.start_soon(run.pass_stdin)
@@ -70,10 +74,10 @@ async def _run_command(args: argparse.Namespace) -> int:
 
 
 @asynccontextmanager
-async def _connected(path: str) -> AsyncIterator[trio_console.Guest]:
+async def _connected(path: str, server_uids: list[int] | None) -> AsyncIterator[trio_console.Guest]:
     async with AsyncExitStack() as stack:
         try:
-            guest = await stack.enter_async_context(trio_console.connect_guest(path))
+            guest = await stack.enter_async_context(trio_console.connect_guest(path, server_uids=server_uids))
         except (OSError, ValueError, trio_console.GuestLostError, trio_console.ProtocolError) as exc:
             raise Failure(exc, _LOST) from exc
         yield guest

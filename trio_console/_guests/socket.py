@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, final
 
 import trio
 
+from trio_console._addresses import named_by_descriptor
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import owned
 from trio_console._trio.interrupts import interrupt_safe
@@ -42,7 +43,8 @@ class SocketGuest(GuestSpec):
         sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
         with sock:
             try:
-                await sock.connect(self._path)
+                with named_by_descriptor(self._path) as name:
+                    await sock.connect(name)
             except OSError as exc:
                 # (The error for a path that is too long has no errno.)
                 error = type(exc)(exc.errno, exc.strerror or str(exc), self._path)

@@ -154,6 +154,11 @@ class ServerOptions:
     session_log: SessionLog | None = None
     attached: bool = False
 
+    @property
+    def socket_mode(self) -> int:
+        """The mode of the socket: without other users the kernel already refuses them."""
+        return 0o600 if self.rights.keys() <= {os.geteuid()} else 0o666
+
 
 @dataclass(frozen=True, slots=True)
 class RelayStatistics:

@@ -79,10 +79,10 @@ async def prepared(options: RelayOptions, *, attached: bool = False) -> AsyncIte
 
 @interrupt_safe
 @asynccontextmanager
-async def listening(path: str | os.PathLike[str]) -> AsyncIterator[RelaySocket]:
+async def listening(path: str | os.PathLike[str], options: ServerOptions) -> AsyncIterator[RelaySocket]:
     """A relay's socket for the time of a block; clients that come before it is served wait."""
     # In threads: the lock on the directory may be held by a process that is stopped.
-    made = await in_thread("to make the relay's socket", partial(RelaySocket, path))
+    made = await in_thread("to make the relay's socket", partial(RelaySocket, path, options.socket_mode))
     try:
         yield made
     finally:

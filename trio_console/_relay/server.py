@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _wire as wire
+from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, shut_down_at_the_end
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
-from trio_console._relay.socket import peer_uid
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._wire.ids import MAX_CLIENTS
@@ -292,7 +292,7 @@ class RelayServer:
                 log.warning("a client could not be accepted: %s", exc)
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
-            uid = peer_uid(let_go_in_child(stream.socket))
+            uid = peer_of(let_go_in_child(stream.socket)).uid
             if uid not in self._options.rights:
                 self._refused += 1
                 with stream.socket, shut_down_at_the_end(stream.socket):

@@ -1,8 +1,8 @@
-"""The relay's Unix socket: other users cannot connect to it, and another program's socket is never removed.
+"""The relay's Unix socket: other users cannot replace it, and another program's socket is never removed.
 
 * A directory that other users can write is refused, because they could put a socket of theirs in its place.
-* The socket has mode 0600 from the moment it exists: on Linux the file of a bound socket gets the mode that the
-  unbound socket had.
+* The socket has at most its mode from the moment it exists: on Linux the file of a bound socket gets the mode that
+  the unbound socket had, less the umask. With mode 0600 only processes of this user can connect.
 * The socket gets its name when it listens already, so a client that finds the file can connect.
 * A socket file that a dead relay has left is replaced, and the file of a running relay never is. The check and the
   replacement are done under a lock on the directory, and so is the removal.
@@ -21,44 +21,24 @@ import os
 import secrets
 import socket
 import stat
-import struct
 import time
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._addresses import LONGEST_ADDRESS
 from trio_console._forked import let_go_in_child
+from trio_console._relay.trust import check_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    import trio
-
-__all__ = ["RelaySocket", "named_by_descriptor", "peer_uid"]
+__all__ = ["RelaySocket"]
 
 #: Connections that the kernel queues before they are accepted: all clients at once, and some that are refused.
 _BACKLOG: Final = 256
 
-#: Bytes of a path that fit a socket address on every system; Linux has room for 107.
-_ADDRESS_SIZE: Final = 100
-
-#: Bytes of a path that fit a socket address on Linux.
-_LONGEST_ADDRESS: Final = 107
-
 #: Seconds to wait for the lock, which a relay holds only for a few calls; and seconds between attempts.
 _LOCK_TIME: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
-
-
-@contextlib.contextmanager
-def named_by_descriptor(path: str) -> Iterator[str]:
-    """A name for a path that fits a socket address, however long the name of its directory is."""
-    if len(os.fsencode(path)) <= _ADDRESS_SIZE:
-        yield path
-        return
-    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{directory}/{os.path.basename(path)}"
-    finally:
-        os.close(directory)
 
 
 @final
@@ -67,6 +47,7 @@ class RelaySocket:
 
     Args:
         path: path of the socket's file.
+        mode: its mode.
 
     Raises:
         PermissionError: other users can write to the directory.
@@ -76,19 +57,13 @@ class RelaySocket:
             of the system.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], mode: int = 0o600) -> None:
         self.path: Final = os.path.abspath(os.fspath(path))
         self._name = os.path.basename(self.path)
+        self._mode = mode
         self._directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            mode = os.fstat(self._directory).st_mode
-            if mode & stat.S_IWOTH:
-                raise PermissionError(
-                    errno.EPERM,
-                    f"other users can write to the directory (mode {stat.S_IMODE(mode):04o}), and so replace the "
-                    "socket: use a directory of your own",
-                    os.path.dirname(self.path),
-                )
+            check_directory(self._directory, os.path.dirname(self.path))
             with self._locked():
                 self._clear_the_way()
                 self.sock: Final = self._bind()
@@ -145,14 +120,15 @@ class RelaySocket:
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
 
     def _bind(self) -> socket.socket:
-        if len(os.fsencode(self._short_path)) > _LONGEST_ADDRESS:  # nobody could connect to it
+        if len(os.fsencode(self._short_path)) > LONGEST_ADDRESS:  # nobody could connect to it
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path)
         hidden = f".{secrets.token_hex(8)}"
         sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
-            os.fchmod(sock.fileno(), 0o600)
+            os.fchmod(sock.fileno(), self._mode)
             sock.bind(f"/proc/self/fd/{self._directory}/{hidden}")
             try:
+                os.chmod(hidden, self._mode, dir_fd=self._directory)
                 sock.listen(_BACKLOG)
                 self._publish(hidden)
             except BaseException:
@@ -187,10 +163,3 @@ class RelaySocket:
         finally:
             os.close(self._directory)
             self._directory = -1
-
-
-def peer_uid(sock: trio.socket.SocketType) -> int:
-    """The user id of the process at the other end of a connected Unix socket, as it was when it connected."""
-    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
-    _pid, uid, _gid = struct.unpack("3i", credentials)
-    return int(uid)

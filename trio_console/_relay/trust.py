@@ -1,0 +1,116 @@
+"""The users of this machine that a relay and its clients trust.
+
+A user who can write to a directory can replace the files in it. So a relay puts its socket and its logs only into
+a directory to which no other user can write; root is trusted, because root can do anything. And a client asks the
+kernel which user has made the socket that it has reached, before it takes or sends a byte.
+"""
+
+from __future__ import annotations
+
+import errno
+import grp
+import os
+import pwd
+import stat
+from typing import TYPE_CHECKING, Final
+
+from trio_console._addresses import peer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    import trio
+
+__all__ = ["check_directory", "check_server"]
+
+_ROOT: Final = 0
+
+#: The attribute of a file with an access control list.
+_ACCESS_LIST: Final = "system.posix_acl_access"
+
+
+def check_directory(directory: int, path: str) -> None:
+    """Check that no other user can replace files in an open directory; ``path`` is its name for the error.
+
+    Raises:
+        PermissionError: another user can; the message says why.
+    """
+    why = _who_can_write(directory)
+    if why is not None:
+        why = f"{why}, and so replace the files in it: use a directory of your own"
+        raise PermissionError(errno.EPERM, why, path)
+
+
+def _who_can_write(directory: int) -> str | None:
+    """Say which other users can write to an open directory; `None` if no other user can."""
+    found = os.fstat(directory)
+    mode = f"(mode {stat.S_IMODE(found.st_mode):04o})"
+    if found.st_uid not in (os.geteuid(), _ROOT):
+        return f"the directory belongs to user {found.st_uid}, who can write to it"
+    if found.st_mode & stat.S_IWOTH:
+        return f"other users can write to the directory {mode}"
+    if found.st_mode & stat.S_IWGRP:
+        if _has_access_list(directory):
+            return f"the directory has an access control list, by which other users may write to it {mode}"
+        if not _is_own_group(found.st_gid):
+            return f"the users of group {found.st_gid} can write to the directory {mode}"
+    return None
+
+
+def _has_access_list(directory: int) -> bool:
+    try:
+        os.getxattr(directory, _ACCESS_LIST)
+    except OSError:
+        return False
+    return True
+
+
+def _is_own_group(gid: int) -> bool:
+    """Whether a group is this process's own and has no other users. (Many systems make one for each user.)"""
+    if gid != os.getegid():
+        return False
+    own = os.geteuid()
+    try:
+        members = set(grp.getgrgid(gid).gr_mem)
+    except KeyError:
+        members = set()
+    users = pwd.getpwall()
+    names = {user.pw_name for user in users if user.pw_uid == own}
+    return members <= names and not any(user.pw_gid == gid and user.pw_uid != own for user in users)
+
+
+def check_server(sock: trio.socket.SocketType, path: str, server_uids: Collection[int] | None) -> None:
+    """Check that a relay at the other end of a connection is one of a user that this client trusts.
+
+    Args:
+        sock: the connection.
+        path: the path that was connected to.
+        server_uids: the users whose relays are trusted; `None` for this process's own user, root, and the owner of
+            both the socket and its directory.
+
+    Raises:
+        PermissionError: it is not.
+    """
+    uid = peer_of(sock).uid
+    if server_uids is None:
+        trusted = uid in (os.geteuid(), _ROOT) or _owns(uid, path)
+        who = f"this program's user {os.geteuid()}, root, or the only user who can write to its directory"
+    else:
+        trusted = uid in server_uids
+        who = f"one of the server_uids {sorted(server_uids)}"
+    if not trusted:
+        raise PermissionError(errno.EPERM, f"a program of user {uid} listens there, who is not {who}", path)
+
+
+def _owns(uid: int, path: str) -> bool:
+    """Whether a socket and its directory belong to a user, and no other user can write to the directory.
+
+    (The socket at the path need not be the one that was connected to: its owner may have replaced it meanwhile,
+    but no other user.)
+    """
+    try:
+        made, directory = os.stat(path), os.stat(os.path.dirname(path) or ".")
+    except OSError:
+        return False
+    closed = not directory.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    return made.st_uid == uid == directory.st_uid and closed
