@@ -60,6 +60,7 @@ def _frames() -> Iterator[tuple[str, bytes]]:
 def _messages() -> Iterator[tuple[str, bytes]]:
     yield "most_items", b"most items"
     yield "most_items_plain", b"most items, plain"
+    yield "most_items_costly", b"most items, costly"
     for name, raw in _recorded():
         row = _row_of(raw)
         if row is None or raw[8] != row.flags:

@@ -12,7 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trio_console._wire import cbor as _cbor
-from trio_console._wire.cbor import MAX_DEPTH, MAX_ITEMS, CBORError, IndefiniteMap, load
+from trio_console._wire.cbor import (
+    MAX_COSTLY_ITEMS,
+    MAX_DEPTH,
+    MAX_ITEMS,
+    MAX_SLOW_ITEMS,
+    CBORError,
+    IndefiniteMap,
+    TooManyItemsError,
+    UnportableError,
+    load,
+)
 
 
 def exact(data: bytes) -> Any:
@@ -148,7 +158,7 @@ def test_a_tag_in_front_of_anything_is_skipped(tag: int, value: Any) -> None:
 
 
 def test_any_number_of_tags_is_skipped() -> None:
-    assert load(b"\xd8\x40" * (MAX_ITEMS - 1) + b"\x41x") == b"x"
+    assert load(b"\xd8\x40" * MAX_COSTLY_ITEMS + b"\x41x") == b"x"
 
 
 def test_nothing_is_shared_between_values() -> None:
@@ -238,12 +248,140 @@ def test_both_readers_agree_on_any_bytes(data: bytes) -> None:
 
 
 def test_a_value_in_another_form_has_a_bounded_number_of_items() -> None:
-    most = (MAX_ITEMS - 2) * b"\x00"  # the array and its break are items too
-    assert load(b"\x9f" + most + b"\xff") == [0] * (MAX_ITEMS - 2)
-    with pytest.raises(CBORError, match="items"):
+    most = (MAX_SLOW_ITEMS - 2) * b"\x00"  # the array and its break are items too
+    assert load(b"\x9f" + most[:-1] + b"\xff") == [0] * (MAX_SLOW_ITEMS - 3)
+    assert load(b"\x9f" + most + b"\xff") == [0] * (MAX_SLOW_ITEMS - 2)
+    with pytest.raises(TooManyItemsError, match=f"more than {MAX_SLOW_ITEMS} items"):
         load(b"\x9f" + most + b"\x00\xff")
 
 
-def test_a_value_in_the_plain_form_may_have_more() -> None:
-    count = MAX_ITEMS + 1
-    assert load(b"\x9a" + count.to_bytes(4, "big") + count * b"\x00") == [0] * count
+def array(items: int, item: bytes) -> bytes:
+    """An array that is so many items with itself, each of them one."""
+    return b"\x9a" + (items - 1).to_bytes(4, "big") + (items - 1) * item
+
+
+@pytest.mark.parametrize("item", [b"\x00", b"\x61a", b"\x78\x00", b"\xf6", b"\x19\x01\x00"], ids=bytes.hex)
+def test_a_value_in_the_plain_form_has_a_bounded_number_of_items(item: bytes) -> None:
+    assert len(load(array(MAX_ITEMS - 1, item))) == MAX_ITEMS - 2
+    assert len(load(array(MAX_ITEMS, item))) == MAX_ITEMS - 1
+    with pytest.raises(TooManyItemsError, match=f"more than {MAX_ITEMS} items"):
+        load(array(MAX_ITEMS + 1, item))
+
+
+LONG = b"\x79\x01\x00" + bytes(256)
+
+
+@pytest.mark.parametrize(
+    "item",
+    [b"\x80", b"\xa0", b"\xf9\x00\x00", b"\xf7", b"\x79\x00\x00", b"\x5a\x00\x00\x00\x00", LONG],
+    ids=lambda item: item[:5].hex(),
+)
+def test_a_value_has_a_bounded_number_of_costly_items(item: bytes) -> None:
+    for count in (MAX_COSTLY_ITEMS - 1, MAX_COSTLY_ITEMS):
+        assert len(load(array(count, item))) == count - 1
+    with pytest.raises(TooManyItemsError, match="arrays"):
+        load(array(MAX_COSTLY_ITEMS + 1, item))
+
+
+def test_the_bounds_hold_for_a_mixed_population() -> None:
+    # Maps of one entry: a costly item, a key and a number.
+    assert len(load(array(MAX_COSTLY_ITEMS, b"\xa1\x61k\x05"))) == MAX_COSTLY_ITEMS - 1
+    with pytest.raises(TooManyItemsError):
+        load(array(MAX_COSTLY_ITEMS + 1, b"\xa1\x61k\x05"))
+    # Numbers in two arrays, and a text that is longer than all of them.
+    for extra in (-1, 0, 1):
+        inner = array(MAX_ITEMS // 2, b"\x00")
+        rest = array(MAX_ITEMS // 2 - 2 + extra, b"\x18\x20")
+        data = b"\x83" + inner + rest + b"\x7a" + (2**20).to_bytes(4, "big") + b"x" * 2**20
+        if extra < 1:
+            assert len(load(data)) == 3
+        else:
+            with pytest.raises(TooManyItemsError):
+                load(data)
+
+
+@pytest.mark.parametrize("item", [b"\x00", b"\x80", b"\x9f", b"\xc1", b"\x61a", b"\xa0"], ids=bytes.hex)
+def test_the_largest_frame_of_tiny_items_is_refused_before_they_are_built(item: bytes) -> None:
+    data = array(2**22 // len(item) - 4, item)
+    tracemalloc.start()
+    try:
+        with pytest.raises(CBORError):
+            load(data)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 100_000
+
+
+def test_bytes_behind_an_item_are_not_counted() -> None:
+    assert load(array(3, b"\x00") + 2 * MAX_ITEMS * b"\x80") == [0, 0]
+
+
+def test_our_own_answers_are_not_counted() -> None:
+    assert len(load(array(MAX_COSTLY_ITEMS + 1, b"\x80"), counted=False)) == MAX_COSTLY_ITEMS
+
+
+PORTABLE = {
+    "integers": "84001bffffffffffffffff203bffffffffffffffff",
+    "strings": "8240" + "6161",
+    "bytes_in_pieces": "5f41014102ff",
+    "array_without_length": "9f0102ff",
+    "map_without_length": "bf616101ff",
+    "constants": "83f4f5f6",
+    "long_heads": "b90001780161" + "5800",
+    "key_of_bytes": "a1416101",
+    "tag": "d84041" + "78",
+    "two_tags": "d9d9f7d84041" + "78",
+    "tag_before_a_key": "a1c0616101",
+    "key_of_4096_bytes": "a1791000" + 4096 * "61" + "00",
+    "integer_of_128_bits": "c250" + 16 * "ff",
+    "integer_of_127_bits": "c3507f" + 15 * "ff",
+    "integer_with_zeros": "c25819" + 9 * "00" + 16 * "ff",
+    "text_with_high_bytes": "6ae282ac" + "f09f9880" + "c3a9" + "61",
+    "behind_the_item": "80" + "f8ff",
+}
+UNPORTABLE = {
+    "simple_value": "f8ff",
+    "simple_value_in_one_byte": "e0",
+    "undefined": "f7",
+    "half_float": "f93c00",
+    "float": "fa3f800000",
+    "double": "fb3ff0000000000000",
+    "deep": "a16178" + "8181" + "a16179" + "f8ff",
+    "in_a_key": "a1f8ff00",
+    "text_in_pieces": "7f61616162ff",
+    "key_in_pieces": "a15f4161ff01",
+    "key_of_4097_bytes": "a1791001" + 4097 * "61" + "00",
+    "key_of_4097_bytes_behind_a_tag": "a1c0591001" + 4097 * "61" + "00",
+    "three_tags": "d840d840d84041" + "78",
+    "integer_of_129_bits": "c25101" + 16 * "ff",
+    "integer_of_129_bits_with_a_long_tag": "d9000258" + "1101" + 16 * "ff",
+    "negative_integer_of_128_bits": "c35080" + 15 * "ff",
+    "integer_that_is_a_text": "c26178",
+    "integer_in_pieces": "c25f4101ff",
+    "integer_behind_two_tags": "c2d8404101",
+    "behind_a_long_string": "82591000" + 4096 * "00" + "f7",
+    "in_an_array_without_length": "9ff7ff",
+    "behind_a_nested_map": "82bf616180ff" + "f7",
+}
+
+
+@pytest.mark.parametrize("name", PORTABLE)
+def test_an_item_that_every_agent_can_decode_is_passed_on(name: str) -> None:
+    data = bytes.fromhex(PORTABLE[name])
+    assert load(data, portable=True) == load(data)
+
+
+@pytest.mark.parametrize("name", UNPORTABLE)
+def test_an_item_that_not_every_agent_can_decode_is_not_passed_on(name: str) -> None:
+    data = bytes.fromhex(UNPORTABLE[name])
+    load(data)
+    with pytest.raises(UnportableError, match="not every agent can decode"):
+        load(data, portable=True)
+
+
+def test_a_fault_is_no_matter_of_other_agents() -> None:
+    for name in REFUSED:
+        with pytest.raises(CBORError) as caught:
+            load(bytes.fromhex(REFUSED[name]), portable=True)
+        assert not isinstance(caught.value, UnportableError)

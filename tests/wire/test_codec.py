@@ -12,6 +12,7 @@ from tests.wire.wire_data import frame_of
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._wire import UNSET, Frame
+from trio_console._wire.cbor import MAX_COSTLY_ITEMS, MAX_ITEMS
 
 DATA_CLASSES = [wire.ExecStdin, wire.ExecStdout, wire.ExecStderr, wire.FsData, wire.TcpData]
 ENTRY = wire.EntryInfo(path="/é", kind="file", size=2**64 - 1, mode=0o100644, uid=0, gid=1, mtime=-(2**63))
@@ -551,3 +552,51 @@ def test_an_error_says_nothing_of_where_things_are_in_memory() -> None:
     body = cbor2.dumps({"v": 7, "t": "core.fs.request", "p": cbor2.dumps({"op": {1: 2}})})
     with pytest.raises(ProtocolError, match="unknown variant a key that is no text"):
         wire.decode(Frame(7, 2, body))
+
+
+def with_more(message: wire.Message, *, in_payload: bool, version: int = 7) -> wire.Frame:
+    """A message with a simple value under a key that nobody knows, in its payload or beside it."""
+    sent = frame_of(wire.encode(message, 5, version=version))
+    envelope = cbor2.loads(sent.body)
+    more = {"later": [{"x": cbor2.CBORSimpleValue(255)}]}
+    if in_payload:
+        envelope["p"] = cbor2.dumps(cbor2.loads(envelope["p"]) | more)
+    else:
+        envelope |= more
+    return wire.Frame(5, sent.flags, cbor2.dumps(envelope))
+
+
+@pytest.mark.parametrize("in_payload", [True, False])
+def test_a_relay_does_not_pass_on_what_not_every_agent_can_decode(in_payload: bool) -> None:
+    frame = with_more(wire.ExecSignal(9), in_payload=in_payload)
+    assert wire.decode(frame) == wire.ExecSignal(9)
+    with pytest.raises(ProtocolError, match="not every agent can decode") as caught:
+        wire.receive(frame)
+    told = (caught.value.kind, caught.value.frame_id, caught.value.message_type, caught.value.version)
+    assert told == ("invalid_payload", 5, *(("core.exec.signal", 7) if in_payload else (None, None)))
+
+
+def test_a_relay_does_not_look_at_the_payload_of_a_shutdown() -> None:
+    sent = cbor2.dumps({"v": 7, "t": "core.shutdown", "p": b"\xf8\xff"})
+    assert wire.receive(wire.Frame(0, 4, sent))[0] == wire.Shutdown()
+
+
+def test_a_command_with_more_words_than_a_message_may_have_is_too_large() -> None:
+    command = ["x"] * (MAX_ITEMS - 100)
+    assert wire.decode(frame_of(wire.encode(wire.ExecRequest("true", command), 1))) == wire.ExecRequest(
+        "true", command
+    )
+    with pytest.raises(ProtocolError, match=r"core\.exec\.request has more than") as caught:
+        wire.encode(wire.ExecRequest("true", ["x"] * MAX_ITEMS), 1)
+    assert caught.value.kind == "bad_frame"
+
+
+def test_an_agent_may_answer_with_more_names_than_others_may_send() -> None:
+    raw = wire.encode(wire.FsResponse(True, data=wire.ResultList([ENTRY] * (MAX_COSTLY_ITEMS + 1))), 1)
+    with pytest.raises(ProtocolError, match="more than"):
+        wire.decode(frame_of(raw))
+
+
+def test_a_listing_of_thirteen_thousand_names_is_decoded() -> None:
+    listing = wire.FsResponse(True, data=wire.ResultList([ENTRY] * 13_000))
+    assert wire.decode(frame_of(wire.encode(listing, 1))) == listing

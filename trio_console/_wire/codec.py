@@ -23,7 +23,15 @@ import msgspec
 from trio_console._errors import ProtocolError
 from trio_console._wire import cbor
 from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
-from trio_console._wire.cbor import BYTES, TEXT, CBORError, IndefiniteMap, head
+from trio_console._wire.cbor import (
+    BYTES,
+    TEXT,
+    CBORError,
+    IndefiniteMap,
+    TooManyItemsError,
+    UnportableError,
+    head,
+)
 from trio_console._wire.frames import Frame, encode_header
 from trio_console._wire.messages import (
     DataMessage,
@@ -104,7 +112,7 @@ def encode(message: Message, frame_id: int = 0, *, version: int = GENERATION) ->
         version: the protocol generation to write into it, ``0 ..= 255``.
 
     Raises:
-        ProtocolError: (kind ``bad_frame``) the frame would be too long.
+        ProtocolError: (kind ``bad_frame``) the frame would be too long, or have too many items.
         ValueError: a value does not fit its field.
         TypeError: a value has a type that no field accepts.
     """
@@ -192,7 +200,11 @@ def _encode_payload(message: Message) -> bytes:
     try:
         payload = cbor.dump(_to_plain(message))
         # Structs do not check their values, so a message is read as the peer will read it before it is sent.
-        _read_payload(type(message), payload)
+        # (A whole listing may be as long as a frame: only clients of another make ask for one.)
+        _read_payload(type(message), payload, counted=not isinstance(message, FsResponse))
+    except TooManyItemsError as exc:
+        name = type_of(message).name
+        raise ProtocolError(f"frame too large: {name} has {exc}", kind="bad_frame", message_type=name) from None
     except (_FieldError, CBORError) as exc:
         raise ValueError(f"{type_of(message).name}: {exc}") from exc
     return payload
@@ -271,12 +283,17 @@ def decode(frame: Frame) -> Message:
 
 
 def receive(frame: Frame) -> Received:
-    """Decode a frame as `decode` does, for those who need more than the message; raises the same."""
+    """Decode a frame as `decode` does, for a relay, which passes it on as it is.
+
+    Raises:
+        ProtocolError: as `decode`; also (kind ``invalid_payload``) if there is a form in it that agents of another
+            make cannot decode.
+    """
     found = _find_data(frame)
     if found is not None:
         cls, start = found
         return cls(bytes(frame.body[start:])), _DATA_ROWS[cls], frame.body[_VERSION_AT]
-    return _receive_any(frame)
+    return _receive_any(frame, portable=True)
 
 
 def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
@@ -308,9 +325,9 @@ def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     return None
 
 
-def _receive_any(frame: Frame) -> Received:
+def _receive_any(frame: Frame, *, portable: bool = False) -> Received:
     try:
-        envelope = decode_envelope(frame.body)
+        envelope = decode_envelope(frame.body, portable=portable)
     except ProtocolError as exc:
         exc.frame_id = frame.id
         raise
@@ -321,19 +338,20 @@ def _receive_any(frame: Frame) -> Received:
         reason = f"invalid flags: got {frame.flags}, expected {row.flags}"
         raise _error(frame, envelope, "invalid_flags", reason)
     try:
-        return _read_payload(row.cls, envelope.payload), row, envelope.version
+        return _read_payload(row.cls, envelope.payload, portable=portable), row, envelope.version
     except CBORError as exc:
         raise _error(frame, envelope, "invalid_payload", f"payload: {exc}") from None
     except _FieldError as exc:
         raise _error(frame, envelope, "invalid_payload", str(exc), exc.field) from None
 
 
-def decode_envelope(body: bytes | memoryview) -> Envelope:
+def decode_envelope(body: bytes | memoryview, *, portable: bool = False) -> Envelope:
     """Decode the envelope of a body, which is untrusted.
 
     Raises:
         ProtocolError: (kind ``malformed_message``) the body is not an envelope; ``version`` is set if that could
-            still be read. This is the only error.
+            still be read. With ``portable`` also (kind ``invalid_payload``) for what `receive` says. This is the
+            only error.
     """
     body = bytes(body)
     found = _canonical_payload_at(body)
@@ -341,7 +359,9 @@ def decode_envelope(body: bytes | memoryview) -> Envelope:
         row, start = found
         return Envelope(body[3], row.name, body[start:])
     try:
-        value = cbor.load(body)
+        value = cbor.load(body, portable=portable)
+    except UnportableError as exc:
+        raise ProtocolError(f"envelope: {exc}", kind="invalid_payload") from None
     except CBORError as exc:
         raise ProtocolError(f"malformed envelope: {_short(str(exc))}") from None
     if not isinstance(value, dict) or not all(isinstance(key, str) for key in value):
@@ -411,11 +431,11 @@ def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str 
     )
 
 
-def _read_payload(cls: type[Message], payload: bytes) -> Message:
+def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False, counted: bool = True) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
         return Shutdown()  # whatever its payload is, the guest must shut down
-    value = cbor.load(payload)
+    value = cbor.load(payload, portable=portable, counted=counted)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")
         return _convert(value | {"op": op}, FsRequest)

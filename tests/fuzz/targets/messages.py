@@ -32,8 +32,8 @@ _FLAGS: Final = {
 #: An error quotes the peer, and must fit into a frame, however long the quoted text is.
 _LONGEST_ERROR: Final = 1500
 
-#: A bound of items so low that an input of some hundred bytes reaches it.
-_FEW_ITEMS: Final = 150
+#: Bounds of items so low that an input of some hundred bytes reaches each of them.
+_FEW: Final = reference.Bounds(150, 60, 100)
 
 _KEYS: Final = ("v", "t", "p", "data", "window", "code", "", "\N{SNOWMAN}")
 _SIZES: Final = (0, 1, 22, 23, 24, 25, 247, 248, 255, 256, 257, 258, 300)
@@ -45,28 +45,33 @@ def fuzz_messages(data: bytes) -> int:
     By the first byte: made of items that are mostly well formed, with a bound of items that they reach.
     """
     if data in _MOST:
-        for items in (reference.MOST_ITEMS - 1, reference.MOST_ITEMS, reference.MOST_ITEMS + 1):
-            _check_reader(_MOST[data](items), reference.MOST_ITEMS)
+        make, most = _MOST[data]
+        for items in (most - 1, most, most + 1):
+            _check_reader(make(items), reference.BOUNDS)
         return 0
     script = Script(data)
     how = script.byte()
     if how == 0xFC:
-        with mock.patch.object(_cbor, "MAX_ITEMS", _FEW_ITEMS):
-            return _check(wire.Frame(7, script.pick((0, 1, 2, 4)), _made_body(script)), _FEW_ITEMS)
+        with (
+            mock.patch.object(_cbor, "MAX_ITEMS", _FEW.items),
+            mock.patch.object(_cbor, "MAX_COSTLY_ITEMS", _FEW.costly),
+            mock.patch.object(_cbor, "MAX_SLOW_ITEMS", _FEW.slow),
+        ):
+            return _check(wire.Frame(7, script.pick((0, 1, 2, 4)), _made_body(script)), _FEW)
     if how == 0xFA:
         return _check_data(script)
     if how % 4 == 0:
-        return _check(wire.Frame(7, script.byte(), script.rest()), reference.MOST_ITEMS)
+        return _check(wire.Frame(7, script.byte(), script.rest()), reference.BOUNDS)
     row, version = _ROWS[how // 4 % len(_ROWS)], script.byte() if how % 4 == 3 else wire.GENERATION
     body = cbor2.dumps({"v": version, "t": row.name, "p": script.rest()})
-    return _check(wire.Frame(7, row.flags, body), reference.MOST_ITEMS)
+    return _check(wire.Frame(7, row.flags, body), reference.BOUNDS)
 
 
-def _check(frame: wire.Frame, most: int) -> int:
+def _check(frame: wire.Frame, bounds: reference.Bounds) -> int:
     body = bytes(frame.body)
-    _check_envelope(body, most)
-    said = _check_message(frame, most)
-    _check_reader(body, most)
+    _check_envelope(body, bounds)
+    said = _check_message(frame, bounds)
+    _check_reader(body, bounds)
     return zlib.crc32(said.encode())
 
 
@@ -80,7 +85,7 @@ def _check_data(script: Script) -> int:
         assert wire.measure_data(frame) == (cls, size), "data is not seen to be data"
         assert wire.encode_data(cls, 7, b"x" * size) == wire.encode_frame(*frame)
         trace = zlib.crc32(frame.body, trace)
-        _check_message(frame, reference.MOST_ITEMS)
+        _check_message(frame, reference.BOUNDS)
     return trace
 
 
@@ -114,9 +119,19 @@ def _made_body(script: Script) -> bytes:
 
 
 def _many(script: Script) -> bytes:
-    """The most items that are read one by one, or one more; in a form that is read so, or in another."""
-    most = _FEW_ITEMS + script.pick((-1, 0, 1))
-    return _one_by_one(most) if script.byte() % 4 else _plain(most)
+    """The most items of one of the bounds, or one more or less; or of two of them, of which one is reached."""
+    more = script.pick((-1, 0, 1))
+    match script.byte() % 4:
+        case 0:
+            return _one_by_one(_FEW.slow + more)
+        case 1:
+            return _plain(_FEW.items + more)
+        case 2:
+            return _costly(_FEW.costly + more)
+        case _:  # as many maps as may be, with two items in each; then numbers; and the array around
+            rest = _FEW.items - 3 * (_FEW.costly // 2) - 1 + more
+            array = reference.head(4, _FEW.costly // 2 + rest)
+            return array + b"\xa1\x61k\0" * (_FEW.costly // 2) + bytes(rest)
 
 
 def _one_by_one(items: int) -> bytes:
@@ -127,8 +142,16 @@ def _plain(items: int) -> bytes:
     return b"\x9a" + (items - 1).to_bytes(4, "big") + bytes(items - 1)
 
 
+def _costly(items: int) -> bytes:
+    return b"\x9a" + (items - 1).to_bytes(4, "big") + b"\x80" * (items - 1)
+
+
 #: Inputs that stand for a body with the most items, which is tried only for these because it takes long.
-_MOST: Final = {b"most items": _one_by_one, b"most items, plain": _plain}
+_MOST: Final = {
+    b"most items": (_one_by_one, reference.BOUNDS.slow),
+    b"most items, plain": (_plain, reference.BOUNDS.items),
+    b"most items, costly": (_costly, reference.BOUNDS.costly),
+}
 
 
 def _item(script: Script, depth: int) -> bytes:
@@ -142,7 +165,7 @@ def _item(script: Script, depth: int) -> bytes:
             return lead + _string(script, 2, script.take(script.byte() % 8))
         case 3:
             return lead + script.pick(
-                (b"\xf4", b"\xf5", b"\xf6", b"\xf7", b"\xf9\x7e\x00", b"\xf8\x20", b"\xf8\x1f")
+                (b"\xf4", b"\xf5", b"\xf6", b"\xf7", b"\xf9\x7e\x00", b"\xf8\x20", b"\xf8\x1f", b"\xe1")
             )
         case 4:
             return lead + script.take(script.byte() % 4)
@@ -208,10 +231,10 @@ def _head(script: Script, major: int, number: int) -> bytes:
 # What must hold
 
 
-def _check_envelope(body: bytes, most: int) -> None:
+def _check_envelope(body: bytes, bounds: reference.Bounds) -> None:
     envelope = outcome(lambda: wire.decode_envelope(body))
     type_ = outcome(lambda: wire.peek_type(body))
-    expected = _envelope(body, most)
+    expected = _envelope(body, bounds)
     if isinstance(envelope, ProtocolError):
         assert expected is None, "an envelope is refused"
         assert envelope.kind == "malformed_message"
@@ -220,12 +243,12 @@ def _check_envelope(body: bytes, most: int) -> None:
         return
     assert expected == envelope, "something else is taken for an envelope"
     assert type_ == envelope.type
-    _check_reader(envelope.payload, most)
+    _check_reader(envelope.payload, bounds)
 
 
-def _envelope(body: bytes, most: int) -> tuple[int, str, bytes] | None:
+def _envelope(body: bytes, bounds: reference.Bounds) -> tuple[int, str, bytes] | None:
     try:
-        value = reference.read(body, most)
+        value = reference.read(body, bounds)
     except reference.Refused:
         return None
     if not isinstance(value, dict) or None in value:
@@ -242,12 +265,12 @@ def _octets(value: Any) -> bytes | None:
     return value if isinstance(value, bytes) else None
 
 
-def _check_message(frame: wire.Frame, most: int) -> str:
+def _check_message(frame: wire.Frame, bounds: reference.Bounds) -> str:
     data = wire.measure_data(frame)
     message = outcome(lambda: wire.decode(frame))
     if isinstance(message, ProtocolError):
         assert data is None
-        _check_refusal(frame, message, most)
+        _check_refusal(frame, message, bounds)
         return f"{message.kind} {message}"
     name = wire.type_of(message).name
     assert frame.flags == _FLAGS.get(name, 0), "flags of another type"
@@ -258,6 +281,7 @@ def _check_message(frame: wire.Frame, most: int) -> str:
     assert _codec._receive_any(frame)[0] == message
     version = wire.decode_envelope(frame.body).version
     _check_payload(frame, message)
+    _check_passing_on(frame, message)
     raw = wire.encode(message, frame.id, version=version)
     again = _frame(raw)
     assert again.flags == frame.flags
@@ -277,6 +301,21 @@ def _check_payload(frame: wire.Frame, message: wire.Message) -> None:
         assert message.data == _octets(value["data"])
 
 
+def _check_passing_on(frame: wire.Frame, message: wire.Message) -> None:
+    """A relay decodes the same, but refuses what an agent of another make cannot decode."""
+    body = bytes(frame.body)
+    envelope = wire.decode_envelope(body)
+    received = outcome(lambda: wire.receive(frame))
+    if not reference.is_portable(body) or (
+        not isinstance(message, wire.Shutdown) and not reference.is_portable(envelope.payload)
+    ):
+        assert isinstance(received, ProtocolError), "a form is passed on that not every agent can decode"
+        assert received.kind == "invalid_payload"
+        assert received.frame_id == frame.id
+    else:
+        assert received == (message, wire.type_of(message), envelope.version), "something else is passed on"
+
+
 def _check_canonical(body: bytes, version: int, name: str) -> None:
     envelope = reference.read(body)
     assert list(envelope) == ["v", "t", "p"]
@@ -286,11 +325,11 @@ def _check_canonical(body: bytes, version: int, name: str) -> None:
     assert reference.write(payload) == envelope["p"], "not the one canonical form"
 
 
-def _check_refusal(frame: wire.Frame, exc: ProtocolError, most: int) -> None:
+def _check_refusal(frame: wire.Frame, exc: ProtocolError, bounds: reference.Bounds) -> None:
     assert exc.kind in _KINDS
     assert exc.frame_id == frame.id
     assert len(str(exc)) < _LONGEST_ERROR
-    envelope = _envelope(bytes(frame.body), most)
+    envelope = _envelope(bytes(frame.body), bounds)
     if envelope is None:
         assert exc.kind == "malformed_message"
     elif envelope[1] not in wire.MESSAGE_TYPES:
@@ -305,11 +344,11 @@ def _check_refusal(frame: wire.Frame, exc: ProtocolError, most: int) -> None:
     assert wire.decode(_frame(wire.encode(told, frame.id))) == told
 
 
-def _check_reader(data: bytes, most: int) -> None:
+def _check_reader(data: bytes, bounds: reference.Bounds) -> None:
     """The result is that of a plain reader: a value, or a refusal. The exact reader alone has the same result."""
     value: Any = reference.Refused
     with contextlib.suppress(reference.Refused):
-        value = reference.read(data, most)
+        value = reference.read(data, bounds)
     try:
         loaded = _cbor.load(data)
     except _cbor.CBORError:
@@ -317,7 +356,7 @@ def _check_reader(data: bytes, most: int) -> None:
         return
     assert value is not reference.Refused, "an item is taken that is not to be"
     assert _told(loaded) == _told(value)
-    if len(data) <= most:  # or what has no bound there has one here
+    if len(data) <= bounds.slow:  # or what has another bound there has this one here
         assert repr(loaded) == repr(_cbor._Reader(data).item(_cbor.MAX_DEPTH))
 
 

@@ -46,6 +46,8 @@ def _envelope(script: Script) -> tuple[int, bytes]:
     """Flags and body of a message of any type with any payload. The flags and the version are mostly right."""
     row = script.pick(_ROWS)
     how = script.byte()
+    if how in _WITH_MORE:
+        return _message_with_more(script, in_payload=how % 2 == 0)
     payload = script.take(script.byte())
     body = b"".join(
         (
@@ -55,6 +57,38 @@ def _envelope(script: Script) -> tuple[int, bytes]:
         )
     )
     return row.flags if how != 255 else script.byte(), body
+
+
+#: An unknown key's values: first those that every agent can decode, and then those that not every one can.
+_UNKNOWN: Final = (
+    *(b"\x00", b"\x1b" + b"\xff" * 8, b"\x3b" + b"\xff" * 8, b"\x5f\x41a\xff", b"\x9f\xf4\xff", b"\xd8\x40\x40"),
+    *(b"\xd9\xd9\xf7\xd8\x40\x40", b"\xc2\x50" + b"\xff" * 16, b"\xc3\x50\x7f" + b"\xff" * 15, b"\xa1\x41k\xf6"),
+    *(b"\xa1\x79\x10\x00" + b"k" * 4096 + b"\x00", b"\xa1\x79\x10\x01" + b"k" * 4097 + b"\x00"),
+    *(
+        b"\xf8\xff",
+        b"\xe0",
+        b"\xf7",
+        b"\xf9\x3c\x00",
+        b"\x7f\x61a\xff",
+        b"\xa1\x5f\x41k\xff\x00",
+        b"\xd8\x40" * 3 + b"\x40",
+    ),
+    *(b"\xc2\x51\x01" + b"\xff" * 16, b"\xc3\x50\x80" + b"\xff" * 15, b"\xc2\x61k", b"\x81\xa1\x61k\x81\xf7"),
+)
+_WITH_MORE: Final = range(220, 236)
+
+
+def _message_with_more(script: Script, *, in_payload: bool) -> tuple[int, bytes]:
+    """Flags and body of a message of a client that has an unknown key, in its payload or beside it."""
+    body = wire.encode(script.pick(TO_AGENT)(script), 1)
+    flags, body = body[8], body[9:]
+    more = b"\x61x" + script.pick(_UNKNOWN)
+    if in_payload:
+        envelope = wire.decode_envelope(body)
+        payload = bytes([envelope.payload[0] + 1]) + envelope.payload[1:] + more
+        lead = b"\xa3\x61v\x07\x61t\x78" + bytes([len(envelope.type)]) + envelope.type.encode() + b"\x61p\x5a"
+        return flags, lead + len(payload).to_bytes(4, "big") + payload
+    return flags, b"\xa4" + body[1:] + more
 
 
 # What a client may do

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import msgspec
 
+from tests.fuzz.targets import cbor_reference
 from tests.fuzz.targets.relay_parts import (
     SLOTS,
     DataClass,
@@ -186,10 +187,15 @@ class Model:
         if frame.id not in party.ids and not (frame.id == 0 and frame.flags & _SHUTDOWN):
             return Verdict(True, [])
         out: list[bytes] = []
+        if not _is_portable(bytes(frame.body)):
+            return self._refuse(party, frame, "invalid_payload", None, None, out)
         try:
             message = wire.decode(frame)
         except ProtocolError as exc:
             return self._refuse(party, frame, exc.kind, exc.message_type, exc.version, out)
+        envelope = wire.decode_envelope(frame.body)
+        if not isinstance(message, wire.Shutdown) and not _is_portable(envelope.payload):
+            return self._refuse(party, frame, "invalid_payload", envelope.type, envelope.version, out)
         try:
             unknown = (wire.Cancel,) if not self._credit else ()
             if type(message) not in _CLIENTS or isinstance(
@@ -582,6 +588,14 @@ def _in_front(session: Session, frame: wire.Frame) -> Iterable[Stream]:
         return session.streams.values()
     name = message.stream if isinstance(message, wire.ExecStreamEnded) else None
     return [stream for stream in session.streams.values() if name in (None, stream.name)]
+
+
+def _is_portable(data: bytes) -> bool:
+    """Whether every agent can decode what an item says, if it is an item at all."""
+    try:
+        return cbor_reference.is_portable(data)
+    except cbor_reference.Refused:
+        return True
 
 
 def _may_end(frame: wire.Frame, kind: str) -> bool:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import cbor2
 import pytest
 
 from tests.relay.router._frames import Table
@@ -429,3 +430,48 @@ def test_control_of_a_session_overtakes_its_stdin() -> None:
     table.client_says(client, wire.ExecStdin(b"x" * 100), id_)
     orders = table.client_says(client, wire.ExecSignal(2), id_)
     assert [type(message) for _, message in table.to_agent(client, orders)] == [wire.ExecSignal, wire.ExecStdin]
+
+
+# What not every agent can decode
+
+
+def with_more(message: wire.Message, frame_id: int, *, beside: bool, version: int = 7) -> wire.Frame:
+    """A message with a simple value under a key that nobody knows, in its payload or beside it."""
+    raw = wire.encode(message, frame_id, version=version)
+    envelope = cbor2.loads(raw[9:])
+    more = {"later": cbor2.CBORSimpleValue(255)}
+    if beside:
+        envelope |= more
+    else:
+        envelope["p"] = cbor2.dumps(cbor2.loads(envelope["p"]) | more)
+    return wire.Frame(frame_id, raw[8], cbor2.dumps(envelope))
+
+
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("window", [None, 1000])
+def test_what_not_every_agent_can_decode_is_answered_and_not_forwarded(beside: bool, window: int | None) -> None:
+    table = Table(window=window)
+    client = table.connect()
+    orders = table.router.from_client(client, with_more(EXEC, client.ids[0], beside=beside))
+    assert table.to_agent(client, orders) == []
+    [(answered, error)] = table.to_client(client)
+    assert answered == client.ids[0]
+    assert isinstance(error, wire.Error)
+    assert error.kind == "invalid_payload"
+    assert "not every agent can decode" in error.message
+    assert not client.sessions
+
+
+def test_a_session_in_which_that_is_sent_ends_in_the_guest() -> None:
+    table = Table()
+    client = table.connect()
+    table.client_says(client, EXEC, client.ids[0])
+    orders = table.router.from_client(client, with_more(wire.ExecSignal(1), client.ids[0], beside=False))
+    assert table.to_agent(client, orders) == [(client.ids[0], wire.ExecSignal(9))]
+
+
+def test_a_client_that_knows_no_errors_is_cut_for_it() -> None:
+    table = Table()
+    client = table.connect()
+    with pytest.raises(ProtocolError, match="not every agent can decode"):
+        table.router.from_client(client, with_more(EXEC, client.ids[0], beside=False, version=4))
