@@ -39,7 +39,7 @@ ROOMS = {
         {"_addresses", "_errors", "_states", "_buffers", "_version", "_forked", "_processes", "_standard"},
         trio=False,
     ),
-    "trio": Room({"_trio"}),
+    "trio": Room({"_trio"}, {"ground"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_console"}, {"ground"}, trio=False),
     "channel": Room({"_console.stream", "_console.channel"}, {"ground", "trio", "console"}),

@@ -10,6 +10,12 @@ A child that is forked by a C library, without Python, closes none. So a program
 down before it closes it (`shut_down_at_the_end`): that ends the connection for every copy, and the bytes already
 sent still arrive.
 
+A fork in another thread can come between the making of a descriptor and `let_go_in_child`. So both are done in one
+block of `no_fork`, for which such a fork waits. (No task can fork in between, because there is no checkpoint.)
+
+The wakes are not let go of: no program learns anything from their end, and a child that rings one wakes its parent
+for nothing.
+
 The child does not close a number but puts ``/dev/null`` on it. The objects that own the number exist in the child
 as well, and close it when they are garbage-collected: by then a closed number might be another file's.
 """
@@ -18,22 +24,39 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import weakref
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
+    from contextlib import AbstractContextManager
 
     import trio
 
-__all__ = ["let_go_in_child", "shut_down_at_the_end"]
+__all__ = ["let_go_in_child", "no_fork", "shut_down_at_the_end"]
 
 _T = TypeVar("_T")
 
 #: For each owner of descriptors a function that returns the numbers it owns now; a number below 0 is closed
 #: already.
 _owners: Final[weakref.WeakKeyDictionary[Any, Callable[[Any], Iterable[int]]]] = weakref.WeakKeyDictionary()
+
+#: Held by a thread that makes descriptors, and by one that forks. The former waits for no other thread then, so
+#: a fork waits only for a few system calls.
+_lock = threading.RLock()
+
+#: Seconds after which a fork is made all the same: nothing here may hang a program that only forks.
+_LONGEST_WAIT: Final = 5.0
+
+
+def no_fork() -> AbstractContextManager[bool]:
+    """A context manager for the time between making a descriptor and `let_go_in_child`: no other thread forks.
+
+    The block must not wait for anything.
+    """
+    return _lock
 
 
 def _own_number(owner: Any) -> tuple[int]:
@@ -101,5 +124,24 @@ def _open_null(numbers: list[int]) -> int:
     return -1
 
 
+# The lock is the forking thread's between the first function and one of the other two, in each process. (`release`
+# raises if this thread has not got it.)
+
+
+def _before() -> None:
+    _lock.acquire(timeout=_LONGEST_WAIT)
+
+
+def _after_in_parent() -> None:
+    with suppress(RuntimeError):
+        _lock.release()
+
+
+def _after_in_child() -> None:
+    global _lock
+    _lock = threading.RLock()  # the old one may be held by a thread that does not exist here
+    _let_go()
+
+
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_let_go)
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child)

@@ -17,7 +17,7 @@ import trio
 
 from trio_console._addresses import named_by_descriptor
 from trio_console._console.channel import SHORT_GRACE, open_console
-from trio_console._forked import let_go_in_child, shut_down_at_the_end
+from trio_console._forked import shut_down_at_the_end
 from trio_console._guests.process import ProcessGuest
 from trio_console._guests.spec import GuestSpec, attached_host
 from trio_console._relay.options import RelayOptions
@@ -34,6 +34,7 @@ from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.sockets import connect_unix
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
@@ -196,7 +197,6 @@ async def connect_guest(
     check_heartbeat(heartbeat)
     name = os.fspath(path)
     stream = await _connect(name, server_uids)
-    let_go_in_child(stream.socket)
     # (The stream is not closed by its `aclose`, because that is a checkpoint: a `Cancelled` raised there would
     # replace the exception with which the block is left, such as a KeyboardInterrupt.)
     with stream.socket, shut_down_at_the_end(stream.socket):
@@ -392,7 +392,7 @@ async def _leave_relay(connection: Connection, grace: float) -> None:
 async def _connect(path: str, server_uids: Collection[int] | None) -> trio.SocketStream:
     try:
         with named_by_descriptor(path) as name:
-            stream = await trio.open_unix_socket(name)
+            stream = await connect_unix(name)
         try:
             check_server(stream.socket, path, server_uids)
         except BaseException:

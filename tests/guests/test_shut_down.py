@@ -13,11 +13,12 @@ import pytest
 import trio
 
 from tests.tools.limits import HANG
-from trio_console import ProcessGuest, RelayOptions, Rights, _open, connect_guest, open_guest, serve_relay
+from trio_console import ProcessGuest, RelayOptions, Rights, connect_guest, open_guest, serve_relay
 from trio_console._console import devices as _devices
 from trio_console._console.devices import as_device
 from trio_console._forked import let_go_in_child
 from trio_console._relay import server as _server
+from trio_console._trio import sockets as _sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,12 +49,12 @@ async def test_a_client_that_leaves_is_gone_although_somebody_has_a_copy(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(HANG), _copies(monkeypatch, _open) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _sockets) as copies:
         async with trio.open_nursery() as nursery:
             relay = await nursery.start(serve_relay, ProcessGuest(), path)
             async with connect_guest(path) as guest:
                 await guest.ping()
-            assert len(copies) == 1
+            assert len(copies) == 2  # of the client's end, and of the relay's
             while relay.statistics().clients:
                 await trio.sleep(0.01)
             nursery.cancel_scope.cancel()
@@ -63,7 +64,7 @@ async def test_a_relay_that_ends_is_gone_for_its_clients_although_somebody_has_c
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _sockets) as copies:
         async with trio.open_nursery() as nursery:
             await nursery.start(serve_relay, ProcessGuest(), path)
             client = await trio.open_unix_socket(path)
@@ -79,7 +80,7 @@ async def test_a_client_that_is_refused_is_disconnected_although_somebody_has_a_
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = os.fspath(tmp_path / "sock")
-    with trio.fail_after(HANG), _copies(monkeypatch, _server) as copies:
+    with trio.fail_after(HANG), _copies(monkeypatch, _sockets) as copies:
         async with trio.open_nursery() as nursery:
             options = RelayOptions(rights={os.geteuid() + 1: Rights()})
             await nursery.start(partial(serve_relay, ProcessGuest(), path, options=options))

@@ -57,7 +57,7 @@ class CommandGuest(GuestSpec):
     async def _launch(self) -> AsyncIterator[Host]:
         name = os.path.basename(self._command[0])
         with TheirEnds() as theirs:
-            with owned(theirs.console()) as device, theirs.error_pipe() as stderr:
+            with owned(theirs.console) as device, theirs.error_pipe() as stderr:
                 their_in, their_out, their_err = theirs.numbers
                 process = await start(
                     self._command,

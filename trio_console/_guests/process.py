@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
-from trio_console._forked import let_go_in_child
+from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import TheirEnds, beyond_standard, owned, start, watch
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
@@ -74,13 +74,14 @@ class ProcessGuest(GuestSpec):
         # variable is set. The agent takes it out again before it starts a command.
         env = {_NO_COERCION: "0", **given, GUEST_MARK: mark}
         forget = "" if _NO_COERCION in given else f"import os; del os.environ[{_NO_COERCION!r}]; "
-        ours, theirs = map(let_go_in_child, socket.socketpair())
+        with no_fork():
+            ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with (
             theirs,
-            owned(ours) as device,
-            let_go_in_child(beyond_standard(theirs)) as theirs,
+            owned(lambda: ours) as device,
+            beyond_standard(theirs) as theirs,
             TheirEnds() as ends,
             ends.error_pipe() as stderr,
         ):

@@ -7,12 +7,12 @@ import socket
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, final
 
-import trio
-
 from trio_console._addresses import named_by_descriptor
+from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import owned
 from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.sockets import connect_unix
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -40,15 +40,16 @@ class SocketGuest(GuestSpec):
     @interrupt_safe
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
-        sock = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
-        with sock:
-            try:
-                with named_by_descriptor(self._path) as name:
-                    await sock.connect(name)
-            except OSError as exc:
-                # (The error for a path that is too long has no errno.)
-                error = type(exc)(exc.errno, exc.strerror or str(exc), self._path)
-                error.add_note("(connecting to the guest's console)")
-                raise error from exc
-            with owned(socket.socket(fileno=sock.detach())) as device:
+        try:
+            with named_by_descriptor(self._path) as name:
+                stream = await connect_unix(name)
+        except OSError as exc:
+            # (The error for a path that is too long has no errno.)
+            error = type(exc)(exc.errno, exc.strerror or str(exc), self._path)
+            error.add_note("(connecting to the guest's console)")
+            raise error from exc
+        with stream.socket as sock:
+            with no_fork():
+                console = let_go_in_child(socket.socket(fileno=sock.detach()))
+            with owned(lambda: console) as device:
                 yield Host(device)

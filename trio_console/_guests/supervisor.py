@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 
 from trio_console._console.devices import as_device
-from trio_console._forked import let_go_in_child
+from trio_console._forked import let_go_in_child, no_fork
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
@@ -25,7 +25,7 @@ from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from trio_console._console.devices import GuestDevice
     from trio_console._guests.spec import Host
@@ -47,22 +47,30 @@ def beyond_standard(end: socket.socket) -> socket.socket:
     if end.fileno() > _LAST_STANDARD_FD:
         return end
     with end:
-        return socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1))
+        with no_fork():
+            number = fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, _LAST_STANDARD_FD + 1)
+            return let_go_in_child(socket.socket(fileno=number))
 
 
 @contextmanager
-def owned(ends: socket.socket | tuple[int, int]) -> Iterator[GuestDevice]:
-    """Our end of a console, as a device; it is closed when the block is left, if it was not closed before."""
+def owned(take: Callable[[], socket.socket | tuple[int, int]]) -> Iterator[GuestDevice]:
+    """Our end of a console, as a device; it is closed when the block is left, if it was not closed before.
+
+    Args:
+        take: makes that end, or only returns it.
+    """
     assert trio.lowlevel.currently_ki_protected(), "no Ctrl-C comes between a descriptor and its owner"
-    try:
-        device = as_device(ends)
-    except (TypeError, ValueError):
-        if isinstance(ends, tuple):
-            for fd in ends:
-                os.close(fd)
-        else:
-            ends.close()
-        raise  # (After any other error `as_device` has closed them.)
+    with no_fork():
+        ends = take()
+        try:
+            device = as_device(ends)
+        except (TypeError, ValueError):
+            if isinstance(ends, tuple):
+                for fd in ends:
+                    os.close(fd)
+            else:
+                ends.close()
+            raise  # (After any other error `as_device` has closed them.)
     try:
         yield device
     finally:
@@ -107,11 +115,12 @@ class TheirEnds:
     @contextmanager
     def error_pipe(self) -> Iterator[trio.abc.ReceiveStream]:
         """Make a pipe, keep its writing end, and yield the reading end."""
-        reading, writing = os.pipe()
-        self.numbers.append(writing)
-        # Forked children close their copy of the reading end: it would not be read, and a guest that writes many
-        # errors would block.
-        stream = let_go_in_child(trio.lowlevel.FdStream(reading))
+        with no_fork():
+            reading, writing = os.pipe()
+            self.numbers.append(writing)
+            # Forked children close their copy of the reading end: it would not be read, and a guest that writes
+            # many errors would block.
+            stream = let_go_in_child(trio.lowlevel.FdStream(reading))
         try:
             yield stream
         finally:

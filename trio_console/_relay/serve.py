@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._forked import let_go_in_child
+from trio_console._forked import let_go_in_child, no_fork
 from trio_console._relay.log import SessionLog
 from trio_console._relay.options import Log
 from trio_console._relay.server import RelayServer
@@ -117,11 +117,10 @@ async def relaying(
     returned, or the time for that is over.
     """
     server = RelayServer(console, booted, options, explain)
-    accepting = let_go_in_child(made.sock.dup())
-    listener = trio.SocketListener(trio.socket.from_stdlib_socket(accepting))
-    # (The socket, because the listener's `aclose` is a checkpoint: a `Cancelled` from there would take the place
-    # of what the block is left with, a Ctrl-C for one.)
-    with listener.socket:
+    with no_fork():
+        listener = let_go_in_child(made.sock.dup())
+    with listener:
+        listener.setblocking(False)
         async with hidden_nursery() as nursery:
             scope = trio.CancelScope(shield=True)
 

@@ -26,11 +26,12 @@ import trio
 from trio_console import _wire as wire
 from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
-from trio_console._forked import let_go_in_child, shut_down_at_the_end
+from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
+from trio_console._trio.sockets import accept
 from trio_console._wire.ids import MAX_CLIENTS
 from trio_console._wire.outbox import Outbox
 
@@ -168,7 +169,7 @@ class RelayServer:
     # Life
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, listener: trio.SocketListener) -> None:
+    async def run(self, listener: socket.socket) -> None:
         """Serve until the guest is gone; `reason` and `cause` then say why."""
         try:
             async with trio.open_nursery() as nursery:
@@ -238,7 +239,8 @@ class RelayServer:
         if self._ended.is_set():
             raise GuestLostError(self.reason) from self.cause
         client, self._own_client = self._own_client, None
-        ours, theirs = map(let_go_in_child, socket.socketpair())
+        with no_fork():
+            ours, theirs = map(let_go_in_child, socket.socketpair())
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
         self._nursery.start_soon(self._serve_client, stream, client)
         with trio.socket.from_stdlib_socket(theirs) as end, shut_down_at_the_end(end):
@@ -279,20 +281,20 @@ class RelayServer:
     # Clients
 
     @trio.lowlevel.enable_ki_protection
-    async def _accept(self, listener: trio.SocketListener) -> None:
+    async def _accept(self, listener: socket.socket) -> None:
         with self._front:
             await self._accept_all(listener)
 
-    async def _accept_all(self, listener: trio.SocketListener) -> None:
+    async def _accept_all(self, listener: socket.socket) -> None:
         assert self._nursery is not None, "clients come while the server runs"
         while True:
             try:
-                stream = await listener.accept()
+                stream = await accept(listener)
             except OSError as exc:
                 log.warning("a client could not be accepted: %s", exc)
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
-            uid = peer_of(let_go_in_child(stream.socket)).uid
+            uid = peer_of(stream.socket).uid
             if uid not in self._options.rights:
                 self._refused += 1
                 with stream.socket, shut_down_at_the_end(stream.socket):

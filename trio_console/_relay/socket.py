@@ -25,7 +25,7 @@ import time
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._addresses import LONGEST_ADDRESS
-from trio_console._forked import let_go_in_child
+from trio_console._forked import let_go_in_child, no_fork
 from trio_console._relay.trust import check_directory
 
 if TYPE_CHECKING:
@@ -61,7 +61,10 @@ class RelaySocket:
         self.path: Final = os.path.abspath(os.fspath(path))
         self._name = os.path.basename(self.path)
         self._mode = mode
-        self._directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with no_fork():
+            self._directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            # A lock belongs to the open file, so a forked child would keep it when its parent has died.
+            let_go_in_child(self, lambda made: (made._directory,))
         try:
             check_directory(self._directory, os.path.dirname(self.path))
             with self._locked():
@@ -69,8 +72,13 @@ class RelaySocket:
                 self.sock: Final = self._bind()
                 self._identity = self._identify()
         except BaseException:
-            os.close(self._directory)
+            self._close_directory()
             raise
+
+    def _close_directory(self) -> None:
+        # Forgotten before it is closed: a child forked in between must not close a number that is another file's.
+        directory, self._directory = self._directory, -1
+        os.close(directory)
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -105,7 +113,9 @@ class RelaySocket:
             return
         if not stat.S_ISSOCK(found.st_mode):
             raise FileExistsError(errno.EEXIST, "there is a file that is not a socket: remove it", self.path)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        with no_fork():
+            probe = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with probe:
             probe.setblocking(False)
             try:
                 probe.connect(self._short_path)
@@ -123,7 +133,8 @@ class RelaySocket:
         if len(os.fsencode(self._short_path)) > LONGEST_ADDRESS:  # nobody could connect to it
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path)
         hidden = f".{secrets.token_hex(8)}"
-        sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        with no_fork():
+            sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             os.fchmod(sock.fileno(), self._mode)
             sock.bind(f"/proc/self/fd/{self._directory}/{hidden}")
@@ -161,5 +172,4 @@ class RelaySocket:
                 if self._identify() == self._identity:
                     os.unlink(self._name, dir_fd=self._directory)
         finally:
-            os.close(self._directory)
-            self._directory = -1
+            self._close_directory()
