@@ -267,6 +267,43 @@ def to_thread_console(size: int, count: int) -> float:
     return count / trio.run(main)
 
 
+#: Chunks that a task has at a time, to be sent in one call.
+AT_A_TIME = 1000
+
+
+def pieces_console(size: int, count: int) -> float:
+    """`ConsoleStream.send_pieces` of a list of chunks, `AgentConsoleBackend.readinto`."""
+    return _pieces(lambda channel: channel.send_pieces, size, count)
+
+
+def pieces_joined_by_hand(size: int, count: int) -> float:
+    """`ConsoleStream.send_all` of the list's joined bytes, `AgentConsoleBackend.readinto`."""
+
+    def joining(channel: trio_console.ConsoleStream) -> Callable[[list[bytes]], Awaitable[None]]:
+        return lambda pieces: channel.send_all(b"".join(pieces))
+
+    return _pieces(joining, size, count)
+
+
+def _pieces(
+    choose: Callable[[trio_console.ConsoleStream], Callable[[list[bytes]], Awaitable[None]]], size: int, count: int
+) -> float:
+    async def main() -> float:
+        shared = trio_console.ConsoleSharedState()
+        backend = trio_console.AgentConsoleBackend(shared)
+        channel = trio_console.ConsoleStream(shared)
+        send = choose(channel)
+        pieces = [bytes(bytearray(size)) for _ in range(AT_A_TIME)]
+
+        async def send_all() -> None:
+            for _ in range(count // AT_A_TIME):
+                await send(pieces)
+
+        return await _beside(partial(_read_backend, backend, size * count), send_all)
+
+    return count / trio.run(main)
+
+
 def to_thread_pipe(size: int, count: int) -> float:
     """`trio.lowlevel.FdStream`, `os.readv` from a pipe."""
 

@@ -87,6 +87,20 @@ def _channel_rows() -> Iterator[Row]:
                 note="each send_all is a checkpoint, ours and the peers': nobody can be faster than that",
                 facts={"size": size, "group": "to-thread", "when": when},
             )
+    for size, name, many in ((16, "16 B", 2_000_000), (KIB, "1 KiB", 100_000)):
+        yield Row(
+            f"pieces-{size}",
+            f"trio → thread, {name}, {channel.AT_A_TIME} chunks a call",
+            "chunks/s",
+            {
+                "trio_console": _once(channel.pieces_console, size, many),
+                "joined by hand": _once(channel.pieces_joined_by_hand, size, many),
+                "one by one": _once(channel.to_thread_console, size, _SLOW_COUNTS[16]),
+            },
+            peers=("joined by hand",),
+            statistics=(Statistic(bar=0.8),),
+            facts={"size": size, "group": "pieces"},
+        )
     yield Row(
         "echo",
         "64-byte echo trio → thread → trio",

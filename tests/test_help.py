@@ -27,12 +27,12 @@ PURE = "anchor as_posix drive is_absolute is_relative_to joinpath match name par
 
 #: What each public class has beyond what it inherits from other packages.
 DOCUMENTED: dict[type, str] = {
-    trio_console.AgentConsoleBackend: "read read_wake_fd readinto wait_until_writable write",
+    trio_console.AgentConsoleBackend: "read read_wake_fd readinto readv wait_until_writable write writev",
     trio_console.ChunkRing: "capacity max_bytes nbytes pop push",
     trio_console.CommandGuest: "",
     trio_console.ConsoleSharedState: "close_wakes guest_gone host_gone rx_ring rx_wake tx_ring tx_wake",
     trio_console.ConsoleStatistics: "closed rx tasks_waiting_receive tasks_waiting_send tx",
-    trio_console.ConsoleStream: "statistics",
+    trio_console.ConsoleStream: "send_nowait send_pieces statistics",
     trio_console.Guest: "open_file open_process open_tcp_stream path ping ready run_process shutdown statistics "
     "touch wait_lost",
     trio_console.GuestDevice: "close close_write read write",

@@ -17,10 +17,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
+from trio_console._buffers import flat_view
 from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES, LaneRing
 from trio_console._console.wake import WakePipe
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trio_console._console.ring import BytesLike, ChunkRing
 
 __all__ = ["AgentConsoleBackend", "ConsoleSharedState", "Lane", "LaneStatistics"]
@@ -294,6 +297,31 @@ class AgentConsoleBackend:
                 self._fail_reading(exc)
                 return 0
 
+    def readv(self, buffers: Iterable[bytearray | memoryview]) -> int:
+        """Like `readinto`, for a chain of buffers: fills each of them before the next one.
+
+        Returns:
+            The number of bytes copied into all of them; 0 is end of file.
+
+        Raises:
+            BlockingIOError: as in `read`, also if all buffers are empty.
+        """
+        views = [memoryview(buffer).cast("B") for buffer in buffers]
+        if not any(map(len, views)):
+            self._refuse_empty_read()
+        if not self._ready():
+            return 0
+        filled = 0
+        try:
+            for view in views:
+                filled += (size := self._rx.ring.readinto(view))
+                if size < len(view):
+                    break
+        except MemoryError as exc:
+            if not filled:
+                self._fail_reading(exc)
+        return filled
+
     def _fail_reading(self, cause: MemoryError) -> None:
         """End both directions: there was not enough memory for a read, and a device cannot handle that error."""
         self._shared.guest_gone(cause)
@@ -356,12 +384,34 @@ class AgentConsoleBackend:
         try:
             return self._offer(data) or self._refuse(data)
         except MemoryError as exc:
-            # There was not enough memory for the copy. A device would retry for ever, so the channel fails
-            # instead: the bytes already queued are still delivered; these bytes and all later ones are dropped.
-            self._failed = True
-            self._tx.ring.revoke()
-            self._shared.guest_gone(exc)
+            self._fail_writing(exc)
             return self._refuse(data)
+
+    def writev(self, buffers: Iterable[BytesLike]) -> int:
+        """Like `write`, for a chain of buffers: all their bytes are taken, as one chunk, or none.
+
+        Returns:
+            The number of bytes in all of them.
+
+        Raises:
+            BlockingIOError, TypeError: as in `write`.
+        """
+        chain = [memoryview(buffer) for buffer in buffers]
+        try:
+            data = b"".join(map(flat_view, chain))
+        except MemoryError as exc:
+            self._fail_writing(exc)
+            return self._tx.swallow(sum(view.nbytes for view in chain))
+        return self.write(data)
+
+    def _fail_writing(self, cause: MemoryError) -> None:
+        """End the channel: there was not enough memory for a copy, and a device would retry for ever.
+
+        The bytes already queued are still delivered; later ones are dropped and counted.
+        """
+        self._failed = True
+        self._tx.ring.revoke()
+        self._shared.guest_gone(cause)
 
     def _refuse(self, data: BytesLike) -> int:
         """Handle ``data`` that the ring did not take: it is empty, the ring is full, or the lane has ended."""

@@ -16,10 +16,12 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._buffers import flat_view
+from trio_console._buffers import flat_view, joined
 from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from trio_console._console.backend import ConsoleSharedState, Lane, LaneStatistics
     from trio_console._console.ring import BytesLike
     from trio_console._console.wake import WakePipe
@@ -98,10 +100,10 @@ class LaneStream(trio.abc.HalfCloseableStream):
                     await self._wait_room(len(data))
             else:
                 with flat_view(data) as view:
-                    await self._send_pieces(view)
+                    await self._send_slices(view)
             await trio.lowlevel.cancel_shielded_checkpoint()
 
-    async def _send_pieces(self, view: memoryview) -> None:
+    async def _send_slices(self, view: memoryview) -> None:
         ring = self._send.ring
         size = min(_SLICE, ring.piece)
         for start in range(0, len(view), size):
@@ -111,6 +113,61 @@ class LaneStream(trio.abc.HalfCloseableStream):
             piece = view[start : start + size]  # the ring copies it: once, and a piece at a time
             while not ring.offer(piece):
                 await self._wait_room(len(piece))
+
+    @trio.lowlevel.enable_ki_protection
+    def send_nowait(self, chunk: BytesLike) -> None:
+        """Queue all of ``chunk`` for the other end at once, or nothing. Not a checkpoint.
+
+        A `bytes` object is queued by reference; other data is copied once. A chunk that is larger than the ring is
+        taken when the ring is empty. A program that calls this in a loop must make checkpoints of its own.
+
+        Args:
+            chunk: bytes-like.
+
+        Raises:
+            trio.WouldBlock: it does not fit now; see `wait_send_all_might_not_block`.
+            trio.BusyResourceError: another task is sending, and waits for room.
+            trio.ClosedResourceError, trio.BrokenResourceError: as in `send_all`.
+            TypeError: ``chunk`` is not bytes-like.
+        """
+        with self._send_conflict:
+            self._check_may_send()
+            if not self._send.ring.offer(chunk) and memoryview(chunk).nbytes:
+                self._check_may_send()  # the ring also refuses when the other end goes in this moment
+                raise trio.WouldBlock
+
+    @trio.lowlevel.enable_ki_protection
+    async def send_pieces(self, pieces: Iterable[BytesLike]) -> None:
+        """Queue many chunks for the other end, as `send_all` for each, and much faster where they are small.
+
+        Small chunks are joined, up to 64 KiB, and a large `bytes` object is queued by reference. There is a
+        checkpoint for every 256 KiB or so, and not for each chunk. No more chunks are taken from ``pieces`` than
+        are joined.
+
+        If cancelled, the first of the chunks were queued, each of them whole, and the others were not.
+
+        Args:
+            pieces: an iterable of bytes-like chunks. A list or a tuple is the fastest.
+
+        Raises:
+            trio.ClosedResourceError, trio.BrokenResourceError, trio.BusyResourceError: as in `send_all`; some of
+                the chunks may have been queued.
+            TypeError: a chunk is not bytes-like; some of those before it may have been queued.
+        """
+        with self._send_conflict:
+            self._check_may_send()
+            await trio.lowlevel.checkpoint_if_cancelled()
+            ring = self._send.ring
+            queued = 0  # since the last checkpoint
+            for data in joined(pieces, _SLICE):
+                if queued >= _SLICE * _SLICES_PER_TURN:
+                    await trio.lowlevel.checkpoint()
+                    self._check_may_send()
+                    queued = 0
+                while not ring.offer(data):
+                    await self._wait_room(len(data))
+                queued += len(data)
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.enable_ki_protection
     async def wait_send_all_might_not_block(self) -> None:

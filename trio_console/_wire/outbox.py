@@ -55,7 +55,7 @@ class GatheringStream(trio.abc.SendStream):
     """A stream that takes bytes in several pieces."""
 
     @abc.abstractmethod
-    async def send_pieces(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[bytes]) -> None:
         """Send all pieces, as `send_all` does with the joined bytes. A checkpoint only if they do not fit at once.
 
         (The outbox makes a checkpoint for each batch.) The callee may change the list.
@@ -155,7 +155,7 @@ class Outbox:
         if self._gathers is None:
             await self._stream.send_all(batch[0])
         else:
-            await self._gathers.send_pieces(batch)
+            await self._gathers.send_gathered(batch)
 
     def _take_batch(self) -> tuple[list[bytes], int, int]:
         """Take all control frames, and then bulk frames as long as the batch is small.

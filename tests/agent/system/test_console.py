@@ -42,7 +42,7 @@ async def test_pieces_arrive_in_order_and_whole(ends: tuple[trio.abc.Stream, soc
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(collect)
-        await console.send_pieces(list(pieces))
+        await console.send_gathered(list(pieces))
         await console.send_all(memoryview(b"whole"))
         await console.aclose()
     assert got == [b"".join([*pieces, b"whole"])]
@@ -60,7 +60,7 @@ async def test_a_write_that_is_cut_anywhere_goes_on_where_it_was_cut(
         return real(fd, [b"".join(pieces)[:taken]])
 
     monkeypatch.setattr(os, "writev", writev)
-    await console.send_pieces([b"ab", b"c", b"def"])
+    await console.send_gathered([b"ab", b"c", b"def"])
     await console.aclose()
     assert await read_all(theirs) == b"abcdef"
 

@@ -20,7 +20,7 @@ class GatheringGatedStream(GatedStream, GatheringStream):
         super().__init__(is_open=True)
         self.pieces: list[list[bytes]] = []
 
-    async def send_pieces(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[bytes]) -> None:
         self.pieces.append(pieces)
 
 
@@ -120,8 +120,8 @@ class NeverFullStream(GatheringGatedStream):
 
     outbox: Outbox
 
-    async def send_pieces(self, pieces: list[bytes]) -> None:
-        await super().send_pieces(pieces)
+    async def send_gathered(self, pieces: list[bytes]) -> None:
+        await super().send_gathered(pieces)
         if len(self.pieces) < 1000 and not self.outbox.closed:
             self.outbox.send_control(b"more")
 

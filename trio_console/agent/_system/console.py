@@ -60,10 +60,10 @@ class _Console(trio.abc.Stream, GatheringStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
-        await self.send_pieces([bytes(data)])
+        await self.send_gathered([bytes(data)])
 
-    async def send_pieces(self, pieces: list[bytes]) -> None:
-        """See `GatheringStream.send_pieces`."""
+    async def send_gathered(self, pieces: list[bytes]) -> None:
+        """See `GatheringStream.send_gathered`."""
         rest: list[bytes | memoryview] = [piece for piece in pieces if piece]
         with self._conflict:
             while rest:
