@@ -7,6 +7,7 @@ reason, the nursery is cancelled, and each session ends its processes before its
 from __future__ import annotations
 
 import errno
+import math
 import os
 import secrets
 import signal
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _wire as wire
+from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._version import __version__
 from trio_console._wire.ids import slot_ids, slot_of, slots_in
 from trio_console._wire.outbox import Outbox
@@ -29,9 +31,10 @@ from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
 from trio_console.agent._process.sinks import Sinks
-from trio_console.agent._process.spawn import Child, StartError, spawn
+from trio_console.agent._process.spawn import Child, StartError, failure, spawn
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
+from trio_console.agent._shares import Shares
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
 from trio_console.agent._system.machine import (
     ACTIVITY_DIR,
@@ -51,9 +54,9 @@ __all__ = ["AgentOptions", "serve_agent"]
 
 AGENT_VERSION: Final = f"trio_console {__version__}"
 
-#: Starts that run at the same time. Two keep both halves of a start busy; more would only wait for the
-#: interpreter.
-_SPAWN_THREADS: Final = 4
+#: Starts that run at the same time, beside the first of each client; four of them for one client. Two keep both
+#: halves of a start busy; more would only wait for the interpreter.
+_STARTS: Final = 6
 
 #: Seconds for which a program that is open for writing is tried again, and between two attempts. Every process
 #: that is started holds copies of its parent's descriptors until its exec. So a file that was written and closed
@@ -145,7 +148,8 @@ class _Agent:
         self._leaders = Leaders()
         self._hunt = Hunt(f"{secrets.token_hex(8)}.")
         self._sinks: Sinks | None = None
-        self._threads = trio.CapacityLimiter(_SPAWN_THREADS)
+        self._starts = Shares(_STARTS)
+        self._threads = trio.CapacityLimiter(math.inf)  # the shares are the limit
         self._defaults = ExecDefaults()
         self._serial = 0
         self._clients_gone: dict[int, int] = {}  # by slot
@@ -289,6 +293,7 @@ class _Agent:
         for slot in slots_in(start, end):
             client, ids = self._client(slot), slot_ids(slot)
             if client in self._commanders and start <= ids.start and ids.stop <= end:
+                self._starts.forget(slot)
                 self._commanders.remove(client)
                 self._clients_gone[slot] = self._clients_gone.get(slot, 0) + 1
                 nursery.start_soon(self._hunt.kill_client, client, _KILL_GRACE)
@@ -304,7 +309,11 @@ class _Agent:
         deadline = trio.current_time() + _BUSY_TIME
         while True:
             try:
-                return await self._try_to_spawn(request, size, mark)
+                async with self._starts.slot(self._starts.of(slot)):
+                    return await self._try_to_spawn(request, size, mark)
+            except (OSError, NoThreadError) as exc:
+                code = exc.errno if isinstance(exc, OSError) else None
+                raise StartError(failure(request, OSError(code or errno.EAGAIN, "no room for a start"))) from exc
             except StartError as exc:
                 if exc.failure.errno != errno.ETXTBSY or trio.current_time() >= deadline:
                     raise
@@ -315,9 +324,8 @@ class _Agent:
         self._ensure_headroom()
         before = self.headroom.for_child()
         with self._leaders.starting():
-            child = await trio.to_thread.run_sync(
-                spawn, request, size, self._defaults, before, mark, limiter=self._threads
-            )
+            start = partial(spawn, request, size, self._defaults, before, mark)
+            child = await in_thread("for a command", start, limiter=self._threads)
             self._leaders.add(child.pid)
             child.on_reap = self._leaders.discard
         return child

@@ -9,6 +9,7 @@ This module must not know other kinds of sessions.
 
 from __future__ import annotations
 
+import errno
 from functools import partial
 from typing import TYPE_CHECKING, final
 
@@ -20,6 +21,7 @@ from trio_console._wire.ids import slot_of
 from trio_console.agent._files.handles import FIFO_POLL
 from trio_console.agent._files.paths import FsError, NoReaderError, failing, perform, too_large
 from trio_console.agent._files.trees import Stop
+from trio_console.agent._process.spawn import os_error_text
 from trio_console.agent._session import PromptSession, Sender
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def _answer_with(call: Callable[[], wire.FsResponse], session_id: int) -> bytes:
 class FsSession(PromptSession):
     """The base class of all operations. ``_stop`` asks a long call to end early."""
 
-    __slots__ = ("_counted", "_files", "_slot", "_stop")
+    __slots__ = ("_counted", "_files", "_share", "_slot", "_stop")
 
     kind = ""
     accepts = wire.accepted_in("fs", data=False)
@@ -67,6 +69,7 @@ class FsSession(PromptSession):
         slot = slot_of(session_id)
         assert slot is not None, "a session has the id of a client"
         self._slot = slot
+        self._share = files.disk.shares.of(slot)
         files.sessions[slot] += 1
 
     async def run(self) -> None:
@@ -77,6 +80,9 @@ class FsSession(PromptSession):
                     await self._work()
                 except FsError as exc:
                     await self._answer(wire.encode(failure(exc), self.id))
+                except OSError as exc:  # not of the operation, but of what it needs: a thread, or its turn
+                    error = FsError(f"file operation: {os_error_text(exc.errno or errno.EIO)}")
+                    await self._answer(wire.encode(failure(error), self.id))
         finally:
             self._stop.asked = True
             self._discount()
@@ -123,7 +129,7 @@ class FsCall(FsSession):
 
     async def _work(self) -> None:
         disk = self._files.disk
-        async with disk.permits:
+        async with disk.permit(self._share):
             call = partial(perform, self._op, self._stop, self._shown)
             await self._answer(await disk.run(partial(_answer_with, call, self.id)))
 
@@ -166,7 +172,7 @@ class FsHandleCall(FsHandleSession):
 
     async def _use(self) -> None:
         disk = self._files.disk
-        async with disk.permits:
+        async with disk.permit(self._share):
             call = partial(_answer_with, self._call, self.id)
             await self._answer(await disk.run(call, self._handle.disown))
 
@@ -195,7 +201,7 @@ class FsOpen(FsSession):
         told = False
         try:
             while handle is None:
-                async with files.disk.permits:
+                async with files.disk.permit(self._share):
                     handle = await files.disk.run(self._open_unless_stopped)
                     if handle is not None:
                         # The handle is put into the table first, and then the client gets its number. So the
@@ -240,7 +246,7 @@ class FsClose(FsHandleSession):
 
     async def _use(self) -> None:
         files, handle = self._files, self._handle
-        async with files.disk.permits:
+        async with files.disk.permit(self._share):
             if not handle.doomed:
                 files.handles.doom(handle)
             call = partial(_answer_with, partial(_close, handle), self.id)

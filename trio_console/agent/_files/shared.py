@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._wire.ids import slots_in
+from trio_console._wire.ids import slot_ids, slots_in
 from trio_console.agent._files.disk import Disk
 from trio_console.agent._files.handles import SLICE, Handle, HandleTable
 from trio_console.agent._files.paths import FsError
@@ -28,6 +28,9 @@ __all__ = ["FILE_PATIENCE", "Files"]
 #: Seconds in which a file may take no data before more data of a client without credit is refused. It is longer
 #: than for a command, because disks pause, and because a file with a part missing is of no use.
 FILE_PATIENCE: Final = 5.0
+
+#: Seconds until handles that could not be closed, for lack of a thread, are closed again.
+_CLOSE_PAUSE: Final = 0.1
 
 
 @final
@@ -42,7 +45,8 @@ class Files:
         self.scratch = memoryview(bytearray(SLICE))
         #: Operations under way, by the slot of their client.
         self.sessions: Counter[int] = Counter()
-        self._doomed: list[Handle] = []
+        self._doomed: dict[int, list[Handle]] = {}  # by the slot of their client
+        self._closing: set[int] = set()  # slots whose handles are being closed
         self._work = trio.Event()
 
     @asynccontextmanager
@@ -72,7 +76,7 @@ class Files:
     def _bury_doomed(self, handle: Handle) -> None:
         """Have a handle closed if it is doomed. No call with it may be under way."""
         if handle.doomed and not handle.closed:
-            self._doomed.append(handle)
+            self._doomed.setdefault(handle.slot, []).append(handle)
             self._work.set()
 
     def forget(self, id_start: int, id_end_exclusive: int) -> None:
@@ -80,26 +84,41 @@ class Files:
         slots = slots_in(id_start, id_end_exclusive)
         for handle in [handle for handle in self.handles if handle.slot in slots]:
             self.discard(handle)
+        for slot in slots:
+            if id_start <= slot_ids(slot).start and slot_ids(slot).stop <= id_end_exclusive:
+                self.disk.shares.forget(slot)
 
     async def run(self) -> None:
         """Close doomed handles, until cancelled at the agent's end.
 
-        It takes no permit for that, because calls that hang may have all permits.
+        It takes no permits for that, because calls that hang may have all. The handles of each slot are closed one
+        after another, beside those of the others: a close may hang, too.
         """
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.disk.watch_for_end)
             while True:
                 await self._work.wait()
                 self._work = trio.Event()
-                doomed, self._doomed = self._doomed, []
+                for slot in self._doomed.keys() - self._closing:
+                    self._closing.add(slot)
+                    nursery.start_soon(self._close_doomed, slot)
+
+    async def _close_doomed(self, slot: int) -> None:
+        while doomed := self._doomed.pop(slot, None):
+            try:
                 await self.disk.run(partial(_close_all, doomed))
+            except OSError:  # there is no thread for it
+                self._doomed.setdefault(slot, []).extend(doomed)
+                await trio.sleep(_CLOSE_PAUSE)
+        self._closing.discard(slot)
 
     def close(self) -> None:
         """Close all handles. Called when no session runs any more."""
         for handle in list(self.handles):
             self.handles.doom(handle)
-            self._doomed.append(handle)
-        _close_all(self._doomed)
+            self._bury_doomed(handle)
+        for doomed in self._doomed.values():
+            _close_all(doomed)
 
 
 def _close_all(handles: Iterable[Handle]) -> None:

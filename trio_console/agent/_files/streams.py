@@ -119,7 +119,7 @@ class FsRead(FsHandleSession):
         if self._complete:
             return 0
         disk, handle = self._files.disk, self._file
-        async with disk.buffer() as buffer:
+        async with disk.buffer(self._share) as buffer:
             call = partial(handle.read_into, buffer[:allowed], self._offset)
             size, self._complete = await disk.run(call, handle.disown)
             await self._send(buffer[:size])
@@ -197,7 +197,7 @@ class FsWrite(FsHandleSession):
             total += len(chunk)
             self._sender.activity.fs_bytes += len(chunk)
         while batch := await self._queue.batch(_BATCH, _CHANCES):
-            async with disk.permits:
+            async with disk.permit(self._share):
                 await disk.run(partial(file.write, batch, op.offset + total), file.disown)
             for chunk in batch:
                 total += len(chunk)

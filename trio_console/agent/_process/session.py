@@ -169,6 +169,7 @@ class ExecSession(Session):
         "_hunt",
         "_kill_grace",
         "_last_output",
+        "_late",
         "_outputs",
         "_outputs_open",
         "_outputs_over",
@@ -205,6 +206,7 @@ class ExecSession(Session):
         self._kill_grace: float | None = None  # seconds, if everything is to be killed
         self._doomed = False  # whether that is to be done as soon as the leader has exited
         self._status_lost = False  # whether somebody else has reaped the leader
+        self._late = False  # whether the client has gone during the start
         self._alive = 0  # processes that could not be killed
         self._outputs_open = 0
         self._last_output = -math.inf  # when bytes came last, after the exit
@@ -426,7 +428,8 @@ class ExecSession(Session):
         grace = _BURIAL_GRACE if self._kill_grace is None else self._kill_grace
         deadline = trio.current_time() + grace
         # If the agent itself ends, or the client has gone, then all that is left is searched at once, by others.
-        if self._scope.cancel_called and not self.departed:
+        # (But not what has started after that.)
+        if self._scope.cancel_called and (self._late or not self.departed):
             # The hunt looks first and kills then, and so does not lose the children of the leader, which has them
             # while it lives.
             async with trio.open_nursery() as nursery:
@@ -497,6 +500,14 @@ class ExecSession(Session):
                     self._doomed = True
                 else:
                     self.end()
+
+    def depart(self) -> None:
+        """See `Session.depart`. A start cannot be stopped, and may hang: nobody waits for that."""
+        if self._child is None and not self.muted:
+            self._late = True
+            self._sender.commit_unreserved(self._ending or self._last_word(), self.id)
+            self.let_go_of_id()
+        super().depart()
 
     def shut_down(self) -> None:
         """See `Session.shut_down`: send SIGTERM, and no terminal frame."""

@@ -34,7 +34,7 @@ from trio_console.agent._process.users import Account, UnknownUserError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-__all__ = ["Child", "StartError", "os_error_text", "spawn"]
+__all__ = ["Child", "StartError", "failure", "os_error_text", "spawn"]
 
 _KINDS: Final[dict[int, str]] = {
     errno.ENOENT: "not_found",
@@ -344,13 +344,13 @@ def spawn(
         )
     except OSError as exc:
         kind = _kind(exc, "pty_setup_failed" if request.tty else "other")
-        raise StartError(_failure(request, exc, kind=kind)) from exc
+        raise StartError(failure(request, exc, kind=kind)) from exc
     child: Child | None = None
     try:
         child = _start(plan, ends, mark)
     except (OSError, ValueError) as exc:
         ends.close_own_side()
-        raise StartError(_failure(request, exc, filename=_blamed(exc, plan))) from exc
+        raise StartError(failure(request, exc, filename=_blamed(exc, plan))) from exc
     finally:
         ends.close_child_side(failed=child is None)
     return child
@@ -468,7 +468,7 @@ def _kind(exc: OSError, otherwise: str = "other") -> str:
     return _KINDS.get(exc.errno or 0, otherwise)
 
 
-def _failure(
+def failure(
     request: wire.ExecRequest,
     exc: OSError | ValueError,
     *,

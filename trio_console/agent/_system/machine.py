@@ -44,6 +44,9 @@ _RB_POWER_OFF: Final = 0x4321FEDC
 #: whole burst of exits.
 _REAP_DELAY: Final = 0.5
 
+#: Seconds after which a start is not waited for: it hangs before its fork, or in its exec, so it has no zombie.
+_LONGEST_START: Final = 10.0
+
 _KILL_POLL: Final = 0.005
 
 _SYNC_GRACE: Final = 1.0
@@ -126,7 +129,8 @@ async def reap_orphans(leaders: Leaders) -> None:
     while True:
         with trio.open_signal_receiver(signal.SIGCHLD) as exits:
             # The search comes after the receiver was opened, so each exit is either found here or signalled.
-            await leaders.wait_settled()
+            with trio.move_on_after(_LONGEST_START):
+                await leaders.wait_settled()
             # There is no checkpoint from here on, so no session can start or reap a leader in between.
             for pid, state in _children():
                 if state == b"Z" and pid not in leaders:
