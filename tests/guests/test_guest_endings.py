@@ -38,7 +38,7 @@ MIB = 1024 * 1024
 class Undying:
     """A process in an uninterruptible system call."""
 
-    pid = 4711
+    pid = 2**22 + 1  # more than the kernel gives, so that no other process can be hit
     returncode = None
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> None:
     process: Any = Undying()
     device: Any = None
-    with pytest.warns(RuntimeWarning, match=r"the agent \(process 4711\) was killed but did not end"):
+    with pytest.warns(RuntimeWarning, match=r"the agent \(process 4194305\) was killed but did not end"):
         async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
             pass
     assert process.signals == [signal.SIGKILL]

@@ -7,9 +7,10 @@ This module must not know the bytes on the console; ``_open`` joins it with the 
 
 from __future__ import annotations
 
+import os
 import signal
 from abc import ABC, abstractmethod
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
@@ -87,6 +88,11 @@ class Host:
             self._process.send_signal(number)
 
     def kill(self) -> None:
+        """Kill the guest's process with its whole process group, which it leads. From any thread."""
+        # Its number is the group's, and no other process can get it before the process is reaped.
+        if self._process is not None and self._process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self.send_signal(signal.SIGKILL)
 
 

@@ -25,7 +25,7 @@ from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from trio_console._console.devices import GuestDevice
     from trio_console._guests.spec import Host
@@ -126,29 +126,70 @@ class TheirEnds:
         finally:
             stream.close()
 
+    @contextmanager
+    def text_pipe(self) -> Iterator[Callable[[str], Awaitable[None]]]:
+        """Make a pipe, keep its reading end, and yield a function that writes a text to it, and closes it."""
+        with no_fork():
+            reading, writing = os.pipe()
+            self.numbers.append(reading)
+            stream = let_go_in_child(trio.lowlevel.FdStream(writing))
+
+        @trio.lowlevel.enable_ki_protection
+        async def tell(text: str) -> None:
+            with suppress(trio.BrokenResourceError):  # the process has ended; its console tells of it
+                await stream.send_all(text.encode())
+            stream.close()
+
+        try:
+            yield tell
+        finally:
+            stream.close()
+
 
 async def start(command: list[str], **options: Any) -> trio.Process:
+    """Start a process in a POSIX session of its own.
+
+    So signals for this program's process group, such as those that a terminal sends, are for this program alone,
+    which ends its guests in order if it ends.
+    """
     try:
-        return await trio.lowlevel.open_process(command, **options)
+        return await trio.lowlevel.open_process(command, start_new_session=True, **options)
     except RuntimeError as exc:  # trio starts processes in threads
         raise NoThreadError("to start the guest's process") from exc
 
 
 @interrupt_safe
 @asynccontextmanager
-async def watch(host: Host, process: trio.Process, stderr: trio.abc.ReceiveStream) -> AsyncIterator[Host]:
-    """Read a guest process's error output, and end the process when the block is left."""
+async def watch(
+    host: Host,
+    process: trio.Process,
+    stderr: trio.abc.ReceiveStream,
+    tell: Callable[[], Awaitable[None]] | None = None,
+) -> AsyncIterator[Host]:
+    """Read a guest process's error output, and end the process when the block is left.
+
+    Args:
+        host: the guest.
+        process: its process.
+        stderr: what the process says.
+        tell: gives the process what it is to read first, meanwhile.
+    """
     # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
     # not block in the write.
     reading = trio.CancelScope(shield=True)
     async with hidden_nursery() as nursery:
         nursery.start_soon(_keep_tail, host, stderr, reading)
+        if tell is not None:
+            nursery.start_soon(tell)
         try:
             yield host
         finally:
-            process.kill()
+            host.kill()
             reap = partial(_reap, host, process, reading)
-            await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
+            try:
+                await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
+            finally:
+                nursery.cancel_scope.cancel()  # of telling, which a copy of the pipe may hold up
 
 
 @trio.lowlevel.enable_ki_protection
