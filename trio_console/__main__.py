@@ -1,8 +1,13 @@
-"""The command line: ``trio-console relay ...`` and ``trio-console exec ...``, or ``python -m trio_console``."""
+"""The command line: ``trio-console relay ...`` and ``trio-console exec ...``, or ``python -P -m trio_console``."""
 
 from __future__ import annotations
 
 import sys
+
+if __name__ == "__main__" and not sys.flags.safe_path:
+    # Without -P this is the working directory, and a module in it would be taken for one of the standard library.
+    del sys.path[0]
+
 from typing import TYPE_CHECKING
 
 from trio_console._standard import fill_standard_descriptors

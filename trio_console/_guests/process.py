@@ -6,13 +6,13 @@ import os
 import secrets
 import socket
 import subprocess
-import sys
 import warnings
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._guests.interpreter import command, find_modules
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import TheirEnds, beyond_standard, owned, start, watch
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
@@ -30,8 +30,14 @@ if TYPE_CHECKING:
 
 __all__ = ["ProcessGuest"]
 
-#: The variable with which Python leaves the locale as it is.
-_NO_COERCION: Final = "PYTHONCOERCECLOCALE"
+#: The agent's program, behind the line that lets it find its modules. Its commands are not to read from where it
+#: was read.
+_PROGRAM: Final = """\
+import os
+os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
+from trio_console.agent.__main__ import main
+sys.exit(main())
+"""
 
 #: Seconds to find and kill the processes that a guest has left. (The search itself takes at most half of it.)
 _SCAN_TIME: Final = 2.0
@@ -56,11 +62,24 @@ class ProcessGuest(GuestSpec):
     Args:
         env: environment of the agent, and so of its commands; `None`, the default, is this program's.
         cwd: working directory of the agent, and so of its commands; `None`, the default, is this program's.
+        python: the interpreter that runs the agent, of version 3.11 or later; `None`, the default, is this
+            program's (`sys.executable`). A program that is an application of its own, or has an interpreter built
+            in, must name one. It finds modules in its own places, and then where this program finds its own.
+
+    The agent runs with the flags that this program's interpreter has, and in a POSIX session of its own: signals
+    for this program's process group are not for the agent, and no command reaches this program's terminal.
     """
 
-    def __init__(self, *, env: Mapping[str, str] | None = None, cwd: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        python: str | os.PathLike[str] | None = None,
+    ) -> None:
         self._env = env
         self._cwd = cwd
+        self._python = None if python is None else os.fspath(python)
 
     def __repr__(self) -> str:
         return "ProcessGuest()"
@@ -70,10 +89,7 @@ class ProcessGuest(GuestSpec):
     async def _launch(self) -> AsyncIterator[Host]:
         mark = secrets.token_hex(16)
         given = os.environ if self._env is None else self._env
-        # In the C locale Python sets LC_CTYPE in its environment, and so in that of the commands, unless this
-        # variable is set. The agent takes it out again before it starts a command.
-        env = {_NO_COERCION: "0", **given, GUEST_MARK: mark}
-        forget = "" if _NO_COERCION in given else f"import os; del os.environ[{_NO_COERCION!r}]; "
+        python = command(self._python)
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
@@ -84,24 +100,25 @@ class ProcessGuest(GuestSpec):
             beyond_standard(theirs) as theirs,
             TheirEnds() as ends,
             ends.error_pipe() as stderr,
+            ends.text_pipe() as tell,
         ):
-            # The agent finds its modules where this program finds its own, also if the package is not installed.
-            begin = f"{forget}import sys; sys.path[:] = {sys.path!r}"
-            code = f"{begin}; from trio_console.agent.__main__ import main; sys.exit(main())"
-            argv = [sys.executable, "-c", code, "--fd", str(theirs.fileno())]
+            # The agent's program is its standard input, because an argument has a place for 128 KiB only.
+            their_err, their_in = ends.numbers
             process = await start(
-                argv,
-                stdin=subprocess.DEVNULL,
+                [*python, "-", "--fd", str(theirs.fileno())],
+                stdin=their_in,
                 stdout=subprocess.DEVNULL,
-                stderr=ends.numbers[0],
+                stderr=their_err,
                 pass_fds=(theirs.fileno(),),
-                env=env,
+                env={**given, GUEST_MARK: mark},
                 cwd=self._cwd,
             )
             theirs.close()
             ends.close()
+            program = find_modules(also=self._python is not None) + _PROGRAM
             try:
-                async with watch(Host(device, process, "the agent"), process, stderr) as host:
+                host = Host(device, process, "the agent")
+                async with watch(host, process, stderr, partial(tell, program)):
                     yield host
             finally:
                 kill = partial(_kill_left_behind, mark)

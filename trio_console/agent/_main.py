@@ -21,6 +21,7 @@ from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
 from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
 from trio_console.agent._system.console import is_cooked, open_fd, open_port, open_stdio
+from trio_console.agent._system.environment import restore_environment
 from trio_console.agent._system.machine import become_subreaper, flush_disks, power_off
 
 if TYPE_CHECKING:
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     is_init = os.getpid() == 1
     owns_machine = is_init and arguments.port is not None
+    restore_environment()
     _prepare_signals()
     signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
     note = _COOKED if arguments.stdio and (is_cooked(0) or is_cooked(1)) else ""
