@@ -8,6 +8,7 @@ import trio.testing
 
 from tests.session._fake import begin, talking
 from tests.tools.limits import HANG
+from tests.tools.turns import TINY, large_ping, make_long_steps_endless, make_steps_turns, watch
 from trio_console import GuestLostError, ProtocolError, UnsupportedByPeer
 from trio_console import _wire as wire
 
@@ -438,3 +439,24 @@ async def test_a_call_that_waits_for_its_turn_is_told_when_the_guest_is_lost(
         for call in calls:
             with pytest.raises(GuestLostError, match="by force"):
                 await call.wait()
+
+
+# Floods
+
+
+async def test_tiny_frames_of_a_guest_let_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_steps_turns(monkeypatch)
+    async with talking() as talk:
+        await talk.agent.send_raw(TINY * 500)
+        with trio.fail_after(HANG):
+            seen = await watch(lambda: talk.connection.frames_received, 500)
+    assert len(seen) > 200
+
+
+async def test_behind_a_long_frame_a_guest_is_not_read_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_long_steps_endless(monkeypatch)
+    async with talking() as talk:
+        for _ in range(3):
+            await talk.agent.send_raw(large_ping(1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert talk.connection.frames_dropped == 1

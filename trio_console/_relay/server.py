@@ -5,7 +5,7 @@ The router decides what to do with each frame. This module decides which task wa
 * If the agent counts credit, its reader never waits for a client. If it does not, the caller has chosen what
   happens when a client does not read: see `SlowClient`.
 * A client's writer waits for its socket, its feeder waits for the agent's outbox, and its reader waits for these
-  two. None of them waits for another client's task.
+  two. None of them waits for another client's task, but clients that send much take turns.
 
 A client is cut by cancelling its scope, which runs the same ending as when the client leaves.
 """
@@ -19,6 +19,7 @@ import socket
 import struct
 import time
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -32,6 +33,7 @@ from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.sockets import accept
+from trio_console._trio.turns import Costly, Line, Meter, Turn
 from trio_console._wire.ids import MAX_CLIENTS
 from trio_console._wire.outbox import Outbox
 
@@ -51,9 +53,6 @@ _BATCH: Final = 64 * 1024
 
 #: Bytes of control frames for the agent above which clients are not read.
 _CONTROL_BUDGET: Final = 64 * 1024
-
-#: Frames of one client that are handled before a checkpoint.
-_ROW: Final = 32
 
 #: Seconds between two readings of the clocks; as upstream's relay does, the guest is sent the time at least every
 #: 60 s, and at once when the wall clock has jumped by 6 s against the monotonic clock.
@@ -147,6 +146,8 @@ class RelayServer:
         self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(os.geteuid()) if options.attached else None
+        self._line = Line()
+        self._costly = Costly()
         self._relief = trio.Event()
         self._ending = trio.Event()  # the guest is to be told to shut down
         self._ended = trio.Event()
@@ -387,6 +388,7 @@ class RelayServer:
     async def _read_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         client = tasks.client
         decoder = wire.FrameDecoder()
+        meter = Meter(self._line)
         try:
             while True:
                 while not self._router.gate.may_read(client):
@@ -395,13 +397,21 @@ class RelayServer:
                 if not data:
                     return  # an incomplete last frame is dropped
                 decoder.feed(bytes(data))
-                for number, frame in enumerate(decoder):
-                    if number % _ROW == _ROW - 1:
-                        await trio.lowlevel.checkpoint()
+                for frame in decoder:
+                    if meter.is_over:
+                        await meter.wait()
                     await self._outbox.wait_control_room()
-                    self._carry_out(self._router.from_client(client, frame))
+                    if wire.is_costly(frame):
+                        await self._costly.run(partial(self._hear_client, client, frame))
+                    else:
+                        meter.begin()
+                        self._hear_client(client, frame)
+                        meter.end()
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
+
+    def _hear_client(self, client: Client, frame: wire.Frame) -> None:
+        self._carry_out(self._router.from_client(client, frame))
 
     @trio.lowlevel.enable_ki_protection
     async def _write_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
@@ -482,17 +492,10 @@ class RelayServer:
         return "the guest takes no more bytes from its console", None
 
     async def _read_frames(self) -> tuple[str, BaseException | None]:
+        costly = Costly()
         try:
             while True:
-                for frame in self._decoder:
-                    self._frames_from_agent += 1
-                    orders = self._router.from_agent(frame)
-                    self._carry_out(orders)
-                    if orders.slot_freed and self._slot_waiters:
-                        self._slot_freed.set()
-                        self._slot_freed = trio.Event()
-                    if orders.busy is not None:
-                        await self._mind_queue(orders.busy)
+                await self._handle_frames(costly)
                 data = await self._console.receive_some()
                 if not data:
                     self._decoder.feed_eof()
@@ -504,6 +507,28 @@ class RelayServer:
             return "the console broke", exc.__cause__ or exc
         except trio.ClosedResourceError:
             return "the console was closed on this side", None
+
+    async def _handle_frames(self, costly: Costly) -> None:
+        """Handle the frames that have come, in turns: a guest's frames may be tiny, and of any number."""
+        turn = Turn()
+        for frame in self._decoder:
+            if turn.is_over:
+                await turn.pause()
+            if wire.is_costly(frame):
+                orders = await costly.run(partial(self._hear_agent, frame))
+            else:
+                orders = self._hear_agent(frame)
+            if orders.slot_freed and self._slot_waiters:
+                self._slot_freed.set()
+                self._slot_freed = trio.Event()
+            if orders.busy is not None:
+                await self._mind_queue(orders.busy)
+
+    def _hear_agent(self, frame: wire.Frame) -> Orders:
+        self._frames_from_agent += 1
+        orders = self._router.from_agent(frame)
+        self._carry_out(orders)
+        return orders
 
     async def _mind_queue(self, client: Client) -> None:
         """Keep a client's queue within its bounds."""

@@ -17,6 +17,7 @@ import abc
 import logging
 import math
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -26,6 +27,7 @@ from trio_console._errors import ProtocolError, UnsupportedByPeer, again
 from trio_console._session.owner import Owner
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.turns import Costly, Turn
 from trio_console._wire.ids import IdSequence
 from trio_console._wire.outbox import Outbox
 
@@ -189,13 +191,10 @@ class Connection:
         return "the guest takes no more bytes from its console", None
 
     async def _read_frames(self) -> tuple[str, BaseException | None]:
+        costly = Costly()
         try:
             while True:
-                for frame in self._decoder:
-                    self.frames_received += 1
-                    session = self._route(frame)
-                    if session is not None and session.congested:
-                        await session.wait_relieved()
+                await self._handle_frames(costly)
                 data = await self._receive()
                 if not data:
                     self._decoder.feed_eof()
@@ -209,6 +208,20 @@ class Connection:
             return "the console was closed on this side", None
         except Exception as exc:  # noqa: BLE001  (the stream may be of any class)
             return f"reading from the console failed: {exc!r}", exc
+
+    async def _handle_frames(self, costly: Costly) -> None:
+        """Handle the frames that have come, in turns: a guest's frames may be tiny, and of any number."""
+        turn = Turn()
+        for frame in self._decoder:
+            if turn.is_over:
+                await turn.pause()
+            self.frames_received += 1
+            if wire.is_costly(frame):
+                session = await costly.run(partial(self._route, frame))
+            else:
+                session = self._route(frame)
+            if session is not None and session.congested:
+                await session.wait_relieved()
 
     def _route(self, frame: wire.Frame) -> Session | None:
         session = self._sessions.get(frame.id)

@@ -58,6 +58,7 @@ __all__ = [
     "encode_error",
     "encode_orphan",
     "encode_with_window",
+    "is_costly",
     "measure_data",
     "peek_type",
     "receive",
@@ -303,6 +304,11 @@ def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     """
     found = _find_data(frame)
     return None if found is None else (found[0], len(frame.body) - found[1])
+
+
+def is_costly(frame: Frame) -> bool:
+    """Whether decoding a frame may take milliseconds: it is large, and not data in its usual form."""
+    return isinstance(frame.body, memoryview) and _find_data(frame) is None
 
 
 def _find_data(frame: Frame) -> tuple[type[DataMessage], int] | None:

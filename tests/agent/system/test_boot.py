@@ -11,8 +11,11 @@ import trio
 from trio.testing import memory_stream_pair
 
 from tests.agent._host import Host
+from tests.tools.limits import HANG
+from tests.tools.turns import TINY, make_steps_turns, watch
 from trio_console import _wire as wire
 from trio_console.agent import BootError, serve_agent
+from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -171,3 +174,22 @@ async def test_a_failed_boot_closes_the_console() -> None:
     with pytest.raises(BootError):
         await serve_agent(theirs)
     assert await Host(ours).gone() == []
+
+
+async def test_tiny_frames_of_a_host_let_other_tasks_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    make_steps_turns(monkeypatch)
+    ours, theirs = memory_stream_pair()
+    source, taken = FrameSource(theirs), 0
+
+    async def take() -> None:
+        nonlocal taken
+        while await source.next_frame():
+            taken += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        await ours.send_all(TINY * 500)
+        with trio.fail_after(HANG):
+            seen = await watch(lambda: taken, 500)
+        await ours.aclose()
+    assert len(seen) > 200

@@ -21,6 +21,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._trio.turns import Turn
 from trio_console.agent._process.limits import Limit, limit_number, raise_hard_limit
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.users import UnknownUserError, find_account
@@ -84,15 +85,19 @@ class FrameSource:
     def __init__(self, stream: trio.abc.ReceiveStream) -> None:
         self._stream = stream
         self._decoder = wire.FrameDecoder()
+        self._turn = Turn()
 
     async def next_frame(self) -> wire.Frame | None:
         """The next frame, or ``None`` at the end of the stream or when it is broken.
 
-        A checkpoint only when bytes are needed. Cancelling it loses nothing.
+        A checkpoint only when bytes are needed, or the caller has worked on frames for a turn. Cancelling it loses
+        nothing.
 
         Raises:
             ProtocolError: the stream is out of step, or ended inside a frame.
         """
+        if self._turn.is_over:
+            await self._turn.pause()
         while (frame := self._decoder.next_frame()) is None:
             try:
                 data = await self._stream.receive_some(_READ_SIZE)
@@ -102,6 +107,7 @@ class FrameSource:
                 self._decoder.feed_eof()
                 return None
             self._decoder.feed(bytes(data))
+            self._turn.begin()
         return frame
 
 

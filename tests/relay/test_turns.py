@@ -1,0 +1,85 @@
+"""Floods of frames at a relay: nobody keeps its loop, neither a guest nor a client."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from tests.relay.router._world import serving
+from tests.tools.limits import HANG
+from tests.tools.peer import settle
+from tests.tools.turns import TINY, large_ping, make_long_steps_endless, make_steps_turns, watch
+from trio_console import _wire as wire
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pytest
+
+
+async def test_tiny_frames_of_a_guest_let_other_tasks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_steps_turns(monkeypatch)
+    async with serving(tmp_path) as world:
+        await world.agent.send_raw(TINY * 500)
+        with trio.fail_after(HANG):
+            seen = await watch(lambda: world.server.statistics().frames_from_agent, 500)
+    assert len(seen) > 200
+
+
+async def test_small_frames_of_a_client_let_other_tasks_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_steps_turns(monkeypatch)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        await client.send_raw(b"".join(wire.encode(wire.Ping(), id_) for id_ in client.ids[:500]))
+        with trio.fail_after(HANG):
+            seen = await watch(lambda: world.server.statistics().sessions, 500)
+        await client.leave()
+    assert len(seen) > 200
+
+
+async def test_large_frames_of_clients_are_decoded_one_at_a_time_and_hold_up_no_small_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_long_steps_endless(monkeypatch)
+    async with serving(tmp_path) as world:
+        first, second, third = [await world.connect() for _ in range(3)]
+        await first.send_raw(large_ping(first.ids[0]))
+        assert await world.agent.expect(wire.Ping) == (first.ids[0], wire.Ping())
+        await second.send_raw(large_ping(second.ids[0]))
+        await settle()
+        for client in (third, first):
+            await client.send(wire.Ping(), client.ids[1])
+            assert await world.agent.expect(wire.Ping) == (client.ids[1], wire.Ping())
+        assert await world.agent.pending() == []
+        for client in (first, second, third):
+            await client.leave()
+
+
+async def test_data_is_no_large_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_long_steps_endless(monkeypatch)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        await client.send(wire.ExecRequest("cat"), client.ids[0])
+        await world.agent.expect(wire.ExecRequest)
+        for _ in range(3):
+            await client.send(wire.ExecStdin(b"x" * 50_000), client.ids[0])
+            assert await world.agent.expect(wire.ExecStdin) == (client.ids[0], wire.ExecStdin(b"x" * 50_000))
+        await client.leave()
+
+
+async def test_behind_a_long_frame_a_guest_is_not_read_for_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_long_steps_endless(monkeypatch)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        for _ in range(3):
+            await world.agent.send_raw(large_ping(client.ids[0]))
+        await settle()
+        assert world.server.statistics().frames_from_agent == 1
+        await client.send(wire.Ping(), client.ids[1])
+        await world.agent.expect(wire.Ping)
+        await client.leave()

@@ -1,0 +1,210 @@
+"""The turns of tasks that work off what strangers send. The clocks are the tests' own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from trio_console._trio import turns
+from trio_console._trio.turns import Costly, Line, Meter, Turn
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+
+class Time:
+    """The two clocks of work, which stand still until they are told how long something has taken."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def time(monkeypatch: pytest.MonkeyPatch) -> Time:
+    time = Time()
+    monkeypatch.setattr(turns, "perf_counter", time)
+    monkeypatch.setattr(turns, "thread_time", time)
+    return time
+
+
+class Passes:
+    """Counts the turns of the loop: a task that does nothing else."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    async def run(self) -> None:
+        while True:
+            await trio.lowlevel.checkpoint()
+            self.count += 1
+
+
+# One task
+
+
+async def test_a_turn_is_over_after_half_a_millisecond_of_work(time: Time) -> None:
+    turn = Turn()
+    time.now += 0.00049
+    assert not turn.is_over
+    time.now += 0.00002
+    assert turn.is_over
+
+
+async def test_a_pause_lets_all_others_run_and_begins_a_new_turn(time: Time) -> None:
+    turn, passes = Turn(), Passes()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(passes.run)
+        time.now += 1
+        for _ in range(3):
+            await turn.pause()
+        assert passes.count
+        assert not turn.is_over
+        time.now += 1
+        assert turn.is_over
+        turn.begin()
+        assert not turn.is_over
+        nursery.cancel_scope.cancel()
+
+
+# Several tasks
+
+
+def work(meter: Meter, time: Time, seconds: float) -> None:
+    meter.begin()
+    time.now += seconds
+    meter.end()
+
+
+async def test_a_task_may_use_an_eighth_of_the_loop_and_never_wait(time: Time) -> None:
+    meter = Meter(Line())
+    for _ in range(1000):
+        work(meter, time, 0.0001)
+        assert not meter.is_over
+        time.now += 0.00081
+
+
+async def test_a_task_that_uses_more_waits_after_a_turn(time: Time) -> None:
+    meter = Meter(Line())
+    worked = 0
+    while not meter.is_over:
+        work(meter, time, 0.0001)
+        time.now += 0.00032
+        worked += 1
+    assert worked == 8  # each time it has used 0.1 ms, and got back 0.04 ms before the next one
+    await meter.wait()
+    work(meter, time, 0.0004)
+    assert not meter.is_over
+
+
+async def test_a_task_is_not_paid_for_time_in_which_it_did_nothing(time: Time) -> None:
+    meter = Meter(Line())
+    time.now += 3600
+    work(meter, time, 0.0006)
+    assert meter.is_over
+
+
+async def test_what_a_long_step_has_used_is_forgiven_with_time(time: Time) -> None:
+    meter = Meter(Line())
+    work(meter, time, 0.1)
+    time.now += 0.79
+    work(meter, time, 0.0)
+    assert meter.is_over
+    time.now += 0.02
+    work(meter, time, 0.0)
+    assert not meter.is_over
+
+
+async def test_one_of_those_that_wait_goes_on_in_each_pass_of_the_loop() -> None:
+    line, passes = Line(), Passes()
+    went: list[tuple[int, int]] = []
+
+    async def go_on(number: int) -> None:
+        while True:
+            await line.wait()
+            went.append((number, passes.count))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(go_on, number)
+        nursery.start_soon(passes.run)
+        while passes.count < 100:
+            await trio.lowlevel.checkpoint()
+        nursery.cancel_scope.cancel()
+    went = [(number, count) for number, count in went if count > 0]
+    assert len(went) <= 100 + 2, "two tasks went on in one pass"
+    numbers = [number for number, _ in went]
+    assert numbers[3:] == numbers[:-3], "a task has overtaken another"
+    assert len(set(numbers)) == 3
+
+
+# Long steps
+
+
+async def test_a_long_step_is_followed_by_a_rest_that_is_nine_times_as_long(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    costly = Costly()
+    assert await costly.run(lambda: step(time, 0.025)) == "done"
+    done = trio.current_time()
+    await costly.run(lambda: step(time, 0.001))
+    assert trio.current_time() == pytest.approx(done + 9 * 0.020)
+
+
+async def test_a_short_step_is_followed_by_no_rest(time: Time, autojump_clock: MockClock) -> None:
+    costly = Costly()
+    began = trio.current_time()
+    for _ in range(10):
+        await costly.run(lambda: step(time, 0.005))
+    assert trio.current_time() == began
+
+
+async def test_a_step_that_fails_is_followed_by_a_rest_too(time: Time, autojump_clock: MockClock) -> None:
+    costly = Costly()
+
+    def fail() -> None:
+        step(time, 0.105)
+        raise LookupError
+
+    with pytest.raises(LookupError):
+        await costly.run(fail)
+    done = trio.current_time()
+    await costly.run(lambda: None)
+    assert trio.current_time() == pytest.approx(done + 0.9)
+
+
+async def test_long_steps_of_many_tasks_are_done_one_after_the_other(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    costly = Costly()
+    done: list[tuple[int, float]] = []
+
+    async def work(number: int) -> None:
+        await costly.run(lambda: step(time, 0.105))
+        done.append((number, trio.current_time()))
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for number in range(4):
+            nursery.start_soon(work, number)
+    assert [at - began for _, at in done] == pytest.approx([0.0, 0.9, 1.8, 2.7])
+
+
+async def test_a_step_that_is_cancelled_was_not_done(time: Time, autojump_clock: MockClock) -> None:
+    costly = Costly()
+    done: list[int] = []
+    await costly.run(lambda: step(time, 0.105))
+    with trio.move_on_after(0.5):
+        await costly.run(lambda: done.append(1))
+    assert not done
+    await costly.run(lambda: done.append(2))
+    assert done == [2]
+
+
+def step(time: Time, seconds: float) -> str:
+    time.now += seconds
+    return "done"
