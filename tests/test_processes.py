@@ -216,3 +216,47 @@ def test_parents_are_killed_before_their_children(monkeypatch: pytest.MonkeyPatc
     kill_found([Wanted(GUEST_MARK, "mark", leader=900)])
     assert sorted(killed) == [32, 33, 70, 500, 900]
     assert all(killed.index(parents[pid]) < killed.index(pid) for pid in killed if pid != 900)
+
+
+# A leader that was reaped
+
+
+def scanned(monkeypatch: pytest.MonkeyPatch, reaped: int, *living: tuple[int, int, int]) -> set[int]:
+    """What is found of the session 900, whose leader was reaped, among processes: id, session, when started."""
+
+    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+        for pid, session, started in living:
+            if only is None or pid in only:
+                yield _processes._Process(pid, -1, b"S", 1, session, session, 0, 1, b"%d" % started)
+
+    monkeypatch.setattr(_processes, "_processes", processes)
+    monkeypatch.setattr(_processes, "_environment", lambda _process: b"A=B")
+    monkeypatch.setattr(_processes, "_kill", lambda _process: None)
+    [look] = kill_found([Wanted(GUEST_MARK, "mark", 900, reaped)])
+    return look.found
+
+
+@pytest.mark.parametrize("started", [99, 100])
+def test_the_session_of_a_leader_that_was_reaped_is_found(monkeypatch: pytest.MonkeyPatch, started: int) -> None:
+    assert scanned(monkeypatch, 100, (901, 900, started), (902, 900, 500), (903, 903, 50)) == {901, 902}
+
+
+def test_a_session_that_began_later_with_the_same_number_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scanned(monkeypatch, 100, (901, 900, 101), (902, 900, 1000)) == set()
+
+
+def test_a_process_that_has_the_number_now_is_not_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    # It was a leader's, so the process is newer; and whoever is in its session belongs to it.
+    assert scanned(monkeypatch, 100, (900, 900, 101), (901, 900, 50)) == set()
+
+
+def test_a_process_is_not_younger_than_the_clock_of_the_kernel_says() -> None:
+    before = _processes.ticks()
+    with subprocess.Popen(["sleep", "1000"]) as process:
+        try:
+            fd = os.open(f"/proc/{process.pid}", os.O_RDONLY)
+            started = int(_processes._look(process.pid, fd).started)
+            os.close(fd)
+        finally:
+            process.kill()
+    assert before - 1 <= started <= _processes.ticks()

@@ -30,6 +30,7 @@ __all__ = [
     "is_any_left",
     "kill_found",
     "kill_processes",
+    "ticks",
 ]
 
 #: The environment variables that carry the marks of a guest, and of a command in it.
@@ -72,14 +73,17 @@ class Wanted(NamedTuple):
 
     Attributes:
         variable: the environment variable with the mark.
-        mark: its value, or the part of it up to the last dot but one: ``a.b.`` is wanted with ``a.b.c.``.
+        mark: its value, or a part of it up to a dot: ``a.b.c.`` is wanted with ``a.b.`` and with ``a.``.
         leader: the id of a process: all of its POSIX session and process group are wanted, and all children of a
-            wanted process; ``None`` for none of them. The leader must not have been reaped.
+            wanted process; ``None`` for none of them.
+        reaped: when the leader was reaped, in `ticks`; ``None`` if it was not. Its number may be another's since:
+            then only the session is wanted, and only if a process in it is as old.
     """
 
     variable: str
     mark: str
     leader: int | None = None
+    reaped: int | None = None
 
 
 class Look(NamedTuple):
@@ -124,6 +128,11 @@ class _Process(NamedTuple):
         return self.state in _DEAD and self.threads <= 1
 
 
+def ticks() -> int:
+    """Now, in the clock in which the kernel notes when a process has started."""
+    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
 def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
     """Kill every process of this user that is wanted, and wait until they are gone.
 
@@ -158,7 +167,11 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
     """
     marks = {f"{each.variable}={each.mark}".encode(): number for number, each in enumerate(wanted)}
     variables = {f"{each.variable}=".encode() for each in wanted}
-    leaders = {each.leader: number for number, each in enumerate(wanted) if each.leader is not None}
+    leaders = {
+        each.leader: number
+        for number, each in enumerate(wanted)
+        if each.leader is not None and each.reaped is None
+    }
     found: list[set[int]] = [set() for _ in wanted]
     unclear: set[int] = set()
     dying: set[int] = set()
@@ -177,8 +190,10 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
                 dying.add(process.pid)
             elif not numbers and _is_unclear(process, environment):
                 unclear.add(process.pid)
-    for number in leaders.values():
-        found[number] |= _descendants(found[number], living)
+    for number, each in enumerate(wanted):
+        if each.leader is not None:
+            found[number] |= _orphans(each, living)
+            found[number] |= _descendants(found[number], living)
     for process in _processes(_parents_first(set().union(*found), living)):
         if process.started == living[process.pid].started:  # or else another process has got the number
             with suppress(OSError):  # it has ended
@@ -224,14 +239,27 @@ def _is_unclear(process: _Process, environment: bytes) -> bool:
 
 
 def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:
-    """The marks in a process's environment, each whole, and without its last part."""
+    """The marks in a process's environment, each whole, and without its last parts."""
     environment = b"\0" + environment
     for variable in variables:
         start = environment.find(b"\0" + variable) + 1
         if start:
             mark = environment[start : environment.find(b"\0", start)]
-            yield mark
-            yield mark[: mark.rfind(b".", 0, -1) + 1]
+            while mark:
+                yield mark
+                mark = mark[: mark.rfind(b".", 0, -1) + 1]
+
+
+def _orphans(wanted: Wanted, living: Mapping[int, _Process]) -> set[int]:
+    """The ids of the processes in the session of a leader that was reaped.
+
+    While one of them lives, the kernel gives the leader's number to no other process. So the session is the
+    leader's if one of it has lived since before the leader was reaped; or else it may have begun later.
+    """
+    if wanted.reaped is None or wanted.leader in living:
+        return set()
+    session = {pid: int(one.started) for pid, one in living.items() if one.session == wanted.leader}
+    return set(session) if any(started <= wanted.reaped for started in session.values()) else set()
 
 
 def _descendants(found: set[int], living: Mapping[int, _Process]) -> set[int]:

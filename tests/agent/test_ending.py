@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.agent._host import Host, wait_gone
-from tests.tools.leftovers import runs
+from tests.tools.leftovers import becomes, runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent import _serve as serve_module
@@ -39,6 +39,18 @@ async def test_a_closed_console_leaves_no_process(agent: AgentFactory) -> None:
     # Grandchildren were killed with their group, but this process cannot wait for them.
     for pid in pids:
         await wait_gone(pid)
+
+
+@pytest.mark.parametrize(
+    "script", ["setsid sleep 1000 & echo $!; wait", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"]
+)
+async def test_a_closed_console_leaves_nothing_in_sessions_of_its_own(agent: AgentFactory, script: str) -> None:
+    """Also if the agent is a task of a program, which is no parent of what has lost its own."""
+    async with agent() as host:
+        sid = await host.start("/bin/sh", "-c", script)
+        pid = int(await host.read_stdout(sid, b"\n"))
+        await becomes(pid, b"sleep")
+    assert not runs(pid)
 
 
 async def test_a_console_closed_while_commands_start_leaves_no_process(agent: AgentFactory) -> None:

@@ -319,6 +319,9 @@ async def leave_a_process_that_talks(place: Place) -> None:
 BACKGROUND = ["sh", "-c", "sleep 1000 & echo $!"]
 
 
+#: Its background holds no stream, so the session of the command is over with the command.
+SILENT = ["sh", "-c", "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo up"]
+
 #: Its background ends by itself: nothing is left, whether the command was cancelled or was over before that.
 BRIEF = ["sh", "-c", "(for i in 1 2 3; do sleep 0.01; echo $i; done) & echo 0"]
 
@@ -344,6 +347,24 @@ async def let_go_of_a_background(place: Place) -> None:
     finally:
         for pid in to_end:
             os.kill(pid, signal.SIGKILL)
+
+
+async def fail_after_a_command(place: Place) -> None:
+    """A block that fails kills what its command has left, even if its session is over."""
+    with suppress(LookupError):
+        async with place.guest.open_process(SILENT, stdout=PIPE) as process:
+            assert await process.stdout.receive_some()
+            await process.wait()
+            raise LookupError
+
+
+async def fail_after_a_command_through_a_relay(place: Place) -> None:
+    async with connect_guest(place.relay) as client:
+        with suppress(LookupError):
+            async with client.open_process(SILENT, stdout=PIPE) as process:
+                assert await process.stdout.receive_some()
+                await process.wait()
+                raise LookupError
 
 
 #: With processes in sessions and groups of their own.
@@ -502,6 +523,8 @@ PARTS = [
     drain_a_command,
     wait_for_a_background,
     let_go_of_a_background,
+    fail_after_a_command,
+    fail_after_a_command_through_a_relay,
     kill_a_whole_command,
     cancel_a_whole_command,
     kill_a_whole_command_through_a_relay,

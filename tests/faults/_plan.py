@@ -40,6 +40,7 @@ MESSAGES = {
     "signal": (*EXEC, "core.exec.signal", "core.exec.stdout"),
     "background": (*EXEC, "trio.exec.left", "core.exec.stdout"),
     "daemon": (*EXEC, "trio.exec.kill", "core.exec.stdout"),
+    "rest": (*EXEC, "trio.background.kill", "trio.background.killed", "core.exec.stdout"),
 }
 BOOT = ("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready")
 
@@ -122,9 +123,6 @@ def draw(seed: int) -> Plan:
             details["max_bytes"] = rng.choice([2_000, 60_000, 16 * 1024 * 1024])
         case "client":
             details = {"what": rng.choice(["half a frame", "garbage", "silence", "flood", "gone"])}
-    if agent == "task":
-        # What a lost agent has not ended yet ends with its guest, and a task is no guest that could end.
-        operations, clients = ([each for each in some if each.name != "daemon"] for some in (operations, clients))
     return Plan(seed, kind, operations, clients, faults, grace, agent, details)
 
 

@@ -6,6 +6,7 @@ Every operation must end in one of a few allowed ways, and reports which.
 from __future__ import annotations
 
 import subprocess
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -48,7 +49,7 @@ class Operation:
         return pool[self.start : self.start + self.size]
 
 
-KINDS = ("cat", "stream", "file", "tcp", "ping", "missing", "tty", "signal", "background", "daemon")
+KINDS = ("cat", "stream", "file", "tcp", "ping", "missing", "tty", "signal", "background", "daemon", "rest")
 
 
 def choose(rng: random.Random, count: int) -> list[Operation]:
@@ -208,6 +209,20 @@ class Session:
         async with guest.open_process(["sh", "-c", script], stdout=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert await process.stdout.receive_some(1) == b"u", "not what was written"
+
+    async def _rest(self, guest: Guest, operation: Operation, _label: str) -> None:
+        """The command has exited; what it has left is killed by an exception, and holds no stream."""
+        script = f"setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo up; exit {operation.status}"
+        with suppress(_MineError):
+            async with guest.open_process(["sh", "-c", script], stdout=subprocess.PIPE) as process:
+                assert process.stdout is not None
+                assert await process.stdout.receive_some(1) == b"u", "not what was written"
+                assert await process.wait() == operation.status, "another status"
+                raise _MineError
+
+
+class _MineError(Exception):
+    pass
 
 
 async def kill(process: GuestProcess) -> None:

@@ -97,6 +97,9 @@ _OUR_OWN: Final = (
     ),
     wire.TcpConnect("h", 1, breaks=True),
     wire.TcpBroken("m"),
+    wire.ExecStarted(1, 2**64 - 1),
+    wire.KillBackground(2**64 - 1, 2**32 - 1),
+    wire.BackgroundKilled(2**32 - 1),
 )
 
 
@@ -202,6 +205,7 @@ _UNANNOUNCED: Final = b"\x25"
 _ENDS_PLAIN: Final = b"\x2c"
 
 _RELEASE, _KILL = 0, 1
+_REST = 3  # of the requests
 _STDOUT, _STDERR = 0, 1  # of a command
 _FOREVER, _NO_GRACE, _LONGEST_GRACE, _AFTER_EXIT = 0, 0, 2, 1
 _SAME_ID = 1
@@ -242,6 +246,12 @@ def _ends() -> Iterator[tuple[str, bytes]]:
         yield (
             f"kills_{title}",
             how + _told(steps, *kills, *begin, *kills, (writes, 3), (hears, 3), (ends, 0, 0), *kills),
+        )
+    rest = [(asks, 0, _FIRST_ID, _REST, 5, _NO_GRACE), (asks, 0, _FIRST_ID, _REST, 5, _NO_GRACE)]
+    for title, how in (("known", _ENDS_SMALL), ("unannounced", _UNANNOUNCED)):
+        yield (
+            f"rest_{title}",
+            how + _told(steps, *rest, (writes, 1), (hears, 0), *rest, (does, 0, _FINISH), (heard, 0)),
         )
     yield (
         "a_client_tells_ends",
@@ -330,10 +340,13 @@ def _agent_router() -> Iterator[tuple[str, bytes]]:
         "release": [2, 0, 2, 2, 4],
         "lies": [0, 6, 8, 7, 3],
         "at_once": [1, 2, 3],
+        "rest": [10, 10, 9, 3, 11, 9, 10],
     }
     for title, messages in about_ends.items():
         yield f"ends_{title}", b"".join(bytes([0xFC, 0, message]) for message in messages)
         yield f"ends_{title}_in_pieces", b"".join(bytes([0xFC, 0, message, 0]) for message in messages)
+    yield "rest_of_one_who_left", bytes([0xFC, 0, 9, 0, 3, 0, gone, 0, 0xFC, 0, 10, 0])
+    yield "rest_and_a_bad_frame", bytes([0xFC, 0, 9, 0, 3, 0, tcp_data, 0xFC, 0, 9, 0])
     for name, raw in _recorded():
         row = _row_of(raw)
         if row is None or raw[8] != row.flags:
@@ -377,6 +390,13 @@ def _process_session() -> Iterator[tuple[str, bytes]]:
                 f"{title}_{name}",
                 bytes([how, 0, *(byte for message in said for byte in (3, *message, 7, *reads))]),
             )
+    number, killed_whole, kills_rest, gives_up = [3, 19, 5], [3, 20, 0, 0], [6, 129], [6, 7]
+    for title, steps in {
+        "over": [number, [3, exited, 0, 0], kills_rest, kills_rest],
+        "killed_whole": [number, killed_whole, kills_rest],
+        "given_up": [number, gives_up, kills_rest],
+    }.items():
+        yield f"rest_{title}", bytes([0b11, 0, *(byte for step in steps for byte in step)])
     for what in range(10):
         yield (
             f"user_{what}",

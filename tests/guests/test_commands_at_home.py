@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+import trio.testing
 
-from tests.tools.leftovers import runs
+from tests.tools.leftovers import becomes, runs
 from tests.tools.limits import HANG
-from trio_console import CommandGuest, Guest, ProcessGuest, connect_guest, open_guest
+from trio_console import CommandGuest, Guest, GuestProcess, ProcessGuest, connect_guest, open_guest
 from trio_console._processes import COMMAND_MARK, GUEST_MARK
+from trio_console.testing import Fault, FaultyGuest, Stall
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -128,6 +131,88 @@ async def test_a_block_left_by_a_cancellation_kills_the_background(guest: Guest,
                 await process.wait()
             scope.cancel()
             await trio.lowlevel.checkpoint()
+    assert not runs(pid)
+
+
+BACKGROUND = ["sleep 1000", "setsid sleep 1000", "env -i sleep 1000"]
+
+
+@pytest.mark.parametrize("command", BACKGROUND)
+@pytest.mark.parametrize("how", ["exception", "cancellation"])
+async def test_a_block_that_fails_after_the_exit_kills_what_holds_no_stream(
+    guest: Guest, how: str, command: str
+) -> None:
+    script = f"{command} </dev/null >/dev/null 2>&1 & echo $!"
+    pid = 0
+    with contextlib.suppress(LookupError), trio.CancelScope() as scope:
+        async with guest.open_process(["sh", "-c", script], stdout=PIPE) as process:
+            pid = int(await read_all(process.stdout))
+            await process.wait()
+            while guest.statistics().active_sessions:  # the session is over
+                await trio.sleep(0.001)
+            await becomes(pid, b"sleep")
+            if how == "exception":
+                raise LookupError("mine")
+            scope.cancel()
+            await trio.lowlevel.checkpoint()
+    assert not runs(pid)
+
+
+@pytest.mark.parametrize("command", BACKGROUND)
+async def test_a_block_left_in_order_lets_what_holds_no_stream_live(guest: Guest, command: str) -> None:
+    script = f"{command} </dev/null >/dev/null 2>&1 & echo $!"
+    async with guest.open_process(["sh", "-c", script], stdout=PIPE) as process:
+        pid = int(await read_all(process.stdout))
+        await becomes(pid, b"sleep")
+        await process.wait()
+    assert runs(pid)
+    os.kill(pid, signal.SIGKILL)
+
+
+async def test_a_command_cancelled_as_its_session_ends_by_itself_is_dead() -> None:
+    """Its last frame is on its way, so the request to kill all comes to an agent that has ended the session."""
+    slow = Fault(Stall(), "core.exec.exited")
+    faulty = FaultyGuest([slow])
+    script = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $!"
+    async with open_guest(faulty) as guest:
+        async with trio.open_nursery() as nursery:
+
+            async def run(task_status: trio.TaskStatus[GuestProcess]) -> None:
+                await guest.run_process(["sh", "-c", script], stdout=PIPE, task_status=task_status)
+
+            process = await nursery.start(run)
+            pid = int(await process.stdout.receive_some())
+            await faulty.wait_fired(slow)
+            nursery.cancel_scope.cancel()
+            with trio.CancelScope(shield=True):
+                await trio.testing.wait_all_tasks_blocked()
+            faulty.resume()
+        assert not runs(pid)
+
+
+async def test_a_command_cancelled_while_its_output_is_still_copied_is_dead(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command has ended; this program's own output takes nothing."""
+    copying = trio.Event()
+
+    async def stuck(_stream: object, _fd: int) -> None:
+        copying.set()
+        await trio.sleep_forever()
+
+    monkeypatch.setattr("trio_console._session.process.plumbing._pass_on", stuck)
+    script = "sleep 1000 </dev/null >/dev/null 2>&1 & echo $! >&2"
+    async with trio.open_nursery() as nursery:
+
+        async def run(task_status: trio.TaskStatus[GuestProcess]) -> None:
+            await guest.run_process(["sh", "-c", script], stderr=PIPE, task_status=task_status)
+
+        process = await nursery.start(run)
+        pid = int(await read_all(process.stderr))
+        await copying.wait()
+        while guest.statistics().active_sessions:
+            await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
     assert not runs(pid)
 
 

@@ -7,6 +7,7 @@ tests of everything else do not rely on it.
 from __future__ import annotations
 
 import os
+import pathlib
 import secrets
 import signal
 import threading
@@ -14,12 +15,15 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
-from tests.tools.limits import ENDING
+import trio
+
+from tests.tools.limits import ENDING, HANG
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
 
 __all__ = [
+    "becomes",
     "children",
     "descriptors",
     "idle_threads",
@@ -135,6 +139,13 @@ def state_of(pid: int) -> str | None:
 def runs(pid: int) -> bool:
     """Whether a process exists, and is neither a zombie nor dying."""
     return state_of(pid) not in (None, "Z", "X")
+
+
+async def becomes(pid: int, program: bytes) -> None:
+    """Wait until a process runs a program, given by its first argument: before that it is a copy of its parent."""
+    with trio.fail_after(HANG):
+        while not pathlib.Path(f"/proc/{pid}/cmdline").read_bytes().startswith(program):
+            await trio.sleep(_LOOK)
 
 
 def is_dying(pid: int) -> bool:

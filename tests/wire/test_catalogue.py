@@ -34,6 +34,7 @@ def test_who_opens_a_session_says_of_which_kind() -> None:
         wire.TcpConnect: "tcp",
         wire.Ping: "call",
         wire.Touch: "call",
+        wire.KillBackground: "call",
     }
 
 
@@ -98,7 +99,7 @@ def test_within_a_session_these_stay_behind_data() -> None:
 
 def test_last_words_stay_behind_data_but_answers_to_calls() -> None:
     ends = classes(lambda row: row.place is wire.Place.ENDS and row.overtakes)
-    assert ends == {wire.Pong, wire.Touched}
+    assert ends == {wire.Pong, wire.Touched, wire.BackgroundKilled}
 
 
 def test_data_for_an_unknown_id_is_answered_where_somebody_waits_for_the_end() -> None:

@@ -34,7 +34,7 @@ from trio_console._wire.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-__all__ = ["Connection", "Session"]
+__all__ = ["Connection", "Question", "Session"]
 
 _log: Final = logging.getLogger("trio_console.client")
 
@@ -79,6 +79,25 @@ class Session(abc.ABC):
     async def wait_relieved(self) -> None:
         """Wait until not `congested`."""
         await trio.lowlevel.checkpoint()
+
+
+@final
+class Question(Session):
+    """A session of one request and one answer."""
+
+    def __init__(self, session_id: int) -> None:
+        self.id = session_id
+        self.reply: wire.Message | None = None
+        self.error: Exception | None = None
+        self.done = trio.Event()
+
+    def on_message(self, message: wire.Message) -> None:
+        self.reply = message
+        self.done.set()
+
+    def on_error(self, error: Exception) -> None:
+        self.error = error
+        self.done.set()
 
 
 @final

@@ -11,7 +11,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError, again
-from trio_console._session.connection import Connection, Session
+from trio_console._session.connection import Connection, Question
 from trio_console._session.files.names import name_of, plain_name
 from trio_console._session.files.open import open_guest_file
 from trio_console._session.files.operations import FileSystem
@@ -81,25 +81,6 @@ class GuestStatistics:
     frames_dropped: int
     bytes_discarded: int
     console: ConsoleStatistics | None
-
-
-@final
-class _Request(Session):
-    """A session of one request and one answer."""
-
-    def __init__(self, session_id: int) -> None:
-        self.id = session_id
-        self.reply: wire.Message | None = None
-        self.error: Exception | None = None
-        self.done = trio.Event()
-
-    def on_message(self, message: wire.Message) -> None:
-        self.reply = message
-        self.done.set()
-
-    def on_error(self, error: Exception) -> None:
-        self.error = error
-        self.done.set()
 
 
 @final
@@ -247,19 +228,27 @@ class Guest:
         )
         if task_status is trio.TASK_STATUS_IGNORED:
             checked.check_no_pipes()
-        async with hidden_nursery() as nursery:
-            session = await self._commands.start(checked, nursery, carried_through=True)
-            process = GuestProcess(session)
-            try:
-                task_status.started(process)
-                await session.wait_ended()
-                session.check()
-            except BaseException:
-                if not session.ended:
-                    session.discard_unclaimed_output()
-                    # (It shields itself.)
-                    await self._commands.deliver_cancel(session, process, deliver_cancel)  # noqa: ASYNC102
-                raise
+        session: ProcessSession | None = None
+        try:
+            async with hidden_nursery() as nursery:
+                session = await self._commands.start(checked, nursery, carried_through=True)
+                process = GuestProcess(session)
+                try:
+                    task_status.started(process)
+                    await session.wait_ended()
+                    session.check()
+                except BaseException:
+                    if not session.ended:
+                        session.discard_unclaimed_output()
+                        # (It shields itself.)
+                        await self._commands.deliver_cancel(session, process, deliver_cancel)  # noqa: ASYNC102
+                    raise
+        except BaseException:
+            # Cancelled at the moment of its end, or while its output was still copied.
+            if session is not None and session.error is None:
+                with trio.CancelScope(shield=True):
+                    await self._commands.end(session)
+            raise
         return session.completed(check)
 
     @interrupt_safe
@@ -472,7 +461,7 @@ class Guest:
 
     async def _ask(self, request: wire.Message, expected: type[_M]) -> _M:
         await self._connection.wait_may_open()
-        call = _Request(self._connection.new_id())
+        call = Question(self._connection.new_id())
         self._connection.open(call, request)
         # If cancelled, the id stays in use until the answer comes, which is then dropped.
         await call.done.wait()

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_arg
 from trio_console._wire.frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
 from trio_console._wire.messages import (
     EXEC_ENDS,
+    BackgroundKilled,
     Bootstrap,
     Cancel,
     ClientDisconnected,
@@ -43,6 +44,7 @@ from trio_console._wire.messages import (
     FsResponse,
     InitAck,
     InitResolved,
+    KillBackground,
     Message,
     Ping,
     Pong,
@@ -191,6 +193,10 @@ def _table() -> Mapping[str, MessageType]:
         ),
         MessageType("trio.exec.kill", ExecKill, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS),
         MessageType("trio.relay.forgotten", ClientForgotten, last, 7, up, "call", ends),
+        MessageType(
+            "trio.background.kill", KillBackground, 0, 7, down, "call", opens, overtakes=True, feature=EXEC_ENDS
+        ),
+        MessageType("trio.background.killed", BackgroundKilled, last, 7, up, "call", ends, overtakes=True),
     )
     return MappingProxyType({row.name: row for row in rows})
 

@@ -242,8 +242,11 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
 
 
 @final
-class ExecStarted(Message, frozen=True):
+class ExecStarted(OmittingMessage, frozen=True):
+    """The command runs. ``command`` is its number, for a `KillBackground`; told if the request has ``ends``."""
+
     pid: U32
+    command: Omit[U64] = UNSET
 
 
 @final
@@ -274,8 +277,8 @@ class ExecStderr(DataMessage, frozen=True):
 class ExecExited(OmittingMessage, frozen=True):
     """The command ended: ``code`` 0-255, or -1 if a signal ended it; ``signal`` tells which.
 
-    ``held`` names the streams that other processes still held when the session ended; ``alive`` is the number of
-    processes of the command that were told to end, and had not ended in time.
+    ``held`` names the streams that other processes still held when the session ended. ``alive`` is there if the
+    whole command was killed: the number of its processes that had not ended in time.
     """
 
     code: I32
@@ -317,6 +320,24 @@ class ExecKill(OmittingMessage, frozen=True):
 
     grace: U32
     after_exit: Omit[bool] = UNSET
+
+
+@final
+class KillBackground(Message, frozen=True):
+    """To the agent: kill what a command of this client has left in the background; its session has ended.
+
+    ``command`` is the number from its `ExecStarted`, ``grace`` as in `ExecKill`.
+    """
+
+    command: U64
+    grace: U32
+
+
+@final
+class BackgroundKilled(Message, frozen=True):
+    """Answer to `KillBackground`: how many processes had not ended when the grace was over."""
+
+    alive: U32
 
 
 @final

@@ -13,7 +13,7 @@ import secrets
 import signal
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
@@ -26,6 +26,7 @@ from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
 from trio_console.agent._net.tcp import TcpSession
+from trio_console.agent._process.background import Background, KillSession
 from trio_console.agent._process.hunt import Hunt
 from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
@@ -46,11 +47,13 @@ from trio_console.agent._system.machine import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from trio_console.agent._router import Opener
 
 __all__ = ["AgentOptions", "serve_agent"]
+
+_M = TypeVar("_M", bound=wire.Message)
 
 AGENT_VERSION: Final = f"trio_console {__version__}"
 
@@ -112,8 +115,8 @@ async def serve_agent(
 ) -> Ending:
     """Run the agent at this end of ``stream``: boot, and then serve until the console or the guest ends.
 
-    At the end, also if cancelled, the stream is closed and every child process of a session was killed and waited
-    for; with the option ``owns_process`` every other descendant of this process, too.
+    At the end, also if cancelled, the stream is closed and everything that commands have started was killed and
+    waited for; with the option ``owns_process`` every other descendant of this process, too.
 
     Args:
         stream: the console.
@@ -131,9 +134,24 @@ async def serve_agent(
         return await agent.run()
     finally:
         agent.headroom.restore()
-        if agent.options.owns_process:
-            with trio.move_on_after(_KILL_GRACE, shield=True):
-                await kill_remaining()
+        with trio.move_on_after(_KILL_GRACE, shield=True):
+            await (kill_remaining() if agent.options.owns_process else agent.kill_rest())
+
+
+def _opener(cls: type[_M], make: Callable[[Sender, int, _M], Session]) -> Opener:
+    """An opener for the router, of a function for one class of messages."""
+
+    def open_(sender: Sender, session_id: int, message: wire.Message) -> Session:
+        assert isinstance(message, cls), "an opener gets the message that it is registered for"
+        return make(sender, session_id, message)
+
+    return open_
+
+
+def _slot_of(session_id: int) -> int:
+    slot = slot_of(session_id)
+    assert slot is not None, "the router opens sessions only with ids of clients"
+    return slot
 
 
 @final
@@ -147,6 +165,7 @@ class _Agent:
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
         self._hunt = Hunt(f"{secrets.token_hex(8)}.")
+        self._background = Background()
         self._sinks: Sinks | None = None
         self._starts = Shares(_STARTS)
         self._threads = trio.CapacityLimiter(math.inf)  # the shares are the limit
@@ -178,6 +197,11 @@ class _Agent:
         if isinstance(outcome, BootError):
             raise outcome
         return outcome
+
+    async def kill_rest(self) -> None:
+        """Kill what commands have left. (A process that is the agent's own finds it among its descendants.)"""
+        if self._serial:
+            await self._hunt.kill_rest()
 
     async def _say_the_rest(self) -> None:
         """Give the host a moment to read what is queued for it, such as the last output of commands."""
@@ -232,18 +256,18 @@ class _Agent:
 
     def _openers(self) -> Mapping[type[wire.Message], Opener]:
         return {
-            wire.ExecRequest: self._open_exec,
+            wire.ExecRequest: _opener(wire.ExecRequest, self._open_exec),
             wire.FsRequest: FsOpener(
                 self._files,
                 window=self.options.stdin_window,
                 budget=self.options.stdin_budget,
                 patience=self.options.file_patience,
             ),
-            wire.TcpConnect: self._open_tcp,
+            wire.TcpConnect: _opener(wire.TcpConnect, self._open_tcp),
+            wire.KillBackground: _opener(wire.KillBackground, self._open_kill),
         }
 
-    def _open_exec(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
-        assert isinstance(message, wire.ExecRequest), "an opener gets the message that it is registered for"
+    def _open_exec(self, sender: Sender, session_id: int, message: wire.ExecRequest) -> Session:
         assert self._sinks is not None, "sessions are opened by the router"
         return ExecSession(
             sender,
@@ -257,8 +281,7 @@ class _Agent:
             stdin_patience=self.options.stdin_patience,
         )
 
-    def _open_tcp(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
-        assert isinstance(message, wire.TcpConnect), "an opener gets the message that it is registered for"
+    def _open_tcp(self, sender: Sender, session_id: int, message: wire.TcpConnect) -> Session:
         self._ensure_headroom()
         return TcpSession(
             sender,
@@ -268,6 +291,11 @@ class _Agent:
             budget=self.options.stdin_budget,
             patience=self.options.stdin_patience,
         )
+
+    def _open_kill(self, sender: Sender, session_id: int, message: wire.KillBackground) -> Session:
+        # The mark has the client in it, so a client names only its own commands.
+        wanted = self._background.wanted(self._hunt.mark_of(self._client(_slot_of(session_id)), message.command))
+        return KillSession(sender, session_id, wanted, message.grace / 1000, self._hunt)
 
     def _ensure_headroom(self, handles: int | None = None) -> None:
         """Raise the descriptor limit if the open and the new sessions and files need it."""
@@ -301,22 +329,23 @@ class _Agent:
     async def _spawn(self, session_id: int, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
         """Start a child; see `Spawn`."""
         self._serial += 1
-        slot = slot_of(session_id)
-        assert slot is not None, "the router opens sessions only with ids of clients"
+        serial, slot = self._serial, _slot_of(session_id)
         client = self._client(slot)
         self._commanders.add(client)
-        mark = self._hunt.mark_of(client, self._serial)
         deadline = trio.current_time() + _BUSY_TIME
         while True:
             try:
                 async with self._starts.slot(self._starts.of(slot)):
-                    return await self._try_to_spawn(request, size, mark)
+                    child = await self._try_to_spawn(request, size, self._hunt.mark_of(client, serial))
             except (OSError, NoThreadError) as exc:
                 code = exc.errno if isinstance(exc, OSError) else None
                 raise StartError(failure(request, OSError(code or errno.EAGAIN, "no room for a start"))) from exc
             except StartError as exc:
                 if exc.failure.errno != errno.ETXTBSY or trio.current_time() >= deadline:
                     raise
+            else:
+                child.number = serial
+                return child
             await trio.sleep(_BUSY_PAUSE)  # here, and not in the thread, which others wait for
 
     async def _try_to_spawn(self, request: wire.ExecRequest, size: tuple[int, int], mark: str) -> Child:
@@ -327,5 +356,9 @@ class _Agent:
             start = partial(spawn, request, size, self._defaults, before, mark)
             child = await in_thread("for a command", start, limiter=self._threads)
             self._leaders.add(child.pid)
-            child.on_reap = self._leaders.discard
+            child.on_reap = partial(self._note_reaped, mark)
         return child
+
+    def _note_reaped(self, mark: str, pid: int) -> None:
+        self._leaders.discard(pid)
+        self._background.note(pid, mark)

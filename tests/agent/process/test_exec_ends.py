@@ -253,7 +253,7 @@ async def test_a_kill_ends_all_that_the_command_has_started(host: Host, script: 
     await host.send(wire.ExecKill(10_000), sid)
     last = (await host.collect(sid)).last
     assert alive(marker) == []
-    assert (last.signal, last.alive) == (9, wire.UNSET)
+    assert (last.signal, last.alive) == (9, 0)
 
 
 async def test_a_kill_after_the_exit_waits_for_it_and_ends_the_rest(host: Host) -> None:
@@ -267,7 +267,7 @@ async def test_a_kill_after_the_exit_waits_for_it_and_ends_the_rest(host: Host) 
     await host.send(wire.ExecSignal(15), sid)
     last = (await host.collect(sid)).last
     assert alive(marker) == []
-    assert (last.signal, last.alive) == (15, wire.UNSET)
+    assert (last.signal, last.alive) == (15, 0)
 
 
 async def test_a_kill_after_the_exit_that_comes_behind_it_is_a_kill(host: Host) -> None:
@@ -316,7 +316,7 @@ async def test_a_kill_ends_children_that_carry_no_mark_in_sessions_of_their_own(
     sid = await host.start("sh", "-c", script, ends=TO_THE_END)
     pid = await the_holder(host, sid)
     await host.send(wire.ExecKill(10_000), sid)
-    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9)
+    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9, alive=0)
     assert not runs(pid)
 
 
@@ -334,5 +334,5 @@ async def test_a_look_that_hangs_does_not_keep_the_group_alive(
     monkeypatch.setattr(session_module, "_LOOK_TIME", 0.01)
     monkeypatch.setattr("trio_console.agent._process.hunt.Hunt.kill", hang)
     await host.send(wire.ExecKill(30_000), sid)
-    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9)
+    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9, alive=0)
     os.close(exit_fd)

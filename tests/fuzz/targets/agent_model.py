@@ -36,6 +36,8 @@ def told(id_: int, message: wire.Message) -> Told:
             return id_, name, str(ok)
         case wire.ExecExited(code) | wire.ExecStarted(code):
             return id_, name, str(code)
+        case wire.BackgroundKilled(alive):
+            return id_, name, str(alive)
         case wire.ExecKill(grace, after_exit):
             return id_, name, f"{grace} {after_exit}"
         case _:
@@ -52,6 +54,7 @@ class _Session:
     ending: wire.Message | None = None
     departed: bool = False
     muted: bool = False
+    prompt: bool = False  # its id is free as soon as it is ended, and not when its task is over
 
 
 @final
@@ -83,9 +86,9 @@ class AgentModel:
             self._refuse(frame, owner, exc.kind, exc.message_type, exc.version)
             return
         name = wire.type_of(message).name
-        if owner is not None and isinstance(message, _FOR_A_COMMAND):
+        if owner is not None and not owner.prompt and isinstance(message, _FOR_A_COMMAND):
             self._receive(owner, message)
-        elif isinstance(message, (wire.ExecRequest, wire.TcpConnect)):
+        elif isinstance(message, (wire.ExecRequest, wire.TcpConnect, wire.KillBackground)):
             valid = frame.id % _STEP != 0 and frame.id < 128 * _STEP
             if owner is not None or not valid:
                 version = wire.decode_envelope(frame.body).version
@@ -110,6 +113,9 @@ class AgentModel:
             owner.ended = True
             if understood and owner.ending is None:
                 owner.ending = error
+            if owner.prompt:
+                self._say(owner.id, owner.ending or wire.Error("invalid_session", "words"))
+                owner.departed = owner.muted = True
         elif understood:
             self._say(frame.id, error)
 
@@ -119,17 +125,20 @@ class AgentModel:
             kills = isinstance(message, wire.ExecKill) and message.after_exit is not True
             owner.ended = kills or isinstance(message, wire.ExecSignal)
 
-    def _open(self, id_: int, message: wire.ExecRequest | wire.TcpConnect) -> None:
+    def _open(self, id_: int, message: wire.ExecRequest | wire.TcpConnect | wire.KillBackground) -> None:
         former = self._table.get(id_)
         if former is not None:
             former.muted = True
         does = message.cmd if isinstance(message, wire.ExecRequest) else ""
+        prompt = isinstance(message, wire.KillBackground)
+        if isinstance(message, wire.KillBackground):
+            does = "quits" if message.command else "waits"
         if does == "refused":
             self._say(id_, wire.ExecFailed(kind="not_found", message="refused"))
             return
         if former is not None:
             self._replaced.append(former)
-        self._table[id_] = _Session(id_, does)
+        self._table[id_] = _Session(id_, does, prompt=prompt)
 
     def _orphan(self, frame: wire.Frame, owner: _Session | None, message: wire.Message) -> None:
         if owner is not None:
@@ -153,6 +162,7 @@ class AgentModel:
                 for session in self._table.values():
                     if start <= session.id < stop:
                         session.departed = session.ended = True
+                        session.muted |= session.prompt
                 if confirm is not wire.UNSET:
                     self._say(confirm, wire.ClientForgotten())
             case wire.Shutdown():
@@ -168,10 +178,10 @@ class AgentModel:
         self._table = {id_: session for id_, session in self._table.items() if not session.ended}
 
     def _run(self, session: _Session) -> None:
-        if not session.begun and not session.ended and not session.muted:
+        if not (session.begun or session.ended or session.muted or session.prompt):
             self._say(session.id, wire.ExecStarted(1))
         session.begun = True
-        last: wire.Message = session.ending or wire.ExecExited(0)
+        last: wire.Message = session.ending or (wire.BackgroundKilled(3) if session.prompt else wire.ExecExited(0))
         if not session.ended and session.does == "breaks":
             last = wire.Error("invalid_session", "words")
         elif not session.ended and session.does != "quits":

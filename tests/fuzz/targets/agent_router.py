@@ -16,8 +16,10 @@ from tests.fuzz.targets.agent_model import AgentModel, Told, told
 from tests.fuzz.targets.script import Script
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._processes import Wanted
 from trio_console._wire.ids import slot_of
 from trio_console._wire.outbox import Outbox
+from trio_console.agent._process.background import KillSession
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import FrameSource
@@ -67,6 +69,9 @@ _ABOUT_ENDS: Final[Sequence[wire.Message]] = (
     wire.ExecLeft(0),
     wire.ExecLeft(-1, 9),
     wire.ExecStreamEnded("stdout"),
+    wire.KillBackground(0, 0),
+    wire.KillBackground(1, 0),
+    wire.BackgroundKilled(0),
 )
 
 
@@ -128,6 +133,17 @@ class _Session(Session):
 
 
 @final
+class _Hunt:
+    """In place of the agent's hunt: the mark of what is wanted says whether it is found at once, or never."""
+
+    async def kill(self, wanted: Wanted, grace: float) -> int:
+        await trio.lowlevel.checkpoint()
+        if wanted.mark == "0":
+            await trio.sleep_forever()
+        return 3
+
+
+@final
 class _Agent:
     """The router under test and its model, which are compared each time when all tasks wait."""
 
@@ -185,6 +201,11 @@ class _Agent:
         does = message.cmd if isinstance(message, wire.ExecRequest) else ""
         return _Session(sender, session_id, does, self._received)
 
+    def _open_kill(self, sender: Sender, session_id: int, message: wire.Message) -> Session:
+        assert isinstance(message, wire.KillBackground)
+        wanted = Wanted("V", str(min(message.command, 1)))
+        return KillSession(sender, session_id, wanted, message.grace, _Hunt())  # type: ignore[arg-type]
+
     async def serve(self) -> Ending:
         outbox = Outbox(self.console)
         async with trio.open_nursery() as nursery:
@@ -194,7 +215,11 @@ class _Agent:
                     FrameSource(self.console),
                     Sender(outbox, Activity()),
                     sessions,
-                    openers={wire.ExecRequest: self._open, wire.TcpConnect: self._open},
+                    openers={
+                        wire.ExecRequest: self._open,
+                        wire.TcpConnect: self._open,
+                        wire.KillBackground: self._open_kill,
+                    },
                     forget_client=lambda start, end: self._forgotten.append((start, end)),
                     set_clock=self._clock.append,
                     shutdown_grace=1,

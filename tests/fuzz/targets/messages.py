@@ -24,7 +24,8 @@ _ROWS: Final = list(wire.MESSAGE_TYPES.values())
 #: The flags of each type, written a second time: the last frame of an id, the first one, the end of the guest.
 _FLAGS: Final = {
     **dict.fromkeys(("core.pong", "core.touched", "core.error", "core.exec.exited", "core.exec.failed"), 1),
-    **dict.fromkeys(("core.fs.response", "core.tcp.closed", "core.tcp.failed", "trio.relay.forgotten"), 1),
+    **dict.fromkeys(("core.fs.response", "core.tcp.closed", "core.tcp.failed"), 1),
+    **dict.fromkeys(("trio.relay.forgotten", "trio.background.killed"), 1),
     **dict.fromkeys(("core.exec.request", "core.fs.request", "core.tcp.connect"), 2),
     "core.shutdown": 4,
 }

@@ -65,6 +65,9 @@ _RARE: Final[Sequence[_Said]] = (
     lambda _: wire.ExecSignal(9),
     lambda _: wire.ExecKill(0),
     lambda _: wire.RelayLost("m"),
+    lambda s: wire.ExecStarted(1, s.byte()),
+    lambda s: wire.ExecExited(s.pick(_CODES), alive=s.pick((0, 1))),
+    lambda _: wire.BackgroundKilled(0),
 )
 
 
@@ -105,6 +108,7 @@ class _Model:
         self.left = False
         self.heard = True  # whether messages still reach the session
         self.got = {"stdout": 0, "stderr": 0}  # bytes
+        self.number: int | None = None  # of a command that may have left something
 
     def hear(self, message: wire.Message) -> None:
         if not self.heard:
@@ -115,20 +119,29 @@ class _Model:
             case wire.ExecStderr(data):
                 self._put("stderr", data)
             case wire.ExecStarted() | wire.Credit() | wire.ExecStdinError():
-                pass
+                self._hear_of_start(message)
             case wire.ExecLeft(code, number):
                 if not self.left:
                     self._exit(code, number)
             case wire.ExecStreamEnded(name):
                 if name in self.streams:
                     self.streams[name].end(broken=False)
-            case wire.ExecExited(code, number):
-                self.heard = False
-                self._exit(code, number)
-                self._end(broken=False)
+            case wire.ExecExited():
+                self._hear_last(message)
             case _:
                 self.heard = not wire.type_of(message).flags & wire.FLAG_TERMINAL
                 self.fail()
+
+    def _hear_of_start(self, message: wire.Message) -> None:
+        if isinstance(message, wire.ExecStarted):
+            self.number = None if message.command is wire.UNSET else message.command
+
+    def _hear_last(self, message: wire.ExecExited) -> None:
+        self.heard = False
+        self._exit(message.code, message.signal)
+        self._end(broken=False)
+        if message.alive is not wire.UNSET:  # nothing is left
+            self.number = None
 
     def _put(self, name: str, data: bytes) -> None:
         self.got[name] += len(data)
@@ -297,10 +310,19 @@ class _Command:
             case 7 if self.model.heard and not session.ended:
                 session.give_up(self._confirm)
                 self.model.fail()
+                self.model.number = None
             case 8 if how == 8:
                 self.lose()
             case _:
-                session.send(wire.ExecRelease())
+                self._let_go(how)
+
+    def _let_go(self, how: int) -> None:
+        if how < 128:
+            self.session.send(wire.ExecRelease())
+            return
+        kill = self.session.kill_of_background((0.0, 1e9)[how % 2])
+        assert (None if kill is None else kill.command) == self.model.number, "another command"
+        self.model.number = None
 
     def _confirm(self) -> None:
         self.confirmed += 1

@@ -17,12 +17,18 @@ if TYPE_CHECKING:
 
 __all__ = ["PoliteGuest"]
 
-_OPENERS: Final = {wire.ExecRequest: "exec", wire.FsRequest: "fs", wire.TcpConnect: "tcp"}
+_OPENERS: Final = {
+    wire.ExecRequest: "exec",
+    wire.FsRequest: "fs",
+    wire.TcpConnect: "tcp",
+    wire.KillBackground: "call",
+}
 
 _OUTPUT: Final[Mapping[str, Sequence[tuple[type[wire.DataMessage], str]]]] = {
     "exec": [(wire.ExecStdout, "stdout"), (wire.ExecStderr, "stderr")],
     "fs": [(wire.FsData, "data")],
     "tcp": [(wire.TcpData, "data")],
+    "call": [],
 }
 #: The streams that end by themselves.
 _ENDING: Final[Sequence[wire.StreamName]] = ("stdout", "stderr")
@@ -30,6 +36,7 @@ _LAST: Final[Mapping[str, wire.Message]] = {
     "exec": wire.ExecExited(0),
     "fs": wire.FsResponse(ok=True),
     "tcp": wire.TcpClosed(),
+    "call": wire.BackgroundKilled(0),
 }
 _INPUT: Final = {wire.ExecStdin: "exec", wire.FsData: "fs", wire.TcpData: "tcp"}
 
@@ -45,6 +52,7 @@ class _Work:
     got: int = 0  # of the client's data, and not granted yet
     input: bytes = b""
     killed: bool = False
+    brief: bool = False  # ends by itself
     again: bool = False  # its id had a session before
     ends: bool = False  # its client wants to be told of each
     ended: set[str] = field(default_factory=set)  # streams
@@ -107,12 +115,13 @@ class PoliteGuest(World):
             self.say(wire.Error("invalid_session", "in use"), id_)
             return
         window: Any = getattr(message, "window", wire.UNSET)
-        assert not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
+        says_nothing = kind == "call"
+        assert says_nothing or not self.credit or window is not wire.UNSET, "what it may say ahead is not bounded"
         mark = next((peer.mark for peer in self.peers if id_ in peer.client.ids), 0)
         again = id_ in self.opened
         self.opened.add(id_)
         ends = self.ends and isinstance(message, wire.ExecRequest) and message.ends is not wire.UNSET
-        work = _Work(kind, mark, window if self.credit else None, again=again, ends=ends)
+        work = _Work(kind, mark, window if self.credit else None, brief=says_nothing, again=again, ends=ends)
         self.work[id_] = work
 
     def _hear_within(self, id_: int, message: wire.Message, work: _Work) -> None:
@@ -180,6 +189,8 @@ class PoliteGuest(World):
     def output(self, id_: int, stream: int, size: int) -> None:
         """A session sends output, as far as its credit allows."""
         work = self.work[id_]
+        if work.brief:
+            return
         cls, name = _OUTPUT[work.kind][stream % len(_OUTPUT[work.kind])]
         if name in work.ended:
             return
@@ -222,13 +233,7 @@ class PoliteGuest(World):
             work.got = 0
 
     def finish(self, id_: int) -> None:
-        kind = self.work.pop(id_).kind
-        last: dict[str, wire.Message] = {
-            "exec": wire.ExecExited(0),
-            "fs": wire.FsResponse(ok=True),
-            "tcp": wire.TcpClosed(),
-        }
-        self.say(last[kind], id_)
+        self.say(_LAST[self.work.pop(id_).kind], id_)
 
     # All at once
 
@@ -246,7 +251,7 @@ class PoliteGuest(World):
         while self._move():
             for id_, work in list(self.work.items()):
                 self.grant(id_)
-                if work.killed:
+                if work.killed or work.brief:
                     self.finish(id_)
             self.check()
 
@@ -255,5 +260,5 @@ class PoliteGuest(World):
         moved += [self.feed(peer) for peer in list(self.peers)]
         self.write_batch(3)
         moved += [self.hear(), self.deliver()]
-        due = [work for work in self.work.values() if work.killed or (self.credit and work.got)]
+        due = [work for work in self.work.values() if work.killed or work.brief or (self.credit and work.got)]
         return any(moved) or bool(due)

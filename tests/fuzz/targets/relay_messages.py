@@ -153,6 +153,7 @@ ENDS_REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
     lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS), stdio=s.pick(_STDIO), ends=s.pick(_DRAINS)),
     lambda s: wire.ExecRequest("\xff", window=s.pick(_WINDOWS), octets=True, ends=wire.ExecEnds()),
     lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS), breaks=True),
+    lambda s: wire.KillBackground(s.byte(), s.pick(_GRACES)),
 )
 #: What such a client may say of its command.
 ENDING: Final[Sequence[Callable[[Script], wire.Message]]] = (
@@ -169,4 +170,6 @@ ENDS_OF: Final[Sequence[Callable[[Script], wire.Message]]] = (
     lambda s: wire.ExecExited(s.byte(), held=["stdout"], alive=s.byte()),
     lambda _: wire.Error("not_confirmed", "m"),
     lambda _: wire.Error("exit_unknown", "m"),
+    lambda s: wire.ExecStarted(1, s.byte()),
+    lambda s: wire.BackgroundKilled(s.byte()),
 )

@@ -67,6 +67,7 @@ _OPENS: Final[dict[type[wire.Message], str]] = {
     wire.TcpConnect: "tcp",
     wire.Ping: "call",
     wire.Touch: "call",
+    wire.KillBackground: "call",
 }
 _PART_OF: Final[dict[type[wire.Message], str]] = {
     wire.ExecStdin: "exec",
@@ -90,6 +91,7 @@ _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.Pong: "call",
     wire.Touched: "call",
     wire.ClientForgotten: "call",
+    wire.BackgroundKilled: "call",
 }
 _OVERTAKE: Final = (
     *(wire.ExecStarted, wire.ExecStdinError, wire.ExecLeft),
@@ -97,7 +99,7 @@ _OVERTAKE: Final = (
 )
 
 #: What is only sent to an agent that has announced that it tells the ends of commands.
-_ABOUT_ENDS: Final = (wire.ExecRelease, wire.ExecKill)
+_ABOUT_ENDS: Final = (wire.ExecRelease, wire.ExecKill, wire.KillBackground)
 
 
 class Verdict(NamedTuple):

@@ -180,7 +180,9 @@ def test_what_is_not_a_clients_to_send_is_refused(message: wire.Message) -> None
     assert error.kind == "unsupported_message_type"
 
 
-@pytest.mark.parametrize("message", [wire.ExecRelease(), wire.ExecKill(0)], ids=lambda m: type(m).__name__)
+@pytest.mark.parametrize(
+    "message", [wire.ExecRelease(), wire.ExecKill(0), wire.KillBackground(1, 0)], ids=lambda m: type(m).__name__
+)
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "unknown"])
 def test_what_an_agent_has_not_announced_never_reaches_it(message: wire.Message, is_open: bool) -> None:
     table = Table(features=("something_else",))
@@ -247,7 +249,9 @@ def said_to_agent(table: Table, orders: Any) -> list[tuple[int, wire.Message]]:
 
 
 @pytest.mark.parametrize(
-    "message", [EXEC, READ, CONNECT, wire.Ping(), wire.Touch()], ids=lambda m: type(m).__name__
+    "message",
+    [EXEC, READ, CONNECT, wire.Ping(), wire.Touch(), wire.KillBackground(1, 0)],
+    ids=lambda m: type(m).__name__,
 )
 def test_an_id_in_use_is_not_given_a_second_session(message: wire.Message) -> None:
     table = Table()

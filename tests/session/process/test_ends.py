@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from tests.session._fake import Talk, begin, talking
-from tests.session.process._processes import opened, run
+from tests.session.process._processes import Opened, opened, run
 from tests.tools.peer import settle
 from trio_console import GuestLostError, ProtocolError
 from trio_console import _wire as wire
@@ -200,3 +200,99 @@ async def test_a_guest_that_goes_on_breaking_the_protocol_is_answered_once(talk:
         await process.wait()
     answers = [type(message) for _, message in await talk.agent.pending()]
     assert answers == [wire.ExecSignal, wire.Credit, wire.Credit]
+
+
+# What is left when the session is over
+
+
+async def over(talk: Talk, **options: Any) -> tuple[Any, Opened]:
+    """A process whose session is over by itself, and its block."""
+    block = Opened(talk, **options)
+    id_ = (await talk.agent.expect(wire.ExecRequest))[0]
+    await talk.agent.send(wire.ExecStarted(77, 5), id_)
+    process = await block.ready()
+    await talk.agent.send(wire.ExecExited(3), id_)
+    assert await process.wait() == 3
+    return process, block
+
+
+async def test_what_is_left_is_killed_when_the_block_is_cancelled_after_the_session(talk: Talk) -> None:
+    _, block = await over(talk)
+    block.result.scope.cancel()
+    id_, message = await talk.agent.expect(wire.KillBackground)
+    assert message.command == 5
+    assert 0 < message.grace <= 4000
+    await settle()
+    assert not block.result.done.is_set()
+    await talk.agent.send(wire.BackgroundKilled(0), id_)
+    await block.result.done.wait()
+    assert talk.guest.statistics().active_sessions == 0
+
+
+async def test_what_is_left_lives_when_the_block_is_left_in_order(talk: Talk) -> None:
+    _, block = await over(talk)
+    block.leave.set()
+    await block.result.wait()
+    assert await talk.agent.pending() == []
+
+
+async def test_a_cancelled_command_whose_session_ended_by_itself_has_its_rest_killed(talk: Talk) -> None:
+    result = run(talk, "ls", stdin=None)
+    id_ = (await talk.agent.expect(wire.ExecRequest))[0]
+    await talk.agent.send(wire.ExecStarted(77, 5), id_)
+    await settle()
+    result.scope.cancel()
+    await talk.agent.expect(wire.ExecKill)
+    await talk.agent.expect(wire.ExecSignal)
+    await talk.agent.send(wire.ExecExited(0), id_)
+    id_, message = await talk.agent.expect(wire.KillBackground)
+    assert message.command == 5
+    await talk.agent.send(wire.BackgroundKilled(0), id_)
+    await result.done.wait()
+    assert await talk.agent.pending() == []
+
+
+async def test_a_command_that_the_agent_has_killed_whole_is_not_killed_again(talk: Talk) -> None:
+    result = run(talk, "ls", stdin=None)
+    id_ = (await talk.agent.expect(wire.ExecRequest))[0]
+    await talk.agent.send(wire.ExecStarted(77, 5), id_)
+    await settle()
+    result.scope.cancel()
+    await talk.agent.expect(wire.ExecKill)
+    await talk.agent.expect(wire.ExecSignal)
+    await talk.agent.send(wire.ExecExited(-1, 15, alive=0), id_)
+    await result.done.wait()
+    assert await talk.agent.pending() == []
+
+
+async def test_what_was_left_and_could_not_be_killed_is_told_of(talk: Talk) -> None:
+    with pytest.warns(RuntimeWarning, match="could not end 2 processes"):
+        _, block = await over(talk)
+        block.result.scope.cancel()
+        id_, _ = await talk.agent.expect(wire.KillBackground)
+        await talk.agent.send(wire.BackgroundKilled(2), id_)
+        await block.result.done.wait()
+
+
+async def test_a_relay_that_does_not_know_the_request_may_refuse_it(talk: Talk) -> None:
+    _, block = await over(talk)
+    block.result.scope.cancel()
+    id_, _ = await talk.agent.expect(wire.KillBackground)
+    await talk.agent.send(wire.Error("unsupported_message_type", "m"), id_)
+    await block.result.done.wait()
+
+
+async def test_a_guest_that_does_not_confirm_the_rest_is_told_of() -> None:
+    with pytest.warns(RuntimeWarning, match="left in the background is gone"):
+        async with talking(features=(wire.EXEC_ENDS,), grace=0.01) as talk:
+            _, block = await over(talk)
+            block.result.scope.cancel()
+            await block.result.done.wait()
+
+
+async def test_a_guest_that_is_lost_is_not_asked_for_the_rest(talk: Talk) -> None:
+    _, block = await over(talk)
+    await talk.agent.close()
+    await talk.guest.wait_lost()
+    block.result.scope.cancel()
+    await block.result.done.wait()

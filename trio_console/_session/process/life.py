@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _wire as wire
+from trio_console._errors import UnsupportedByPeer
+from trio_console._session.connection import Question
 from trio_console._session.process.plumbing import attach_input, attach_output
 from trio_console._session.process.session import ProcessSession
 from trio_console._trio.nursery import grouping_nursery
@@ -109,14 +111,16 @@ class Commands:
                 delivery.cancel_scope.cancel()
 
     async def leave(self, session: ProcessSession) -> None:
-        """Let go of a process that has exited while streams are open: the processes that hold them live on."""
-        if session.left and not session.ended and session.tells_ends:
-            session.send(wire.ExecRelease())
-            session.discard_claimed_output()
-            await self._confirmations.wait(session.wait_ended)
+        """Leave a process in order: if it has exited, what it has left lives on. A call of `end` follows."""
+        if session.left:
+            session.spare_background()
+            if not session.ended and session.tells_ends:
+                session.send(wire.ExecRelease())
+                session.discard_claimed_output()
+                await self._confirmations.wait(session.wait_ended)
 
     async def end(self, session: ProcessSession) -> None:
-        """Kill what still runs of the command, and wait for the guest's confirmation, at most for the grace."""
+        """Kill all of the command, and wait for the guest's confirmation, at most for the grace."""
         if not session.ended:
             session.kill_all(self._confirmations.peek() - trio.current_time())
             session.discard_output()
@@ -128,6 +132,8 @@ class Commands:
                     RuntimeWarning,
                     stacklevel=1,
                 )
+        if session.ended:
+            await self._kill_background(session)
         if session.alive:
             warnings.warn(
                 f"the guest could not end {session.alive} processes of {session!r} in time; they may still run",
@@ -135,6 +141,30 @@ class Commands:
                 stacklevel=1,
             )
             session.alive = 0  # said once
+
+    async def _kill_background(self, session: ProcessSession) -> None:
+        """Kill what a command has left whose session has ended by itself, perhaps just before it was to be killed.
+
+        (An agent that has killed all says so, and a failed start leaves nothing.)
+        """
+        kill = session.kill_of_background(self._confirmations.peek() - trio.current_time())
+        if kill is None or self._connection.lost is not None:
+            return
+        question = Question(self._connection.new_id())
+        try:
+            self._connection.open(question, kill)
+        except UnsupportedByPeer:  # it has told a number that none of its generation has
+            return
+        if not await self._confirmations.wait(question.done.wait):
+            warnings.warn(
+                f"the guest did not confirm within {self._confirmations.grace:g} seconds that what {session!r} "
+                f"has left in the background is gone; it may still run{self._confirmations.note()}",
+                RuntimeWarning,
+                stacklevel=1,
+            )
+        # (A relay that does not know the request refuses it.)
+        if isinstance(question.reply, wire.BackgroundKilled):
+            session.alive = question.reply.alive
 
 
 async def _terminate(session: ProcessSession) -> None:

@@ -107,6 +107,7 @@ class ProcessSession(Session):
         self.output_open = False
         #: How many processes of the command the guest was told to end, and could not.
         self.alive = 0
+        self._command: int | None = None  # the guest's number of the command, if it has told one
         flow = connection.ready.flow
         credited = flow is not wire.UNSET
         self._accounts = {
@@ -154,8 +155,9 @@ class ProcessSession(Session):
                 self._put(self.error_output, "stderr", data)
             case wire.Credit():
                 self.input.grant(message)
-            case wire.ExecStarted(pid):
+            case wire.ExecStarted(pid, command):
                 self._start(pid)
+                self._command = None if command is wire.UNSET else command
             case wire.ExecStdinError():
                 self.input.refuse(system_error(message.errno, message.message))
             case wire.ExecLeft():
@@ -201,7 +203,9 @@ class ProcessSession(Session):
         if self.returncode is None:  # it was not told before
             self.returncode = _returncode(message.code, message.signal)
         self.output_open = bool(message.held)
-        self.alive = message.alive or 0
+        if message.alive is not wire.UNSET:
+            self.alive = message.alive
+            self._command = None  # all of it was killed
         self._end(BrokenPipeError("the process has exited"))
         self._note_late_answer()
 
@@ -353,6 +357,21 @@ class ProcessSession(Session):
         if self.tells_ends:
             self.send(wire.ExecKill(_confirmed_within(grace), after_exit=True))
 
+    def kill_of_background(self, grace: float) -> wire.KillBackground | None:
+        """The request to kill what the command has left, now that its session is over.
+
+        `None` if there is nothing to kill, or if the agent does not know the request.
+
+        Args:
+            grace: seconds for the guest to confirm it.
+        """
+        number, self._command = self._command, None
+        return None if number is None else wire.KillBackground(number, _confirmed_within(grace))
+
+    def spare_background(self) -> None:
+        """Let what the command has left live on."""
+        self._command = None
+
     def status(self) -> int:
         """The exit status, as soon as it is known; raises the error of a session that has ended without it."""
         if self._state is not ProcessState.CUT:
@@ -394,6 +413,7 @@ class ProcessSession(Session):
             heard: called if the guest ends the session later: with the exit, or with an error.
         """
         self._heard_late = heard
+        self._command = None  # the guest was told to kill it all, whenever it hears that
         self._fail(GuestLostError(f"the guest did not confirm the end of {self.command.given!r}"))
 
     def close_input(self) -> None:

@@ -17,7 +17,14 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
-from trio_console._processes import CLEAN_SCANS, COMMAND_MARK, Wanted, is_any_left, kill_found
+from trio_console._processes import (
+    CLEAN_SCANS,
+    COMMAND_MARK,
+    Wanted,
+    is_any_left,
+    kill_found,
+    kill_processes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -113,6 +120,14 @@ class Hunt:
             return any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
 
         return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._thread)
+
+    async def kill_rest(self) -> None:
+        """Kill all commands of the agent, also those whose sessions have ended, in its last moments.
+
+        (The task has ended by then.) The caller sets a deadline.
+        """
+        kill = partial(kill_processes, Wanted(COMMAND_MARK, self._mark))
+        await trio.to_thread.run_sync(kill, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
 
     async def kill_client(self, client: str, grace: float) -> int:
         """`kill` all commands of a client, also those whose sessions have ended."""

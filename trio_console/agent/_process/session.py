@@ -207,7 +207,7 @@ class ExecSession(Session):
         self._doomed = False  # whether that is to be done as soon as the leader has exited
         self._status_lost = False  # whether somebody else has reaped the leader
         self._late = False  # whether the client has gone during the start
-        self._alive = 0  # processes that could not be killed
+        self._alive: int | wire.UnsetType = wire.UNSET  # processes that were killed and have not ended
         self._outputs_open = 0
         self._last_output = -math.inf  # when bytes came last, after the exit
         self._outputs_over = trio.Event()
@@ -254,7 +254,7 @@ class ExecSession(Session):
             return
         await trio.lowlevel.checkpoint_if_cancelled()  # the session may have been ended during the start
         if not self.ended:  # said also while the guest shuts down: without it the output would be nobody's
-            self._sender.send(wire.ExecStarted(child.pid), self.id)
+            self._sender.send(wire.ExecStarted(child.pid, child.number if self._ends else wire.UNSET), self.id)
         for number in self._early_signals:
             child.kill_group(number)
         child.resize(*self._size)
@@ -454,8 +454,8 @@ class ExecSession(Session):
         if self._exit is None:
             return wire.Error(*self._no_exit())
         held = [output.name for output in self._outputs.values() if output.held]
-        if self._ends and (held or self._alive):
-            return msgspec.structs.replace(self._exit, held=held or wire.UNSET, alive=self._alive or wire.UNSET)
+        if self._ends and (held or self._alive is not wire.UNSET):
+            return msgspec.structs.replace(self._exit, held=held or wire.UNSET, alive=self._alive)
         return self._exit
 
     def _status(self, child: Child) -> wire.ExecExited | None:

@@ -93,6 +93,7 @@ class Child:
         "_popen",
         "_reaped",
         "exit_fd",
+        "number",
         "on_reap",
         "outputs",
         "pid",
@@ -104,6 +105,8 @@ class Child:
         self._popen = popen
         self._reaped = False
         self._mark: Final = mark
+        #: The number of the command, by which a client may name it.
+        self.number = 0
         #: Called with the pid in `reap`; after that the pid may belong to another process.
         self.on_reap: Callable[[int], None] | None = None
         self.pid = popen.pid
