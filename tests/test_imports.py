@@ -36,7 +36,17 @@ class Room(NamedTuple):
 
 ROOMS = {
     "ground": Room(
-        {"_addresses", "_errors", "_states", "_buffers", "_version", "_forked", "_processes", "_standard"},
+        {
+            "_addresses",
+            "_errors",
+            "_states",
+            "_buffers",
+            "_version",
+            "_forked",
+            "_processes",
+            "_standard",
+            "_warden",
+        },
         trio=False,
     ),
     "trio": Room({"_trio"}, {"ground"}),

@@ -30,6 +30,7 @@ __all__ = [
     "is_any_left",
     "kill_found",
     "kill_processes",
+    "start_time",
     "ticks",
 ]
 
@@ -131,6 +132,16 @@ class _Process(NamedTuple):
 def ticks() -> int:
     """Now, in the clock in which the kernel notes when a process has started."""
     return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+
+
+def start_time(pid: int) -> str | None:
+    """Since when a process runs, in ticks: no other process with its id has the same.
+
+    It is `None` for a process that is dead or not there, and without ``/proc``.
+    """
+    for process in _processes([pid]):
+        return None if process.dead else process.started.decode()
+    return None
 
 
 def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:

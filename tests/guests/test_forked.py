@@ -185,6 +185,8 @@ async def test_a_child_that_is_forked_while_a_guest_starts_holds_nothing_of_it(
     statuses = []
 
     async def forking(command: Any, **options: Any) -> trio.Process:
+        if "-S" in command:  # the warden
+            return await real(command, **options)
         assert _pipes_and_sockets() > before
         assert options["stderr"] != PIPE, "a pipe of trio's making is nobody's to let go of"
         statuses.append(_in_a_child(lambda: 0 if _pipes_and_sockets() <= before else 2))

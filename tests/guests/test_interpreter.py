@@ -25,7 +25,9 @@ HERE = pathlib.Path(trio_console.__file__).parents[1]
 
 #: Prints what is asked of the agent's own process, by a command of it.
 LOOK = """
-import sys, trio
+import sys
+sys.path.insert(0, HERE)
+import trio
 from trio_console import ProcessGuest, open_guest
 
 async def main():
@@ -34,7 +36,7 @@ async def main():
         print(done.stdout.decode(), end="")
 
 trio.run(main)
-"""
+""".replace("HERE", repr(str(HERE)), 1)
 
 
 def run(*arguments: str, cwd: pathlib.Path, env: Mapping[str, str] = os.environ) -> str:
@@ -127,7 +129,8 @@ async def test_an_agent_that_never_reads_its_program_is_given_up(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deaf = tmp_path / "python"
-    deaf.write_text("#!/bin/sh\nexec sleep 1000 </dev/null\n")
+    # (And another process holds the pipe, so that its end comes with neither's death.)
+    deaf.write_text("#!/bin/sh\nexec 3<&0; setsid sleep 1000 <&3 &\nexec sleep 1000 </dev/null\n")
     deaf.chmod(0o755)
     monkeypatch.setattr(sys, "path", [*sys.path, *(f"/nowhere/{number:080}" for number in range(4000))])
     with trio.fail_after(HANG), pytest.raises(trio_console.GuestLostError, match="was not ready within"):
@@ -244,7 +247,7 @@ async def test_an_interpreter_that_is_not_there_is_a_file_not_found_error() -> N
 @pytest.mark.parametrize("kind", [ProcessGuest, CommandGuest])
 async def test_commands_have_the_environment_that_was_given(kind: type, given: dict[str, str]) -> None:
     env = {name: value for name, value in os.environ.items() if not name.startswith(("LC_", "LANG", "PYTHON"))}
-    env = {**env, **given, "HOME": "/"}
+    env = {**env, **given, "HOME": "/", "PYTHONPATH": str(HERE)}
     with trio.fail_after(HANG):
         command = [sys.executable, "-P", "-m", "trio_console.agent", "--stdio"]
         spec = ProcessGuest(env=env) if kind is ProcessGuest else CommandGuest(command, env=env)

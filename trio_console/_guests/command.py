@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, final
 
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import TheirEnds, owned, start, watch
+from trio_console._guests.warden import guarded
+from trio_console._processes import GUEST_MARK
 from trio_console._trio.interrupts import interrupt_safe
 
 if TYPE_CHECKING:
@@ -60,17 +63,22 @@ class CommandGuest(GuestSpec):
     @asynccontextmanager
     async def _launch(self) -> AsyncIterator[Host]:
         name = os.path.basename(self._command[0])
-        with TheirEnds() as theirs:
-            with owned(theirs.console) as device, theirs.error_pipe() as stderr:
+        mark = secrets.token_hex(16)
+        given = os.environ if self._env is None else self._env
+        # The mark is only for the moment between the start and the warden's knowledge of it: a process that the
+        # command leaves on purpose, such as ssh's shared connection, does not end with this program.
+        async with guarded(mark, whole=False) as started:
+            with TheirEnds() as theirs, owned(theirs.console) as device, theirs.error_pipe() as stderr:
                 their_in, their_out, their_err = theirs.numbers
                 process = await start(
                     self._command,
                     stdin=their_in,
                     stdout=their_out,
                     stderr=their_err,
-                    env=self._env,
+                    env={**given, GUEST_MARK: mark},
                     cwd=self._cwd,
                 )
+                started(process.pid)
                 theirs.close()
                 async with watch(Host(device, process, name), process, stderr) as host:
                     yield host

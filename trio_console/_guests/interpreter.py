@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["command", "executable", "find_modules"]
+__all__ = ["command", "executable", "find_modules", "place_of_this_package"]
 
 #: The flags without a word of their own: the name in `sys.flags`, and the letter, which is repeated.
 _LETTERS: Final = (
@@ -41,7 +41,7 @@ def executable(python: str | None = None) -> str:
     else:
         return sys.executable
     raise RuntimeError(
-        f"this program has no Python interpreter to run the agent with: {why}. Name a Python 3.11 or later, such "
+        f"this program has no Python interpreter that it could start: {why}. Name a Python 3.11 or later, such "
         "as ProcessGuest(python='/usr/bin/python3')"
     )
 
@@ -86,12 +86,13 @@ def find_modules(*, also: bool = False) -> str:
     """
     paths = [path for path in sys.path if isinstance(path, str) and os.path.isabs(path)]
     # This package may have been found by a path that is left out. Last, so that nothing beside it hides a module.
-    if (ours := _place_of_this_package()) not in paths:
+    if (ours := place_of_this_package()) not in paths:
         paths.append(ours)
     if also:
         return f"import sys; sys.path += [path for path in {paths!a} if path not in sys.path]\n"
     return f"import sys; sys.path[:] = {paths!a}\n"
 
 
-def _place_of_this_package() -> str:
+def place_of_this_package() -> str:
+    """The directory (or archive) in which this package is."""
     return os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))

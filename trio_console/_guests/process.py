@@ -15,6 +15,7 @@ from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.interpreter import command, find_modules
 from trio_console._guests.spec import GuestSpec, Host
 from trio_console._guests.supervisor import TheirEnds, beyond_standard, owned, start, watch
+from trio_console._guests.warden import guarded
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
@@ -22,7 +23,7 @@ from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     import trio
 
@@ -90,6 +91,15 @@ class ProcessGuest(GuestSpec):
         mark = secrets.token_hex(16)
         given = os.environ if self._env is None else self._env
         python = command(self._python)
+        async with guarded(mark, whole=True, python=self._python) as tell_pid:
+            async with self._launch_agent(python, {**given, GUEST_MARK: mark}, mark, tell_pid) as host:
+                yield host
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def _launch_agent(
+        self, python: list[str], env: Mapping[str, str], mark: str, started: Callable[[int], None]
+    ) -> AsyncIterator[Host]:
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
@@ -110,9 +120,10 @@ class ProcessGuest(GuestSpec):
                 stdout=subprocess.DEVNULL,
                 stderr=their_err,
                 pass_fds=(theirs.fileno(),),
-                env={**given, GUEST_MARK: mark},
+                env=env,
                 cwd=self._cwd,
             )
+            started(process.pid)
             theirs.close()
             ends.close()
             program = find_modules(also=self._python is not None) + _PROGRAM
