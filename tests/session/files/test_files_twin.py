@@ -143,6 +143,49 @@ async def test_nonsense_is_refused_as_in_io(tmp_path: Path, mode: str, steps: li
     await same(tmp_path, CONTENTS, mode, [("read", 1), *steps] if steps[0][0] != "seek" else steps)
 
 
+ODD: list[Any] = [-5, -2, 2**63, -(2**63) - 1, 2**70, 1.5, "1", b"1", True, [], None]
+
+
+@pytest.mark.parametrize("mode", ["rb", "rb+", "r", "r+"])
+@pytest.mark.parametrize("buffering", [-1, 0])
+@pytest.mark.parametrize("number", ODD, ids=repr)
+async def test_odd_sizes_are_as_in_io(tmp_path: Path, mode: str, buffering: int, number: Any) -> None:
+    methods = ["read", "readline", "readlines", *(["read1", "peek"] if mode == "rb" and buffering else [])]
+    steps: list[Any] = [("read", 2)]
+    for name in methods:
+        steps += [(name, number), ("read", 3), ("seek", 2)]
+    if mode.endswith("+"):
+        steps += [("truncate", number), ("read", 3)]
+    await same(tmp_path, CONTENTS, mode, steps, buffering=buffering if "b" in mode else -1)
+
+
+# (Of a ``whence`` that is none an unbuffered file of io asks the system, and has no positions any more then.)
+@pytest.mark.parametrize(
+    ("buffering", "whence"),
+    [(size, how) for size in (-1, 0) for how in (0, 1, 2, None, 1.5)] + [(-1, -1), (-1, 5)],
+)
+async def test_odd_positions_are_as_in_io(tmp_path: Path, buffering: int, whence: Any) -> None:
+    targets = [0, -5, 2**63, -(2**63) - 1, *([] if whence == 0 else [2**63 - 1])]
+    steps: list[Any] = [
+        step for target in targets for step in (("read", 2), ("seek", target, whence), ("read", 2))
+    ]
+    steps += [("seek", target, 0) for target in ("1", None, 1.5, [])]
+    await same(tmp_path, CONTENTS, "rb", steps, buffering=buffering)
+
+
+@pytest.mark.parametrize("whence", [0, 1, 2, -1, 5, None, 1.5], ids=repr)
+async def test_odd_positions_of_text_are_as_in_io(tmp_path: Path, whence: Any) -> None:
+    await same(tmp_path, CONTENTS, "r", [("read", 2), ("seek", 0, whence), ("seek", -5, whence), ("read", 2)])
+
+
+@pytest.mark.parametrize("name", ["readinto", "readinto1"])
+async def test_what_cannot_be_read_into_takes_no_bytes(tmp_path: Path, name: str) -> None:
+    steps: list[Any] = []
+    for buffer in (b"const", memoryview(b"const"), "text", 5, None):
+        steps += [(name, buffer), ("read", 2)]
+    await same(tmp_path, CONTENTS, "rb", steps)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1", "utf-16", "utf-8-sig", "ascii", "cp1252"])
 @pytest.mark.parametrize("mode", ["w", "a", "r+", "w+"])
 async def test_encodings_write_their_marks_as_in_io(tmp_path: Path, encoding: str, mode: str) -> None:

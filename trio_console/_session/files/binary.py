@@ -28,7 +28,7 @@ import trio
 
 from trio_console._buffers import flat_view
 from trio_console._errors import ProtocolError, again
-from trio_console._session.files.file import GuestFile, raise_closed
+from trio_console._session.files.file import GuestFile, raise_closed, size_of
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._trio.conflict import Conflict
 
@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 __all__ = ["BinaryFile"]
 
 _log: Final = logging.getLogger("trio_console.client")
+
+_LARGEST_OFFSET: Final = 2**63 - 1
 
 
 @final
@@ -169,7 +171,7 @@ class BinaryFile(GuestFile[bytes]):
     async def read(self, size: int | None = -1, /) -> bytes:
         self._owner.check()
         self.check_readable()
-        size = -1 if size is None else operator.index(size)
+        size = -1 if size is None else size_of(size)
         if size < -1 and self._limit:
             raise ValueError("read length must be non-negative or -1")
         with self._conflict:
@@ -228,7 +230,7 @@ class BinaryFile(GuestFile[bytes]):
     async def read1(self, size: int = -1, /) -> bytes:
         self._owner.check()
         self.check_readable()
-        size = operator.index(size)
+        size = size_of(size)
         with self._conflict:
             await self._flush()
             if size < 0:
@@ -241,13 +243,14 @@ class BinaryFile(GuestFile[bytes]):
         return await self.read()
 
     async def readinto1(self, buffer: bytearray | memoryview, /) -> int:
-        with memoryview(buffer).cast("B") as view:
+        with _writable_view(buffer) as view:
             data = await self.read1(len(view))
             view[: len(data)] = data
             return len(data)
 
     async def peek(self, size: int = 0, /) -> bytes:
         self.check_readable()
+        size_of(size)
         with self._conflict:
             await self._flush()
             if not self._available:
@@ -255,7 +258,7 @@ class BinaryFile(GuestFile[bytes]):
             return self._ahead[self._taken :]
 
     async def readinto(self, buffer: bytearray | memoryview, /) -> int:
-        with memoryview(buffer).cast("B") as view:
+        with _writable_view(buffer) as view:
             data = await self.read(len(view))
             view[: len(data)] = data
             return len(data)
@@ -264,7 +267,7 @@ class BinaryFile(GuestFile[bytes]):
     async def readline(self, size: int | None = -1, /) -> bytes:
         self._owner.check()
         self.check_readable()
-        limit = -1 if size is None else operator.index(size)
+        limit = -1 if size is None else size_of(size)
         with self._conflict:
             await self._flush()
             searched = 0
@@ -347,7 +350,7 @@ class BinaryFile(GuestFile[bytes]):
             if size is None:
                 self._check_position()
                 size = await self._where()
-            size = operator.index(size)
+            size = size_of(size)
             if size < 0:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._forget_ahead()  # first, as in `write`
@@ -365,19 +368,27 @@ class BinaryFile(GuestFile[bytes]):
             self.check_seekable()
         self._check()
         self._check_position()
-        target = operator.index(target)
-        if whence not in (0, 1, 2):
+        if operator.index(whence) not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        target = self._offset_of(target)
         with self._conflict:
             await self._flush()
             if whence == 1:
                 target += await self._where()
             elif whence == 2:
                 target += (await self._handle.stat()).st_size
-            if target < 0:
+            if not 0 <= target <= _LARGEST_OFFSET:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._go(target)
             return target
+
+    def _offset_of(self, target: object) -> int:
+        try:
+            return size_of(target)
+        except OverflowError as exc:
+            if self._limit == 0:
+                raise
+            raise ValueError(str(exc)) from None  # as the buffers of io
 
     def _go(self, target: int) -> None:
         """Move the position; the bytes read ahead are kept if the new position is among them."""
@@ -466,6 +477,15 @@ class BinaryFile(GuestFile[bytes]):
             with suppress(OSError, ProtocolError):  # the first error is raised
                 await self._handle.close()
             raise error
+
+
+def _writable_view(buffer: bytearray | memoryview) -> memoryview:
+    """A view to read into. It is looked at before anything is read, which would be lost."""
+    view = memoryview(buffer).cast("B")
+    if view.readonly:
+        view.release()
+        raise TypeError(f"a read-write bytes-like object is required, not {type(buffer).__name__!r}")
+    return view
 
 
 async def _bury(handle: FileHandle, data: bytes, start: int, confirmations: Confirmations) -> None:

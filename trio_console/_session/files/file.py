@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import operator
 from abc import abstractmethod
-from typing import TYPE_CHECKING, AnyStr, Generic, NoReturn
+from typing import TYPE_CHECKING, AnyStr, Final, Generic, NoReturn
 
 import trio
 
@@ -12,7 +13,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["GuestFile"]
+__all__ = ["GuestFile", "raise_closed", "size_of"]
+
+#: One more than the largest size and offset.
+_LARGE: Final = 2**63
 
 
 class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
@@ -111,12 +115,13 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
 
     async def readlines(self, hint: int | None = -1, /) -> list[AnyStr]:
         """Read lines up to the end, or until their sizes sum up to ``hint`` if that is positive."""
+        hint = 0 if hint is None else size_of(hint)
         lines: list[AnyStr] = []
         size = 0
         while line := await self.readline():
             lines.append(line)
             size += len(line)
-            if hint is not None and 0 < hint <= size:
+            if 0 < hint <= size:
                 break
         return lines
 
@@ -202,6 +207,18 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
         still writes and closes, for no longer than the grace of `open_guest`. While another task uses the file,
         the buffer is dropped and `trio.BusyResourceError` is raised.
         """
+
+
+def size_of(number: object) -> int:
+    """A number of bytes or characters, as `io` takes it.
+
+    Raises:
+        TypeError, OverflowError: it is no integer, or too large for the C of `io`.
+    """
+    size = operator.index(number)  # type: ignore[arg-type]  # which it checks
+    if not -_LARGE <= size < _LARGE:
+        raise OverflowError("cannot fit 'int' into an index-sized integer")
+    return size
 
 
 def raise_closed() -> NoReturn:

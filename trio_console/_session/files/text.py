@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
 
 import trio
 
-from trio_console._session.files.file import GuestFile, raise_closed
+from trio_console._session.files.file import GuestFile, raise_closed, size_of
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._trio.conflict import Conflict
 
@@ -189,7 +189,7 @@ class TextFile(GuestFile[str]):
     async def read(self, size: int | None = -1, /) -> str:
         self._owner.check()
         self._binary.check_readable()
-        size = -1 if size is None else operator.index(size)
+        size = -1 if size is None else size_of(size)
         with self._conflict:
             if size < 0:
                 data = await self._binary.read()
@@ -206,7 +206,7 @@ class TextFile(GuestFile[str]):
     async def readline(self, size: int | None = -1, /) -> str:
         self._owner.check()
         self._binary.check_readable()
-        limit = operator.index(size)  # type: ignore[arg-type]  # None is a TypeError, as in io
+        limit = size_of(size)  # None is a TypeError, as in io
         with self._conflict:
             searched = 0
             more = True
@@ -329,7 +329,7 @@ class TextFile(GuestFile[str]):
 
     async def seek(self, target: int, whence: int = 0, /) -> int:
         self._check_seekable()
-        if whence not in (0, 1, 2):
+        if operator.index(whence) not in (0, 1, 2):
             raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
         target = operator.index(target)
         if whence and target:
