@@ -9,6 +9,7 @@ import pytest
 
 from trio_console import ClientLimits, Log, RelayOptions, Rights
 from trio_console._relay.options import SlowClient
+from trio_console._relay.router.limits import RouterLimits
 
 
 @pytest.mark.parametrize(
@@ -16,8 +17,11 @@ from trio_console._relay.options import SlowClient
     [
         ({"slow_client": "shoot"}, "slow_client must be 'cut', 'pause' or 'drop', not 'shoot'"),
         ({"slow_client_timeout": 0.0}, "slow_client_timeout must be above 0 seconds"),
-        ({"limits": ClientLimits(queued_bytes=8191)}, "limits.queued_bytes must be at least 8192, not 8191"),
-        ({"limits": ClientLimits(sessions=4001)}, "limits.sessions must be at most 4000, not 4001"),
+        ({"clients": 0}, "clients must be between 1 and 128, not 0"),
+        ({"clients": 129}, "clients must be between 1 and 128, not 129"),
+        ({"clients_per_uid": 0}, "clients_per_uid must be between 1 and 128, not 0"),
+        ({"clients_per_uid": 129}, "clients_per_uid must be between 1 and 128, not 129"),
+        ({"idle_timeout": 0}, "idle_timeout must be above 0 seconds, or None, not 0"),
     ],
     ids=str,
 )
@@ -33,16 +37,37 @@ def test_rights_are_of_user_ids(rights: Any) -> None:
 
 
 def test_the_bounds_of_the_bounds_are_allowed() -> None:
-    options = RelayOptions(limits=ClientLimits(queued_bytes=8192, sessions=4000), slow_client_timeout=0.001)
-    limits = options._for_server().limits
-    assert (limits.client_budget, limits.sessions) == (8192, 4000)
+    for number in (1, 128):
+        limits = RelayOptions(clients=number, clients_per_uid=number)._for_server().limits
+        assert (limits.clients, limits.clients_per_user) == (number, number)
+    assert RelayOptions(slow_client_timeout=0.001, idle_timeout=0.001)._for_server().idle_timeout == 0.001
 
 
-@pytest.mark.parametrize("name", ["sessions", "queued_bytes"])
-def test_a_limit_below_one_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match=f"{name} must be at least 1"):
-        ClientLimits(**{name: 0})
-    assert getattr(ClientLimits(**{name: 1}), name) == 1
+LEAST = {"sessions": 1, "processes": 1, "handles": 1, "queued_bytes": 8192, "frames_per_second": 1}
+
+
+@pytest.mark.parametrize(("name", "least"), LEAST.items())
+def test_a_limit_below_its_least_is_refused(name: str, least: int) -> None:
+    with pytest.raises(ValueError, match=f"{name} must be at least {least}, or None, not {least - 1}"):
+        ClientLimits(**{name: least - 1})
+    for number in (least, least + 1):
+        assert getattr(ClientLimits(**{name: number}), name) == number
+
+
+def test_the_server_gets_the_limits_of_a_client_and_of_a_user() -> None:
+    own = ClientLimits(sessions=1, processes=2, handles=3, queued_bytes=10_004, frames_per_second=5)
+    users = ClientLimits(sessions=6, processes=7, handles=8, queued_bytes=10_009, frames_per_second=10)
+    served = RelayOptions(limits=own, uid_limits=users)._for_server()
+    assert (*served.limits.client, served.limits.client_budget, served.client_frames_per_second) == (
+        *(1, 2, 3, 10_004, 5),
+    )
+    assert (*served.limits.user, served.limits.user_budget, served.user_frames_per_second) == (6, 7, 8, 10_009, 10)
+
+
+def test_without_limits_there_are_only_the_relays_own() -> None:
+    served = RelayOptions()._for_server()
+    assert served.limits == RouterLimits()
+    assert served.client_frames_per_second is served.user_frames_per_second is served.idle_timeout is None
 
 
 @pytest.mark.parametrize("bound", ["max_bytes", "backups"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from trio_console._cli.options import add_relay_options
 from trio_console._version import __version__
 
 __all__ = ["parser"]
@@ -36,13 +37,7 @@ def _add_relay(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     relay.add_argument("--grace", type=float, default=5.0, metavar="SECONDS", help="for the teardown (default 5)")
     relay.add_argument("--ready-timeout", type=float, default=60.0, metavar="SECONDS", help="(default 60)")
-    relay.add_argument(
-        "--slow-client",
-        choices=["cut", "pause", "drop"],
-        default="cut",
-        help="what to do with a client that does not read, if the guest's agent counts no credit (default cut)",
-    )
-    relay.add_argument("--session-log", metavar="FILE", help="record every command and its output, as JSON Lines")
+    add_relay_options(relay)
 
 
 def _add_exec(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

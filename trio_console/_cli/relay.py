@@ -10,6 +10,7 @@ import trio
 
 import trio_console
 from trio_console._cli.failures import OutputError, first_of
+from trio_console._cli.options import relay_options
 from trio_console._cli.reports import reporting
 from trio_console._cli.signals import act_by_default, caught, die_of
 from trio_console._cli.standard import Output, say
@@ -44,7 +45,7 @@ def relay(args: argparse.Namespace) -> int:
 
 
 async def _serve(args: argparse.Namespace) -> None:
-    options = trio_console.RelayOptions(slow_client=args.slow_client, session_log=args.session_log)
+    options = relay_options(args)
     spec = trio_console.ProcessGuest() if args.console is None else trio_console.SocketGuest(args.console)
     token = trio.lowlevel.current_trio_token()
     socket = _SocketFile()

@@ -6,10 +6,11 @@ import enum
 import os
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final, Literal, final, get_args
+from typing import TYPE_CHECKING, Literal, final, get_args
 
 from trio_console._relay.router.limits import ClientLimits, RouterLimits
 from trio_console._relay.router.rights import Rights
+from trio_console._wire.ids import MAX_CLIENTS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -17,9 +18,6 @@ if TYPE_CHECKING:
     from trio_console._relay.log import SessionLog, SessionLogStatistics
 
 __all__ = ["ClientLimits", "Log", "RelayOptions", "RelayStatistics", "Rights", "ServerOptions", "SlowClient"]
-
-#: The smallest budget of a client's bytes.
-_LEAST_QUEUED_BYTES: Final = 8 * 1024
 
 _SlowClientName = Literal["cut", "pause", "drop"]
 
@@ -77,6 +75,13 @@ class RelayOptions:
             who may do everything. With other users in it the socket's mode is 0666 instead of 0600, and the
             relay asks the kernel for the user of each process that connects.
         limits: the most that one client may have at a time.
+        uid_limits: the most that all clients of one user may have together at a time.
+        clients: clients at a time, at most 128, which is also the default. In `open_guest` this program is one of
+            them; rights, limits and ``idle_timeout`` do not bind it.
+        clients_per_uid: clients of one user at a time; by default 128. A client that has gone counts until the
+            guest has ended its work.
+        idle_timeout: seconds after which a client is disconnected that has had no open session and sent no frame;
+            `None`, the default, for never.
         slow_client: what happens to a client whose queue is full, if the guest's agent cannot pause the processes
             of that client alone (the agent of this package can): ``"cut"``, the default, disconnects it after
             ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops its
@@ -93,6 +98,10 @@ class RelayOptions:
 
     rights: Mapping[int, Rights] = field(default_factory=_own)
     limits: ClientLimits = field(default_factory=ClientLimits)
+    uid_limits: ClientLimits = field(default_factory=ClientLimits)
+    clients: int = MAX_CLIENTS
+    clients_per_uid: int = MAX_CLIENTS
+    idle_timeout: float | None = None
     slow_client: _SlowClientName = "cut"
     slow_client_timeout: float = 10.0
     session_log: Log | str | os.PathLike[str] | None = None
@@ -106,32 +115,39 @@ class RelayOptions:
             raise ValueError(f"slow_client must be 'cut', 'pause' or 'drop', not {self.slow_client!r}")
         if not self.slow_client_timeout > 0:
             raise ValueError(f"slow_client_timeout must be above 0 seconds, not {self.slow_client_timeout}")
-        least, most = _LEAST_QUEUED_BYTES, RouterLimits().sessions
-        if self.limits.queued_bytes is not None and self.limits.queued_bytes < least:
-            raise ValueError(f"limits.queued_bytes must be at least {least}, not {self.limits.queued_bytes}")
-        if self.limits.sessions is not None and self.limits.sessions > most:
-            raise ValueError(f"limits.sessions must be at most {most}, not {self.limits.sessions}")
+        for name in ("clients", "clients_per_uid"):
+            if not 1 <= getattr(self, name) <= MAX_CLIENTS:
+                raise ValueError(f"{name} must be between 1 and {MAX_CLIENTS}, not {getattr(self, name)!r}")
+        if self.idle_timeout is not None and not self.idle_timeout > 0:
+            raise ValueError(f"idle_timeout must be above 0 seconds, or None, not {self.idle_timeout}")
 
     def _for_server(self, session_log: SessionLog | None = None, *, attached: bool = False) -> ServerOptions:
         return ServerOptions(
             rights=self.rights,
-            limits=_router_limits(self.limits),
+            limits=self._router_limits(),
+            client_frames_per_second=self.limits.frames_per_second,
+            user_frames_per_second=self.uid_limits.frames_per_second,
+            idle_timeout=self.idle_timeout,
             slow_client=SlowClient(self.slow_client),
             slow_client_timeout=self.slow_client_timeout,
             session_log=session_log,
             attached=attached,
         )
 
-
-def _router_limits(limits: ClientLimits) -> RouterLimits:
-    usual = RouterLimits()
-    client = usual.client_budget if limits.queued_bytes is None else limits.queued_bytes
-    return RouterLimits(
-        client_budget=client,
-        # One client alone must never use up the budget that all clients have together.
-        total_budget=max(usual.total_budget, 2 * client),
-        sessions=usual.sessions if limits.sessions is None else limits.sessions,
-    )
+    def _router_limits(self) -> RouterLimits:
+        usual = RouterLimits()
+        client, user = self.limits.queued_bytes, self.uid_limits.queued_bytes
+        client = usual.client_budget if client is None else client
+        return RouterLimits(
+            client_budget=client,
+            user_budget=usual.user_budget if user is None else user,
+            # One client alone must never use up the budget that all clients have together.
+            total_budget=max(usual.total_budget, 2 * client),
+            client=self.limits.numbers,
+            user=self.uid_limits.numbers,
+            clients=self.clients,
+            clients_per_user=self.clients_per_uid,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +157,8 @@ class ServerOptions:
     Attributes:
         rights: the user ids of clients, and what each may do.
         limits: bounds.
+        client_frames_per_second, user_frames_per_second: how fast a client, and all clients of a user, are read.
+        idle_timeout: seconds after which a client that does nothing is cut.
         slow_client: the policy for agents without credit.
         slow_client_timeout: seconds before `SlowClient.CUT` cuts.
         session_log: where commands and what they say are recorded.
@@ -149,6 +167,9 @@ class ServerOptions:
 
     rights: Mapping[int, Rights] = field(default_factory=_own)
     limits: RouterLimits = field(default_factory=RouterLimits)
+    client_frames_per_second: int | None = None
+    user_frames_per_second: int | None = None
+    idle_timeout: float | None = None
     slow_client: SlowClient = SlowClient.CUT
     slow_client_timeout: float = 10.0
     session_log: SessionLog | None = None

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import socket
 import struct
 import time
@@ -22,24 +21,26 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+import msgspec
 import trio
 
 from trio_console import _wire as wire
 from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
+from trio_console._relay.door import Door, keep_rates
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.sockets import accept
 from trio_console._trio.turns import Costly, Line, Meter, Turn
-from trio_console._wire.ids import MAX_CLIENTS
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from trio_console._relay.door import Rate
     from trio_console._relay.router import Client, Orders
     from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
@@ -71,9 +72,6 @@ _LAST_PROMISE_TIME: Final = 0.5
 #: Characters of the reason for the clients, so that its frame is a small one.
 _LONGEST_REASON: Final = 800
 
-#: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
-_SLOT_PATIENCE: Final = 5.0
-
 #: Seconds between attempts to accept when no descriptor is free.
 _ACCEPT_PAUSE: Final = 0.1
 
@@ -82,8 +80,9 @@ _ACCEPT_PAUSE: Final = 0.1
 class _ClientTasks:
     """The tasks that serve one client: the events that wake them, and their scope."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, rates: tuple[Rate, ...]) -> None:
         self.client: Final = client
+        self.rates: Final = rates
         self.scope: Final = trio.CancelScope()
         #: Ends the talk with it: its deadline is set when its socket takes no more frames, because it has gone.
         self.leaving: Final = trio.CancelScope()
@@ -91,6 +90,7 @@ class _ClientTasks:
         self.input = trio.Event()  # there are frames for the agent
         self.room = trio.Event()  # its reader may go on, or what it relies on was delivered
         self.was_cut = False
+        self.last_active = trio.current_time()
         self.feeding = False  # whether a frame has been taken for the agent, and waits for room in its outbox
 
     async def wait_room(self) -> None:
@@ -98,6 +98,10 @@ class _ClientTasks:
         if self.room.is_set():  # more than one task may wait: a new event would strand the others
             self.room = trio.Event()
         await self.room.wait()
+
+    def leave_soon(self) -> None:
+        """End the talk with a client that has gone, after the time for its last frames."""
+        self.leaving.deadline = min(self.leaving.deadline, trio.current_time() + _PROMISE_TIME)
 
     @property
     def is_slow(self) -> bool:
@@ -132,20 +136,21 @@ class RelayServer:
         flow = booted.ready.flow
         self._console = console
         self._decoder = booted.decoder
-        self._ready = wire.encode_again(booted.frame)
+        self._booted = booted
         self._options = options
         self._explain = explain
         self._limits = options.limits
         self._credited = flow is not wire.UNSET
         self._router = Router(
-            flow if flow is not wire.UNSET else None, options.limits, booted.ready.features or ()
+            flow if flow is not wire.UNSET else None, options.limits, booted.ready.features or (), options.rights
         )
         self._tasks: dict[Client, _ClientTasks] = {}
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.
         self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
-        self._own_client = self._router.connect(os.geteuid()) if options.attached else None
+        self._own_client = self._router.connect(None) if options.attached else None
+        self._door = Door(self._router, options)
         self._line = Line()
         self._costly = Costly()
         self._relief = trio.Event()
@@ -160,9 +165,6 @@ class RelayServer:
         self.cause: BaseException | None = None
         self._frames_from_agent = 0
         self._served = 0
-        self._refused = 0
-        self._slot_waiters = 0
-        self._slot_freed = trio.Event()
         self._cut = 0
         self._nursery: trio.Nursery | None = None
         self._serving = trio.Event()
@@ -183,6 +185,10 @@ class RelayServer:
                 async with trio.open_nursery() as front:
                     front.start_soon(self._accept, listener)
                     front.start_soon(self._keep_time)
+                    if self._options.idle_timeout is not None:
+                        front.start_soon(
+                            self._door.watch_idle, self._options.idle_timeout, self._tasks.values, self.cut
+                        )
                     self._serving.set()
                     self.reason, self.cause = await self._read_agent()
                     front.cancel_scope.cancel()
@@ -295,49 +301,21 @@ class RelayServer:
                 log.warning("a client could not be accepted: %s", exc)
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
-            uid = peer_of(stream.socket).uid
-            if uid not in self._options.rights:
-                self._refused += 1
-                with stream.socket, shut_down_at_the_end(stream.socket):
-                    allowed = sorted(self._options.rights)
-                    log.warning("refused a client of user %d: only %s may connect", uid, allowed)
-                continue
-            self._nursery.start_soon(self._serve, stream, uid)
+            self._nursery.start_soon(self._serve, stream)
 
     @trio.lowlevel.enable_ki_protection
-    async def _serve(self, stream: trio.SocketStream, uid: int) -> None:
+    async def _serve(self, stream: trio.SocketStream) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
-            client = self._router.connect(uid) or await self._wait_slot(uid)
-            if client is None:
-                self._refused += 1
-                log.warning("refused a client: all %d slots are taken", MAX_CLIENTS)
-                return
+            client = await self._door.admit(peer_of(stream.socket))
             # (No checkpoint until the client is listed: if this were cancelled there, the slot would stay taken.)
-            await self._serve_client(stream, client)
-
-    async def _wait_slot(self, uid: int) -> Client | None:
-        """Wait a few seconds for a slot in quarantine.
-
-        Otherwise clients that come and go quickly, one for each command, would be refused while the guest is busy.
-        """
-        if self._slot_waiters < MAX_CLIENTS:
-            self._slot_waiters += 1
-            try:
-                with trio.move_on_after(_SLOT_PATIENCE):
-                    while self._router.slots.quarantined:
-                        await self._slot_freed.wait()
-                        client = self._router.connect(uid)
-                        if client is not None:
-                            return client
-            finally:
-                self._slot_waiters -= 1
-        return None
+            if client is not None:
+                await self._serve_client(stream, client)
 
     @trio.lowlevel.enable_ki_protection
     async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
             self._served += 1
-            tasks = self._tasks[client] = _ClientTasks(client)
+            tasks = self._tasks[client] = _ClientTasks(client, self._door.rates_for(client))
             try:
                 with tasks.scope:
                     await self._talk(tasks, stream)
@@ -356,7 +334,7 @@ class RelayServer:
     async def _talk(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         ids = tasks.client.ids
         try:
-            await stream.send_all(struct.pack(">II", ids.start, ids.stop) + self._ready)
+            await stream.send_all(struct.pack(">II", ids.start, ids.stop) + self._ready_for(tasks.client))
             with tasks.leaving:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write_client, tasks, stream)
@@ -366,6 +344,14 @@ class RelayServer:
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client or the agent has gone
+
+    def _ready_for(self, client: Client) -> bytes:
+        """The agent's ready frame, as it came; for a client that may not shut the guest down, with a word more."""
+        ready = self._booted.ready
+        if "shutdown" in client.granted:
+            return wire.encode_again(self._booted.frame)
+        ready = msgspec.structs.replace(ready, features=[*(ready.features or ()), wire.SHUTDOWN])
+        return wire.encode(ready, version=min(self._booted.generation, wire.GENERATION))
 
     async def _see_off(self, tasks: _ClientTasks) -> None:
         """Deliver what a client that has gone relies on."""
@@ -396,11 +382,13 @@ class RelayServer:
                 data = await stream.receive_some(_BATCH)
                 if not data:
                     return  # an incomplete last frame is dropped
+                tasks.last_active = trio.current_time()
                 decoder.feed(bytes(data))
                 for frame in decoder:
                     if meter.is_over:
                         await meter.wait()
                     await self._outbox.wait_control_room()
+                    await keep_rates(tasks.rates, stream.socket, tasks.leave_soon)
                     if wire.is_costly(frame):
                         await self._costly.run(partial(self._hear_client, client, frame))
                     else:
@@ -419,7 +407,7 @@ class RelayServer:
             await self._write_frames(tasks, stream)
         except trio.BrokenResourceError:
             # The client has gone; its last frames may still have to be read.
-            tasks.leaving.deadline = trio.current_time() + _PROMISE_TIME
+            tasks.leave_soon()
             await trio.sleep_forever()
 
     async def _write_frames(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
@@ -435,6 +423,7 @@ class RelayServer:
                 await tasks.output.wait()
                 continue
             await stream.send_all(_join(batch))
+            tasks.last_active = trio.current_time()
             self._carry_out(self._router.sent_to_client(client, batch))
             tasks.set_prompt()
             tasks.room.set()
@@ -456,6 +445,7 @@ class RelayServer:
                 tasks.room.set()
                 await trio.sleep_forever()
             tasks.feeding = False
+            tasks.last_active = trio.current_time()
             tasks.room.set()
 
     def _carry_out(self, orders: Orders) -> None:
@@ -469,13 +459,19 @@ class RelayServer:
             for frame in orders.behind:
                 self._outbox.commit(frame, 0)
         if orders.busy is not None:
-            tasks = self._tasks.get(orders.busy)
-            if tasks is not None:
-                if orders.busy.outgoing or orders.busy.hurried:
-                    tasks.output.set()
-                if orders.busy.round:
-                    tasks.input.set()
-                tasks.room.set()  # frames that waited for the agent may have been dropped, which makes room
+            self._wake(orders.busy)
+        if orders.refused is not None:
+            log.warning("%s", orders.refused)
+
+    def _wake(self, client: Client) -> None:
+        """Wake the tasks of a client for its new frames."""
+        tasks = self._tasks.get(client)
+        if tasks is not None:
+            if client.outgoing or client.hurried:
+                tasks.output.set()
+            if client.round:
+                tasks.input.set()
+            tasks.room.set()  # frames that waited for the agent may have been dropped, which makes room
 
     # The agent
 
@@ -518,9 +514,8 @@ class RelayServer:
                 orders = await costly.run(partial(self._hear_agent, frame))
             else:
                 orders = self._hear_agent(frame)
-            if orders.slot_freed and self._slot_waiters:
-                self._slot_freed.set()
-                self._slot_freed = trio.Event()
+            if orders.slot_freed:
+                self._door.note_free_slot()
             if orders.busy is not None:
                 await self._mind_queue(orders.busy)
 
@@ -570,7 +565,7 @@ class RelayServer:
             clients=len(self._tasks),
             sessions=sum(len(client.sessions) for client in router.clients),
             clients_served=self._served,
-            clients_refused=self._refused,
+            clients_refused=self._door.refused,
             clients_cut=self._cut,
             slots_quarantined=router.slots.quarantined,
             slots_retired=router.slots.retired,

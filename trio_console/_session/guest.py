@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, final, overload
 import trio
 
 from trio_console import _wire as wire
-from trio_console._errors import ProtocolError, again
+from trio_console._errors import ProtocolError, again, system_error
 from trio_console._session.connection import Connection, Question
 from trio_console._session.files.names import name_of, plain_name
 from trio_console._session.files.open import open_guest_file
@@ -22,6 +23,7 @@ from trio_console._session.process.command import NOT_GIVEN, Command, target_of
 from trio_console._session.process.life import Commands
 from trio_console._session.process.process import GuestProcess
 from trio_console._trio.interrupts import interrupt_safe
+from trio_console._trio.lost import GuestLostError
 from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
@@ -36,7 +38,6 @@ if TYPE_CHECKING:
     from trio_console._session.process.command import CommandLine, Input, Rlimits
     from trio_console._session.process.completed import CompletedProcess
     from trio_console._session.process.session import ProcessSession
-    from trio_console._trio.lost import GuestLostError
 
 __all__ = ["Guest", "GuestReady", "GuestStatistics"]
 
@@ -479,10 +480,15 @@ class Guest:
 
         A guest that is not gone after the grace of `open_guest` is ended by force, where that is possible. Does
         nothing if the guest is gone already. If cancelled, the guest has been told to shut down all the same.
+
+        Raises:
+            PermissionError: the relay does not let this user shut the guest down; nothing has changed.
         """
         await trio.lowlevel.checkpoint()
         connection = self._connection
-        if connection.lost is None:
+        if wire.SHUTDOWN in (connection.ready.features or ()):
+            await self._ask_to_end()
+        elif connection.lost is None:
             self._tell_to_end()
             try:
                 with trio.move_on_at(self._confirmations.begin_last()):
@@ -494,6 +500,15 @@ class Guest:
                 self._force()
                 note = self._confirmations.note()
                 connection.lose(f"the guest did not shut down in time and was ended by force{note}")
+
+    async def _ask_to_end(self) -> None:
+        """Ask a relay that will not allow it to shut the guest down."""
+        try:
+            await self._ask(wire.Shutdown(), wire.Pong)
+        except ProtocolError as exc:
+            raise system_error(errno.EPERM, str(exc)) from None
+        except GuestLostError:
+            pass  # it has allowed it, or the guest has gone in between
 
     def _tell_to_end(self) -> None:
         """Tell the guest to shut down, behind all data that was sent; does not wait.

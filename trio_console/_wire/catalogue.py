@@ -110,6 +110,8 @@ class MessageType:
         stream: the stream that its data belongs to, if it carries data.
         orphan: makes an agent's answer, from the id, if this comes for an unknown id; ``None`` for no answer.
         feature: the word without which in its ``features`` an agent is not sent this; ``None`` if there is none.
+        right: the right that a relay's client needs for this; ``None`` for no right. (For a request for files its
+            operation says that.)
     """
 
     name: str
@@ -125,6 +127,7 @@ class MessageType:
     stream: StreamName | None = None
     orphan: Callable[[int], Message] | None = None
     feature: str | None = None
+    right: Literal["run", "tcp", "shutdown"] | None = None
 
     @property
     def control(self) -> bool:
@@ -153,7 +156,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.init.resolved", InitResolved, 0, 1, up),
         MessageType("core.init.ack", InitAck, 0, 1, down, host_only=True),
         MessageType("core.ready", Ready, 0, 1, up),
-        MessageType("core.shutdown", Shutdown, FLAG_SHUTDOWN, 1, down),
+        MessageType("core.shutdown", Shutdown, FLAG_SHUTDOWN, 1, down, right="shutdown"),
         MessageType("core.relay.client.disconnected", ClientDisconnected, 0, 1, down, host_only=True),
         MessageType("core.clock.sync", ClockSync, 0, 1, down, host_only=True, activity=False),
         MessageType("core.ping", Ping, 0, 6, down, "call", opens, overtakes=True, activity=False),
@@ -161,7 +164,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.touch", Touch, 0, 6, down, "call", opens, overtakes=True),
         MessageType("core.touched", Touched, last, 6, up, "call", ends, overtakes=True, activity=False),
         MessageType("core.error", Error, last, 5, up, "any", ends, activity=False),
-        MessageType("core.exec.request", ExecRequest, first, 1, down, "exec", opens, overtakes=True),
+        MessageType("core.exec.request", ExecRequest, first, 1, down, "exec", opens, overtakes=True, right="run"),
         MessageType("core.exec.started", ExecStarted, 0, 1, up, "exec", within, overtakes=True),
         MessageType("core.exec.stdin", ExecStdin, 0, 1, down, "exec", within, stream="stdin"),
         MessageType("core.exec.stdin.error", ExecStdinError, 0, 1, up, "exec", within, overtakes=True),
@@ -174,7 +177,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.fs.request", FsRequest, first, 2, down, "fs", opens, overtakes=True),
         MessageType("core.fs.response", FsResponse, last, 2, up, "fs", ends),
         MessageType("core.fs.data", FsData, 0, 2, down | up, "fs", within, stream="data", orphan=_no_write),
-        MessageType("core.tcp.connect", TcpConnect, first, 4, down, "tcp", opens, overtakes=True),
+        MessageType("core.tcp.connect", TcpConnect, first, 4, down, "tcp", opens, overtakes=True, right="tcp"),
         MessageType("core.tcp.connected", TcpConnected, 0, 4, up, "tcp", within, overtakes=True),
         MessageType("core.tcp.data", TcpData, 0, 4, down | up, "tcp", within, stream="data", orphan=_no_tcp),
         MessageType("core.tcp.eof", TcpEof, 0, 4, down | up, "tcp", within),

@@ -74,6 +74,10 @@ Its answers to a stat have ``more``, and those to an open ``opened``.
 """
 
 
+SHUTDOWN: Final = "shutdown"
+"""A word in ``Ready.features``, from a relay: it answers a `Shutdown` that it refuses, under its id."""
+
+
 FORGETS: Final = "forgets"
 """A word in ``Ready.features``: the agent answers a `ClientDisconnected` with ``confirm``."""
 
@@ -146,7 +150,10 @@ class Ready(OmittingMessage, frozen=True):
 
 @final
 class Shutdown(Message, frozen=True):
-    """To the agent: end everything. It is not answered; the connection just ends."""
+    """To the agent: end everything. It is not answered; the connection just ends.
+
+    A relay that refuses it answers with an `Error` if it has an id of its sender; see `SHUTDOWN`.
+    """
 
 
 @final

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 from tests.tools.peer import frame, said
 from trio_console import _wire as wire
@@ -11,7 +12,10 @@ from trio_console._relay.router import Orders, Router
 from trio_console._relay.router.limits import RouterLimits
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trio_console._relay.router import Client
+    from trio_console._relay.router.rights import Rights
 
 KIB = 1024
 WINDOW = 64 * KIB
@@ -33,13 +37,18 @@ class Table:
     """A router whose input and output are messages."""
 
     def __init__(
-        self, *, window: int | None = WINDOW, features: tuple[str, ...] = (wire.EXEC_ENDS,), **limits: float
+        self,
+        *,
+        window: int | None = WINDOW,
+        features: tuple[str, ...] = (wire.EXEC_ENDS,),
+        rights: Mapping[int, Rights] = MappingProxyType({}),
+        **limits: Any,
     ) -> None:
         flow = None if window is None else wire.Flow(window)
-        self.router = Router(flow, replace(SMALL, **limits), features)
+        self.router = Router(flow, replace(SMALL, **limits), features, rights)
 
-    def connect(self) -> Client:
-        client = self.router.connect(0)
+    def connect(self, uid: int | None = 0) -> Client:
+        client = self.router.connect(uid)
         assert client is not None
         return client
 

@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from trio_console._relay.router.books import Books
+from trio_console._relay.router.limits import Numbers
 
 if TYPE_CHECKING:
     from trio_console._relay.router.books import Account, ClientAccount, SessionAccount, Window
@@ -118,6 +119,7 @@ def test_the_clients_of_a_user_are_one_sum_and_those_of_another_are_not() -> Non
 def test_what_is_queued_for_a_client_that_has_gone_is_dropped_and_its_last_windows_are_free() -> None:
     books, client, _, window = opened()
     books.queue(client, 60, window, 50)
+    books.leave(client)
     books.close_client(client)
     assert books.dropped_bytes == 60
     assert sums(books.relay) == (0, 0, 0, 0)
@@ -128,6 +130,9 @@ def test_what_is_queued_for_a_client_that_has_gone_is_dropped_and_its_last_windo
 def test_a_user_has_an_account_as_long_as_a_client() -> None:
     books = Books()
     first, second = books.open_client(1), books.open_client(1)
+    for client in (first, second):
+        books.leave(client)
+    assert list(books.users) == [1]
     books.close_client(first)
     assert list(books.users) == [1]
     books.close_client(second)
@@ -145,7 +150,7 @@ def test_neither_a_session_nor_its_client_goes_before_what_they_keep(name: str) 
         books.release(session)
     client.sessions.clear()  # as if its sessions had ended without an entry
     with pytest.raises(AssertionError, match="a client that left keeps nothing"):
-        books.close_client(client)
+        books.leave(client)
 
 
 def test_more_than_was_put_in_cannot_be_taken_out() -> None:
@@ -160,13 +165,13 @@ def test_more_than_was_put_in_cannot_be_taken_out() -> None:
             operation()
 
 
-@pytest.mark.parametrize("name", ["reserved", "held", "queued", "pending"])
+@pytest.mark.parametrize("name", ["reserved", "held", "queued", "pending", "open", "processes", "handles"])
 @pytest.mark.parametrize("whole", ["client", "user", "relay"])
 def test_a_sum_that_is_not_of_its_parts_is_found(name: str, whole: str) -> None:
     books, client, _, _ = opened()
     account = {"client": client, "user": books.users[7], "relay": books.relay}[whole]
     setattr(account, name, getattr(account, name) + 1)
-    with pytest.raises(AssertionError, match=f"bytes are {name}"):
+    with pytest.raises(AssertionError, match=f"are {name}"):
         books.check()
 
 
@@ -191,9 +196,15 @@ class BooksModel(RuleBasedStateMachine):
         self.queue: list[tuple[ClientAccount, int, Window | None, int]] = []
         self.held: list[tuple[Window, int, int]] = []
         self.pending: list[tuple[SessionAccount, int]] = []
+        self.numbers: dict[SessionAccount, Numbers] = {}
+        self.handles: set[tuple[ClientAccount, int]] = set()
+        self.left: list[ClientAccount] = []  # those that have gone, and have slots
 
     def pick(self, number: int) -> tuple[SessionAccount, Window]:
         return self.sessions[number % len(self.sessions)]
+
+    def pick_numbered(self, number: int) -> SessionAccount:
+        return list(self.numbers)[number % len(self.numbers)]
 
     @rule(uid=st.integers(0, 1), size=SIZES)
     def open(self, uid: int, size: int) -> None:
@@ -205,8 +216,10 @@ class BooksModel(RuleBasedStateMachine):
         self._open_session(self.pick(who)[0].client, size)
 
     def _open_session(self, client: ClientAccount, size: int) -> None:
-        session = self.books.open_session(client, 1, size)
+        needs = Numbers(size % 2, size // 2 % 2, size // 4 % 2)
+        session = self.books.open_session(client, 1, size, needs)
         self.sessions.append((session, session.windows[0]))
+        self.numbers[session] = needs
 
     @precondition(lambda self: self.sessions)
     @rule(who=SIZES, size=SIZES, head=SIZES, of_window=st.booleans())
@@ -272,9 +285,54 @@ class BooksModel(RuleBasedStateMachine):
         for session, window in self.sessions:
             if session.client is client:
                 self._drop(session, window)
-        self.books.close_client(client)
+        self.books.leave(client)
         self.sessions = [one for one in self.sessions if one[0].client is not client]
         self.queue = [one for one in self.queue if one[0] is not client]
+        for session, numbers in self.numbers.items():
+            if session.client is client:
+                self.numbers[session] = Numbers(processes=numbers.processes)
+        self.handles = {one for one in self.handles if one[0] is not client}
+        self.left.append(client)
+
+    @precondition(lambda self: self.left)
+    @rule()
+    def free_its_slot(self) -> None:
+        client = self.left.pop(0)
+        self.books.close_client(client)
+        self.numbers = {one: numbers for one, numbers in self.numbers.items() if one.client is not client}
+
+    @precondition(lambda self: self.numbers)
+    @rule(who=SIZES)
+    def free_its_id(self, who: int) -> None:
+        session = self.pick_numbered(who)
+        if session.client not in self.left:
+            self.books.forget(session)
+            del self.numbers[session]
+
+    @precondition(lambda self: self.numbers)
+    @rule(who=SIZES)
+    def its_process_ends(self, who: int) -> None:
+        session = self.pick_numbered(who)
+        if self.numbers[session].processes or session.client not in self.left:
+            self.books.end_process(session)
+            self.numbers[session] = self.numbers[session]._replace(processes=0)
+
+    @precondition(lambda self: self.numbers)
+    @rule(who=SIZES, handle=SIZES)
+    def it_opens_a_handle(self, who: int, handle: int) -> None:
+        session = self.pick_numbered(who)
+        if session.client not in self.left:
+            self.books.open_handle(session, handle)
+            if self.numbers[session].handles and (session.client, handle) not in self.handles:
+                self.numbers[session] = self.numbers[session]._replace(handles=0)
+                self.handles.add((session.client, handle))
+
+    @precondition(lambda self: self.sessions)
+    @rule(who=SIZES, handle=SIZES)
+    def a_handle_is_closed(self, who: int, handle: int) -> None:
+        client = self.pick(who)[0].client
+        self.books.close_handle(client, handle)
+        self.handles.discard((client, handle))
 
     @invariant()
     def numbers_are_what_is_there(self) -> None:
@@ -282,6 +340,10 @@ class BooksModel(RuleBasedStateMachine):
             return
         self.books.check()
         relay = self.books.relay
+        for name in Numbers._fields:
+            opened = len(self.handles) if name == "handles" else 0
+            of_sessions = sum(getattr(numbers, name) for numbers in self.numbers.values())
+            assert getattr(relay.numbers, name) == opened + of_sessions
         assert relay.reserved == sum(window.size for _, window in self.sessions)
         assert relay.held == sum(kept for _, kept, _ in self.held)
         assert relay.queued == sum(size for _, size, _, _ in self.queue)

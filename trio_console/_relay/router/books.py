@@ -1,4 +1,4 @@
-"""The relay's books: every byte that the relay keeps or has promised, in one ledger.
+"""The relay's books: every byte that the relay keeps or has promised, and what its clients have in the guest.
 
 The books have four sums for each session, for its client, for the client's user, and for the whole relay:
 
@@ -16,6 +16,11 @@ The agent may send the *granted* bytes. Data that it has sent is *held* or *queu
 the data, its bytes are *owed* to the agent, until a grant makes them *granted* again. *Lost* bytes were dropped,
 and are never granted again. If an agent sends more than it was granted, *granted* is negative.
 
+The books also count, in the same accounts, what clients have in the guest: sessions, processes and handles (see
+`Numbers`). A session has its numbers until its id is free, and its process until the guest has told its end. A
+handle is its session's while it is being opened, and its client's as long as it is open. An account of a client
+stays until its slot is free, because the processes of a client that has gone may still live.
+
 Every operation moves bytes from one place to another. For the numbers that it has changed it asserts that no part
 is larger than its whole, and that every byte of a window is in one place. `Books.check` checks all numbers.
 """
@@ -24,12 +29,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._relay.router.limits import Numbers
 from trio_console._wire.credit import is_due
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["FRAME_COST", "PIECE_COST", "Account", "Books", "ClientAccount", "SessionAccount", "Window"]
+__all__ = [
+    "FRAME_COST",
+    "PIECE_COST",
+    "Account",
+    "Books",
+    "ClientAccount",
+    "SessionAccount",
+    "UserAccount",
+    "Window",
+]
+
+_NOTHING: Final = Numbers()
 
 #: Bytes, about, that a waiting frame costs beside its own: a guest can send frames of nine bytes.
 FRAME_COST: Final = 128
@@ -39,28 +56,49 @@ PIECE_COST: Final = 128
 
 
 class Account:
-    """Four sums in bytes: of a user, or of the relay."""
+    """Four sums in bytes, and three numbers: of the relay."""
 
-    __slots__ = ("held", "pending", "queued", "reserved")
+    __slots__ = ("handles", "held", "open", "pending", "processes", "queued", "reserved")
 
     def __init__(self) -> None:
         self.reserved = 0
         self.held = 0
         self.queued = 0
         self.pending = 0
+        self.open = 0  # sessions
+        self.processes = 0
+        self.handles = 0
+
+    @property
+    def numbers(self) -> Numbers:
+        """What there is of the things that are bounded."""
+        return Numbers(self.open, self.processes, self.handles)
+
+
+@final
+class UserAccount(Account):
+    """The sums of a user's clients, which are parts of the sums of the relay."""
+
+    __slots__ = ("clients",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.clients: set[ClientAccount] = set()
 
 
 @final
 class ClientAccount(Account):
     """The sums of a client, which are parts of the sums of its user."""
 
-    __slots__ = ("sessions", "uid", "user")
+    __slots__ = ("numbered", "open_handles", "sessions", "uid", "user")
 
-    def __init__(self, uid: int, user: Account) -> None:
+    def __init__(self, uid: int | None, user: UserAccount) -> None:
         super().__init__()
         self.uid: Final = uid
         self.user: Final = user
-        self.sessions: set[SessionAccount] = set()
+        self.sessions: set[SessionAccount] = set()  # those with windows
+        self.numbered: set[SessionAccount] = set()  # those with numbers
+        self.open_handles: set[int] = set()
 
 
 @final
@@ -97,49 +135,77 @@ class Books:
 
     Attributes:
         relay: the sums of all clients.
-        clients: the accounts of all connected clients.
-        users: for each user id with a connected client, the sums of all its clients.
+        clients: the accounts of all clients that have slots: of those connected, and of those that have gone and
+            whose sessions the guest has not ended.
+        users: for each user id with such a client, the sums of all its clients. `None` is this program itself.
         dropped_bytes: all bytes that were ever dropped.
     """
 
     def __init__(self) -> None:
         self.relay: Final = Account()
         self.clients: Final[set[ClientAccount]] = set()
-        self.users: Final[dict[int, Account]] = {}
+        self.users: Final[dict[int | None, UserAccount]] = {}
         self.dropped_bytes = 0
 
     # Accounts
 
-    def open_client(self, uid: int) -> ClientAccount:
-        """Open the account of a new client of a user."""
-        user = self.users.setdefault(uid, Account())
+    def open_client(self, uid: int | None) -> ClientAccount:
+        """Open the account of a new client of a user; `None` is this program itself."""
+        user = self.users.setdefault(uid, UserAccount())
         client = ClientAccount(uid, user)
         self.clients.add(client)
+        user.clients.add(client)
         return client
 
-    def close_client(self, client: ClientAccount) -> None:
-        """Close the account of a client that has gone. Its held and pending bytes were dropped before.
+    def leave(self, client: ClientAccount) -> None:
+        """Note that a client has gone. Its held and pending bytes were dropped before.
 
-        This drops its queued bytes, and frees the windows of the sessions whose terminal frame is queued.
+        This drops its queued bytes, and frees the windows of the sessions whose terminal frame is queued. The
+        guest closes all that the client had there; only its processes still count, until their ends are told.
         """
         self.dropped_bytes += client.queued
         self._add_queued(client, -client.queued)
         for session in tuple(client.sessions):
             self.release(session)
+        for session in tuple(client.numbered):
+            self._count(client, session, sessions=-session.open, handles=-session.handles)
+            if not session.processes:
+                client.numbered.remove(session)
+        self._count(client, handles=-len(client.open_handles))
+        client.open_handles.clear()
         assert client.reserved == client.held == client.queued == client.pending == 0, (
             "a client that left keeps nothing"
         )
-        self.clients.remove(client)
-        if not any(other.uid == client.uid for other in self.clients):
-            user = self.users.pop(client.uid)
-            assert user.reserved == user.held == user.queued == user.pending == 0, "a whole is its parts"
 
-    def open_session(self, client: ClientAccount, streams: int = 0, size: int = 0) -> SessionAccount:
+    def close_client(self, client: ClientAccount) -> None:
+        """Close the account of a client that has gone, because its slot is free."""
+        for session in tuple(client.numbered):
+            self.forget(session)
+        self.clients.remove(client)
+        user = client.user
+        user.clients.remove(client)
+        if not user.clients:
+            del self.users[client.uid]
+            assert user.reserved == user.held == user.queued == user.pending == 0, "a whole is its parts"
+            assert user.numbers == (0, 0, 0), "a number is the sum of its parts"
+
+    def open_session(
+        self, client: ClientAccount, streams: int = 0, size: int = 0, needs: Numbers = _NOTHING
+    ) -> SessionAccount:
         """Open the account of a new session, and reserve a window of ``size`` bytes for each of its streams."""
         session = SessionAccount(client)
         client.sessions.add(session)
+        client.numbered.add(session)
         session.windows += [Window(session, size) for _ in range(streams)]
-        self._add_reserved(session, streams * size)
+        # (`_add_reserved` and `_count` in one, without the calls: most sessions are short.)
+        user, relay = client.user, self.relay
+        for account in (session, client, user, relay):
+            account.reserved += streams * size
+            account.open += needs.sessions
+            account.processes += needs.processes
+            account.handles += needs.handles
+        assert client.reserved <= user.reserved <= relay.reserved, "a part is in its whole"
+        assert client.open <= user.open <= relay.open, "a number is at most that of its whole"
         return session
 
     def release(self, session: SessionAccount) -> None:
@@ -149,6 +215,65 @@ class Books:
         session.client.sessions.remove(session)
         self._add_reserved(session, -session.reserved)
         session.windows.clear()
+
+    # What clients have in the guest
+
+    def forget(self, session: SessionAccount) -> None:
+        """Note that the id of a session is free, and that the guest has ended what it opened."""
+        client = session.client
+        assert session in client.numbered, "a session is counted once"
+        client.numbered.remove(session)
+        if session.open or session.processes or session.handles:
+            # (`_count` without the call: most sessions are short.)
+            for account in (client, client.user, self.relay):
+                account.open -= session.open
+                account.processes -= session.processes
+                account.handles -= session.handles
+            session.open = session.processes = session.handles = 0
+            assert 0 <= client.open <= client.user.open <= self.relay.open, "a number is at most that of its whole"
+
+    def end_process(self, session: SessionAccount) -> None:
+        """Note that the guest has told the end of a session's process, if it has one."""
+        self._count(session.client, session, processes=-session.processes)
+
+    def open_handle(self, session: SessionAccount, handle: int) -> None:
+        """Note that the guest has opened a handle for a session."""
+        client = session.client
+        if session.handles and handle not in client.open_handles:
+            client.open_handles.add(handle)
+            session.handles -= 1  # it is its client's now, and still counted there
+
+    def close_handle(self, client: ClientAccount, handle: int) -> None:
+        """Note that the guest has closed a handle, if the client has it."""
+        if handle in client.open_handles:
+            client.open_handles.remove(handle)
+            self._count(client, handles=-1)
+
+    def _count(
+        self,
+        client: ClientAccount,
+        session: SessionAccount | None = None,
+        sessions: int = 0,
+        processes: int = 0,
+        handles: int = 0,
+    ) -> None:
+        if not (sessions or processes or handles):
+            return
+        user, relay = client.user, self.relay
+        part: Account = client if session is None else session
+        for account in (client, user, relay) if session is None else (session, client, user, relay):
+            account.open += sessions
+            account.processes += processes
+            account.handles += handles
+        assert 0 <= part.open <= client.open <= user.open <= relay.open, "a number is at most that of its whole"
+        if processes:
+            assert 0 <= part.processes <= client.processes <= user.processes <= relay.processes, (
+                "a number of processes is at most that of its whole"
+            )
+        if handles:
+            assert 0 <= part.handles <= client.handles <= user.handles <= relay.handles, (
+                "a number of handles is at most that of its whole"
+            )
 
     # From the agent to a client
 
@@ -288,24 +413,25 @@ class Books:
                 assert session.queued == 0, "what is queued is the client's"
             for name in ("reserved", "held", "pending"):
                 _check_sum(name, client, client.sessions)
+            for name in ("open", "processes"):
+                _check_sum(name, client, client.numbered)
+            _check_sum("handles", client, client.numbered, len(client.open_handles))
         for uid, user in self.users.items():
-            own = [client for client in self.clients if client.uid == uid]
+            own = {client for client in self.clients if client.uid == uid}
             assert own, "a user has an account for its clients"
-            assert all(client.user is user for client in own), "a user has one account"
+            assert user.clients == own, "a user has one account"
             for name in _SUMS:
                 _check_sum(name, user, own)
         for name in _SUMS:
             _check_sum(name, self.relay, self.users.values())
 
 
-_SUMS: Final = ("reserved", "held", "queued", "pending")
+_SUMS: Final = ("reserved", "held", "queued", "pending", "open", "processes", "handles")
 
 
-def _check_sum(name: str, whole: Account, parts: Iterable[Account]) -> None:
-    there, expected = getattr(whole, name), sum(getattr(part, name) for part in parts)
-    assert there == expected, (
-        f"a whole is its parts: {there} bytes are {name}, and the parts of that are {expected}"
-    )
+def _check_sum(name: str, whole: Account, parts: Iterable[Account], own: int = 0) -> None:
+    there, expected = getattr(whole, name), own + sum(getattr(part, name) for part in parts)
+    assert there == expected, f"a whole is its parts: {there} are {name}, and the parts of that are {expected}"
 
 
 def _is_whole(window: Window) -> bool:

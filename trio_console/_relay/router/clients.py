@@ -16,7 +16,8 @@ from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from trio_console import _wire as wire
-    from trio_console._relay.router.books import Books
+    from trio_console._relay.router.books import Books, SessionAccount
+    from trio_console._relay.router.rights import Rights
     from trio_console._relay.router.session import Opening, Outgoing, RelayStream
 
 __all__ = ["Client"]
@@ -32,7 +33,8 @@ class Client:
 
     Args:
         slot: its slot.
-        uid: its user, for whose account its own is opened.
+        uid: its user, for whose account its own is opened; `None` is this program itself.
+        rights: what it may do.
         books: the ledger.
         tail: a number of ids that is larger than that of all sessions that it can have.
 
@@ -46,17 +48,20 @@ class Client:
             of their sessions.
     """
 
-    def __init__(self, slot: int, uid: int, books: Books, tail: int) -> None:
+    def __init__(self, slot: int, uid: int | None, rights: Rights, books: Books, tail: int) -> None:
         self._books: Final = books
         self.slot: Final = slot
+        self.granted: Final = rights.granted
         self.ids: Final = slot_ids(slot)
         self.account: Final = books.open_client(uid)
         self.state = CLIENT.first
+        self.was_refused_shutdown = False  # so that a client is named once in the program's log
         self.sessions: dict[int, RelaySession] = {}
         self.hurried: deque[Outgoing] = deque()
         self.outgoing: deque[Outgoing] = deque()
         self.round: OrderedDict[RelaySession, None] = OrderedDict()
         self.last_words: dict[int, wire.SessionKind] = {}
+        self._unended: dict[int, SessionAccount] = {}  # after it has gone: its commands, by their ids
         # The last ids of its range, and which of them it has used, in the order of last use.
         self._tail: Final = self.ids[-tail:]
         self._recent: dict[int, None] = {}
@@ -83,9 +88,10 @@ class Client:
             self._recent[session_id] = None
 
     def end(self, session: RelaySession) -> None:
-        """Forget a session for which no more frames come: its id is free."""
-        session.end()
+        """End a session for which no more frames come: its id is free."""
         del self.sessions[session.id]
+        session.end()
+        self._books.forget(session.account)
 
     def quiet_id(self) -> int:
         """An id for which the guest sends no more frames: one that was never used, or not for a long time.
@@ -134,10 +140,27 @@ class Client:
         self._books.drop_queued(self.account, dropped)
         return dropped
 
+    def hear_last_word(self, session_id: int) -> bool:
+        """Note that the guest has sent a terminal frame after the client has gone.
+
+        Returns whether it was the last one, behind which the slot is free.
+        """
+        del self.last_words[session_id]
+        ended = self._unended.pop(session_id, None)
+        if ended is not None:
+            self._books.end_process(ended)
+        if self.last_words:
+            return False
+        self._books.close_client(self.account)
+        return True
+
     def close(self) -> None:
         """Drop all that is kept for it, because it has gone."""
         for session in tuple(self.sessions.values()):
-            self.end(session)
+            session.end()
+            if session.account.processes:
+                self._unended[session.id] = session.account
+        self.sessions.clear()
         self.hurried.clear()
         self.outgoing.clear()
-        self._books.close_client(self.account)
+        self._books.leave(self.account)

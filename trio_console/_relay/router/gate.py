@@ -11,19 +11,23 @@ forget a command that still runs.
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias, final
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._relay.router.limits import Numbers
+from trio_console._relay.router.rights import FILE_DEMANDS, NEEDS, WRITING, RefusedError
 from trio_console._relay.router.session import SHAPES, Opening
 from trio_console._relay.router.states import SessionState
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
 
-    from trio_console._relay.router.books import Books
+    from trio_console._relay.router.books import Account, Books
     from trio_console._relay.router.clients import Client
     from trio_console._relay.router.limits import RouterLimits
+    from trio_console._relay.router.rights import Right
     from trio_console._relay.router.session import RelaySession
 
 __all__ = ["Gate", "Way", "may_end"]
@@ -105,19 +109,73 @@ class Gate:
         if not announced or (row.cls is wire.Cancel and self._flow is None):
             raise _refusal(row, "unsupported_message_type", "is not known to this guest's agent")
 
+    def lets_in(self, uid: int | None, *, after_quarantine: bool = False) -> bool:
+        """Whether one more client of a user may connect.
+
+        Args:
+            uid: the user; `None` is this program itself.
+            after_quarantine: do not count the clients that have gone, as if the guest had ended their sessions.
+        """
+        if len(self._clients) >= self._limits.clients:
+            return False
+        user = None if uid is None else self._books.users.get(uid)
+        if user is None:
+            return True
+        connected = sum(client.account.user is user for client in self._clients.values())
+        return (connected if after_quarantine else len(user.clients)) < self._limits.clients_per_user
+
     def admit(self, client: Client, frame_id: int, message: wire.Message, row: wire.MessageType) -> Opening:
-        """Decide about a message that opens a session."""
+        """Decide about a message that opens a session.
+
+        Raises:
+            RefusedError: the client lacks the right, or it or its user has enough already.
+        """
         self.check(row)
         if frame_id in client.sessions:
             raise _refusal(row, "invalid_session", f"came for id {frame_id}, which is still in use")
         if len(client.sessions) >= self._limits.sessions:
             why = f"would be more than the {self._limits.sessions} sessions a client may have"
             raise _refusal(row, "invalid_session", why)
+        needs, closes = self._allow(client, message, row)
         shape = SHAPES[row.cls]
         if self._flow is None or not isinstance(message, wire.StreamRequest):
-            return Opening(shape)
+            return Opening(shape, needs=needs, closes=closes)
         wanted = None if message.window is wire.UNSET else message.window
-        return Opening(shape, self._window(client, len(shape.outputs), wanted), wanted, self._flow.window)
+        window = self._window(client, len(shape.outputs), wanted)
+        return Opening(shape, window, wanted, self._flow.window, needs, closes)
+
+    def _allow(self, client: Client, request: wire.Message, row: wire.MessageType) -> tuple[Numbers, int | None]:
+        """Check a client's rights and bounds; returns what the session takes, and the handle that it closes."""
+        right: Right | None = row.right
+        closes = None
+        if isinstance(request, wire.FsRequest):
+            op = request.op
+            right, needs = FILE_DEMANDS[type(op)]
+            if isinstance(op, wire.OpCloseHandle):
+                closes = op.handle
+            elif isinstance(op, wire.OpOpenFile) and _changes(op.options):
+                right, needs = WRITING
+        else:
+            needs = NEEDS[row.kind]
+        if right is not None and right not in client.granted:
+            raise RefusedError.lacking(right)
+        sessions, processes, handles = needs
+        account = client.account
+        if sessions and account.uid is not None:  # this program's own client has no bounds
+            both = ((account, self._limits.client, "client"), (account.user, self._limits.user, "user"))
+            for sums, bounds, whose in both:
+                if (
+                    sums.open + sessions > bounds.sessions
+                    or sums.processes + processes > bounds.processes
+                    or sums.handles + handles > bounds.handles
+                ):
+                    raise _too_many(needs, sums, bounds, whose)
+        return needs, closes
+
+    def check_shutdown(self, client: Client) -> None:
+        """Check that a client may shut the guest down; raises as `admit`."""
+        if "shutdown" not in client.granted:
+            raise RefusedError.lacking("shutdown")
 
     def way(self, row: wire.MessageType, session: RelaySession) -> Way:
         """Decide about a message within a session."""
@@ -143,7 +201,11 @@ class Gate:
     def _window(self, client: Client, count: int, wanted: int | None) -> int:
         """The window, in bytes, of each of ``count`` new streams, out of the rest of the budgets."""
         limits, books = self._limits, self._books
-        left = min(limits.client_budget - client.account.reserved, limits.total_budget - books.relay.reserved)
+        left = min(
+            limits.client_budget - client.account.reserved,
+            limits.user_budget - client.account.user.reserved,
+            limits.total_budget - books.relay.reserved,
+        )
         window = max(limits.least_window, min(limits.largest_window, left // (limits.rest_divisor * count)))
         return window if wanted is None else max(1, min(window, wanted))
 
@@ -175,6 +237,19 @@ class Gate:
             sum(other.kept_size for other in self._clients.values())
             > max(limits.total_budget, self._books.relay.reserved) + limits.answers_budget
         )
+
+
+def _changes(options: wire.OpenOptions) -> bool:
+    """Whether a file may change that is opened with these options."""
+    return options.write or options.append or options.create or options.truncate or options.create_new
+
+
+def _too_many(needs: Numbers, account: Account, bounds: Numbers, whose: str) -> RefusedError:
+    """The error for a session for which a client or a user has not enough left."""
+    rows = zip(Numbers._fields, needs, account.numbers, bounds, strict=True)
+    name, bound = next((name, bound) for name, need, there, bound in rows if there + need > bound)
+    number = errno.EMFILE if name == "handles" else errno.EAGAIN
+    return RefusedError(number, f"the relay allows a {whose} {bound} {name} at a time")
 
 
 def _refusal(row: wire.MessageType, kind: str, why: str) -> ProtocolError:

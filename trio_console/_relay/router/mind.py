@@ -13,7 +13,7 @@ a session and a client enter each change of their queues there.
 
 from __future__ import annotations
 
-import contextlib
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
@@ -23,14 +23,16 @@ from trio_console._errors import ProtocolError
 from trio_console._relay.router.books import Books
 from trio_console._relay.router.clients import Client
 from trio_console._relay.router.gate import Gate, may_end
+from trio_console._relay.router.heard import class_of, held_before, note_end
 from trio_console._relay.router.orders import Orders
+from trio_console._relay.router.rights import RefusedError, Rights
 from trio_console._relay.router.session import Outgoing
 from trio_console._relay.router.slots import Slots
 from trio_console._relay.router.states import ClientState, SessionState
 from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Mapping
 
     from trio_console._relay.log import SessionLog
     from trio_console._relay.router.gate import Way
@@ -75,17 +77,26 @@ class Router:
         flow: the agent's announcement that it counts credit, or `None`.
         limits: the bounds.
         features: the agent's words for the other additions to the protocol that it knows.
+        rights: what the clients of a user may do. Users that are not in it may do everything: the server does not
+            let them connect.
 
     Attributes:
-        books: all sums of bytes.
+        books: all sums.
         gate: the rules for the clients, which compare these sums with the limits.
         observer: the session log, which is called with each command and its output.
         refused_frames: frames of clients that were refused, and answered here.
         dropped_frames: frames of the agent that were dropped.
     """
 
-    def __init__(self, flow: wire.Flow | None, limits: RouterLimits, features: Collection[str] = ()) -> None:
+    def __init__(
+        self,
+        flow: wire.Flow | None,
+        limits: RouterLimits,
+        features: Collection[str] = (),
+        rights: Mapping[int, Rights] = MappingProxyType({}),
+    ) -> None:
         self._flow = flow
+        self._rights = rights
         self._confirms = wire.FORGETS in features
         self._limits = limits
         self._slots = Slots()
@@ -107,15 +118,23 @@ class Router:
     def slots(self) -> Slots:
         return self._slots
 
-    def connect(self, uid: int) -> Client | None:
-        """Give a new client of a user a slot; `None` if no slot is free."""
-        slot = self._slots.take()
+    def connect(self, uid: int | None) -> Client | None:
+        """Give a new client of a user a slot; `None` if no slot is free, or the user has enough of them.
+
+        Without a user it is this program's own client, which may do everything.
+        """
+        slot = self._slots.take() if self.gate.lets_in(uid) else None
         if slot is None:
             return None
         assert slot not in self._leaving, "a slot is one client's at a time"
         tail = 2 * self._limits.sessions + 1  # more ids than can be in use
-        client = self._clients[slot] = Client(slot, uid, self.books, tail)
+        rights = Rights() if uid is None else self._rights.get(uid, Rights())
+        client = self._clients[slot] = Client(slot, uid, rights, self.books, tail)
         return client
+
+    def may_get_slot(self, uid: int) -> bool:
+        """Whether a client of a user may get a slot when the guest has ended the sessions of those that left."""
+        return self._slots.quarantined > 0 and self.gate.lets_in(uid, after_quarantine=True)
 
     def disconnect(self, client: Client, now: float) -> Orders:
         """End the work of a client that has gone: kill its commands, and quarantine its slot."""
@@ -240,7 +259,11 @@ class Router:
             self._take_turn(client, session, orders)
 
     def _open(self, client: Client, frame: wire.Frame, received: wire.Received, orders: Orders) -> None:
-        """Open a session, and order the request for the agent."""
+        """Open a session, and order the request for the agent.
+
+        Raises:
+            RefusedError: the client lacks the right, or has enough already.
+        """
         message, row, version = received
         opening = self.gate.admit(client, frame.id, message, row)
         # Encoded before anything is noted, because the request may be too large with the window in it.
@@ -257,16 +280,40 @@ class Router:
     def _pass_by(self, client: Client, frame: wire.Frame, received: wire.Received, orders: Orders) -> None:
         """Handle a message that opens a session, belongs to none, or to one that has ended."""
         message, row, _ = received
-        if row.place is wire.Place.OPENS:
-            self._open(client, frame, received, orders)
+        if row.place is wire.Place.OPENS or isinstance(message, wire.Shutdown):
+            try:
+                self._ask(client, frame, received, orders)
+            except RefusedError as exc:
+                self._turn_down(client, frame, message, exc, orders)
             return
         self.gate.check(row)
-        if isinstance(message, wire.Shutdown):
-            orders.to_agent.append(wire.encode(message))
-            orders.shutdown = True
-        elif row.orphan is not None:
+        if row.orphan is not None:
             self._answer(client, wire.encode_orphan(row.orphan, frame.id), orders)
         # All other messages for a session that has ended are ignored.
+
+    def _ask(self, client: Client, frame: wire.Frame, received: wire.Received, orders: Orders) -> None:
+        """Handle a request that a client may lack the right for."""
+        if isinstance(received[0], wire.Shutdown):
+            self.gate.check_shutdown(client)
+            orders.to_agent.append(wire.encode(received[0]))
+            orders.shutdown = True
+        else:
+            self._open(client, frame, received, orders)
+
+    def _turn_down(
+        self, client: Client, frame: wire.Frame, request: wire.Message, exc: RefusedError, orders: Orders
+    ) -> None:
+        """Answer a request that is refused, in its own terms.
+
+        A client that asks with id 0 to shut the guest down is not told: clients of other makes close the
+        connection at a frame with this id, and take the end of the connection for that of the guest.
+        """
+        self.refused_frames += 1
+        if isinstance(request, wire.Shutdown) and not client.was_refused_shutdown:
+            client.was_refused_shutdown = True
+            orders.refused = f"the client in slot {client.slot} has tried to shut the guest down: {exc.why}"
+        if frame.id:
+            self._answer(client, wire.encode(exc.answer(request), frame.id), orders)
 
     def _refuse(self, client: Client, frame: wire.Frame, exc: ProtocolError, orders: Orders) -> None:
         """Refuse a frame: the relay answers it, and does not forward it.
@@ -324,6 +371,7 @@ class Router:
             orders.busy = client
         if session.state is _LEAVING:
             del client.sessions[session.id]
+            self.books.forget(session.account)
 
     # To the agent
 
@@ -400,7 +448,7 @@ class Router:
 
     def _deliver(self, client: Client, session: RelaySession | None, frame: wire.Frame, orders: Orders) -> None:
         """Handle a frame without data, or with data in an unusual form, which the client must judge."""
-        cls, is_last = _class_of(frame), bool(frame.flags & wire.FLAG_TERMINAL)
+        cls, is_last = class_of(frame), bool(frame.flags & wire.FLAG_TERMINAL)
         if session is not None:
             if cls is wire.Credit and self._is_credit_for_us(client, session, frame, orders):
                 return
@@ -412,7 +460,10 @@ class Router:
         if session is None:
             client.queue(Outgoing(wire.encode_again(frame)))
             orders.busy = client
-        elif session.state is not _ABANDONED:
+            return
+        if is_last:
+            note_end(self.books, session, frame)
+        if session.state is not _ABANDONED:
             self._deliver_within(client, session, cls, frame, orders)
         elif is_last:
             client.end(session)
@@ -433,7 +484,7 @@ class Router:
             self._finish(client, session, Outgoing(raw, None, 0, session))
         elif cls in _HURRIED:
             client.queue(Outgoing(raw), hurried=True)
-        elif (stream := _held_before(session, cls, frame)) is not None:
+        elif (stream := held_before(session, cls, frame)) is not None:
             stream.hold(Outgoing(raw))
         else:
             client.queue(Outgoing(raw))
@@ -448,6 +499,7 @@ class Router:
             session.leave()
             client.queue(last, hurried=session.kind == "call")
             del client.sessions[session.id]
+            self.books.forget(session.account)
         else:
             session.become(_ENDED)
             session.last = last
@@ -475,12 +527,11 @@ class Router:
             client is None
             or kind is None
             or not frame.flags & wire.FLAG_TERMINAL
-            or not may_end(_class_of(frame), kind)
+            or not may_end(class_of(frame), kind)
         ):
             self.dropped_frames += 1
             return
-        del client.last_words[frame.id]
-        if not client.last_words:
+        if client.hear_last_word(frame.id):
             client.become(ClientState.GONE)
             del self._leaving[client.slot]
             self._slots.release(client.slot)
@@ -517,26 +568,3 @@ class Router:
     def drop_data(self, client: Client) -> int:
         """Drop and count the data that is queued for a client: a policy for an agent without credit."""
         return client.drop_data()
-
-
-def _held_before(session: RelaySession, cls: type[wire.Message] | None, frame: wire.Frame) -> RelayStream | None:
-    """The stream whose held data is in front of a frame that may not overtake; `None` if there is none.
-
-    The end of a stream waits for the data of that stream alone. If it overtook the data, the client would drop the
-    data; and a client that reads only one of two streams must get the end of that one.
-    """
-    if cls is wire.ExecStreamEnded:
-        with contextlib.suppress(ProtocolError):  # the client must judge it
-            match wire.decode(frame):
-                case wire.ExecStreamEnded(name):
-                    return session.held_of(name)
-    return session.held
-
-
-def _class_of(frame: wire.Frame) -> type[wire.Message] | None:
-    """The class of an agent's frame, by its type alone; `None` if it is unknown."""
-    try:
-        row = wire.MESSAGE_TYPES.get(wire.peek_type(frame.body))
-    except ProtocolError:
-        return None  # a frame of a newer agent, or a bad one: the client must judge it
-    return None if row is None else row.cls

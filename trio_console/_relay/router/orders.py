@@ -21,6 +21,7 @@ class Orders:
         busy: a client with new frames, for its socket or for the agent.
         shutdown: whether a client has told the guest to shut down.
         slot_freed: whether a slot became free, so that a waiting client may try again.
+        refused: what is to be logged of a request that was refused.
     """
 
     to_agent: list[bytes] = field(default_factory=list)
@@ -28,3 +29,4 @@ class Orders:
     busy: Client | None = None
     shutdown: bool = False
     slot_freed: bool = False
+    refused: str | None = None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
 
 from trio_console import _wire as wire
 from trio_console._relay.router.books import FRAME_COST, PIECE_COST
+from trio_console._relay.router.limits import Numbers
 from trio_console._relay.router.states import SESSION, SessionState
 from trio_console._wire.credit import SendWindow
 
@@ -82,12 +83,16 @@ class Opening(NamedTuple):
             session has no such stream.
         credit: bytes of each of these that the client accepts at first, or `None` if the client counts no credit.
         room: bytes of the client's data that the agent accepts at first, or `None` if the agent counts no credit.
+        needs: what it takes of the numbers that are bounded.
+        closes: the handle that it closes, if it is the close of one.
     """
 
     shape: Shape
     window: int | None = None
     credit: int | None = None
     room: int | None = None
+    needs: Numbers = Numbers()
+    closes: int | None = None
 
 
 class Outgoing(NamedTuple):
@@ -211,6 +216,7 @@ class RelaySession:
         shape: the streams of its kind.
         kind: its kind in the catalogue.
         account: its sums in the books.
+        closes: the handle that it closes, if it is the close of one.
         room: the window for the client's data.
         counts: whether the client counts credit.
         streams: the streams from the agent; none if the agent counts no credit.
@@ -221,6 +227,7 @@ class RelaySession:
     __slots__ = (
         "_books",
         "account",
+        "closes",
         "counts",
         "id",
         "kind",
@@ -233,13 +240,14 @@ class RelaySession:
     )
 
     def __init__(self, session_id: int, opening: Opening, books: Books, client: ClientAccount) -> None:
-        shape, window, credit, room = opening
+        shape, window, credit, room, needs, closes = opening
         outputs = {} if window is None else shape.outputs
         self._books: Final = books
         self.id: Final = session_id
         self.shape: Final = shape
         self.kind: Final = shape.kind
-        self.account: Final = books.open_session(client, len(outputs), window or 0)
+        self.account: Final = books.open_session(client, len(outputs), window or 0, needs)
+        self.closes: Final = closes
         self.room: Final = SendWindow(room)
         self.counts: Final = credit is not None
         self.state = SESSION.first
