@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -538,10 +537,13 @@ async def test_a_flood_of_frames_lets_other_tasks_have_their_turn(tmp_path: Path
         await client.leave()
 
 
-def test_the_log_is_named_after_the_relay() -> None:
-    from trio_console._relay import server as _server
-
-    assert _server.log is logging.getLogger("trio_console.relay")
+async def test_the_log_is_named_after_the_relay(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        await client.send(wire.Ping(), 0)
+        await client.expect_eof()
+        await client.leave()
+    assert {record.name for record in caplog.records} == {"trio_console.relay"}
 
 
 async def test_no_frame_is_lost_or_doubled_for_many_clients_at_once(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ there is a bounded number of rates.
 
 from __future__ import annotations
 
-import logging
 import math
 import select
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, final
@@ -21,10 +20,9 @@ if TYPE_CHECKING:
     from trio_console._addresses import Peer
     from trio_console._relay.options import ServerOptions
     from trio_console._relay.router import Client, Router
+    from trio_console._trio.reports import LoggedReports
 
 __all__ = ["Door", "Rate", "keep_rates"]
-
-log: Final = logging.getLogger("trio_console.relay")
 
 #: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
@@ -100,13 +98,15 @@ class Door:
     Args:
         router: gives the slots.
         options: the caller's choices.
+        log: where it reports.
 
     Attributes:
         refused: how many clients did not get in.
     """
 
-    def __init__(self, router: Router, options: ServerOptions) -> None:
+    def __init__(self, router: Router, options: ServerOptions, log: LoggedReports) -> None:
         self._router: Final = router
+        self._log: Final = log
         self._options: Final = options
         self._slot_waiters = 0
         self._slot_freed = trio.Event()
@@ -131,7 +131,7 @@ class Door:
 
     def _refuse(self, peer: Peer, why: str) -> None:
         self.refused += 1
-        log.warning("refused a client of user %d: %s", peer.uid, why)
+        self._log.warning("refused a client of user %d: %s", peer.uid, why)
 
     async def _wait_slot(self, uid: int) -> Client | None:
         """Wait a few seconds for a slot in quarantine.

@@ -21,7 +21,6 @@ import base64
 import codecs
 import contextlib
 import json
-import logging
 import os
 import stat
 import threading
@@ -35,11 +34,10 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._trio.reports import LoggedReports
 from trio_console._trio.threads import NoThreadError, in_thread
 
 __all__ = ["SessionLog", "SessionLogStatistics"]
-
-log: Final = logging.getLogger("trio_console.relay")
 
 #: The most bytes queued for the log.
 _QUEUE_BUDGET: Final = 4 * 1024 * 1024
@@ -125,6 +123,7 @@ class SessionLog:
         self, path: str | os.PathLike[str], *, max_bytes: int = 16 * 1024 * 1024, backups: int = 4
     ) -> None:
         self._files = _Files(os.fspath(path), max_bytes, backups)
+        self._log = LoggedReports("trio_console.relay")
         self._queue: deque[_Record] = deque()
         self._accepted = 0  # bytes ever queued
         self._work = trio.Event()
@@ -235,11 +234,11 @@ class SessionLog:
                 failed = await in_thread("to write a session log", write, limiter=self._limiter, abandon=True)
             except NoThreadError as exc:
                 # The queued records wait. Records that then find the queue full are counted, as with a slow disk.
-                log.warning("the session log could not be written: %s", exc)
+                self._log.warning("the session log could not be written: %s", exc)
                 await trio.sleep(_THREAD_PAUSE)
                 continue
             if failed is not None:
-                log.warning("the session log could not be written: %s", failed)
+                self._log.warning("the session log could not be written: %s", failed)
 
     def statistics(self) -> SessionLogStatistics:
         return SessionLogStatistics(

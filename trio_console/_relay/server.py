@@ -12,7 +12,6 @@ A client is cut by cancelling its scope, which runs the same ending as when the 
 
 from __future__ import annotations
 
-import logging
 import math
 import socket
 import struct
@@ -33,6 +32,7 @@ from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClie
 from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
+from trio_console._trio.reports import LoggedReports
 from trio_console._trio.sockets import accept
 from trio_console._trio.turns import Costly, Line, Meter, Turn
 from trio_console._wire.outbox import Outbox
@@ -47,13 +47,14 @@ if TYPE_CHECKING:
 
 __all__ = ["RelayServer", "RelayStatistics", "ServerOptions", "SlowClient"]
 
-log: Final = logging.getLogger("trio_console.relay")
-
 #: Bytes sent to a client's socket, or read from it, at once.
 _BATCH: Final = 64 * 1024
 
 #: Bytes of control frames for the agent above which clients are not read.
 _CONTROL_BUDGET: Final = 64 * 1024
+
+#: Frames of one client that are handled before a checkpoint, however little they cost.
+_ROW: Final = 32
 
 #: Seconds between two readings of the clocks; as upstream's relay does, the guest is sent the time at least every
 #: 60 s, and at once when the wall clock has jumped by 6 s against the monotonic clock.
@@ -150,7 +151,8 @@ class RelayServer:
         self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(None) if options.attached else None
-        self._door = Door(self._router, options)
+        self._log = LoggedReports("trio_console.relay")
+        self._door = Door(self._router, options, self._log)
         self._line = Line()
         self._costly = Costly()
         self._relief = trio.Event()
@@ -282,7 +284,10 @@ class RelayServer:
                 if not self._outbox.closed:
                     self._outbox.send_control(wire.encode(wire.ClockSync(time.time_ns())))
             for slot in self._router.tick(now):
-                log.warning("slot %d is not used until the guest has ended its sessions: it did not in time", slot)
+                self._log.warning(
+                    "slot %d is not used until the guest has ended its sessions: it did not in time", slot
+                )
+            self._log.tell()
             await trio.sleep(_TICK)
 
     # Clients
@@ -298,7 +303,7 @@ class RelayServer:
             try:
                 stream = await accept(listener)
             except OSError as exc:
-                log.warning("a client could not be accepted: %s", exc)
+                self._log.warning("a client could not be accepted: %s", exc)
                 await trio.sleep(_ACCEPT_PAUSE)
                 continue
             self._nursery.start_soon(self._serve, stream)
@@ -369,7 +374,7 @@ class RelayServer:
     def _note_cut(self, tasks: _ClientTasks, why: str) -> None:
         tasks.was_cut = True
         self._cut += 1
-        log.warning("cut the client in slot %d: %s", tasks.client.slot, why)
+        self._log.warning("cut the client in slot %d: %s", tasks.client.slot, why)
 
     async def _read_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         client = tasks.client
@@ -384,9 +389,11 @@ class RelayServer:
                     return  # an incomplete last frame is dropped
                 tasks.last_active = trio.current_time()
                 decoder.feed(bytes(data))
-                for frame in decoder:
+                for number, frame in enumerate(decoder):
                     if meter.is_over:
                         await meter.wait()
+                    elif number % _ROW == _ROW - 1:
+                        await trio.lowlevel.checkpoint()
                     await self._outbox.wait_control_room()
                     await keep_rates(tasks.rates, stream.socket, tasks.leave_soon)
                     if wire.is_costly(frame):
@@ -461,7 +468,7 @@ class RelayServer:
         if orders.busy is not None:
             self._wake(orders.busy)
         if orders.refused is not None:
-            log.warning("%s", orders.refused)
+            self._log.warning("%s", orders.refused)
 
     def _wake(self, client: Client) -> None:
         """Wake the tasks of a client for its new frames."""
@@ -543,7 +550,7 @@ class RelayServer:
         client, limits = tasks.client, self._limits
         if self._options.slow_client is SlowClient.DROP:
             dropped = self._router.drop_data(client)
-            log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
+            self._log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
             if client.account.queued > limits.client_budget:
                 self._cut_overflowing(tasks)  # the rest is answers, which are never dropped
         elif self._options.slow_client is SlowClient.PAUSE:

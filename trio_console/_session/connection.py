@@ -14,7 +14,6 @@ This module must not know what sessions do, nor how the guest was started.
 from __future__ import annotations
 
 import abc
-import logging
 import math
 from contextlib import suppress
 from functools import partial
@@ -27,6 +26,7 @@ from trio_console._errors import ProtocolError, UnsupportedByPeer, again
 from trio_console._session.owner import Owner
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
+from trio_console._trio.reports import LoggedReports
 from trio_console._trio.turns import Costly, Turn
 from trio_console._wire.ids import IdSequence
 from trio_console._wire.outbox import Outbox
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Connection", "Question", "Session"]
 
-_log: Final = logging.getLogger("trio_console.client")
+_log: Final = LoggedReports("trio_console.client")
 
 #: Seconds of silence allowed to a guest that takes no more bytes. The last bytes of a dying guest arrive at once;
 #: a guest that has only closed its input will never answer again.

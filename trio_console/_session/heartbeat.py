@@ -15,7 +15,6 @@ behind all bytes that are queued there. Until the ping has left them, every byte
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from typing import TYPE_CHECKING, Final, final
@@ -24,6 +23,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._session.connection import Connection, Session
+from trio_console._trio.reports import LoggedReports
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Heartbeat", "check_heartbeat"]
 
-_log: Final = logging.getLogger("trio_console.client")
+_log: Final = LoggedReports("trio_console.client")
 
 #: The most seconds of a nap. Each nap is one turn of the event loop, and a guest may be lost three naps too late.
 _NAP: Final = 0.25

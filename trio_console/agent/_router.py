@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import enum
-import sys
 import traceback
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
@@ -21,6 +20,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._trio.reports import StderrReports
 from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
@@ -45,9 +45,8 @@ class Ending(enum.Enum):
     SHUT_DOWN = enum.auto()
 
 
-def log(text: str) -> None:
-    """Write a line to the agent's stderr."""
-    print(f"trio_console.agent: {text}", file=sys.stderr, flush=True)  # noqa: T201
+#: Writes a report to the agent's stderr. It never blocks: the host may not read it.
+log: Final = StderrReports("trio_console.agent")
 
 
 @final
