@@ -4,7 +4,8 @@ The background processes of a command are no children of its agent, and an agent
 host: each may have a POSIX session of its own, and its parent may be gone. But each has inherited its environment,
 and in it a mark that no other guest, and no other command, has.
 
-All functions block, and read ``/proc``; on a system without it they find no process.
+All functions block, and read ``/proc``; on a system without it they find no process. If this process has no
+descriptors or memory for a look, they raise `OSError`: then nothing is known, and the look has to be repeated.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import os
 import signal
 import time
-from contextlib import suppress
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -47,6 +48,9 @@ CLEAN_SCANS: Final = 2
 #: busy machine a killed process may need this time to get a processor and die, and a process in an exec to finish
 #: it.
 MAX_TIME: Final = 1.0
+
+#: The errors of a process that has no descriptors or memory for a look; they say nothing of the other process.
+_LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 #: In ``/proc/PID/stat``: states of processes that only wait to be reaped, and the flag of the kernel's own
 #: threads.
@@ -154,10 +158,14 @@ def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
     deadline = time.monotonic() + max_time
     clean = 0
     while clean < CLEAN_SCANS:
-        [look] = kill_found([wanted])
-        killed |= look.found
-        left = look.left(killed)
-        clean = clean + 1 if look.is_clean(killed) else 0
+        try:
+            [look] = kill_found([wanted])
+        except OSError:
+            clean = 0
+        else:
+            killed |= look.found
+            left = look.left(killed)
+            clean = clean + 1 if look.is_clean(killed) else 0
         if time.monotonic() >= deadline:
             break
         if not clean:
@@ -196,7 +204,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         numbers |= {marks[mark] for mark in _marks(environment or b"", variables) if mark in marks}
         for number in numbers:
             found[number].add(process.pid)
-        with suppress(OSError):  # it has ended
+        with _ended():
             if environment is None:
                 dying.add(process.pid)
             elif not numbers and _is_unclear(process, environment):
@@ -207,7 +215,7 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
             found[number] |= _descendants(found[number], living)
     for process in _processes(_parents_first(set().union(*found), living)):
         if process.started == living[process.pid].started:  # or else another process has got the number
-            with suppress(OSError):  # it has ended
+            with _ended():
                 _kill(process)
     return [Look(each, unclear - each, dying) for each in found]
 
@@ -217,7 +225,7 @@ def is_any_left(wanted: Wanted) -> bool:
     needle = f"{wanted.variable}={wanted.mark}".encode()
     for process in _processes():
         if not process.dead and process.pid != wanted.leader:
-            with suppress(OSError):
+            with _ended():
                 if wanted.leader in (process.group, process.session):
                     return True
                 environment = _environment(process)
@@ -240,7 +248,9 @@ def _environment(process: _Process) -> bytes | None:
         return _read(process.proc_fd, "environ")
     except ProcessLookupError:
         return b"" if process.state in _DEAD else None
-    except OSError:
+    except OSError as exc:
+        if exc.errno in _LACKING:
+            raise
         return b""
 
 
@@ -299,7 +309,7 @@ def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
     """All processes but this one and the kernel's threads. The descriptor of each is open until the next comes."""
     names: list[str] = []
     if only is None:
-        with suppress(OSError):
+        with _ended():
             names = os.listdir("/proc")
     else:
         names = list(map(str, only))
@@ -307,7 +317,7 @@ def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
     for name in names:
         if not name.isdigit() or name == own:
             continue
-        with suppress(OSError):
+        with _ended():
             fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 process = _look(int(name), fd)
@@ -315,6 +325,16 @@ def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
                     yield process
             finally:
                 os.close(fd)
+
+
+@contextmanager
+def _ended() -> Iterator[None]:
+    """In this block errors mean that the process has ended, or that there is no ``/proc``; others are raised."""
+    try:
+        yield
+    except OSError as exc:
+        if exc.errno in _LACKING:
+            raise
 
 
 def _look(pid: int, proc_fd: int) -> _Process:
@@ -354,12 +374,15 @@ def _kill(process: _Process) -> None:
 
 
 def _open_pidfd(pid: int) -> int | None:
-    """A pidfd; `None` if the kernel, a sandbox or the C library that Python was built with does not give one."""
+    """A pidfd; `None` if the kernel, a sandbox or the C library that Python was built with does not give one.
+
+    Nor is there one for a process that has no more descriptors.
+    """
     if not (hasattr(os, "pidfd_open") and hasattr(signal, "pidfd_send_signal")):
         return None
     try:
         return os.pidfd_open(pid)
     except OSError as exc:
-        if exc.errno in (errno.ENOSYS, errno.EPERM):
+        if exc.errno in (errno.ENOSYS, errno.EPERM, *_LACKING):
             return None
         raise

@@ -221,6 +221,24 @@ async def wait_gone(pid: int) -> None:
         os.close(pidfd)
 
 
+def open_fds(path: object) -> int:
+    """How many descriptors of this process are of a file."""
+    count = 0
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            count += os.readlink(f"/proc/self/fd/{fd}") == str(path)
+        except OSError:
+            continue
+    return count
+
+
+async def closed(path: object) -> None:
+    """Wait for the agent to have closed a file."""
+    with trio.fail_after(HANG):
+        while open_fds(path):
+            await trio.sleep(0.001)
+
+
 def pid_is_taken(pid: int) -> bool:
     """Whether a process exists; a zombie does."""
     return os.path.exists(f"/proc/{pid}")

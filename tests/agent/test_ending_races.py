@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.agent.files.test_fs_handles import closed
+from tests.agent._host import closed
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._wire.outbox import Outbox

@@ -101,10 +101,12 @@ async def hostile_soak(
 
 
 @asynccontextmanager
-async def a_relay(folder: Path) -> AsyncIterator[tuple[str, int]]:
-    """A relay of a process of its own, with a guest; its socket, and its pid."""
+async def a_relay(folder: Path, *, limits: str = "") -> AsyncIterator[tuple[str, int]]:
+    """A relay of a process of its own, with a guest; its socket, and its pid. ``limits``: a shell's, for both."""
     path = str(folder / "agent.sock")
     command = [sys.executable, "-P", "-m", "trio_console", "relay", "--listen", path]
+    if limits:
+        command = ["sh", "-c", f'{limits}; exec "$0" "$@"', *command]
     with (folder / "relay.log").open("wb") as log:
         relay = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=log)
     try:

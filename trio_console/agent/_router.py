@@ -110,7 +110,13 @@ class Router:
     async def _read(self) -> Ending:
         try:
             while (frame := await self._source.next_frame()) is not None:
-                await self._take(frame)
+                try:
+                    await self._take(frame)
+                except MemoryError:
+                    lack = ProtocolError(
+                        "the guest has no memory for this", kind="invalid_session", frame_id=frame.id
+                    )
+                    self._refuse(frame, lack)
                 if self._shutdown.cancel_called:
                     break  # frames that are buffered already are ignored
                 await self._sender.wait_room()

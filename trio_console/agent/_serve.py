@@ -32,7 +32,7 @@ from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
 from trio_console.agent._process.sinks import Sinks
-from trio_console.agent._process.spawn import Child, StartError, failure, spawn
+from trio_console.agent._process.spawn import Child, StartError, failure, os_error_text, spawn
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._shares import Shares
@@ -60,6 +60,12 @@ AGENT_VERSION: Final = f"trio_console {__version__}"
 #: Starts that run at the same time, beside the first of each client; four of them for one client. Two keep both
 #: halves of a start busy; more would only wait for the interpreter.
 _STARTS: Final = 6
+
+#: Descriptors: of a command (three pipes, and that of its exit), and while it is started (both ends of the pipes,
+#: and those by which the child reports); of a connection, and while two addresses are tried.
+_FDS_OF_CHILD: Final = 4
+_FDS_OF_START: Final = 11
+_FDS_OF_CONNECTION: Final = 2
 
 #: Seconds for which a program that is open for writing is tried again, and between two attempts. Every process
 #: that is started holds copies of its parent's descriptors until its exec. So a file that was written and closed
@@ -138,10 +144,10 @@ async def serve_agent(
             await (kill_remaining() if agent.options.owns_process else agent.kill_rest())
 
 
-def _opener(cls: type[_M], make: Callable[[Sender, int, _M], Session]) -> Opener:
+def _opener(cls: type[_M], make: Callable[[Sender, int, _M], Session | wire.Message]) -> Opener:
     """An opener for the router, of a function for one class of messages."""
 
-    def open_(sender: Sender, session_id: int, message: wire.Message) -> Session:
+    def open_(sender: Sender, session_id: int, message: wire.Message) -> Session | wire.Message:
         assert isinstance(message, cls), "an opener gets the message that it is registered for"
         return make(sender, session_id, message)
 
@@ -175,7 +181,11 @@ class _Agent:
         self._commanders: set[str] = set()  # clients that have started commands
         self._is_init = os.getpid() == 1
         self._router: Router | None = None
-        self._files = Files(handles_per_client=options.handles_per_client, has_room=self._has_room_for_handles)
+        self._files = Files(
+            handles_per_client=options.handles_per_client,
+            has_room=self._has_room_for_handles,
+            headroom=self.headroom,
+        )
 
     async def run(self) -> Ending:
         outcome: Ending | BootError = Ending.CONSOLE_CLOSED
@@ -238,7 +248,7 @@ class _Agent:
             shutdown_grace=self.options.shutdown_grace,
         )
         self._router = router
-        self._sinks = Sinks(nursery)
+        self._sinks = Sinks(nursery, self.headroom)
         nursery.start_soon(self._hunt.run)
         nursery.start_soon(self._files.run)
         nursery.start_soon(write_activity, sender.activity, router.sessions, self.options.activity_dir)
@@ -281,8 +291,11 @@ class _Agent:
             stdin_patience=self.options.stdin_patience,
         )
 
-    def _open_tcp(self, sender: Sender, session_id: int, message: wire.TcpConnect) -> Session:
+    def _open_tcp(self, sender: Sender, session_id: int, message: wire.TcpConnect) -> Session | wire.Message:
         self._ensure_headroom()
+        slot = _slot_of(session_id)
+        if not self.headroom.claim(slot, _FDS_OF_CONNECTION):
+            return wire.TcpFailed(f"connect {message.host[:255]}:{message.port}: {os_error_text(errno.EMFILE)}")
         return TcpSession(
             sender,
             session_id,
@@ -290,6 +303,7 @@ class _Agent:
             window=self.options.stdin_window,
             budget=self.options.stdin_budget,
             patience=self.options.stdin_patience,
+            over=partial(self.headroom.release, slot, _FDS_OF_CONNECTION),
         )
 
     def _open_kill(self, sender: Sender, session_id: int, message: wire.KillBackground) -> Session:
@@ -336,7 +350,7 @@ class _Agent:
         while True:
             try:
                 async with self._starts.slot(self._starts.of(slot)):
-                    child = await self._try_to_spawn(request, size, self._hunt.mark_of(client, serial))
+                    child = await self._try_to_spawn(slot, request, size, self._hunt.mark_of(client, serial))
             except (OSError, NoThreadError) as exc:
                 code = exc.errno if isinstance(exc, OSError) else None
                 raise StartError(failure(request, OSError(code or errno.EAGAIN, "no room for a start"))) from exc
@@ -348,17 +362,25 @@ class _Agent:
                 return child
             await trio.sleep(_BUSY_PAUSE)  # here, and not in the thread, which others wait for
 
-    async def _try_to_spawn(self, request: wire.ExecRequest, size: tuple[int, int], mark: str) -> Child:
+    async def _try_to_spawn(self, slot: int, request: wire.ExecRequest, size: tuple[int, int], mark: str) -> Child:
         """Start a child in a thread, so that a slow file system does not stop other sessions."""
         self._ensure_headroom()
-        before = self.headroom.for_child()
-        with self._leaders.starting():
-            start = partial(spawn, request, size, self._defaults, before, mark)
-            child = await in_thread("for a command", start, limiter=self._threads)
-            self._leaders.add(child.pid)
-            child.on_reap = partial(self._note_reaped, mark)
-        return child
+        if not self.headroom.claim(slot, _FDS_OF_START):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        kept = 0
+        try:
+            before = self.headroom.for_child()
+            with self._leaders.starting():
+                start = partial(spawn, request, size, self._defaults, before, mark)
+                child = await in_thread("for a command", start, limiter=self._threads)
+                self._leaders.add(child.pid)
+                child.on_reap = partial(self._note_reaped, slot, mark)
+                kept = _FDS_OF_CHILD
+            return child
+        finally:
+            self.headroom.release(slot, _FDS_OF_START - kept)
 
-    def _note_reaped(self, mark: str, pid: int) -> None:
+    def _note_reaped(self, slot: int, mark: str, pid: int) -> None:
         self._leaders.discard(pid)
+        self.headroom.release(slot, _FDS_OF_CHILD)
         self._background.note(pid, mark)

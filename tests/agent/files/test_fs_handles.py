@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from tests.agent._host import closed, open_fds
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
@@ -22,24 +23,6 @@ if TYPE_CHECKING:
 
 STEP = (2**32 - 1) // 128
 EMFILE = "Too many open files (os error 24)"
-
-
-def open_fds(path: object) -> int:
-    """How many descriptors of this process are of a file."""
-    count = 0
-    for fd in os.listdir("/proc/self/fd"):
-        try:
-            count += os.readlink(f"/proc/self/fd/{fd}") == str(path)
-        except OSError:
-            continue
-    return count
-
-
-async def closed(path: object) -> None:
-    """Wait for the agent to have closed a file."""
-    with trio.fail_after(HANG):
-        while open_fds(path):
-            await trio.sleep(0.001)
 
 
 # --- opening --------------------------------------------------------------------------------------

@@ -131,7 +131,9 @@ class FsCall(FsSession):
         disk = self._files.disk
         async with disk.permit(self._share):
             call = partial(perform, self._op, self._stop, self._shown)
-            await self._answer(await disk.run(partial(_answer_with, call, self.id)))
+            with self._files.descriptors(self._slot):
+                answer = await disk.run(partial(_answer_with, call, self.id))
+            await self._answer(answer)
 
 
 class FsHandleSession(FsSession):

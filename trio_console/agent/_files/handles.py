@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from trio_console.agent._inflow import Inflow
+    from trio_console.agent._process.limits import FdHeadroom
 
 __all__ = [
     "FIFO_POLL",
@@ -48,6 +49,9 @@ __all__ = [
 ]
 
 HANDLES_PER_CLIENT: Final = 1024
+
+#: Descriptors of a directory; a file has one.
+_FDS_OF_HANDLE: Final = 2
 
 #: Entries that a `ReadDir` without a limit returns at most.
 _DEFAULT_PAGE: Final = 128
@@ -360,11 +364,13 @@ class HandleTable:
     Args:
         limit: the most handles of one client, including handles that are being opened.
         has_room: returns whether there are descriptors for as many handles as it is given.
+        headroom: the descriptors of all clients.
     """
 
-    __slots__ = ("_counts", "_handles", "_has_room", "_last", "_limit")
+    __slots__ = ("_counts", "_handles", "_has_room", "_headroom", "_last", "_limit")
 
-    def __init__(self, limit: int, has_room: Callable[[int], bool]) -> None:
+    def __init__(self, limit: int, has_room: Callable[[int], bool], headroom: FdHeadroom) -> None:
+        self._headroom = headroom
         self._handles: dict[int, Handle] = {}
         self._counts: dict[int, int] = {}
         self._last = 0
@@ -386,13 +392,15 @@ class HandleTable:
             FsError: there are too many handles.
         """
         count = self._counts.get(slot, 0)
-        if count >= self._limit or not self._has_room(self.count + 1):
+        has_room = count < self._limit and self._has_room(self.count + 1)
+        if not has_room or not self._headroom.claim(slot, _FDS_OF_HANDLE):
             raise FsError(f"{what}: {os_error_text(errno.EMFILE)}")
         self._counts[slot] = count + 1
 
     def unclaim(self, slot: int) -> None:
         """Count a handle no more: it was not opened, or it is closed."""
         self._counts[slot] -= 1
+        self._headroom.release(slot, _FDS_OF_HANDLE)
         if not self._counts[slot]:
             del self._counts[slot]
 

@@ -8,8 +8,10 @@ This module must not know messages or sessions.
 
 from __future__ import annotations
 
+import errno
+import os
 from collections import Counter
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -21,13 +23,18 @@ from trio_console.agent._files.handles import SLICE, Handle, HandleTable
 from trio_console.agent._files.paths import FsError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+
+    from trio_console.agent._process.limits import FdHeadroom
 
 __all__ = ["FILE_PATIENCE", "Files"]
 
 #: Seconds in which a file may take no data before more data of a client without credit is refused. It is longer
 #: than for a command, because disks pause, and because a file with a part missing is of no use.
 FILE_PATIENCE: Final = 5.0
+
+#: Descriptors that a call opens: two files that are copied, and a directory of many.
+_FDS_OF_CALL: Final = 3
 
 #: Seconds until handles that could not be closed, for lack of a thread, are closed again.
 _CLOSE_PAUSE: Final = 0.1
@@ -37,9 +44,10 @@ _CLOSE_PAUSE: Final = 0.1
 class Files:
     """See the module's docstring, and `HandleTable` for the arguments."""
 
-    def __init__(self, *, handles_per_client: int, has_room: Callable[[int], bool]) -> None:
+    def __init__(self, *, handles_per_client: int, has_room: Callable[[int], bool], headroom: FdHeadroom) -> None:
         self.disk = Disk()
-        self.handles = HandleTable(handles_per_client, has_room)
+        self.handles = HandleTable(handles_per_client, has_room, headroom)
+        self._headroom = headroom
         #: The buffer for reads of cached bytes. One is enough for all sessions, because the bytes are queued
         #: before another session runs. (Several agents may run in threads of one process, so each has its own.)
         self.scratch = memoryview(bytearray(SLICE))
@@ -48,6 +56,20 @@ class Files:
         self._doomed: dict[int, list[Handle]] = {}  # by the slot of their client
         self._closing: set[int] = set()  # slots whose handles are being closed
         self._work = trio.Event()
+
+    @contextmanager
+    def descriptors(self, slot: int) -> Iterator[None]:
+        """The descriptors of a call for a client, for the time of the block.
+
+        Raises:
+            OSError: EMFILE; the client may have no more.
+        """
+        if not self._headroom.claim(slot, _FDS_OF_CALL):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        try:
+            yield
+        finally:
+            self._headroom.release(slot, _FDS_OF_CALL)
 
     @asynccontextmanager
     async def using(self, handle: Handle, ticket: trio.Event) -> AsyncIterator[None]:

@@ -23,7 +23,7 @@ import os
 import socket
 import struct
 from functools import partial
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 import trio
@@ -32,6 +32,9 @@ from trio_console import _wire as wire
 from trio_console.agent._inflow import Inflow, Put
 from trio_console.agent._process.spawn import os_error_text
 from trio_console.agent._session import PromptSession, SendCredit, Sender
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["TcpSession"]
 
@@ -65,9 +68,20 @@ class TcpSession(PromptSession):
         window: bytes that a client with credit may send before a grant.
         budget: bytes queued for a client without credit.
         patience: seconds without a written byte after which such a client's data is refused.
+        over: called when the connection is closed.
     """
 
-    __slots__ = ("_closed", "_credit", "_discarding", "_failure", "_queue", "_reading", "_request", "_transfer")
+    __slots__ = (
+        "_closed",
+        "_credit",
+        "_discarding",
+        "_failure",
+        "_over",
+        "_queue",
+        "_reading",
+        "_request",
+        "_transfer",
+    )
 
     kind = "tcp"
     accepts = wire.accepted_in("tcp")
@@ -81,8 +95,10 @@ class TcpSession(PromptSession):
         window: int,
         budget: int,
         patience: float,
+        over: Callable[[], object],
     ) -> None:
         super().__init__(sender, session_id)
+        self._over = over
         own_window = None if request.window is msgspec.UNSET else request.window
         self._request = request
         self._closed = trio.Event()  # by the client
@@ -113,6 +129,7 @@ class TcpSession(PromptSession):
                     await self._live(stream)
         finally:
             self._queue.close()
+            self._over()
 
     async def _connect(self) -> trio.SocketStream:
         host, port = self._request.host, self._request.port

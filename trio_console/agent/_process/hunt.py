@@ -13,7 +13,7 @@ This module must not know sessions or frames.
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
@@ -25,6 +25,7 @@ from trio_console._processes import (
     kill_found,
     kill_processes,
 )
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -35,6 +36,11 @@ __all__ = ["Hunt"]
 
 #: Seconds between two scans. A killed process takes about as long to end.
 _PAUSE: Final = 0.001
+
+#: The same after a scan for which this process had no descriptors or memory.
+_LACK_PAUSE: Final = 0.02
+
+_T = TypeVar("_T")
 
 
 @final
@@ -92,9 +98,21 @@ class Hunt:
     async def _scan(self, quarries: list[_Quarry]) -> None:
         # A process whose memory hangs in the kernel may hang the thread that looks at it; no other waits for that.
         scan: Callable[[], list[Look]] = partial(kill_found, [quarry.wanted for quarry in quarries])
-        looks = await trio.to_thread.run_sync(scan, abandon_on_cancel=True, limiter=self._thread)
+        try:
+            looks = await self._look(scan)
+        except OSError:  # this process has nothing left to look with; what is killed frees something
+            await trio.sleep(_LACK_PAUSE)
+            return
         for quarry, look in zip(quarries, looks, strict=True):
             quarry.note(look)
+
+    async def _look(self, look: Callable[[], _T]) -> _T:
+        try:
+            return await in_thread("to look for processes", look, limiter=self._thread, abandon=True)
+        except NoThreadError:
+            # Perhaps what is to be killed has all threads. So this task looks, which takes some milliseconds.
+            await trio.lowlevel.checkpoint()
+            return look()
 
     async def kill(self, wanted: Wanted, grace: float) -> int:
         """Kill what is wanted and wait until it has ended; returns how many processes have not, within ``grace``.
@@ -114,12 +132,15 @@ class Hunt:
         return len(quarry.left)
 
     async def any_left(self, wanted: Wanted) -> bool:
-        """Whether a wanted process lives. If cancelled, nothing changes."""
+        """Whether a wanted process lives, or that cannot be known now. If cancelled, nothing changes."""
 
         def look() -> bool:
             return any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
 
-        return await trio.to_thread.run_sync(look, abandon_on_cancel=True, limiter=self._thread)
+        try:
+            return await self._look(look)
+        except OSError:
+            return True
 
     async def kill_rest(self) -> None:
         """Kill all commands of the agent, also those whose sessions have ended, in its last moments.
@@ -127,7 +148,10 @@ class Hunt:
         (The task has ended by then.) The caller sets a deadline.
         """
         kill = partial(kill_processes, Wanted(COMMAND_MARK, self._mark))
-        await trio.to_thread.run_sync(kill, abandon_on_cancel=True, limiter=trio.CapacityLimiter(1))
+        try:
+            await in_thread("to kill what is left", kill, abandon=True)
+        except NoThreadError:
+            kill()
 
     async def kill_client(self, client: str, grace: float) -> int:
         """`kill` all commands of a client, also those whose sessions have ended."""

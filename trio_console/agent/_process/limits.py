@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import resource
+from collections import Counter
 from typing import Final, NamedTuple, final
 
 __all__ = ["FdHeadroom", "Limit", "apply_limit", "limit_number", "raise_hard_limit"]
@@ -77,23 +78,59 @@ def raise_hard_limit(limit: Limit) -> None:
         apply_limit(Limit(limit.resource, soft, limit.hard))
 
 
+def _open_descriptors() -> int:
+    """How many descriptors this process has open; a guess where that cannot be seen."""
+    try:
+        return len(os.listdir("/proc/self/fd"))
+    except OSError:
+        return 16
+
+
 @final
 class FdHeadroom:
-    """Raises the limit of file descriptors when the number of sessions grows.
+    """The file descriptors: raises their limit when the number of sessions grows, and shares them among clients.
 
     A thousand idle commands take some four thousand descriptors, and 1024 is a common soft limit. It is raised
     only when it is nearly used up: after that each child has to set the old limit, and so takes longer to start.
+
+    Whoever opens descriptors for a client claims them first. The agent keeps some for itself, for what must work:
+    to find and kill processes, and to reap them. A quarter is kept for clients that have few, so that no client
+    can have them all.
     """
 
-    __slots__ = ("_original", "_soft")
+    __slots__ = ("_base", "_limit", "_original", "_soft", "_total", "_used")
 
     _PER_SESSION = 8  # three pipes and the exit descriptor; twice as many while the child is being started
     _PER_HANDLE = 2  # a directory; a file takes one
     _RESERVE = 64
+    _FEW = 16  # a start, and a connection or a file besides
 
     def __init__(self) -> None:
         self._soft, hard = _get(resource.RLIMIT_NOFILE)
         self._original = Limit(resource.RLIMIT_NOFILE, self._soft, hard)
+        self._base = _open_descriptors()
+        self._limit = hard
+        self._total = 0
+        self._used: Counter[int] = Counter()  # by client
+
+    def claim(self, client: int, count: int) -> bool:
+        """Claim descriptors for a client, by its number; returns whether they may be opened."""
+        left = self._limit - min(self._RESERVE, self._limit // 8) - self._base - self._total - count
+        if left < 0 or (left < self._limit // 4 and self._used[client] + count > self._FEW):
+            return False
+        self.claim_anyway(client, count)
+        return True
+
+    def claim_anyway(self, client: int, count: int) -> None:
+        """Count descriptors that are open already."""
+        self._total += count
+        self._used[client] += count
+
+    def release(self, client: int, count: int) -> None:
+        """Count descriptors no more: they are closed, or were not opened."""
+        self._total -= count
+        self._used[client] -= count
+        assert self._used[client] >= 0, "a descriptor is released once"
 
     def ensure(self, sessions: int, handles: int = 0) -> None:
         """Raise the soft limit, up to the hard one, if so many sessions and handles need it."""
@@ -103,8 +140,12 @@ class FdHeadroom:
             return
         soft = min(max(2 * self._soft, need), self._original.hard)
         assert self._soft < soft <= self._original.hard, "a limit is only raised, and not above the hard one"
-        apply_limit(Limit(resource.RLIMIT_NOFILE, soft, self._original.hard))
-        self._soft = soft
+        try:
+            apply_limit(Limit(resource.RLIMIT_NOFILE, soft, self._original.hard))
+        except OSError:  # a sandbox may forbid it
+            self._limit = self._soft
+        else:
+            self._soft = soft
 
     def takes_handles(self, handles: int) -> bool:
         """Whether so many handles may be open at once."""

@@ -39,6 +39,7 @@ import msgspec
 import trio
 
 from trio_console import _wire as wire
+from trio_console._wire.ids import slot_of
 from trio_console.agent._inflow import Put
 from trio_console.agent._process.spawn import Child, StartError, os_error_text
 from trio_console.agent._process.stdin import StdinFeed
@@ -82,6 +83,9 @@ _HELD_SIZE: Final = 64 * 1024
 
 #: Seconds between two looks at a terminal that no process has open.
 _TTY_POLL: Final = 0.05
+
+#: Seconds between two looks for an exit that cannot be waited for.
+_EXIT_POLL: Final = 0.01
 
 #: Bytes that are read at once, and sent in one frame. Each frame costs the same turns of the loop here and on the
 #: host, so this is a third faster than 64 KiB. Twice as many would be slower, because the allocator would get each
@@ -238,11 +242,16 @@ class ExecSession(Session):
         finally:
             self._feed.close()
             if self._child is not None:
-                if not in_order:
-                    with trio.CancelScope(shield=True):
-                        await self._kill_all(self._child)  # bounded by its grace
-                self._exit = self._exit or self._status(self._child)
-                self._child.reap()
+                # If the agent itself ends, or the client has gone, then all that is left is searched at once, by
+                # others. (But not what has started after that.)
+                searched = self._late or not (self.departed or trio.current_effective_deadline() == -math.inf)
+                try:
+                    if not in_order:
+                        with trio.CancelScope(shield=True):
+                            await self._kill_all(self._child, searched=searched)  # bounded by its grace
+                finally:
+                    self._exit = self._exit or self._status(self._child)
+                    self._child.reap()
         await self._say_last(self._last_word())
 
     async def _live(self) -> None:
@@ -333,7 +342,10 @@ class ExecSession(Session):
             ended = await self._deliver_on(child, output)
         output.over, output.held = True, not ended
         if output.held:
-            self._sinks.take(child.give_away(output.fd))
+            with contextlib.suppress(OSError):  # no descriptor is left: a terminal is hung up with its session
+                slot = slot_of(self.id)
+                assert slot is not None, "a session has the id of a client"
+                self._sinks.take(child.give_away(output.fd), slot)
         self._outputs_open -= 1
         if not self._outputs_open:
             self._outputs_over.set()
@@ -423,13 +435,11 @@ class ExecSession(Session):
             self._sender.activity.exec_output_bytes += len(data)
         return data
 
-    async def _kill_all(self, child: Child) -> None:
-        """Kill the whole command, and wait until it has ended."""
+    async def _kill_all(self, child: Child, *, searched: bool) -> None:
+        """Kill the whole command, or only its group, and wait until it has ended."""
         grace = _BURIAL_GRACE if self._kill_grace is None else self._kill_grace
         deadline = trio.current_time() + grace
-        # If the agent itself ends, or the client has gone, then all that is left is searched at once, by others.
-        # (But not what has started after that.)
-        if self._scope.cancel_called and (self._late or not self.departed):
+        if searched:
             # The hunt looks first and kills then, and so does not lose the children of the leader, which has them
             # while it lives.
             async with trio.open_nursery() as nursery:
@@ -438,7 +448,11 @@ class ExecSession(Session):
                 nursery.cancel_scope.cancel()
         child.kill_group(signal.SIGKILL)
         with trio.move_on_at(deadline):
-            await trio.lowlevel.wait_readable(child.exit_fd)
+            try:
+                await trio.lowlevel.wait_readable(child.exit_fd)
+            except OSError:  # the system has no memory for that
+                while self._status(child) is None and not self._status_lost:  # noqa: ASYNC110
+                    await trio.sleep(_EXIT_POLL)
 
     async def _kill_group_soon(self, child: Child) -> None:
         """Kill the group if the look for all other processes takes long."""

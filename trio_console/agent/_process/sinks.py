@@ -6,33 +6,44 @@ This module must not know sessions or frames.
 from __future__ import annotations
 
 import os
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
+
+if TYPE_CHECKING:
+    from trio_console.agent._process.limits import FdHeadroom
 
 __all__ = ["Sinks"]
 
 _CHUNK: Final = 64 * 1024
 
+#: Seconds until it is looked again for bytes, where it could not be waited for them.
+_PAUSE: Final = 0.1
+
 
 @final
 class Sinks:
-    """The descriptors whose output is dropped, each by a task of ``nursery``."""
+    """The descriptors whose output is dropped, each by a task of ``nursery``; they count among ``headroom``'s."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, headroom: FdHeadroom) -> None:
         self._nursery = nursery
+        self._headroom = headroom
         self.count = 0
         self.bytes_dropped = 0
 
-    def take(self, fd: int) -> None:
-        """Drop all that comes from a non-blocking descriptor, and close it at its end."""
+    def take(self, fd: int, client: int) -> None:
+        """Drop all that comes from a non-blocking descriptor of a client's command, and close it at its end."""
         self.count += 1
-        self._nursery.start_soon(self._drop, fd)
+        self._headroom.claim_anyway(client, 1)
+        self._nursery.start_soon(self._drop, fd, client)
 
-    async def _drop(self, fd: int) -> None:
+    async def _drop(self, fd: int, client: int) -> None:
         try:
             while True:
-                await trio.lowlevel.wait_readable(fd)
+                try:
+                    await trio.lowlevel.wait_readable(fd)
+                except OSError:  # the system has no memory for that
+                    await trio.sleep(_PAUSE)
                 try:
                     data = os.read(fd, _CHUNK)
                 except BlockingIOError:
@@ -44,4 +55,5 @@ class Sinks:
                 self.bytes_dropped += len(data)
         finally:
             self.count -= 1
+            self._headroom.release(client, 1)
             os.close(fd)

@@ -14,6 +14,7 @@ import os
 import socket
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
@@ -21,6 +22,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
+from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._trio.turns import Turn
 from trio_console.agent._process.limits import Limit, limit_number, raise_hard_limit
 from trio_console.agent._process.plan import ExecDefaults
@@ -126,7 +128,11 @@ async def boot(
         BootError: the host sent another frame or none, or a setting that cannot be made.
     """
     frame = await _wait_for(source, "core.bootstrap")
-    defaults, default_user = await trio.to_thread.run_sync(_apply, _decode_bootstrap(frame), is_init)
+    apply = partial(_apply, _decode_bootstrap(frame), is_init)
+    try:
+        defaults, default_user = await in_thread("for the agent's settings", apply)
+    except NoThreadError as exc:
+        raise BootError(str(exc)) from exc
     outbox.send_control(wire.encode(wire.InitResolved(default_user)))
     _check_ack(await _wait_for(source, "core.init.ack"))
     now = BootTimes.now()

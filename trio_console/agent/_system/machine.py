@@ -13,10 +13,13 @@ import ctypes
 import os
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 import trio
+
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -194,7 +197,10 @@ def set_clock(unix_time_ns: int) -> bool:
 async def flush_disks() -> None:
     """Write all data of the file systems to disk, for at most a second."""
     with trio.move_on_after(_SYNC_GRACE, shield=True):
-        await trio.to_thread.run_sync(os.sync, abandon_on_cancel=True)
+        try:
+            await in_thread("to flush the disks", os.sync, abandon=True)
+        except NoThreadError:
+            os.sync()  # it may take longer; SIGALRM ends that
 
 
 def power_off() -> None:
@@ -212,11 +218,14 @@ async def write_activity(
     """Rewrite the activity file each second, for ever; return at once if its directory does not exist."""
     path = os.path.join(directory, "heartbeat.json")
     seq = 0
-    while await trio.to_thread.run_sync(os.path.isdir, directory):
-        seq += 1
-        text = msgspec.json.encode(_activity_record(seq, activity, sessions))
-        with contextlib.suppress(OSError):  # a full or read-only disk must not stop the agent
-            await trio.to_thread.run_sync(_replace_file, path, text)
+    while True:
+        # A full or read-only disk must not stop the agent, and neither must the lack of a thread or a descriptor.
+        with contextlib.suppress(OSError, NoThreadError):
+            if not await in_thread("for the activity file", partial(os.path.isdir, directory)):
+                return
+            seq += 1
+            text = msgspec.json.encode(_activity_record(seq, activity, sessions))
+            await in_thread("for the activity file", partial(_replace_file, path, text))
         await trio.sleep(1)
 
 
