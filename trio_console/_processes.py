@@ -358,19 +358,24 @@ def _read(proc_fd: int, name: str) -> bytes:
 
 def _kill(process: _Process) -> None:
     pidfd = _open_pidfd(process.pid)
-    if pidfd is None:
-        # Between this look and the signal another process could get the number. But that would take 32 thousand
-        # process starts within microseconds.
-        _look(process.pid, process.proc_fd)
-        os.kill(process.pid, signal.SIGKILL)
-        return
-    try:
-        # Look again, through the directory that was opened before the pidfd: if the process of the directory is
-        # still there, it has the number, and so the pidfd is its own. (If not, this raises ProcessLookupError.)
-        _look(process.pid, process.proc_fd)
-        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    finally:
-        os.close(pidfd)
+    if pidfd is not None:
+        try:
+            # Look again, through the directory that was opened before the pidfd: if the process of the directory
+            # is still there, it has the number, and so the pidfd is its own. (If not, this raises
+            # ProcessLookupError.)
+            _look(process.pid, process.proc_fd)
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        except OSError as exc:
+            if exc.errno not in (errno.ENOSYS, errno.EPERM):
+                raise
+        else:
+            return
+        finally:
+            os.close(pidfd)
+    # Between this look and the signal another process could get the number. But that would take 32 thousand
+    # process starts within microseconds.
+    _look(process.pid, process.proc_fd)
+    os.kill(process.pid, signal.SIGKILL)
 
 
 def _open_pidfd(pid: int) -> int | None:

@@ -7,7 +7,7 @@ import secrets
 import socket
 import subprocess
 import warnings
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -103,7 +103,8 @@ class ProcessGuest(GuestSpec):
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
         for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+            with suppress(OSError):  # refused by a sandbox; it only helps
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with (
             theirs,
             owned(lambda: ours) as device,

@@ -186,10 +186,7 @@ async def watch(
         finally:
             host.kill()
             reap = partial(_reap, host, process, reading)
-            try:
-                await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
-            finally:
-                nursery.cancel_scope.cancel()  # of telling, which a copy of the pipe may hold up
+            await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
 
 
 @trio.lowlevel.enable_ki_protection

@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import secrets
 import socket
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 __all__ = ["RelaySocket"]
+
+log: Final = logging.getLogger("trio_console.relay")
 
 #: Connections that the kernel queues before they are accepted: all clients at once, and some that are refused.
 _BACKLOG: Final = 256
@@ -61,6 +64,7 @@ class RelaySocket:
         self.path: Final = os.path.abspath(os.fspath(path))
         self._name = os.path.basename(self.path)
         self._mode = mode
+        self._lockable = True
         with no_fork():
             self._directory = os.open(os.path.dirname(self.path), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             # A lock belongs to the open file, so a forked child would keep it when its parent has died.
@@ -82,20 +86,33 @@ class RelaySocket:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
-        deadline = time.monotonic() + _LOCK_TIME
-        while True:
-            try:
-                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError as exc:
-                if time.monotonic() > deadline:
-                    why = "another program holds a lock on the directory"
-                    raise BlockingIOError(exc.errno, why, os.path.dirname(self.path)) from None
-            time.sleep(_LOCK_PAUSE)
+        locked = self._lock()
         try:
             yield
         finally:
-            fcntl.flock(self._directory, fcntl.LOCK_UN)
+            if locked:
+                fcntl.flock(self._directory, fcntl.LOCK_UN)
+
+    def _lock(self) -> bool:
+        """Lock the directory; returns `False` if it cannot be locked, in some file systems and sandboxes."""
+        deadline = time.monotonic() + _LOCK_TIME
+        directory = os.path.dirname(self.path)
+        while self._lockable:
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as exc:
+                if time.monotonic() > deadline:
+                    why = "another program holds a lock on the directory"
+                    raise BlockingIOError(exc.errno, why, directory) from None
+                time.sleep(_LOCK_PAUSE)
+            except OSError as exc:
+                self._lockable = False  # said once
+                log.warning(
+                    "%s cannot be locked: start no two relays there at the same moment (%s)", directory, exc
+                )
+            else:
+                return True
+        return False
 
     @property
     def _short_path(self) -> str:

@@ -223,8 +223,12 @@ class TcpSession(PromptSession):
         except OSError as exc:
             self._fail("write", exc)
             return
-        with contextlib.suppress(OSError):  # it may be gone already: the other pump knows
+        try:
             stream.socket.shutdown(socket.SHUT_WR)
+        except OSError as exc:
+            if exc.errno != errno.ENOTCONN:  # it may be gone already: the other pump knows
+                self._fail("shutdown", exc)
+                return
         _set_reset_at_close(stream.socket, on=False)  # the end was said, and the kernel delivers what is left
         self._discarding.cancel()
 
