@@ -29,7 +29,7 @@ PURE = "anchor as_posix drive is_absolute is_relative_to joinpath match name par
 DOCUMENTED: dict[type, str] = {
     trio_console.AgentConsoleBackend: "read read_wake_fd readinto readv wait_until_writable write writev",
     trio_console.ChunkRing: "capacity max_bytes nbytes pop push",
-    trio_console.CommandGuest: "",
+    trio_console.CommandGuest: "run",
     trio_console.ConsoleSharedState: "close_wakes guest_gone host_gone rx_ring rx_wake tx_ring tx_wake",
     trio_console.ConsoleStatistics: "closed rx tasks_waiting_receive tasks_waiting_send tx",
     trio_console.ConsoleStream: "send_nowait send_pieces statistics",
@@ -46,22 +46,23 @@ DOCUMENTED: dict[type, str] = {
     trio_console.GuestProcess: "args kill pid poll resize returncode send_signal stderr stdin stdio stdout "
     "terminate wait",
     trio_console.GuestReady: "agent_version boot_time_ns generation init_time_ns ready_time_ns",
-    trio_console.GuestSpec: "",
+    trio_console.GuestHost: "explain kill",
+    trio_console.GuestSpec: "run",
     trio_console.GuestStatistics: "active_sessions bytes_discarded console frames_dropped frames_received",
     trio_console.LaneStatistics: f"{LANE} max_buffer_bytes max_buffer_size wakes",
-    trio_console.ProcessGuest: "",
+    trio_console.ProcessGuest: "run",
     trio_console.ProtocolError: "",
     trio_console.Relay: "console_statistics path statistics",
     trio_console.RelayStatistics: f"{SERVED} bytes_dropped bytes_queued frames_dropped frames_from_agent "
     "frames_refused",
-    trio_console.SocketGuest: "",
+    trio_console.SocketGuest: "run",
     trio_console.UnsupportedByPeer: "",
     trio_console.WakePipe: "close drain fileno wait wake",
     trio_console.testing.DeviceBackend: "read_wake_fd readinto wait_until_writable write",
     trio_console.testing.FakeConsoleDevice: "die guest_eof guest_flush guest_read guest_write resume shutdown "
     "stall statistics violations",
-    trio_console.testing.FaultyGuest: "disconnect fired inject resume send_signal stall statistics wait_fired",
-    trio_console.testing.ScriptedGuest: "",
+    trio_console.testing.FaultyGuest: "disconnect fired inject resume run send_signal stall statistics wait_fired",
+    trio_console.testing.ScriptedGuest: "run",
     trio_console.testing.ScriptedProcess: "signals start",
     # What the methods of a guest give.
     GuestTcpStream: "",

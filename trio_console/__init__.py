@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from trio_console._guests.command import CommandGuest as CommandGuest
     from trio_console._guests.process import ProcessGuest as ProcessGuest
     from trio_console._guests.socket import SocketGuest as SocketGuest
+    from trio_console._guests.spec import GuestHost as GuestHost
     from trio_console._guests.spec import GuestSpec as GuestSpec
     from trio_console._open import connect_guest as connect_guest
     from trio_console._open import open_guest as open_guest
+    from trio_console._open import run_guest as run_guest
     from trio_console._open import serve_relay as serve_relay
     from trio_console._relay.options import ClientLimits as ClientLimits
     from trio_console._relay.options import Log as Log
@@ -57,6 +59,7 @@ __all__ = [
     "Guest",
     "GuestDevice",
     "GuestFile",
+    "GuestHost",
     "GuestLostError",
     "GuestPath",
     "GuestProcess",
@@ -77,6 +80,7 @@ __all__ = [
     "connect_guest",
     "open_console",
     "open_guest",
+    "run_guest",
     "serve_relay",
 ]
 
@@ -92,6 +96,7 @@ _LAZY: Final = {
     "Guest": "_session.guest",
     "GuestDevice": "_console.devices",
     "GuestFile": "_session.files.file",
+    "GuestHost": "_guests.spec",
     "GuestLostError": "_trio.lost",
     "GuestPath": "_session.files.path",
     "GuestProcess": "_session.process.process",
@@ -112,6 +117,7 @@ _LAZY: Final = {
     "connect_guest": "_open",
     "open_console": "_console.channel",
     "open_guest": "_open",
+    "run_guest": "_open",
     "serve_relay": "_open",
 }
 

@@ -11,20 +11,18 @@ import os
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
 
 from trio_console._addresses import named_by_descriptor
-from trio_console._console.channel import SHORT_GRACE, open_console
 from trio_console._forked import shut_down_at_the_end
-from trio_console._guests.process import ProcessGuest
-from trio_console._guests.spec import GuestSpec, attached_host
+from trio_console._guests.host import CANCELLED_GRACE, Progress, booted_host, end, own_console, spec_of
 from trio_console._relay.options import RelayOptions
 from trio_console._relay.serve import Relay, listening, prepared, relaying
 from trio_console._relay.trust import check_server
 from trio_console._session.attach import attach
-from trio_console._session.boot import boot, make_bootstrap
+from trio_console._session.boot import make_bootstrap
 from trio_console._session.confirmations import Confirmations
 from trio_console._session.connection import Connection
 from trio_console._session.guest import Guest
@@ -41,28 +39,21 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 
     from trio_console._console.devices import ConsoleDevice
-    from trio_console._console.stream import ConsoleStream
-    from trio_console._guests.spec import Host
+    from trio_console._guests.host import Host
+    from trio_console._guests.spec import GuestSpec
     from trio_console._relay.options import ServerOptions
     from trio_console._relay.server import RelayServer
     from trio_console._relay.socket import RelaySocket
-    from trio_console._session.boot import Booted
-    from trio_console._wire import Bootstrap
 
-__all__ = ["connect_guest", "open_guest", "serve_relay"]
+    Watch: TypeAlias = Callable[[], Awaitable[None]]
+
+__all__ = ["connect_guest", "open_guest", "run_guest", "serve_relay"]
 
 #: Seconds for the whole orderly ending.
 DEFAULT_GRACE: Final = 5.0
 
-#: Seconds of the grace that are kept for steps without an answer from the guest: closing, killing, joining.
-_FORCE_TIME: Final = 2 * SHORT_GRACE
-
-#: Seconds that the orderly part has in any case, for the frame that tells the guest to end: other bytes may have
-#: to get to the console before it. Only a guest that does not read takes all this time.
-_TELL_TIME: Final = 0.1
-
-#: Seconds for the orderly part if the leaving was cancelled.
-_CANCELLED_GRACE: Final = 1.0
+#: Seconds until a guest has a console.
+DEFAULT_LAUNCH_TIMEOUT: Final = 60.0
 
 #: Seconds for a guest to become ready. Upstream's host waits 180 s, because it boots a machine.
 DEFAULT_READY_TIMEOUT: Final = 60.0
@@ -80,11 +71,12 @@ _IDS: Final = slot_ids(0)
 @interrupt_safe
 @asynccontextmanager
 async def open_guest(
-    spec: GuestSpec | None = None,
+    what: GuestSpec | trio.abc.Stream | ConsoleDevice | None = None,
     *,
     bootstrap: Mapping[str, Any] = MappingProxyType({}),
     relay_path: str | os.PathLike[str] | None = None,
     relay_options: RelayOptions | None = None,
+    launch_timeout: float = DEFAULT_LAUNCH_TIMEOUT,
     ready_timeout: float = DEFAULT_READY_TIMEOUT,
     grace: float = DEFAULT_GRACE,
     heartbeat: float | None = None,
@@ -95,15 +87,19 @@ async def open_guest(
     guest down as well, within about a second.
 
     Args:
-        spec: the guest: a `ProcessGuest` (also for `None`, the default), which **isolates nothing**, a
-            `CommandGuest` or a `SocketGuest`.
+        what: the guest: a `ProcessGuest` (also for `None`, the default), which **isolates nothing**, a
+            `CommandGuest`, a `SocketGuest`, or another `GuestSpec`. Or its console, if other code has started it
+            and ends it: any `trio.abc.Stream` (a `ConsoleStream` whose backend a VMM's threads drive, a
+            `trio.SocketStream`), or a device as for `open_console`, which gets two threads. This owns the console
+            from the call on, and closes it.
         bootstrap: settings of the guest, by the field names of the agent protocol: ``user``, ``default_cwd``,
             ``default_env`` (a mapping, too), ``rlimits`` and others; by default none. An agent refuses a setting
             that it cannot make.
         relay_path: path of a Unix socket on which the guest is served to other processes at the same time; `None`,
             the default, for no socket. They connect with `connect_guest`.
         relay_options: what these processes may do; by default ``RelayOptions()``.
-        ready_timeout: seconds, by default 60, for the guest to become ready.
+        launch_timeout: seconds, by default 60, until the guest has a console.
+        ready_timeout: seconds, by default 60, from then on for the guest to become ready.
         grace: seconds, by default 5, for the whole ending, and for the guest to confirm the ends of processes. A
             guest that confirms nothing costs one grace in total, for all its processes and its own end. A guest
             that sends other frames gets 0.2 seconds more for each process, so that a stuck process does not use up
@@ -117,50 +113,97 @@ async def open_guest(
         OSError: the guest could not be started or reached, or the relay's socket could not be made.
         RuntimeError: no thread could be started: a console needs two, and the start of a process needs one.
         GuestLostError: the guest ended before it was ready, or was not ready in time. The message says why.
+        Exception: what a `GuestSpec` of the user has raised before it had started its guest.
         ProtocolError: the bytes that came over the console violate the agent protocol.
         UnsupportedByPeer: ``heartbeat`` was given, and the agent is too old for pings. The guest was ended.
-        TypeError, ValueError: an argument is not valid. Nothing was started.
+        TypeError, ValueError: an argument is not valid. Nothing was started, and a console is unchanged.
     """
-    if spec is None:
-        spec = ProcessGuest()
-    elif not isinstance(spec, GuestSpec):
-        raise TypeError(f"spec must be a ProcessGuest, CommandGuest or SocketGuest, not {type(spec).__name__}")
     check_heartbeat(heartbeat)
     if relay_path is None and relay_options is not None:
         raise ValueError("relay_options are for a relay: give relay_path, too")
     settings = make_bootstrap(bootstrap)
+    spec = spec_of(what)
     async with AsyncExitStack() as stack:
+        await stack.enter_async_context(own_console(spec))
         # The socket is made first, so that a client that connects before the guest is ready waits.
         made = None
         if relay_path is not None:
             wanted = prepared(relay_options or RelayOptions(), attached=True)
             options = await stack.enter_async_context(wanted)
             made = await stack.enter_async_context(listening(relay_path, options))
-        host, channel, booted = await stack.enter_async_context(_booted(spec, settings, ready_timeout))
+        opened = booted_host(spec, settings, launch_timeout, ready_timeout)
+        host = await stack.enter_async_context(opened)
         server: RelayServer | None = None
         if made is None:
-            connection = Connection(channel, booted.decoder, booted.ready, booted.generation, _IDS, host.explain)
+            booted = host.booted
+            told = host.explain, host.cause
+            connection = Connection(host.channel, booted.decoder, booted.ready, booted.generation, _IDS, *told)
+            host.progress = lambda: Progress(connection.heard(), connection.waits_for_bytes)
         else:
-            server = await stack.enter_async_context(_serving(channel, booted, made, options, host))
+            server = await stack.enter_async_context(_serving(host, made, options))
             stream = await stack.enter_async_context(server.attach())
-            connection = await _attached(stream, host.explain)
+            connection = await _attached(stream, host.explain, host.cause)
         confirmations = Confirmations(grace, connection.heard)
-        guest = Guest(connection, confirmations=confirmations, force=host.kill, console=channel.statistics)
+        guest = Guest(connection, confirmations=confirmations, force=host.kill, console=host.statistics)
         tell, wait_ended = guest._tell_to_end, connection.wait_ended
         if server is not None:
             tell, wait_ended = partial(_tell_through_relay, server, guest), server.wait_ended
-        watches = _watches(connection, heartbeat, force=host.kill, channel=channel)
         async with hidden_nursery() as nursery:
-            nursery.start_soon(connection.run, *watches)
+            nursery.start_soon(connection.run, *_watches(connection, heartbeat, host))
             try:
                 yield guest
             finally:
                 # `connection.run` is shielded: only `lose` ends it, also when this raises.
                 try:
-                    await _end(tell, wait_ended, channel, host, confirmations)  # noqa: ASYNC102  (shields itself)
+                    await end(tell, wait_ended, host, confirmations)  # noqa: ASYNC102  (shields itself)
                 finally:
                     note = confirmations.note()
                     connection.lose(f"the guest did not shut down in time and was ended by force{note}")
+
+
+@trio.lowlevel.enable_ki_protection
+async def run_guest(
+    what: GuestSpec | trio.abc.Stream | ConsoleDevice | None = None,
+    *,
+    bootstrap: Mapping[str, Any] = MappingProxyType({}),
+    relay_path: str | os.PathLike[str] | None = None,
+    relay_options: RelayOptions | None = None,
+    launch_timeout: float = DEFAULT_LAUNCH_TIMEOUT,
+    ready_timeout: float = DEFAULT_READY_TIMEOUT,
+    grace: float = DEFAULT_GRACE,
+    heartbeat: float | None = None,
+    task_status: trio.TaskStatus[Guest] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a guest in a task, for programs that have no block for it: ``guest = await nursery.start(run_guest)``.
+
+    It returns when `Guest.shutdown` was called, and the guest is gone. If cancelled, it shuts the guest down, as
+    `open_guest` does.
+
+    Args:
+        what, bootstrap, relay_path, relay_options, launch_timeout, ready_timeout, grace, heartbeat: as for
+            `open_guest`.
+        task_status: for ``nursery.start``, which returns the `Guest` when it is ready.
+
+    Raises:
+        GuestLostError: the guest is gone, and `Guest.shutdown` was not called: it was lost, or a client of its
+            relay has shut it down. The reason says which.
+        OSError, RuntimeError, ProtocolError, UnsupportedByPeer, TypeError, ValueError: as for `open_guest`.
+    """
+    opened = open_guest(
+        what,
+        bootstrap=bootstrap,
+        relay_path=relay_path,
+        relay_options=relay_options,
+        launch_timeout=launch_timeout,
+        ready_timeout=ready_timeout,
+        grace=grace,
+        heartbeat=heartbeat,
+    )
+    async with opened as guest:
+        task_status.started(guest)
+        lost = await guest.wait_lost()
+    if not guest._was_shut_down:
+        raise lost
 
 
 @interrupt_safe
@@ -213,10 +256,11 @@ async def connect_guest(
 
 @trio.lowlevel.enable_ki_protection
 async def serve_relay(
-    what: ConsoleDevice | GuestSpec,
+    what: GuestSpec | trio.abc.Stream | ConsoleDevice | None,
     path: str | os.PathLike[str],
     *,
     bootstrap: Mapping[str, Any] = MappingProxyType({}),
+    launch_timeout: float = DEFAULT_LAUNCH_TIMEOUT,
     ready_timeout: float = DEFAULT_READY_TIMEOUT,
     grace: float = DEFAULT_GRACE,
     options: RelayOptions | None = None,
@@ -232,9 +276,9 @@ async def serve_relay(
     replaced; the file of a running relay never is.
 
     Args:
-        what: the guest's console as for `open_console`, or a guest as for `open_guest`.
+        what: the guest, or its console, as for `open_guest`.
         path: path of the socket that is made for clients. Other users must not be able to write to its directory.
-        bootstrap, ready_timeout, grace: as for `open_guest`.
+        bootstrap, launch_timeout, ready_timeout, grace: as for `open_guest`.
         options: who may connect, and what clients may do; by default ``RelayOptions()``.
         task_status: for ``nursery.start``.
 
@@ -246,55 +290,34 @@ async def serve_relay(
         ProtocolError, TypeError, ValueError: as for `open_guest`.
     """
     settings = make_bootstrap(bootstrap)
+    spec = spec_of(what)
     async with (
+        own_console(spec),
         prepared(options or RelayOptions()) as served,
         listening(path, served) as made,
-        _booted(what, settings, ready_timeout) as (host, channel, booted),
-        _serving(channel, booted, made, served, host) as server,
+        booted_host(spec, settings, launch_timeout, ready_timeout) as host,
+        _serving(host, made, served) as server,
     ):
         try:
-            task_status.started(Relay(made.path, server, channel.statistics))
+            task_status.started(Relay(made.path, server, host.statistics))
             await server.wait_ended()
         finally:
-            tell = server.shut_down
-            await _end(tell, server.wait_ended, channel, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
+            await end(server.shut_down, server.wait_ended, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
         if not server.shutdown_requested.is_set():
-            raise GuestLostError(await explained(server.reason, host.explain)) from server.cause
+            raise GuestLostError(await explained(server.reason, host.explain)) from (host.cause() or server.cause)
 
 
-# The parts of the three functions above
-
-
-@interrupt_safe
-@asynccontextmanager
-async def _booted(
-    what: ConsoleDevice | GuestSpec, bootstrap: Bootstrap, ready_timeout: float
-) -> AsyncIterator[tuple[Host, ConsoleStream, Booted]]:
-    """Start a guest, open its console, and boot it; yields when the guest is ready."""
-    launched = what._launch() if isinstance(what, GuestSpec) else attached_host(what)
-    async with launched as host, open_console(host.device, grace=SHORT_GRACE) as channel:
-        watch = Stopwatch()
-        try:
-            with trio.fail_after(ready_timeout):
-                booted = await boot(channel, bootstrap)
-        except trio.TooSlowError:
-            reason = f"the guest was not ready within {ready_timeout:g} seconds{watch.note()}"
-            raise GuestLostError(reason) from None
-        except trio.BrokenResourceError as exc:
-            before = "the console broke before the guest was ready"
-            reason = exc.reason if isinstance(exc, GuestLostError) else before
-            raise GuestLostError(await explained(reason, host.explain)) from exc.__cause__
-        yield host, channel, booted
+# The parts of these functions
 
 
 @interrupt_safe
 @asynccontextmanager
-async def _serving(
-    channel: ConsoleStream, booted: Booted, made: RelaySocket, options: ServerOptions, host: Host
-) -> AsyncIterator[RelayServer]:
+async def _serving(host: Host, made: RelaySocket, options: ServerOptions) -> AsyncIterator[RelayServer]:
     """Run a relay, and end the guest by force if a client has told it to shut down and it does not."""
-    async with relaying(channel, booted, made, options, host.explain) as server, hidden_nursery() as nursery:
-        nursery.start_soon(_enforce_shutdown, server, channel, host)
+    served = relaying(host.channel, host.booted, made, options, host.explain)
+    async with served as server, hidden_nursery() as nursery:
+        host.progress = lambda: Progress(*server.progress())
+        nursery.start_soon(_enforce_shutdown, server, host)
         try:
             yield server
         finally:
@@ -302,31 +325,20 @@ async def _serving(
 
 
 @trio.lowlevel.enable_ki_protection
-async def _enforce_shutdown(server: RelayServer, channel: ConsoleStream, host: Host) -> None:
+async def _enforce_shutdown(server: RelayServer, host: Host) -> None:
     await server.shutdown_requested.wait()
     await trio.sleep(_SHUTDOWN_TIME)
     host.kill()
-    await trio.aclose_forcefully(channel)
+    await host.close_by_force()
 
 
-def _watches(
-    connection: Connection,
-    seconds: float | None,
-    *,
-    force: Callable[[], None] = lambda: None,
-    channel: ConsoleStream | None = None,
-) -> list[Callable[[], Awaitable[None]]]:
+def _watches(connection: Connection, seconds: float | None, host: Host | None = None) -> list[Watch]:
     """The background tasks that watch whether the guest is alive."""
-
-    def carried() -> tuple[int, int]:
-        if channel is None:
-            return 0, 0
-        lane = channel.statistics().rx
-        return lane.bytes_in, lane.bytes_out
-
     if seconds is None:
         return []
-    return [Heartbeat(connection, seconds, carried=carried, force=force).run]
+    if host is None:
+        return [Heartbeat(connection, seconds).run]
+    return [Heartbeat(connection, seconds, carried=host.carried, force=host.kill).run]
 
 
 def _tell_through_relay(server: RelayServer, guest: Guest) -> None:
@@ -336,38 +348,6 @@ def _tell_through_relay(server: RelayServer, guest: Guest) -> None:
         guest._tell_to_end()
     else:
         server.shut_down()
-
-
-async def _end(
-    tell: Callable[[], None],
-    wait_ended: Callable[[], Awaitable[None]],
-    channel: ConsoleStream,
-    host: Host,
-    confirmations: Confirmations,
-) -> None:
-    """The orderly part of the ending.
-
-    The guest is told to shut down in any case. Its end counts as one more confirmation: if a guest has not
-    confirmed the ends of processes, its own end is not waited for again. A guest that confirms has the whole grace
-    to end. The time for ending it by force is kept for the steps after this.
-    """
-    tell()
-
-    async def orderly(patience: trio.CancelScope) -> None:
-        with patience:
-            soon = trio.current_time() + _TELL_TIME
-            with trio.move_on_at(max(confirmations.begin(_FORCE_TIME), soon)) as waiting:
-                await wait_ended()
-            if waiting.cancelled_caught:
-                return
-            confirmations.confirmed()
-            # A guest that does not obey the frame, or cannot get it, ends when its console is at end of file.
-            await channel.aclose()
-            await host.wait()
-
-    # (If no time is left, the frame is written all the same: the console's ending delivers the queued bytes.)
-    orderly_time = max(_TELL_TIME, confirmations.grace - _FORCE_TIME)
-    await see_through(orderly, grace=orderly_time, hurried=_CANCELLED_GRACE - _FORCE_TIME)
 
 
 async def _leave_relay(connection: Connection, grace: float) -> None:
@@ -384,7 +364,7 @@ async def _leave_relay(connection: Connection, grace: float) -> None:
 
     connection.leave()
     if connection.owes:
-        await see_through(end, grace=grace, hurried=_CANCELLED_GRACE)
+        await see_through(end, grace=grace, hurried=CANCELLED_GRACE)
     else:
         connection.lose(reason)
 
@@ -406,7 +386,11 @@ async def _connect(path: str, server_uids: Collection[int] | None) -> trio.Socke
     return stream
 
 
-async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[str]]) -> Connection:
+async def _attached(
+    stream: trio.SocketStream,
+    explain: Callable[[], Awaitable[str]],
+    cause: Callable[[], Exception | None] = lambda: None,
+) -> Connection:
     """A client's connection to a relay, after the relay has greeted the client."""
     watch = Stopwatch()
     try:
@@ -419,7 +403,8 @@ async def _attached(stream: trio.SocketStream, explain: Callable[[], Awaitable[s
         if isinstance(exc, GuestLostError):
             raise
         raise GuestLostError("the relay broke the connection") from exc
-    return Connection(stream, attached.decoder, attached.ready, attached.generation, attached.ids, explain)
+    said = attached.decoder, attached.ready, attached.generation, attached.ids
+    return Connection(stream, *said, explain, cause)
 
 
 async def _explain_relay(path: str) -> str:

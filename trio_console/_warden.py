@@ -63,7 +63,8 @@ class _Guest:
 
     def kill(self) -> None:
         """Kill its process with the group that it leads, or all that carries the mark."""
-        if self.pid is not None and (not self.started or start_time(self.pid) == self.started):
+        # (1 would stand for every process of the machine.)
+        if self.pid is not None and self.pid > 1 and (not self.started or start_time(self.pid) == self.started):
             for kill in (os.killpg, os.kill):
                 with contextlib.suppress(OSError):
                     kill(self.pid, signal.SIGKILL)

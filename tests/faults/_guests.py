@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import socket
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
@@ -13,41 +14,37 @@ from trio_console import GuestSpec
 from trio_console import _wire as wire
 from trio_console._console.devices import as_device
 from trio_console._errors import ProtocolError
-from trio_console._guests.spec import Host
+from trio_console._guests.carrier import carried
+from trio_console._guests.spec import GuestHost
 from trio_console._trio.nursery import hidden_nursery
 from trio_console.agent import AgentOptions, BootError, serve_agent
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from trio_console import GuestDevice
 
 
 class InProcessGuest(GuestSpec):
     """The real agent as a task of this program: it starts at once, and its leaks are leaks of this program."""
 
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
         ours, theirs = socket.socketpair()
-        device = as_device(ours)
-        try:
-            stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-            async with hidden_nursery() as nursery:
-                living = trio.CancelScope(shield=True)
-                nursery.start_soon(self._serve, stream, living)
-                try:
-                    yield Host(device)
-                finally:
-                    device.close()
-                    # By itself, now that its console is closed.
-                    living.deadline = trio.current_time() + HANG
-        finally:
-            device.close()
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
+        task_status.started(GuestHost(ours))
+        async with hidden_nursery() as nursery:
+            living = trio.CancelScope(shield=True)
+            served = trio.Event()
+            nursery.start_soon(self._serve, stream, living, served)
+            try:
+                await served.wait()
+            finally:
+                # By itself, now that its console is closed.
+                living.deadline = trio.current_time() + HANG
 
-    async def _serve(self, stream: trio.SocketStream, living: trio.CancelScope) -> None:
+    async def _serve(self, stream: trio.SocketStream, living: trio.CancelScope, served: trio.Event) -> None:
         with living:
             with suppress(BootError):  # the host sent no valid message; it learns that by the end of the console
                 await serve_agent(stream, options=AgentOptions(shutdown_grace=0.2))
+        served.set()
         assert not living.cancelled_caught, "the agent did not end when its console was closed"
 
 
@@ -58,11 +55,13 @@ class TappedGuest(GuestSpec):
         self._guest = guest
         self.tap: _Tap | None = None
 
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
-        async with self._guest._launch() as host:
-            self.tap = host.device = _Tap(host.device)
-            yield host
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        async with carried(self._guest, math.inf) as carrier:
+            device = as_device(carrier.take_console())  # type: ignore[arg-type]  # none of these has a stream
+            self.tap = _Tap(device)
+            task_status.started(GuestHost(self.tap, carrier.kill, carrier.explain))
+            await carrier.wait_ended()
+            carrier.check()
 
     @property
     def exits(self) -> set[int]:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,18 +15,19 @@ import trio.testing
 
 from tests.tools.limits import HANG
 from tests.tools.peer import Peer, ready_message
-from trio_console import GuestLostError, SocketGuest, _open, open_guest
+from trio_console import GuestLostError, SocketGuest, open_guest
 from trio_console import _wire as wire
+from trio_console._guests import host as _host
 from trio_console._guests import process as _process
 from trio_console._guests import supervisor
-from trio_console._guests.spec import Host
+from trio_console._guests.spec import GuestHost
 from trio_console._processes import Leftovers, Wanted
 from trio_console._session.confirmations import Confirmations
 from trio_console.agent import serve_agent
 from trio_console.agent._router import Ending
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
     from pathlib import Path
 
     from trio.testing import MockClock
@@ -55,6 +57,19 @@ class Undying:
         await trio.sleep_forever()
 
 
+@asynccontextmanager
+async def watched(process: Any) -> AsyncIterator[GuestHost]:
+    """What is told of a process that carries a guest; its watch is cancelled when the block is left."""
+    console: Any = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch(*, task_status: trio.TaskStatus[GuestHost]) -> None:
+            await supervisor.watch(process, "the agent", console, process.stderr, task_status.started)
+
+        yield await nursery.start(watch)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """The times are those of the machine's clock."""
@@ -64,22 +79,20 @@ def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> None:
     process: Any = Undying()
-    device: Any = None
     with pytest.warns(RuntimeWarning, match=r"the agent \(process 4194305\) was killed but did not end"):
-        async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
+        async with watched(process):
             pass
     assert process.signals == [signal.SIGKILL]
 
 
 async def test_all_that_a_process_has_said_is_in_the_reason_of_its_end(autojump_clock: MockClock) -> None:
     process: Any = Undying()
-    device: Any = None
-    host = Host(device, process, "the agent")
     with pytest.warns(RuntimeWarning, match="did not end"):
-        async with supervisor.watch(host, process, process.stderr):
+        async with watched(process) as host:
             for part in (b"out of ", b"memory"):
                 await process._said.send_all(part)
                 await trio.testing.wait_all_tasks_blocked()
+            assert host.explain is not None
             assert (await host.explain()).endswith("and said: out of memory")
 
 
@@ -87,9 +100,8 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
     autojump_clock: MockClock,
 ) -> None:
     process: Any = Undying()
-    device: Any = None
     with pytest.warns(RuntimeWarning, match="did not end"), trio.move_on_after(0.5) as scope:
-        async with supervisor.watch(Host(device, process, "the agent"), process, process.stderr):
+        async with watched(process):
             await trio.sleep_forever()
     assert scope.cancelled_caught
 
@@ -156,14 +168,14 @@ async def _end(
 ) -> list[str]:
     told: list[str] = []
     channel: Any = console or Console(0)
-    host: Any = Host(channel)
-    await _open._end(lambda: told.append("told"), wait_ended, channel, host, confirmations)
+    carrier: Any = SimpleNamespace(host=GuestHost(channel))
+    await _host.end(lambda: told.append("told"), wait_ended, _host.Host(carrier, channel), confirmations)
     return told
 
 
 async def test_a_teardown_leaves_the_last_of_the_grace_to_force(autojump_clock: MockClock) -> None:
     assert await _end(trio.sleep_forever, Confirmations(5)) == ["told"]
-    assert trio.current_time() == pytest.approx(5 - _open._FORCE_TIME)
+    assert trio.current_time() == pytest.approx(5 - _host._FORCE_TIME)
 
 
 async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forced_at_once(
@@ -172,7 +184,7 @@ async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forc
     confirmations = Confirmations(5)
     await confirmations.wait(trio.sleep_forever)
     assert await _end(trio.sleep_forever, confirmations) == ["told"]
-    assert trio.current_time() == pytest.approx(5 + _open._TELL_TIME)
+    assert trio.current_time() == pytest.approx(5 + _host._TELL_TIME)
 
 
 @pytest.mark.parametrize("grace", [0.0, 0.1, 0.4, 0.5])
@@ -261,4 +273,4 @@ async def test_a_guest_that_confirms_its_end_and_does_not_go_has_the_last_of_the
     console = Console(100)
     assert await _end(partial(trio.sleep, 1), Confirmations(5), console) == ["told"]
     assert not console.closed
-    assert trio.current_time() == pytest.approx(5 - _open._FORCE_TIME)
+    assert trio.current_time() == pytest.approx(5 - _host._FORCE_TIME)

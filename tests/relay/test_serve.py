@@ -62,14 +62,14 @@ async def test_leaving_does_not_wait_for_the_time_that_a_disobedient_guest_has(
 async def test_a_relay_that_is_cancelled_ends_its_guest_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_order = _open._end
+    in_order = _open.end
     ended: list[bool] = []
 
     async def end(*args: Any) -> None:
         await in_order(*args)
         ended.append(True)
 
-    monkeypatch.setattr(_open, "_end", end)
+    monkeypatch.setattr(_open, "end", end)
     faulty = FaultyGuest([Fault(Duplicate(), "core.shutdown")])
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:

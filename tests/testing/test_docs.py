@@ -11,7 +11,8 @@ import pytest
 
 from tests.tools.limits import HANG
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "testing.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGE = DOCS / "testing.md"
 
 BLOCK = re.compile(r"^```python(?: (\w+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -45,6 +46,21 @@ def test_the_examples_on_testing_pass(tmp_path: pathlib.Path) -> None:
     assert tests >= 8
     assert done.returncode == 0, done.stdout
     assert f"{tests} passed" in done.stdout
+
+
+def test_the_example_on_embedding_runs() -> None:
+    [code] = [
+        code for name, code in BLOCK.findall((DOCS / "embedding.md").read_text(encoding="utf-8")) if not name
+    ]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=HANG,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "")
 
 
 @pytest.mark.parametrize("name", ["guest", "console_pair"])

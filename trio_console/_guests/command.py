@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import secrets
-from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, final
 
-from trio_console._guests.spec import GuestSpec, Host
-from trio_console._guests.supervisor import TheirEnds, owned, start, watch
+import trio
+
+from trio_console._guests.spec import GuestSpec
+from trio_console._guests.supervisor import Ours, TheirEnds, start, watch
 from trio_console._guests.warden import guarded
 from trio_console._processes import GUEST_MARK
-from trio_console._trio.interrupts import interrupt_safe
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
+
+    from trio_console._guests.spec import GuestHost
 
 __all__ = ["CommandGuest"]
 
@@ -59,16 +62,16 @@ class CommandGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"CommandGuest({self._command!r})"
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
         name = os.path.basename(self._command[0])
         mark = secrets.token_hex(16)
         given = os.environ if self._env is None else self._env
         # The mark is only for the moment between the start and the warden's knowledge of it: a process that the
         # command leaves on purpose, such as ssh's shared connection, does not end with this program.
-        async with guarded(mark, whole=False) as started:
-            with TheirEnds() as theirs, owned(theirs.console) as device, theirs.error_pipe() as stderr:
+        async with guarded(mark, whole=False) as guard:
+            with TheirEnds() as theirs, Ours(theirs.console) as ours, theirs.error_pipe() as stderr:
                 their_in, their_out, their_err = theirs.numbers
                 process = await start(
                     self._command,
@@ -78,7 +81,7 @@ class CommandGuest(GuestSpec):
                     env={**given, GUEST_MARK: mark},
                     cwd=self._cwd,
                 )
-                started(process.pid)
+                guard(process.pid)
                 theirs.close()
-                async with watch(Host(device, process, name), process, stderr) as host:
-                    yield host
+                started = partial(ours.hand_over, task_status=task_status)
+                await watch(process, name, ours.device, stderr, started)

@@ -7,26 +7,26 @@ import secrets
 import socket
 import subprocess
 import warnings
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+import trio
+
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.interpreter import command, find_modules
-from trio_console._guests.spec import GuestSpec, Host
-from trio_console._guests.supervisor import TheirEnds, beyond_standard, owned, start, watch
+from trio_console._guests.spec import GuestSpec
+from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, start, watch
 from trio_console._guests.warden import guarded
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
-from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Mapping
+    from collections.abc import Callable, Mapping
 
-    import trio
-
+    from trio_console._guests.spec import GuestHost
     from trio_console._processes import Leftovers
 
 __all__ = ["ProcessGuest"]
@@ -85,29 +85,32 @@ class ProcessGuest(GuestSpec):
     def __repr__(self) -> str:
         return "ProcessGuest()"
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
         mark = secrets.token_hex(16)
         given = os.environ if self._env is None else self._env
         python = command(self._python)
-        async with guarded(mark, whole=True, python=self._python) as tell_pid:
-            async with self._launch_agent(python, {**given, GUEST_MARK: mark}, mark, tell_pid) as host:
-                yield host
+        async with guarded(mark, whole=True, python=self._python) as guard:
+            await self._run_agent(python, {**given, GUEST_MARK: mark}, mark, guard, task_status)
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch_agent(
-        self, python: list[str], env: Mapping[str, str], mark: str, started: Callable[[int], None]
-    ) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def _run_agent(
+        self,
+        python: list[str],
+        env: Mapping[str, str],
+        mark: str,
+        guard: Callable[[int], None],
+        task_status: trio.TaskStatus[GuestHost],
+    ) -> None:
         with no_fork():
-            ours, theirs = map(let_go_in_child, socket.socketpair())
-        for end in (ours, theirs):
+            our_end, theirs = map(let_go_in_child, socket.socketpair())
+        for end in (our_end, theirs):
             with suppress(OSError):  # refused by a sandbox; it only helps
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with (
             theirs,
-            owned(lambda: ours) as device,
+            Ours(lambda: our_end) as ours,
             beyond_standard(theirs) as theirs,
             TheirEnds() as ends,
             ends.error_pipe() as stderr,
@@ -124,14 +127,13 @@ class ProcessGuest(GuestSpec):
                 env=env,
                 cwd=self._cwd,
             )
-            started(process.pid)
+            guard(process.pid)
             theirs.close()
             ends.close()
             program = find_modules(also=self._python is not None) + _PROGRAM
+            started = partial(ours.hand_over, task_status=task_status)
             try:
-                host = Host(device, process, "the agent")
-                async with watch(host, process, stderr, partial(tell, program)):
-                    yield host
+                await watch(process, "the agent", ours.device, stderr, started, partial(tell, program))
             finally:
                 kill = partial(_kill_left_behind, mark)
                 await see_through(kill)  # noqa: ASYNC102  (shields itself)

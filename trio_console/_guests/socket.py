@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import os
 import socket
-from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, final
+from typing import final
+
+import trio
 
 from trio_console._addresses import named_by_descriptor
 from trio_console._forked import let_go_in_child, no_fork
-from trio_console._guests.spec import GuestSpec, Host
-from trio_console._guests.supervisor import owned
-from trio_console._trio.interrupts import interrupt_safe
+from trio_console._guests.spec import GuestHost, GuestSpec
+from trio_console._guests.supervisor import Ours
 from trio_console._trio.sockets import connect_unix
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
 
 __all__ = ["SocketGuest"]
 
@@ -37,9 +34,9 @@ class SocketGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"SocketGuest({self._path!r})"
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
         try:
             with named_by_descriptor(self._path) as name:
                 stream = await connect_unix(name)
@@ -51,5 +48,11 @@ class SocketGuest(GuestSpec):
         with stream.socket as sock:
             with no_fork():
                 console = let_go_in_child(socket.socket(fileno=sock.detach()))
-            with owned(lambda: console) as device:
-                yield Host(device)
+            with Ours(lambda: console) as ours:
+                ours.hand_over(GuestHost(ours.device, explain=_explain), task_status)
+        await trio.sleep_forever()  # whoever has started the guest ends it
+
+
+async def _explain() -> str:
+    await trio.lowlevel.checkpoint()
+    return "the other end of the socket is gone"

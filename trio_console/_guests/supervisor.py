@@ -8,9 +8,11 @@ from __future__ import annotations
 import fcntl
 import math
 import os
+import signal
 import socket
 import warnings
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -18,23 +20,28 @@ import trio
 
 from trio_console._console.devices import as_device
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._guests.spec import GuestHost
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
-from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
     from trio_console._console.devices import GuestDevice
-    from trio_console._guests.spec import Host
 
-__all__ = ["TheirEnds", "beyond_standard", "owned", "start", "watch"]
+__all__ = ["Ours", "ProcessHost", "TheirEnds", "beyond_standard", "start", "watch"]
 
 #: Seconds for a process to be gone after SIGKILL. It takes milliseconds, and longer only if much memory has to be
 #: freed. A process in an uninterruptible system call cannot be ended at all.
 _KILL_TIME: Final = 1.0
+
+#: Seconds for what a process has said last to come, when it has ended.
+_TAIL_TIME: Final = 0.2
+
+#: Bytes of a process's error output that are kept to explain its end.
+_STDERR_TAIL: Final = 4096
 
 _LAST_STANDARD_FD: Final = 2
 
@@ -52,29 +59,40 @@ def beyond_standard(end: socket.socket) -> socket.socket:
             return let_go_in_child(socket.socket(fileno=number))
 
 
-@contextmanager
-def owned(take: Callable[[], socket.socket | tuple[int, int]]) -> Iterator[GuestDevice]:
-    """Our end of a console, as a device; it is closed when the block is left, if it was not closed before.
+@final
+class Ours:
+    """Our end of a console, as a device: closed when the block is left, unless it was handed over by then.
 
     Args:
         take: makes that end, or only returns it.
     """
-    assert trio.lowlevel.currently_ki_protected(), "no Ctrl-C comes between a descriptor and its owner"
-    with no_fork():
-        ends = take()
-        try:
-            device = as_device(ends)
-        except (TypeError, ValueError):
-            if isinstance(ends, tuple):
-                for fd in ends:
-                    os.close(fd)
-            else:
-                ends.close()
-            raise  # (After any other error `as_device` has closed them.)
-    try:
-        yield device
-    finally:
-        device.close()
+
+    def __init__(self, take: Callable[[], socket.socket | tuple[int, int]]) -> None:
+        assert trio.lowlevel.currently_ki_protected(), "no Ctrl-C comes between a descriptor and its owner"
+        with no_fork():
+            ends = take()
+            try:
+                self.device: Final = as_device(ends)
+            except (TypeError, ValueError):
+                if isinstance(ends, tuple):
+                    for fd in ends:
+                        os.close(fd)
+                else:
+                    ends.close()
+                raise  # (After any other error `as_device` has closed them.)
+        self._handed_over = False
+
+    def hand_over(self, host: GuestHost, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """Tell the library of a guest that has this console, which is the library's from then on."""
+        task_status.started(host)
+        self._handed_over = True
+
+    def __enter__(self) -> Ours:
+        return self
+
+    def __exit__(self, *_exc_info: object) -> None:
+        if not self._handed_over:
+            self.device.close()
 
 
 @final
@@ -158,56 +176,118 @@ async def start(command: list[str], **options: Any) -> trio.Process:
         raise NoThreadError("to start the guest's process") from exc
 
 
-@interrupt_safe
-@asynccontextmanager
+@dataclass(frozen=True, eq=False)
+class ProcessHost(GuestHost):
+    """A guest that is carried by a process of this machine."""
+
+    process: trio.Process = field(kw_only=True)
+
+
+@trio.lowlevel.enable_ki_protection
 async def watch(
-    host: Host,
     process: trio.Process,
+    name: str,
+    console: GuestDevice,
     stderr: trio.abc.ReceiveStream,
+    started: Callable[[GuestHost], None],
     tell: Callable[[], Awaitable[None]] | None = None,
-) -> AsyncIterator[Host]:
-    """Read a guest process's error output, and end the process when the block is left.
+) -> None:
+    """Tell that a process carries a guest, and wait for its end; if cancelled, end it.
 
     Args:
-        host: the guest.
-        process: its process.
-        stderr: what the process says.
+        process: it was started just now.
+        name: of the process, for messages.
+        console: our end of its console.
+        stderr: our end of its error output.
+        started: is told of it.
         tell: gives the process what it is to read first, meanwhile.
     """
+    tail = _Tail(process, name)
     # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
     # not block in the write.
     reading = trio.CancelScope(shield=True)
     async with hidden_nursery() as nursery:
-        nursery.start_soon(_keep_tail, host, stderr, reading)
+        nursery.start_soon(tail.keep, stderr, reading)
         if tell is not None:
             nursery.start_soon(tell)
+        kill = partial(_kill, process)
         try:
-            yield host
+            started(ProcessHost(console, kill, tail.explain, process=process))
+            await process.wait()
         finally:
-            host.kill()
-            reap = partial(_reap, host, process, reading)
+            kill()
+            reap = partial(_reap, tail, reading)
             await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
 
 
-@trio.lowlevel.enable_ki_protection
-async def _keep_tail(host: Host, stderr: trio.abc.ReceiveStream, reading: trio.CancelScope) -> None:
-    with reading:
-        async with stderr:
-            with suppress(trio.BrokenResourceError):
-                async for data in stderr:
-                    host.keep_tail(bytes(data))
-            host.end_tail()
+def _kill(process: trio.Process) -> None:
+    """Kill a process with its whole process group, which it leads. From any thread."""
+    # Its number is the group's, and no other process can get it before the process is reaped.
+    if process.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(process.pid, signal.SIGKILL)
+    process.kill()
 
 
-async def _reap(host: Host, process: trio.Process, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
+@final
+class _Tail:
+    """The last that a process has said on its error output."""
+
+    def __init__(self, process: trio.Process, name: str) -> None:
+        self.process: Final = process
+        self.name: Final = name
+        self._said = bytearray()
+        self._ended = trio.Event()
+
+    @trio.lowlevel.enable_ki_protection
+    async def keep(self, stderr: trio.abc.ReceiveStream, reading: trio.CancelScope) -> None:
+        with reading:
+            async with stderr:
+                with suppress(trio.BrokenResourceError):
+                    async for data in stderr:
+                        assert not self._ended.is_set(), "what a guest has said is complete when its end is told"
+                        self._said += data
+                        del self._said[:-_STDERR_TAIL]
+                self._ended.set()
+
+    async def wait_ended(self) -> None:
+        await self._ended.wait()
+
+    async def explain(self) -> str:
+        """How the process has ended, and what it has said last. Waits for its end for up to 0.2 seconds."""
+        with trio.move_on_after(_TAIL_TIME):
+            await self.process.wait()
+            await self._ended.wait()
+        code = self.process.returncode
+        if code is None:
+            what = f"{self.name} still runs"
+        elif code < 0:
+            what = f"{self.name} was killed by {_signal_name(-code)}"
+        else:
+            what = f"{self.name} exited with status {code}"
+        said = bytes(self._said).decode(errors="replace").strip()
+        return f"{what}, and said: {said}" if said else what
+
+
+async def _reap(tail: _Tail, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
     """Wait for a process that was killed. If it does not end in time, warn, and leave it to the system."""
+    process = tail.process
     with patience:
         await within(_KILL_TIME, process.wait)
+        # What it has started may hold its error output for ever.
+        await within(_TAIL_TIME, tail.wait_ended)
     reading.cancel()
     if process.returncode is None:
         warnings.warn(
-            f"{host.name} (process {process.pid}) was killed but did not end within {_KILL_TIME:g} second: it "
+            f"{tail.name} (process {process.pid}) was killed but did not end within {_KILL_TIME:g} second: it "
             "may be in an uninterruptible system call. It is left running",
             RuntimeWarning,
             stacklevel=1,
         )
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -42,7 +42,7 @@ _REMOVAL_TIME: Final = 1.0
 class Relay:
     """A running relay, the value of ``nursery.start(serve_relay, ...)``."""
 
-    def __init__(self, path: str, server: RelayServer, console: Callable[[], ConsoleStatistics]) -> None:
+    def __init__(self, path: str, server: RelayServer, console: Callable[[], ConsoleStatistics | None]) -> None:
         self._path = path
         self._server = server
         self._console = console
@@ -59,8 +59,8 @@ class Relay:
         """Clients, sessions, frames and bytes, and what was refused and dropped."""
         return self._server.statistics()
 
-    def console_statistics(self) -> ConsoleStatistics:
-        """What went through the guest's console."""
+    def console_statistics(self) -> ConsoleStatistics | None:
+        """What went through the guest's console; `None` if it is a stream of another kind than `ConsoleStream`."""
         return self._console()
 
 

@@ -166,6 +166,7 @@ class RelayServer:
         self._told = ""  # the reason for the clients
         self.cause: BaseException | None = None
         self._frames_from_agent = 0
+        self._receiving = False
         self._served = 0
         self._cut = 0
         self._nursery: trio.Nursery | None = None
@@ -207,6 +208,10 @@ class RelayServer:
     async def wait_ended(self) -> None:
         """Wait until the guest is gone and its clients were told."""
         await self._ended.wait()
+
+    def progress(self) -> tuple[int, bool]:
+        """How many frames have come from the guest, and whether this waits for more of its bytes."""
+        return self._frames_from_agent, self._receiving
 
     def shut_down(self) -> None:
         """Accept no more clients, and tell the guest to shut down."""
@@ -484,7 +489,10 @@ class RelayServer:
 
     @trio.lowlevel.enable_ki_protection
     async def _write_agent(self) -> None:
-        await self._outbox.run()
+        try:
+            await self._outbox.run()
+        except Exception as exc:  # noqa: BLE001  (the stream may be of any class)
+            self._log.warning("writing to the console failed: %r", exc)
         # The last frames of the guest may still come, and then end of file.
         await trio.sleep(_FAREWELL)
         self._reading.cancel()
@@ -499,7 +507,9 @@ class RelayServer:
         try:
             while True:
                 await self._handle_frames(costly)
+                self._receiving = True
                 data = await self._console.receive_some()
+                self._receiving = False
                 if not data:
                     self._decoder.feed_eof()
                     return "the guest closed its console", None
@@ -510,6 +520,8 @@ class RelayServer:
             return "the console broke", exc.__cause__ or exc
         except trio.ClosedResourceError:
             return "the console was closed on this side", None
+        except Exception as exc:  # noqa: BLE001  (the stream may be of any class)
+            return f"reading from the console failed: {exc!r}", exc
 
     async def _handle_frames(self, costly: Costly) -> None:
         """Handle the frames that have come, in turns: a guest's frames may be tiny, and of any number."""

@@ -111,6 +111,7 @@ class Connection:
         generation: the protocol generation that the peer wrote into that message.
         ids: the correlation ids to use.
         explain: called when the stream has ended; it finds out why, in words. See `explained`.
+        cause: called after that; the exception that is the cause, if one is known.
     """
 
     def __init__(
@@ -121,6 +122,7 @@ class Connection:
         generation: int,
         ids: range,
         explain: Callable[[], Awaitable[str]],
+        cause: Callable[[], Exception | None] = lambda: None,
     ) -> None:
         self.ready: Final = ready
         self.peer_generation: Final = generation
@@ -138,6 +140,7 @@ class Connection:
         #: The sessions by the ids in use. `None`: the session is over on this side, but the guest still has it.
         self._sessions: dict[int, Session | None] = {}
         self._explain = explain
+        self._cause = cause
         self._told = ""  # the reason of the end, if a relay has told it
         self._expected: str | None = None  # the reason of the end, if this side has caused it
         self._awaiting_end = 0  # how many tasks wait for that end
@@ -170,7 +173,7 @@ class Connection:
                     reason, cause = await self._read()
                     if self._expected is None:
                         reason = self._told or await explained(reason, self._explain)
-                    self.lose(self._expected or reason, cause)
+                    self.lose(self._expected or reason, self._cause() or cause)
         except BaseException as exc:
             # Such as a KeyboardInterrupt. Without the reader every session would wait for ever.
             self.lose("the task that reads the guest's console was ended", exc)

@@ -74,7 +74,8 @@ class GuestStatistics:
         frames_received: frames that came from the guest.
         frames_dropped: of those, frames that were dropped because their session had ended here.
         bytes_discarded: bytes that came for streams that were closed here.
-        console: the channel below, or `None` if the guest is reached through a relay.
+        console: the channel below; `None` if the guest is reached through a relay, or over a stream of another
+            kind than `ConsoleStream`.
     """
 
     active_sessions: int
@@ -87,7 +88,7 @@ class GuestStatistics:
 @final
 @owned("open_process")
 class Guest:
-    """A running guest, reached over a console. `open_guest` and `connect_guest` make them.
+    """A running guest, reached over a console. `open_guest`, `run_guest` and `connect_guest` make them.
 
     Any number of tasks of the same trio run may call all methods. From another thread or another run, all methods
     but `path` and `statistics` raise `RuntimeError` before they have done anything; signals are the exception, see
@@ -104,7 +105,7 @@ class Guest:
         *,
         confirmations: Confirmations,
         force: Callable[[], None],
-        console: Callable[[], ConsoleStatistics] | None = None,
+        console: Callable[[], ConsoleStatistics | None] = lambda: None,
     ) -> None:
         self._owner: Final = Owner()
         self._connection = connection
@@ -112,6 +113,7 @@ class Guest:
         self._commands: Final = Commands(connection, confirmations)
         self._force = force
         self._console = console
+        self._was_shut_down = False
         ready = connection.ready
         self._ready: Final = GuestReady(
             ready.boot_time_ns,
@@ -489,6 +491,7 @@ class Guest:
         if wire.SHUTDOWN in (connection.ready.features or ()):
             await self._ask_to_end()
         elif connection.lost is None:
+            self._was_shut_down = True
             self._tell_to_end()
             try:
                 with trio.move_on_at(self._confirmations.begin_last()):
@@ -540,5 +543,5 @@ class Guest:
             frames_received=connection.frames_received,
             frames_dropped=connection.frames_dropped,
             bytes_discarded=connection.bytes_discarded,
-            console=None if self._console is None else self._console(),
+            console=self._console(),
         )

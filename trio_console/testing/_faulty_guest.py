@@ -5,20 +5,24 @@ This module must not know how bytes are moved, nor the format of frames.
 
 from __future__ import annotations
 
+import math
 import signal
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._console.devices import as_device
+from trio_console._guests.carrier import carried
 from trio_console._guests.process import ProcessGuest
-from trio_console._guests.spec import GuestSpec, Host
-from trio_console._trio.interrupts import interrupt_safe
+from trio_console._guests.spec import GuestHost, GuestSpec
+from trio_console._guests.supervisor import ProcessHost
 from trio_console.testing._faults import Direction, Disconnect, Fault, FiredFault, Signal, Truncate
 from trio_console.testing._faulty_device import FaultyDevice
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import Iterable
 
     from trio_console.testing._faults import LineStatistics
 
@@ -53,12 +57,13 @@ class FaultyGuest(GuestSpec):
             raise TypeError(f"guest must be a GuestSpec such as ProcessGuest, not {type(guest).__name__}")
         if isinstance(self._guest, FaultyGuest):
             raise ValueError("guest is a FaultyGuest: give all faults to one FaultyGuest")  # noqa: TRY004  (it is a GuestSpec)
+        self._fails_its_test = self._guest._fails_its_test
         self._script = list(faults)
         for fault in self._script:
             if not isinstance(fault, Fault):
                 raise TypeError(f"faults must be Faults, not {type(fault).__name__}")
         self._device: FaultyDevice | None = None
-        self._host: Host | None = None
+        self._host: GuestHost | None = None
         self._open = False
         self._fired: list[FiredFault] = []
         self._news = trio.Event()
@@ -66,9 +71,9 @@ class FaultyGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"FaultyGuest({self._script!r}, guest={self._guest!r})"
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `trio_console.GuestSpec.run`. If cancelled, the guest is ended by force."""
         if self._open:
             raise RuntimeError("this FaultyGuest is open: make one FaultyGuest for each guest")
         self._open = True
@@ -81,17 +86,21 @@ class FaultyGuest(GuestSpec):
                 token.run_sync_soon(self._announce)
 
         try:
-            async with self._guest._launch() as host:
+            async with carried(self._guest, math.inf) as carrier:
+                host = carrier.host
                 for fault in self._script:
                     _check_possible(fault, host)
+                console = carrier.take_console()
+                if isinstance(console, trio.abc.Stream):
+                    await trio.aclose_forcefully(console)
+                    raise TypeError(f"{self._guest!r} has a stream for its console, and faults need a device")
                 self._host = host
-                device = FaultyDevice(host.device, self._script, send_signal=host.send_signal, fired=fired)
+                inner = as_device(console)
+                device = FaultyDevice(inner, self._script, send_signal=partial(_send_signal, host), fired=fired)
                 self._device = device
-                host.device = device
-                try:
-                    yield host
-                finally:
-                    device.close()
+                task_status.started(GuestHost(device, carrier.kill, carrier.explain))
+                await carrier.wait_ended()
+                carrier.check()
         finally:
             self._open = False
 
@@ -151,9 +160,9 @@ class FaultyGuest(GuestSpec):
         """
         _, host = self._opened()
         _check_process(host)
-        host.send_signal(number)
+        _send_signal(host, number)
 
-    def _opened(self) -> tuple[FaultyDevice, Host]:
+    def _opened(self) -> tuple[FaultyDevice, GuestHost]:
         if self._device is None or self._host is None:
             raise RuntimeError("this FaultyGuest has not been opened: give it to trio_console.open_guest first")
         return self._device, self._host
@@ -190,12 +199,19 @@ class FaultyGuest(GuestSpec):
         return self._opened()[0].statistics(direction)
 
 
-def _check_possible(fault: Fault, host: Host) -> None:
+def _check_possible(fault: Fault, host: GuestHost) -> None:
     action = fault.action
     if isinstance(action, Signal) or (isinstance(action, Truncate) and isinstance(action.then, Signal)):
         _check_process(host)
 
 
-def _check_process(host: Host) -> None:
-    if not host.has_process:
-        raise ValueError("this guest has no process on this machine, so no signal can be sent to it")
+def _check_process(host: GuestHost) -> None:
+    if not isinstance(host, ProcessHost):
+        message = "this guest has no process on this machine, so no signal can be sent to it"
+        raise ValueError(message)  # noqa: TRY004  (its type is right)
+
+
+def _send_signal(host: GuestHost, number: int) -> None:
+    """Send a signal to the guest's process, if it has one that still runs. From any thread."""
+    if isinstance(host, ProcessHost):
+        host.process.send_signal(number)

@@ -11,24 +11,18 @@ import errno
 import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import Final, TypeAlias, final
 
 import trio
 
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
-from trio_console._guests.spec import GuestSpec, attached_host
-from trio_console._trio.interrupts import interrupt_safe
+from trio_console._guests.spec import GuestHost, GuestSpec
+from trio_console._guests.supervisor import Ours
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._wire.outbox import Outbox
 from trio_console.testing._scripted_process import STDIN_WINDOW, ScriptedProcess
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from trio_console._guests.spec import Host
 
 __all__ = ["Exits", "ScriptedGuest"]
 
@@ -77,6 +71,8 @@ class ScriptedGuest(GuestSpec):
         processes: every command that the host has requested since the guest was opened, in order.
     """
 
+    _fails_its_test = True
+
     def __init__(self, commands: Play | Mapping[str, Play | Exits | OSError] = {}) -> None:  # noqa: B006
         self._commands = commands
         self._open = False
@@ -85,30 +81,19 @@ class ScriptedGuest(GuestSpec):
     def __repr__(self) -> str:
         return f"ScriptedGuest({self._commands!r})"
 
-    @interrupt_safe
-    @asynccontextmanager
-    async def _launch(self) -> AsyncIterator[Host]:
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `trio_console.GuestSpec.run`. If cancelled, the guest is ended by force."""
         if self._open:
             raise RuntimeError("this ScriptedGuest is open: make one ScriptedGuest for each guest")
         self._open = True
         self.processes.clear()
         try:
-            ours, theirs = socket.socketpair()
-            with ours, theirs:
+            our_end, theirs = socket.socketpair()
+            with theirs, Ours(lambda: our_end) as ours:
                 stream = trio.SocketStream(trio.socket.from_stdlib_socket(theirs))
-                agent = _Agent(stream, self._play, self.processes)
-                try:
-                    async with attached_host(ours) as host, hidden_nursery() as nursery:
-                        nursery.start_soon(agent.run, nursery.cancel_scope)
-                        try:
-                            yield host
-                        finally:
-                            agent.living.cancel()
-                finally:
-                    # Raised in place of the error that the mistake has caused in the user's block. That becomes
-                    # its context.
-                    if agent.mistake is not None:
-                        raise agent.mistake
+                ours.hand_over(GuestHost(ours.device), task_status)
+                await _Agent(stream, self._play, self.processes).run()
         finally:
             self._open = False
 
@@ -139,28 +124,21 @@ class _Agent:
         self._outbox = Outbox(stream)
         self._running: dict[int, ScriptedProcess] = {}
         self._activity = 0
-        # Shielded, like a child process: when the block around the guest is cancelled, the host still sends it
-        # frames.
-        self.living = trio.CancelScope(shield=True)
-        self.mistake: Exception | None = None
 
     @trio.lowlevel.enable_ki_protection
-    async def run(self, test: trio.CancelScope) -> None:
-        """Serve until the host closes the console or shuts the guest down, or until `living` is cancelled.
+    async def run(self) -> None:
+        """Serve until the host closes the console or shuts the guest down.
 
-        A function that fails is a mistake of the test, and cancels ``test``.
+        Raises:
+            Exception: a function of the test has raised this.
         """
-        with self.living:
-            try:
-                async with hidden_nursery() as nursery:
-                    nursery.start_soon(self._outbox.run)
-                    await self._serve(nursery)
-                    nursery.cancel_scope.cancel()
-            except Exception as exc:  # noqa: BLE001  (a function of the test may raise anything)
-                self.mistake = exc
-                test.cancel()
-            finally:
-                await trio.aclose_forcefully(self._stream)
+        try:
+            async with hidden_nursery() as nursery:
+                nursery.start_soon(self._outbox.run)
+                await self._serve(nursery)
+                nursery.cancel_scope.cancel()
+        finally:
+            await trio.aclose_forcefully(self._stream)
 
     async def _serve(self, nursery: trio.Nursery) -> None:
         decoder = wire.FrameDecoder()

@@ -1,0 +1,1 @@
+"""A device whose threads are not Python's."""
