@@ -137,6 +137,7 @@ async def test_a_refused_call(name: str, code: int, directory: Path) -> None:
     if expected not in (WORKS, "connect"):
         assert os.strerror(code) in failed[expected]
     assert "internal error" not in str(failed)
+    assert "TooSlowError" not in str(failed)
 
 
 @filters
