@@ -7,6 +7,7 @@ import os
 import trio
 import trio.testing
 
+from tests.tools.memory import held_by
 from trio_console.agent._inflow import Inflow, Put
 
 #: More than a chunk costs beside its data.
@@ -116,3 +117,63 @@ async def test_a_chunk_that_a_task_is_writing_is_written_to_its_end_when_the_que
         os.close(writer)
     inflow.pop()
     assert sum(granted) == size
+
+
+# --- small chunks ---------------------------------------------------------------------------------
+
+
+async def test_a_window_in_crumbs_holds_little_more_than_its_size() -> None:
+    size = 64 * 1024
+    inflow, _ = credited(size)
+    crumbs = [bytes([number % 256, number // 256 % 256]) for number in range(size // 2)]
+    with held_by() as held:
+        for crumb in crumbs:
+            assert await inflow.put(crumb + b"") is Put.TAKEN
+    assert held.size < 1.5 * size
+    inflow.put_end()
+    got = b""
+    while batch := await inflow.batch(1000, 0):
+        got += b"".join(batch)
+        for _ in batch:
+            inflow.pop()
+    assert got == b"".join(crumbs)
+
+
+async def test_crumbs_are_joined_up_to_a_bound() -> None:
+    inflow, _ = credited(64 * 1024)
+    for size in (8 * 1024 - 2, 1, 1, 1, 8 * 1024, 1):
+        await inflow.put(bytes(size))
+    inflow.put_end()
+    assert [len(chunk) for chunk in await inflow.batch(1 << 20, 0)] == [8 * 1024, 1, 8 * 1024, 1]
+
+
+async def test_nothing_is_joined_to_a_chunk_that_is_being_written() -> None:
+    inflow, granted = credited(10)
+    await inflow.put(b"ab")
+    assert await inflow.first() == b"ab"
+    await inflow.put(b"cd")
+    await inflow.put(b"ef")
+    inflow.pop()
+    assert await inflow.first() == b"cdef"
+    inflow.pop()
+    assert granted == [6]
+
+
+async def test_nothing_is_joined_to_a_batch_that_is_being_written() -> None:
+    inflow, _ = credited(1 << 20)
+    for size in (8000, 8000):
+        await inflow.put(bytes(size))
+    batch = await inflow.batch(16_000, 0)
+    for crumb in (b"x", b"y"):
+        await inflow.put(crumb)
+    assert [len(chunk) for chunk in batch] == [8000, 8000]
+    for _ in batch:
+        inflow.pop()
+    assert await inflow.first() == b"xy"
+
+
+async def test_chunks_of_a_client_without_credit_stay_as_they_came() -> None:
+    inflow = uncredited(1000)
+    for chunk in (b"ab", b"cd"):
+        await inflow.put(chunk)
+    assert await inflow.batch(100, 0) == [b"ab", b"cd"]

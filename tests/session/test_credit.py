@@ -14,6 +14,7 @@ import trio_console
 from tests.session._fake import WINDOW, Talk, begin, talking
 from tests.session.process.test_process import PIPE, opened, run
 from tests.tools.limits import HANG
+from tests.tools.memory import held_by
 from trio_console import _wire as wire
 from trio_console._session.process.input import StdinStream
 from trio_console._session.receiving import CreditAccount, Incoming, IncomingStream, MergedAccounts
@@ -21,6 +22,8 @@ from trio_console._session.sending import DataSender
 from trio_console._wire.outbox import BULK_BUDGET, Outbox
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.session._fake import FakeAgent
 
 HALF = WINDOW // 2
@@ -153,6 +156,49 @@ def test_merged_bytes_that_are_read_in_parts_are_credited_in_the_order_in_which_
     assert granted == ["out"]
     merged.consume(HALF)
     assert granted == ["out", "err"]
+
+
+def test_merged_bytes_that_alternate_in_crumbs_hold_little_and_are_all_credited() -> None:
+    granted = {"out": 0, "err": 0}
+
+    def grant(name: str) -> Callable[[int], None]:
+        def note(size: int) -> None:
+            granted[name] += size
+
+        return note
+
+    merged = MergedAccounts()
+    accounts = [CreditAccount(grant(name)) for name in granted]
+    with held_by() as held:
+        for _ in range(HALF // 2):
+            for account in accounts:
+                merged.note(account, 2)
+    assert held.size < 1024 * 1024
+    merged.consume(2 * HALF)
+    assert granted == {"out": HALF, "err": HALF}
+
+
+async def test_unread_crumbs_hold_little_more_than_their_bytes() -> None:
+    size = 64 * 1024
+    incoming = Incoming(None, lambda _size: None)
+    crumbs = [bytes([number % 256, number // 256]) for number in range(size // 2)]
+    with held_by() as held:
+        for crumb in crumbs:
+            incoming.put(crumb + b"")
+    assert held.size < 1.5 * size
+    stream = IncomingStream(incoming)
+    assert await stream.receive_some(1) == crumbs[0][:1]
+    incoming.put(b"end")
+    assert await receive_exactly(stream, size + 2) == b"".join(crumbs)[1:] + b"end"
+
+
+async def test_frames_that_are_read_as_they_come_are_not_joined() -> None:
+    incoming = Incoming(None, lambda _size: None)
+    incoming.put(bytes(8 * 1024))
+    incoming.put(b"x")
+    incoming.put(bytes(8 * 1024 - 1))
+    incoming.put(b"y")
+    assert [len(chunk) for chunk in incoming.chunks] == [8 * 1024, 8 * 1024, 1]
 
 
 async def test_a_stream_that_leads_nowhere_is_credited_as_it_comes() -> None:

@@ -46,6 +46,13 @@ _CREDITED_LIMIT: Final = 2 * WINDOW
 #: The same for an agent without credit, which only this can slow down.
 _UNREAD_LIMIT: Final = 1024 * 1024
 
+#: Unread bytes of small frames are joined up to this size: otherwise a window of frames of two bytes would hold 26
+#: times its size in memory.
+_JOINED: Final = 8 * 1024
+
+#: Pieces of two streams that are read as one whose order is remembered.
+_MOST_SEGMENTS: Final = 4096
+
 #: As many bytes as our agent puts into a frame, so that the data of each frame is returned as it is.
 _RECEIVE_SIZE: Final = 128 * 1024
 
@@ -75,14 +82,28 @@ class CreditAccount:
 
 @final
 class MergedAccounts:
-    """The accounts of two streams that are read as one; it remembers to which account each queued byte belongs."""
+    """The accounts of two streams that are read as one; it remembers to which account the queued bytes belong.
+
+    If the streams alternate in many small pieces, it remembers only how many bytes of each are queued, and not
+    their order: the sums are the same.
+    """
 
     def __init__(self) -> None:
         self._segments: deque[tuple[CreditAccount, int]] = deque()
 
     def note(self, account: CreditAccount, size: int) -> None:
         """Note that bytes of an account are about to be queued."""
-        self._segments.append((account, size))
+        segments = self._segments
+        if segments and segments[-1][0] is account:
+            segments[-1] = account, segments[-1][1] + size
+            return
+        segments.append((account, size))
+        if len(segments) > _MOST_SEGMENTS:
+            sums: dict[CreditAccount, int] = {}
+            for each, queued in segments:
+                sums[each] = sums.get(each, 0) + queued
+            segments.clear()
+            segments.extend(sums.items())
 
     def consume(self, size: int) -> None:
         while size:
@@ -166,7 +187,11 @@ class Incoming:
         self.bytes_received += len(data)
         if self.state is _OPEN:
             if data:
-                self.chunks.append(data)
+                chunks = self.chunks
+                if len(data) < _JOINED and chunks and len(chunks[-1]) + len(data) <= _JOINED:
+                    chunks[-1] += data
+                else:
+                    chunks.append(data)
                 self._size += len(data)
                 self._changed.set()
         else:

@@ -2,7 +2,8 @@
 
 A session that does not take its data must pause only its own sender. That depends on the client:
 
-* A client that counts credit may send a window of bytes before a grant; more than that violates the protocol.
+* A client that counts credit may send a window of bytes before a grant; more than that violates the protocol. Its
+  small chunks are joined while they wait: otherwise a window of chunks of two bytes would hold 26 times its size.
 * For a client without credit, data up to a budget is queued. Beyond the budget the router waits as long as bytes
   are being taken, which slows the whole console down but loses nothing. If no byte was taken for ``patience``
   seconds, the chunk is refused, and so is every further chunk until there is room.
@@ -29,6 +30,9 @@ __all__ = ["INFLOW", "Inflow", "InflowState", "Put"]
 
 #: Bytes that a queued chunk costs beside its data; without this the budget would not bound a flood of tiny chunks.
 _CHUNK_OVERHEAD: Final = 64
+
+#: Chunks are joined up to this size, so on average they hold half of it and more.
+_JOINED: Final = 8 * 1024
 
 _WRITE_SIZE: Final = 256 * 1024
 
@@ -84,6 +88,7 @@ class Inflow:
         "_last_progress",
         "_patience",
         "_progress",
+        "_shown",
         "_state",
         "_window",
         "_work",
@@ -105,6 +110,7 @@ class Inflow:
         self._chunks: deque[bytes] = deque()
         self._cost = 0
         self._first_taken = 0  # bytes of the first chunk that were written
+        self._shown = 0  # first chunks that the task may be using
         self._state = INFLOW.first
         self._work = trio.Event()
         self._progress = trio.Event()
@@ -140,9 +146,19 @@ class Inflow:
 
     def _append(self, data: bytes) -> None:
         assert not self._chunks or self._chunks[-1], "no chunk is queued behind the end"
-        self._chunks.append(data)
-        self._cost += len(data) + _CHUNK_OVERHEAD
+        if 0 < len(data) < _JOINED and self._may_join(len(data)):
+            self._chunks[-1] += data
+            self._cost += len(data)
+        else:
+            self._chunks.append(data)
+            self._cost += len(data) + _CHUNK_OVERHEAD
         self._work.set()
+
+    def _may_join(self, size: int) -> bool:
+        """Whether a chunk may be joined to the last one, which is no chunk that the task may be using."""
+        if self._window is None or len(self._chunks) <= self._shown:
+            return False
+        return len(self._chunks[-1]) + size <= _JOINED
 
     async def _wait_for_room(self, size: int) -> bool:
         while self._chunks and self._cost + size > self._budget and self._state is _OPEN:
@@ -174,6 +190,7 @@ class Inflow:
         while not self._chunks:
             self._work = trio.Event()
             await self._work.wait()
+        self._shown = max(self._shown, 1)
         return self._chunks[0]
 
     async def batch(self, limit: int, chances: int) -> list[bytes]:
@@ -192,6 +209,7 @@ class Inflow:
             if not chunk or (batch and limit < 0):
                 break
             batch.append(chunk)
+        self._shown = len(batch)
         return batch
 
     async def write_first(self, fd: int) -> None:
@@ -216,6 +234,7 @@ class Inflow:
     def pop(self) -> None:
         """Remove the first chunk, whether it was written or not."""
         size = len(self._chunks.popleft())
+        self._shown = max(self._shown - 1, 0)
         self._cost -= size + _CHUNK_OVERHEAD
         assert self._cost >= 0, "what is queued is what was put and not taken"
         self._account(size - self._first_taken)

@@ -78,6 +78,7 @@ async def leave(host: Host, slot: int) -> None:
 async def test_one_client_whose_calls_hang_stops_no_other_client(host: Host, gate: Gate) -> None:
     for sid in slot_ids(0)[:100]:
         await host.send(HANGS, sid)
+    await gate.wait_inside(8)
     for slot in (1, 2, 127):
         await host.ok(ROOT, sid=slot_ids(slot)[0])
     assert gate.inside == 8

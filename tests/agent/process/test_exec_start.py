@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import gc
 import os
 import pwd
 import resource
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.memory import held_by
 from trio_console import _wire as wire
 from trio_console.agent._process.spawn import Child
 
@@ -421,3 +423,16 @@ async def test_the_bootstraps_limits_hold_for_every_command(agent: AgentFactory)
     async with agent(bootstrap={"rlimits": [wire.Rlimit("nofile", 77, 88)]}) as host:
         assert (await host.sh("ulimit -Sn; ulimit -Hn")).stdout == b"77\n88\n"
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+async def test_a_command_that_runs_holds_the_words_of_its_request_no_more(host: Host) -> None:
+    words = [f"{number}=" + "x" * 100_000 for number in range(4)]
+    started = []
+    with held_by() as held:
+        for sid in range(1, 6):
+            await host.request("sleep", "60", sid=sid, env=words)
+            started.append(await host.receive(sid))
+            await host.ping()
+            gc.collect()
+    assert all(isinstance(message, wire.ExecStarted) for message in started)
+    assert held.size < 400_000

@@ -379,7 +379,8 @@ class World:
                 assert own.credit == stream.credit, "another idea of what the client takes"
             assert not own.held or (own.credit is not None and own.credit <= 0 and own.held[0].size)
         kept = sum(
-            memoryview(view.obj).nbytes for _, view in session.pending
+            len(piece) if isinstance(piece, bytes) else memoryview(piece.obj).nbytes
+            for _, piece in session.pending
         )  # a view keeps its whole object alive
         assert kept <= 2 * session.account.pending + 64, "far more is kept than is counted"
 

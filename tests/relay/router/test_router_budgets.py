@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.relay.router._frames import KIB, Table
+from tests.tools.memory import held_by
+from tests.tools.peer import frame
 from trio_console import _wire as wire
 from trio_console._relay.router.books import PIECE_COST
 
@@ -154,3 +156,14 @@ def test_costs_of_pending_pieces_add_up_to_nothing_in_the_end() -> None:
     while session.pending:
         table.router.next_for_agent(client)
     assert session.account.pending == client.account.pending == 0
+
+
+def test_pieces_that_wait_cost_what_they_hold() -> None:
+    table = Table(pending_budget=1 << 20)
+    client = table.connect()
+    id_ = table.open(client, wire.ExecRequest(cmd="c", window=1))
+    frames = [frame(wire.ExecStdin(bytes([number % 256, number // 256])), id_) for number in range(5000)]
+    with held_by() as held:
+        for one in frames:
+            table.router.from_client(client, one)
+    assert held.size < 1.2 * client.account.pending

@@ -39,7 +39,7 @@ _OVERRUN: Final = 64 * 1024
 
 
 #: A piece that a client has sent and the agent has not got: data of a class, or (with `None`) a whole frame.
-Piece: TypeAlias = "tuple[type[wire.DataMessage] | None, memoryview]"
+Piece: TypeAlias = "tuple[type[wire.DataMessage] | None, bytes | memoryview]"
 
 
 class Shape(NamedTuple):
@@ -275,7 +275,7 @@ class RelaySession:
         credit.
         """
         is_first = not self.pending
-        self.pending.append((cls, memoryview(data)))
+        self.pending.append((cls, data))
         self._books.pend(self.account, len(data) + PIECE_COST)
         return is_first and self.can_send()
 
@@ -308,11 +308,12 @@ class RelaySession:
             self.pending.popleft()
             cost += PIECE_COST
         else:
-            rest = data[size:]
+            data = memoryview(data)
+            rest: bytes | memoryview = data[size:]
             # A view keeps its whole object in memory. The rest is copied whenever half of the object was sent: so
             # at most twice the counted bytes are kept, and each byte is copied once more on average.
-            if 2 * len(rest) <= memoryview(rest.obj).nbytes:
-                rest = memoryview(bytes(rest))
+            if 2 * len(rest) <= memoryview(data.obj).nbytes:
+                rest = bytes(rest)
             self.pending[0] = cls, rest
             data = data[:size]
         self._books.take(self.account, cost)

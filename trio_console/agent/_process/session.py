@@ -261,6 +261,8 @@ class ExecSession(Session):
         except StartError as exc:
             self._failure = exc.failure
             return
+        # The words of the request may be long, and the command may run for as long as it likes.
+        self._request = msgspec.structs.replace(self._request, cmd="", args=[], env=[])
         await trio.lowlevel.checkpoint_if_cancelled()  # the session may have been ended during the start
         if not self.ended:  # said also while the guest shuts down: without it the output would be nobody's
             self._sender.send(wire.ExecStarted(child.pid, child.number if self._ends else wire.UNSET), self.id)

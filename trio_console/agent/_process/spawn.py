@@ -103,6 +103,7 @@ class Child:
 
     def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends, mark: str) -> None:
         self._popen = popen
+        popen.args = ()  # these may be long, and nothing reads them
         self._reaped = False
         self._mark: Final = mark
         #: The number of the command, by which a client may name it.
