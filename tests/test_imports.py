@@ -59,7 +59,10 @@ ROOMS = {
     "session": Room({"_session"}, {"ground", "trio", "wire", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"ground", "trio", "wire", "outbox"}),
     # The relay's mind does no I/O and knows no trio; of the session log it knows which methods to call.
-    "session log": Room({"_relay.log"}, {"ground", "trio", "wire"}),
+    "session log": Room(
+        {"_relay.log", "_relay.audit", "_relay.log_files", "_relay.log_writer", "_relay.trust"},
+        {"ground", "trio", "wire"},
+    ),
     "mind": Room({"_relay.router"}, {"ground", "wire"}, trio=False, named={"session log"}),
     "relay": Room(
         {"_relay"}, {"ground", "trio", "wire", "outbox", "session log", "mind"}, named={"channel", "session"}

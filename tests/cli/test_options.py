@@ -10,7 +10,7 @@ import pytest
 
 from tests.cli._programs import PROGRAM
 from tests.tools.limits import HANG
-from trio_console import ClientLimits, RelayOptions, Rights
+from trio_console import ClientLimits, Log, RelayOptions, Rights
 from trio_console._cli.arguments import parser
 from trio_console._cli.options import relay_options
 
@@ -58,8 +58,14 @@ def test_limits_are_numbers_with_names(option: str, field: str) -> None:
 
 def test_each_other_option_is_passed_on() -> None:
     numbers = ["--clients", "5", "--clients-per-uid", "3", "--idle-timeout", "0", "--slow-client-timeout", "2.5"]
-    assert given(*numbers, "--slow-client", "drop", "--session-log", "log") == RelayOptions(
-        clients=5, clients_per_uid=3, slow_client_timeout=2.5, slow_client="drop", session_log="log"
+    logs = ["--session-log", "log", "--audit-log", "audit", "--audit-log-bytes", "7", "--audit-log-backups", "2"]
+    assert given(*numbers, "--slow-client", "drop", *logs) == RelayOptions(
+        clients=5,
+        clients_per_uid=3,
+        slow_client_timeout=2.5,
+        slow_client="drop",
+        session_log=Log("log"),
+        audit_log=Log("audit", max_bytes=7, backups=2),
     )
 
 

@@ -133,6 +133,9 @@ _CANDIDATES: Final = {
     ),
     "_relay.serve": ("relay/test_serve.py", "relay/test_socket.py", "relay/test_relay.py"),
     "_relay.log": ("relay/test_log.py",),
+    "_relay.log_writer": ("relay/test_log.py", "relay/test_audit.py"),
+    "_relay.log_files": ("relay/test_log_files.py", "relay/test_log.py"),
+    "_relay.audit": ("relay/test_audit.py",),
     "_relay.socket": ("relay/test_socket.py",),
     "_relay.door": ("relay/test_door.py",),
     "_relay.router.gate": (

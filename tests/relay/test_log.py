@@ -17,8 +17,9 @@ import trio.testing
 from tests.tools.limits import HANG
 from tests.tools.peer import frame
 from trio_console import _wire as wire
-from trio_console._relay import log as _log
+from trio_console._relay import log_writer as _log_writer
 from trio_console._relay.log import SessionLog
+from trio_console._relay.log_files import LogFile
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -142,7 +143,7 @@ async def test_frames_of_other_sessions_are_not_recorded(tmp_path: Path) -> None
 
 
 async def test_a_full_queue_drops_output_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_log, "_QUEUE_BUDGET", 1000)
+    monkeypatch.setattr(_log_writer, "_QUEUE_BUDGET", 1000)
     log = SessionLog(tmp_path / "log")
     log.opened(5, wire.ExecRequest(cmd="x"))
     say(log, 5, wire.ExecStdout(b"x" * 600))
@@ -195,9 +196,9 @@ async def test_a_full_disk_leaves_no_half_line_and_is_counted(
             raise OSError(errno.ENOSPC, "No space left on device")
         return real_write(fd, data)
 
-    monkeypatch.setattr(_log.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     log.opened(5, wire.ExecRequest(cmd="x"))
-    await log._write_queued()
+    await log._writer._write_queued()
     assert (tmp_path / "log").read_bytes() == b""
     assert log.statistics().records_dropped == 1
     full = False
@@ -214,12 +215,12 @@ async def test_what_a_full_disk_has_taken_is_said_in_the_log_once_there_is_room(
 ) -> None:
     log = SessionLog(tmp_path / "log")
     with monkeypatch.context() as patch:
-        patch.setattr(_log.os, "write", no_space)
+        patch.setattr(os, "write", no_space)
         log.opened(5, wire.ExecRequest(cmd="x"))
         say(log, 5, wire.ExecStdout(b"lost"))
-        await log._write_queued()
+        await log._writer._write_queued()
         say(log, 5, wire.ExecStdout(b"too"))
-        await log._write_queued()
+        await log._writer._write_queued()
     say(log, 5, wire.ExecExited(0))
     await written(log)
     first, last = records(tmp_path / "log")
@@ -254,7 +255,7 @@ async def test_a_write_that_fails_while_the_log_ends_is_counted(
         go_on.wait(HANG)
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(_log.os, "write", write)
+    monkeypatch.setattr(os, "write", write)
     log.opened(5, wire.ExecRequest(cmd="x"))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log.run)
@@ -272,17 +273,17 @@ async def test_a_rotation_that_cannot_open_a_file_loses_no_older_one(
     log.opened(5, wire.ExecRequest(cmd="x"))
     for number in range(12):
         say(log, 5, wire.ExecStdout(f"line {number}".encode()))
-    await log._write_queued()
+    await log._writer._write_queued()
     before = [(tmp_path / name).read_bytes() for name in ("log.2", "log.1", "log")]
 
     def no_descriptors(*_args: object, **_options: object) -> int:
         raise OSError(errno.EMFILE, "Too many open files")
 
     with monkeypatch.context() as patch:
-        patch.setattr(_log.os, "open", no_descriptors)
+        patch.setattr(os, "open", no_descriptors)
         for number in range(12, 20):
             say(log, 5, wire.ExecStdout(f"line {number}".encode()))
-            await log._write_queued()
+            await log._writer._write_queued()
     after = [(tmp_path / name).read_bytes() for name in ("log.2", "log.1", "log")]
     assert after[:2] == before[:2]
     assert after[2].startswith(before[2])
@@ -299,7 +300,7 @@ async def test_a_device_is_not_rotated(monkeypatch: pytest.MonkeyPatch) -> None:
         nonlocal rotated
         rotated = True
 
-    monkeypatch.setattr(_log._Files, "_rotate", rotate)
+    monkeypatch.setattr(LogFile, "_rotate", rotate)
     log = SessionLog("/dev/null", max_bytes=100)
     log.opened(5, wire.ExecRequest(cmd="x"))
     say(log, 5, wire.ExecStdout(b"x" * 200))

@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import pwd
-from typing import Final
+from typing import Any, Final
 
-from trio_console import ClientLimits, RelayOptions, Rights
+from trio_console import ClientLimits, Log, RelayOptions, Rights
 
 __all__ = ["add_relay_options", "relay_options"]
 
 _RIGHTS: Final = ("run", "read", "write", "tcp", "shutdown")
+
+_LOG: Final = Log("")  # for its defaults
 
 _NUMBERS: Final = tuple(field.name for field in dataclasses.fields(ClientLimits))
 
@@ -58,7 +60,19 @@ def add_relay_options(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help="before 'cut' cuts (default 10)",
     )
-    parser.add_argument("--session-log", metavar="FILE", help="record every command and its output, as JSON Lines")
+    logs = (
+        ("session-log", "record every command and its output, as JSON Lines"),
+        ("audit-log", "record who connects, and what is asked for and refused, as JSON Lines"),
+    )
+    for name, text in logs:
+        parser.add_argument(f"--{name}", metavar="FILE", help=f"{text} (it holds secrets)")
+        size, kept = _LOG.max_bytes, _LOG.backups
+        parser.add_argument(
+            f"--{name}-bytes", type=int, default=size, metavar="NUMBER", help=f"when to rotate it (default {size})"
+        )
+        parser.add_argument(
+            f"--{name}-backups", type=int, default=kept, metavar="NUMBER", help=f"files to keep (default {kept})"
+        )
 
 
 def relay_options(args: argparse.Namespace) -> RelayOptions:
@@ -67,7 +81,7 @@ def relay_options(args: argparse.Namespace) -> RelayOptions:
     Raises:
         ValueError: one is not valid.
     """
-    given = {} if args.rights is None else {"rights": dict(args.rights)}
+    given: dict[str, Any] = {} if args.rights is None else {"rights": dict(args.rights)}
     return RelayOptions(
         **given,
         limits=args.limits,
@@ -77,8 +91,13 @@ def relay_options(args: argparse.Namespace) -> RelayOptions:
         idle_timeout=args.idle_timeout or None,
         slow_client=args.slow_client,
         slow_client_timeout=args.slow_client_timeout,
-        session_log=args.session_log,
+        session_log=_log(args.session_log, args.session_log_bytes, args.session_log_backups),
+        audit_log=_log(args.audit_log, args.audit_log_bytes, args.audit_log_backups),
     )
+
+
+def _log(path: str | None, max_bytes: int, backups: int) -> Log | None:
+    return None if path is None else Log(path, max_bytes=max_bytes, backups=backups)
 
 
 def _rights(text: str) -> tuple[int, Rights]:

@@ -1,4 +1,4 @@
-"""The door of a relay: which clients get in, when one has been idle for too long, and how fast one is read.
+"""The door of a relay: which clients get in, with what greeting, how fast each is read, and who is idle too long.
 
 Each client that is turned away is logged and counted. The users that may connect are known from the start, so
 there is a bounded number of rates.
@@ -7,11 +7,14 @@ there is a bounded number of rates.
 from __future__ import annotations
 
 import math
+import os
 import select
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, final
 
+import msgspec
 import trio
 
+from trio_console import _wire as wire
 from trio_console._wire.ids import MAX_CLIENTS
 
 if TYPE_CHECKING:
@@ -20,9 +23,10 @@ if TYPE_CHECKING:
     from trio_console._addresses import Peer
     from trio_console._relay.options import ServerOptions
     from trio_console._relay.router import Client, Router
+    from trio_console._session.boot import Booted
     from trio_console._trio.reports import LoggedReports
 
-__all__ = ["Door", "Rate", "keep_rates"]
+__all__ = ["Door", "Rate", "keep_rates", "ready_for"]
 
 #: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
@@ -58,6 +62,15 @@ def has_hung_up(sock: trio.socket.SocketType) -> bool:
     poll = select.poll()
     poll.register(sock.fileno(), 0)  # (for a hang-up nothing has to be asked for)
     return bool(poll.poll(0))
+
+
+def ready_for(client: Client, booted: Booted) -> bytes:
+    """The agent's ready frame, as it came; for a client that may not shut the guest down, with a word more."""
+    ready = booted.ready
+    if "shutdown" in client.granted:
+        return wire.encode_again(booted.frame)
+    ready = msgspec.structs.replace(ready, features=[*(ready.features or ()), wire.SHUTDOWN])
+    return wire.encode(ready, version=min(booted.generation, wire.GENERATION))
 
 
 async def keep_rates(rates: Iterable[Rate], sock: trio.socket.SocketType, leave_soon: Callable[[], None]) -> None:
@@ -108,6 +121,7 @@ class Door:
         self._router: Final = router
         self._log: Final = log
         self._options: Final = options
+        self._audit: Final = options.audit_log
         self._slot_waiters = 0
         self._slot_freed = trio.Event()
         per_second = options.user_frames_per_second
@@ -127,11 +141,25 @@ class Door:
                 self._refuse(peer, f"its user has {limits.clients_per_user} clients already")
             else:
                 self._refuse(peer, f"all {limits.clients} slots are taken")
+        elif self._audit is not None:
+            self._audit.connected(client.slot, peer.uid, peer.pid)
         return client
+
+    def note_own_client(self, client: Client) -> None:
+        """Note that this program's own client attaches."""
+        if self._audit is not None:
+            self._audit.connected(client.slot, os.geteuid(), os.getpid())
+
+    def note_leaving(self, client: Client) -> None:
+        """Note that a client has gone."""
+        if self._audit is not None:
+            self._audit.disconnected(client.slot)
 
     def _refuse(self, peer: Peer, why: str) -> None:
         self.refused += 1
         self._log.warning("refused a client of user %d: %s", peer.uid, why)
+        if self._audit is not None:
+            self._audit.not_admitted(peer.uid, peer.pid, why)
 
     async def _wait_slot(self, uid: int) -> Client | None:
         """Wait a few seconds for a slot in quarantine.

@@ -15,7 +15,9 @@ from trio_console._wire.ids import MAX_CLIENTS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from trio_console._relay.log import SessionLog, SessionLogStatistics
+    from trio_console._relay.audit import AuditLog
+    from trio_console._relay.log import SessionLog
+    from trio_console._relay.log_writer import LogStatistics
 
 __all__ = ["ClientLimits", "Log", "RelayOptions", "RelayStatistics", "Rights", "ServerOptions", "SlowClient"]
 
@@ -91,6 +93,9 @@ class RelayOptions:
             ``session``, ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and
             ``text``, or ``base64`` for bytes that are not UTF-8. If the file cannot be written fast enough, the
             log says how many bytes are missing. `None`, the default, for no log.
+        audit_log: a file in which it is recorded who connects (user and process id), and which commands, signals,
+            file operations and connections are asked for and refused, as JSON Lines; the names of variables, and
+            no values. docs/relay.md says more. `None`, the default, for no log. Both logs hold secrets.
 
     Raises:
         TypeError, ValueError: an option is not valid; the message says which.
@@ -105,6 +110,7 @@ class RelayOptions:
     slow_client: _SlowClientName = "cut"
     slow_client_timeout: float = 10.0
     session_log: Log | str | os.PathLike[str] | None = None
+    audit_log: Log | str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         for uid, rights in self.rights.items():
@@ -121,7 +127,13 @@ class RelayOptions:
         if self.idle_timeout is not None and not self.idle_timeout > 0:
             raise ValueError(f"idle_timeout must be above 0 seconds, or None, not {self.idle_timeout}")
 
-    def _for_server(self, session_log: SessionLog | None = None, *, attached: bool = False) -> ServerOptions:
+    def _for_server(
+        self,
+        session_log: SessionLog | None = None,
+        audit_log: AuditLog | None = None,
+        *,
+        attached: bool = False,
+    ) -> ServerOptions:
         return ServerOptions(
             rights=self.rights,
             limits=self._router_limits(),
@@ -131,6 +143,7 @@ class RelayOptions:
             slow_client=SlowClient(self.slow_client),
             slow_client_timeout=self.slow_client_timeout,
             session_log=session_log,
+            audit_log=audit_log,
             attached=attached,
         )
 
@@ -162,6 +175,7 @@ class ServerOptions:
         slow_client: the policy for agents without credit.
         slow_client_timeout: seconds before `SlowClient.CUT` cuts.
         session_log: where commands and what they say are recorded.
+        audit_log: where it is recorded who does what.
         attached: whether `RelayServer.attach` will be used: keeps a slot for that client.
     """
 
@@ -173,6 +187,7 @@ class ServerOptions:
     slow_client: SlowClient = SlowClient.CUT
     slow_client_timeout: float = 10.0
     session_log: SessionLog | None = None
+    audit_log: AuditLog | None = None
     attached: bool = False
 
     @property
@@ -199,6 +214,7 @@ class RelayStatistics:
         bytes_queued: for clients, now.
         bytes_dropped: queued for, or sent by, clients that had gone or did not read.
         session_log: of the session log, or `None` if there is none.
+        audit_log: of the audit log, or `None` if there is none.
     """
 
     clients: int
@@ -213,4 +229,5 @@ class RelayStatistics:
     frames_refused: int
     bytes_queued: int
     bytes_dropped: int
-    session_log: SessionLogStatistics | None
+    session_log: LogStatistics | None
+    audit_log: LogStatistics | None

@@ -7,13 +7,14 @@ and the guest's process. All steps together have one deadline, the grace.
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager, closing
+from contextlib import ExitStack, asynccontextmanager, closing
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._relay.audit import AuditLog
 from trio_console._relay.log import SessionLog
 from trio_console._relay.options import Log
 from trio_console._relay.server import RelayServer
@@ -68,13 +69,22 @@ class Relay:
 @asynccontextmanager
 async def prepared(options: RelayOptions, *, attached: bool = False) -> AsyncIterator[ServerOptions]:
     """What a server needs of a caller's options: the logs are open for the time of a block."""
-    wanted = options.session_log
-    if wanted is None:
-        yield options._for_server(attached=attached)
-        return
-    where = wanted if isinstance(wanted, Log) else Log(wanted)
-    with closing(SessionLog(where.path, max_bytes=where.max_bytes, backups=where.backups)) as log:
-        yield options._for_server(log, attached=attached)
+    with ExitStack() as stack:
+        # In threads: a file may be on a slow disk.
+        session, audit = None, None
+        if options.session_log is not None:
+            log = _log_of(options.session_log)
+            make = partial(SessionLog, log.path, max_bytes=log.max_bytes, backups=log.backups)
+            session = stack.enter_context(closing(await in_thread("to open a log", make)))
+        if options.audit_log is not None:
+            log = _log_of(options.audit_log)
+            make_audit = partial(AuditLog, log.path, max_bytes=log.max_bytes, backups=log.backups)
+            audit = stack.enter_context(closing(await in_thread("to open a log", make_audit)))
+        yield options._for_server(session, audit, attached=attached)
+
+
+def _log_of(wanted: Log | str | os.PathLike[str]) -> Log:
+    return wanted if isinstance(wanted, Log) else Log(wanted)
 
 
 @interrupt_safe

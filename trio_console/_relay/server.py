@@ -20,14 +20,14 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
-import msgspec
 import trio
 
 from trio_console import _wire as wire
 from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
-from trio_console._relay.door import Door, keep_rates
+from trio_console._relay.door import Door, keep_rates, ready_for
+from trio_console._relay.log_writer import writing
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
@@ -153,6 +153,8 @@ class RelayServer:
         self._own_client = self._router.connect(None) if options.attached else None
         self._log = LoggedReports("trio_console.relay")
         self._door = Door(self._router, options, self._log)
+        self._router.observer = options.session_log
+        self._router.auditor = options.audit_log
         self._line = Line()
         self._costly = Costly()
         self._relief = trio.Event()
@@ -177,14 +179,16 @@ class RelayServer:
     @trio.lowlevel.enable_ki_protection
     async def run(self, listener: socket.socket) -> None:
         """Serve until the guest is gone; `reason` and `cause` then say why."""
+        logs = [log for log in (self._options.session_log, self._options.audit_log) if log is not None]
+        async with writing(logs):
+            await self._run(listener)
+
+    async def _run(self, listener: socket.socket) -> None:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
                 nursery.start_soon(self._write_agent)
                 nursery.start_soon(self._tell_shutdown)
-                if self._options.session_log is not None:
-                    self._router.observer = self._options.session_log
-                    nursery.start_soon(self._options.session_log.run)
                 async with trio.open_nursery() as front:
                     front.start_soon(self._accept, listener)
                     front.start_soon(self._keep_time)
@@ -256,6 +260,7 @@ class RelayServer:
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        self._door.note_own_client(client)
         self._nursery.start_soon(self._serve_client, stream, client)
         with trio.socket.from_stdlib_socket(theirs) as end, shut_down_at_the_end(end):
             yield trio.SocketStream(end)
@@ -335,6 +340,7 @@ class RelayServer:
                 del self._tasks[client]
                 tasks.room.set()
                 orders = self._router.disconnect(client, trio.current_time())
+                self._door.note_leaving(client)
                 # Its commands are killed at once. But that it has gone is said behind its data that still waits
                 # for the console: the agent delivers what was sent before a connection was closed.
                 orders.behind = (orders.to_agent.pop(), *orders.behind)
@@ -344,7 +350,7 @@ class RelayServer:
     async def _talk(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
         ids = tasks.client.ids
         try:
-            await stream.send_all(struct.pack(">II", ids.start, ids.stop) + self._ready_for(tasks.client))
+            await stream.send_all(struct.pack(">II", ids.start, ids.stop) + ready_for(tasks.client, self._booted))
             with tasks.leaving:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._write_client, tasks, stream)
@@ -354,14 +360,6 @@ class RelayServer:
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client or the agent has gone
-
-    def _ready_for(self, client: Client) -> bytes:
-        """The agent's ready frame, as it came; for a client that may not shut the guest down, with a word more."""
-        ready = self._booted.ready
-        if "shutdown" in client.granted:
-            return wire.encode_again(self._booted.frame)
-        ready = msgspec.structs.replace(ready, features=[*(ready.features or ()), wire.SHUTDOWN])
-        return wire.encode(ready, version=min(self._booted.generation, wire.GENERATION))
 
     async def _see_off(self, tasks: _ClientTasks) -> None:
         """Deliver what a client that has gone relies on."""
@@ -579,7 +577,7 @@ class RelayServer:
         await self._relief.wait()
 
     def statistics(self) -> RelayStatistics:
-        router, log = self._router, self._options.session_log
+        router, log, audit = self._router, self._options.session_log, self._options.audit_log
         return RelayStatistics(
             clients=len(self._tasks),
             sessions=sum(len(client.sessions) for client in router.clients),
@@ -594,6 +592,7 @@ class RelayServer:
             bytes_queued=router.books.relay.queued,
             bytes_dropped=router.books.dropped_bytes,
             session_log=None if log is None else log.statistics(),
+            audit_log=None if audit is None else audit.statistics(),
         )
 
 

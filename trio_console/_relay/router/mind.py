@@ -13,6 +13,7 @@ a session and a client enter each change of their queues there.
 
 from __future__ import annotations
 
+import contextlib
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, final
 
@@ -34,6 +35,7 @@ from trio_console._wire.ids import slot_of
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Mapping
 
+    from trio_console._relay.audit import AuditLog
     from trio_console._relay.log import SessionLog
     from trio_console._relay.router.gate import Way
     from trio_console._relay.router.limits import RouterLimits
@@ -84,6 +86,7 @@ class Router:
         books: all sums.
         gate: the rules for the clients, which compare these sums with the limits.
         observer: the session log, which is called with each command and its output.
+        auditor: the audit log, which is called with each request, and with signals and ends of commands.
         refused_frames: frames of clients that were refused, and answered here.
         dropped_frames: frames of the agent that were dropped.
     """
@@ -105,6 +108,7 @@ class Router:
         self.books: Final = Books()
         self.gate: Final = Gate(flow, limits, features, self.books, self._clients)
         self.observer: SessionLog | None = None
+        self.auditor: AuditLog | None = None
         self.refused_frames = 0
         self.dropped_frames = 0
 
@@ -146,6 +150,9 @@ class Router:
         if self.observer is not None:
             for session_id in execs:
                 self.observer.ended(session_id, "killed: its client has disconnected")
+        if self.auditor is not None:
+            for session_id in sorted(execs):
+                self.auditor.ended(session_id, "killed: its client has disconnected")
         # A command ends with a frame. Other sessions end without one, so the agent is asked for an answer that
         # keeps the order of data: frames that it had queued for this slot before come before the answer. The
         # answer must not wait for what a user of the guest can block, such as a disk. Our agent confirms that the
@@ -211,6 +218,8 @@ class Router:
                 self._pass_by(client, frame, (message, row, version), orders)
             elif (way := self.gate.way(row, session)) != "pend":
                 self._pass_on(client, session, way, frame, message, orders)
+                if way == "send" and self.auditor is not None:
+                    self.auditor.said(frame.id, message)
             else:
                 assert isinstance(message, wire.DataMessage), "input is data"
                 if session.pend(type(message), message.data):
@@ -274,6 +283,8 @@ class Router:
             raw = wire.encode_with_window(message, opening.window, frame.id, version=version)
         client.open(frame.id, opening)
         orders.to_agent.append(raw)
+        if self.auditor is not None:
+            self.auditor.asked(client.slot, frame.id, message)
         if self.observer is not None and isinstance(message, wire.ExecRequest):
             self.observer.opened(frame.id, message)
 
@@ -295,6 +306,8 @@ class Router:
         """Handle a request that a client may lack the right for."""
         if isinstance(received[0], wire.Shutdown):
             self.gate.check_shutdown(client)
+            if self.auditor is not None:
+                self.auditor.asked(client.slot, 0, received[0])
             orders.to_agent.append(wire.encode(received[0]))
             orders.shutdown = True
         else:
@@ -309,6 +322,8 @@ class Router:
         connection at a frame with this id, and take the end of the connection for that of the guest.
         """
         self.refused_frames += 1
+        if self.auditor is not None:
+            self.auditor.refused(client.slot, request, exc.why)
         if isinstance(request, wire.Shutdown) and not client.was_refused_shutdown:
             client.was_refused_shutdown = True
             orders.refused = f"the client in slot {client.slot} has tried to shut the guest down: {exc.why}"
@@ -463,6 +478,9 @@ class Router:
             return
         if is_last:
             note_end(self.books, session, frame)
+            if self.auditor is not None and session.kind == "exec":
+                with contextlib.suppress(ProtocolError):  # then its end is that of its client
+                    self.auditor.said(frame.id, wire.decode(frame))
         if session.state is not _ABANDONED:
             self._deliver_within(client, session, cls, frame, orders)
         elif is_last:
