@@ -55,6 +55,10 @@ BOUND: Final = 90.0
 #: The same for those that are known to hang, whose finders take a second or two otherwise.
 HANG_BOUND: Final = 25.0
 
+#: Seconds after which a wait in the finder of a mutant has hung: the wait fails, and says where.
+#: (Without a mutant it is a minute; see `tests.tools.limits`.)
+_HANG: Final = 15
+
 #: Bytes of address space a process of a finder may take: a mutant that allocates for ever is to end by itself.
 _MEMORY: Final = 6 * 2**30
 
@@ -129,16 +133,17 @@ class Tree:
             imported = self._start([sys.executable, "-c", f"import trio_console.{mutant.module}"])
             if imported.status != 0:
                 return Outcome(INVALID, imported.seconds, "it cannot be imported", imported.output)
-            outcome = self.find(finder, bound=min(self.bound, HANG_BOUND) if mutant.hangs else self.bound)
+            bound = min(self.bound, HANG_BOUND) if mutant.hangs else self.bound
+            outcome = self.find(finder, bound=bound, hang=_HANG)
             if outcome.verdict is FOUND and mutant.breaks not in outcome.output:
                 return outcome._replace(verdict=ELSEWHERE)
             return outcome
         finally:
             path.write_bytes(source)
 
-    def find(self, finder: Sequence[str], *, bound: float | None = None) -> Outcome:
-        """Run a finder on the tree as it is now."""
-        ended = self._start(_command(finder, self._root, self._temporary), bound=bound)
+    def find(self, finder: Sequence[str], *, bound: float | None = None, hang: int | None = None) -> Outcome:
+        """Run a finder on the tree as it is now; after ``hang`` seconds each wait in it has hung."""
+        ended = self._start(_command(finder, self._root, self._temporary), bound=bound, hang=hang)
         if ended.status is None:
             begun = re.findall(r"^(tests/.*::.*?)(?: [A-Z]{5,7} .*)? *$", ended.output, re.MULTILINE)
             return Outcome(HUNG, ended.seconds, begun[-1] if begun else finder[0], ended.output)
@@ -171,7 +176,7 @@ class Tree:
 
     # Processes
 
-    def _start(self, command: list[str], *, bound: float | None = None) -> _Ended:
+    def _start(self, command: list[str], *, bound: float | None = None, hang: int | None = None) -> _Ended:
         """Run a command until it ends or its time is over; no process of it is left."""
         token = secrets.token_hex(8)
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -183,6 +188,7 @@ class Tree:
             "PYTHONHASHSEED": "0",
             "TMPDIR": str(self._temporary),
             _TOKEN: token,
+            **({} if hang is None else {"TRIO_CONSOLE_TEST_HANG": str(hang)}),
         }
         log = self._temporary.with_suffix(".log")
         begin = time.monotonic()

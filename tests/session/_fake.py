@@ -13,7 +13,7 @@ import trio.testing
 from trio.testing import memory_stream_pair
 
 from tests.tools.limits import HANG
-from tests.tools.peer import Peer, ready_message
+from tests.tools.peer import Peer, ready_message, settle
 from trio_console import _wire as wire
 from trio_console._session.confirmations import Confirmations
 from trio_console._session.connection import Connection
@@ -127,6 +127,14 @@ class Result:
         if self.error is not None:
             raise self.error
         return self.value
+
+
+async def at_once(talk: Talk, call: Callable[[], Any]) -> Any:
+    """The outcome of a call that does not wait for the agent, such as one that is refused."""
+    result = begin(talk.nursery, call)
+    await settle()
+    assert result.done.is_set(), "it waits for the agent"
+    return await result.wait()
 
 
 def begin(nursery: trio.Nursery, call: Callable[[], Any]) -> Result:

@@ -12,7 +12,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 import trio_console
-from tests.session._fake import WINDOW, begin, talking
+from tests.session._fake import WINDOW, at_once, begin, talking
 from tests.session.files._fake_files import FLOWS, serving_files
 from trio_console import _wire as wire
 
@@ -407,9 +407,9 @@ async def test_a_path_that_no_system_can_have_is_refused(path: Any) -> None:
 async def test_a_path_that_is_no_utf8_is_not_sent_to_an_agent_that_takes_only_utf8(path: Any) -> None:
     async with talking() as talk:
         with pytest.raises(trio_console.UnsupportedByPeer, match="UTF-8"):
-            await talk.guest.open_file(path)
+            await at_once(talk, lambda: talk.guest.open_file(path))
         with pytest.raises(trio_console.UnsupportedByPeer, match="UTF-8"):
-            await talk.guest.path(path).exists()
+            await at_once(talk, talk.guest.path(path).exists)
         await talk.agent.nothing_more()
 
 

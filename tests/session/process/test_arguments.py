@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.session._fake import begin, talking
-from tests.tools.limits import HANG
+from tests.session._fake import at_once, begin, talking
 from trio_console import UnsupportedByPeer
 from trio_console import _wire as wire
 
@@ -57,13 +56,16 @@ BAD_COMMANDS = [
 async def test_nonsense_is_refused_and_nothing_is_sent(
     method: str, command: Any, options: dict[str, Any], error: Any, match: str | None
 ) -> None:
+    async def call() -> None:
+        if method == "run_process":
+            await talk.guest.run_process(command, **options)
+        else:
+            async with talk.guest.open_process(command, **options):
+                raise AssertionError
+
     async with talking() as talk:
-        with pytest.raises(error, match=match), trio.fail_after(HANG):
-            if method == "run_process":
-                await talk.guest.run_process(command, **options)
-            else:
-                async with talk.guest.open_process(command, **options):
-                    raise AssertionError
+        with pytest.raises(error, match=match):
+            await at_once(talk, call)
         await talk.agent.nothing_more()
         assert talk.guest.statistics().active_sessions == 0
 
@@ -81,7 +83,7 @@ async def test_nonsense_is_refused_and_nothing_is_sent(
 async def test_run_process_refuses_what_trio_refuses(options: dict[str, Any], match: str) -> None:
     async with talking() as talk:
         with pytest.raises(ValueError, match=match):
-            await talk.guest.run_process(["ls"], **options)
+            await at_once(talk, lambda: talk.guest.run_process(["ls"], **options))
         with pytest.raises(ValueError):
             await trio.run_process(["ls"], **options)
         await talk.agent.nothing_more()
