@@ -302,7 +302,8 @@ async def serve_relay(
             task_status.started(Relay(made.path, server, host.statistics))
             await server.wait_ended()
         finally:
-            await end(server.shut_down, server.wait_ended, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
+            tell = partial(server.shut_down, grace)
+            await end(tell, server.wait_ended, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
         if not server.shutdown_requested.is_set():
             raise GuestLostError(await explained(server.reason, host.explain)) from (host.cause() or server.cause)
 
@@ -347,7 +348,7 @@ def _tell_through_relay(server: RelayServer, guest: Guest) -> None:
         server.accept_no_more()
         guest._tell_to_end()
     else:
-        server.shut_down()
+        server.shut_down(guest._confirmations.grace)
 
 
 async def _leave_relay(connection: Connection, grace: float) -> None:

@@ -142,6 +142,19 @@ async def test_the_order_to_shut_down_goes_behind_what_was_sent(tmp_path: Path, 
         await client.leave()
 
 
+@pytest.mark.parametrize("who", ["client", "relay"])
+async def test_a_guest_is_told_how_long_its_end_is_waited_for(tmp_path: Path, who: str) -> None:
+    async with serving(tmp_path, window=WINDOW) as world:
+        client = await world.connect()
+        if who == "client":
+            await client.send(wire.Shutdown(16_000))
+        else:
+            world.server.shut_down(20.0)
+        await settle()
+        assert (await take(world, wire.Shutdown))[-1] == wire.Shutdown(16_000)
+        await client.leave()
+
+
 async def test_the_order_to_shut_down_does_not_wait_for_ever(tmp_path: Path) -> None:
     async with serving(tmp_path, window=WINDOW) as world:
         client, _ = await send_and_close(world)

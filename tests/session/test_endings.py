@@ -301,3 +301,12 @@ async def test_a_transfer_that_ends_with_a_frame_out_of_place_ends_in_the_guest(
         await guest_file.aclose()
         assert not files.open
         assert talk.connection.active_sessions == 0
+
+
+async def test_the_guest_is_told_how_long_its_end_is_waited_for() -> None:
+    async with talking(grace=20.0) as talk:
+        begin(talk.nursery, talk.guest.shutdown)
+        _, order = await talk.agent.expect(wire.Shutdown)
+        assert isinstance(order.grace, int)
+        assert 4000 < order.grace <= 16_000  # a part is for the way back
+        await talk.agent.close()

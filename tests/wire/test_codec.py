@@ -58,6 +58,7 @@ MESSAGES: list[wire.Message] = [
     wire.Ready(2**64 - 1, 2, 3, "0.1", wire.Flow(262144)),
     wire.Ready(1, 2, 3, features=["exec_ends", "a_word_from_the_future_3"]),
     wire.Shutdown(),
+    wire.Shutdown(2**32 - 1),
     wire.ClientDisconnected(1, 2**32 - 1),
     wire.ClientDisconnected(1, 2, 2**32 - 1),
     wire.ClientForgotten(),

@@ -159,6 +159,7 @@ class RelayServer:
         self._costly = Costly()
         self._relief = trio.Event()
         self._ending = trio.Event()  # the guest is to be told to shut down
+        self._last_order = b""  # the frame that tells it
         self._ended = trio.Event()
         self._lost = False
         self._front = trio.CancelScope()
@@ -217,10 +218,16 @@ class RelayServer:
         """How many frames have come from the guest, and whether this waits for more of its bytes."""
         return self._frames_from_agent, self._receiving
 
-    def shut_down(self) -> None:
-        """Accept no more clients, and tell the guest to shut down."""
+    def shut_down(self, grace: float | None = None) -> None:
+        """Accept no more clients, and tell the guest to shut down, within so many seconds if that is known."""
         self.accept_no_more()
-        self._ending.set()
+        self._order_shutdown(wire.encode(wire.Shutdown(wire.UNSET if grace is None else wire.guest_grace(grace))))
+
+    def _order_shutdown(self, frame: bytes) -> None:
+        """Have the guest told to shut down; the first order stays."""
+        if not self._ending.is_set():
+            self._last_order = frame
+            self._ending.set()
 
     def accept_no_more(self) -> None:
         """Accept no more clients."""
@@ -234,7 +241,7 @@ class RelayServer:
             for tasks in list(self._tasks.values()):
                 await self._keep_promises(tasks)
         if not self._outbox.closed:
-            self._outbox.commit(wire.encode(wire.Shutdown()), 0)
+            self._outbox.commit(self._last_order, 0)
 
     async def _keep_promises(self, tasks: _ClientTasks) -> None:
         """Wait until the agent has got what a client sent before it closed its connections."""
@@ -460,7 +467,7 @@ class RelayServer:
 
     def _carry_out(self, orders: Orders) -> None:
         if orders.shutdown:
-            self._ending.set()
+            self._order_shutdown(orders.to_agent[-1])
             if not self._front.cancel_called:  # if it is, the guest is ended by the owner of this server
                 self.shutdown_requested.set()
         elif not self._outbox.closed:

@@ -521,7 +521,8 @@ class Guest:
         if self._connection.lost is None:
             self._connection.expect_end("the guest was shut down")
             self._connection.leave()
-            self._connection.send_behind(wire.Shutdown(), 0)
+            grace = wire.guest_grace(self._confirmations.peek() - trio.current_time())
+            self._connection.send_behind(wire.Shutdown(grace), 0)
 
     async def wait_lost(self) -> GuestLostError:
         """Wait until the guest is gone, for whatever reason. If cancelled, nothing changes.

@@ -125,6 +125,7 @@ from trio_console._wire.messages import (
     TcpFailed,
     Touch,
     Touched,
+    guest_grace,
 )
 from trio_console._wire.octets import lossy, name_bytes, name_text, packed, unpacked
 from trio_console._wire.payloads import (
@@ -309,6 +310,7 @@ __all__ = [
     "encode_frame",
     "encode_orphan",
     "encode_with_window",
+    "guest_grace",
     "is_costly",
     "knows",
     "lossy",

@@ -14,6 +14,7 @@ This module must not know sessions: it does not decide which message may come wh
 
 from __future__ import annotations
 
+import contextlib
 import re
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias, TypeVar
@@ -213,8 +214,8 @@ def _encode_payload(message: Message) -> bytes:
 
 def _to_plain(message: Message) -> object:
     match message:
-        case Shutdown():
-            return None
+        case Shutdown(grace):
+            return None if grace is msgspec.UNSET else {"grace": grace}
         case FsRequest():
             plain: dict[str, object] = {"op": {_OP_NAMES[type(message.op)]: _builtins(message.op)}}
             if message.window is not msgspec.UNSET:
@@ -437,10 +438,25 @@ def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str 
     )
 
 
+#: What a shutdown has if it says nothing.
+_NULL: Final = b"\xf6"
+
+
+def _read_shutdown(payload: bytes) -> Message:
+    """Whatever its payload is, the guest must shut down."""
+    if payload == _NULL:
+        return Shutdown()
+    with contextlib.suppress(CBORError, _FieldError):
+        value = cbor.load(payload)
+        if isinstance(value, dict):
+            return _convert(value, Shutdown)
+    return Shutdown()
+
+
 def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False, counted: bool = True) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
-        return Shutdown()  # whatever its payload is, the guest must shut down
+        return _read_shutdown(payload)
     value = cbor.load(payload, portable=portable, counted=counted)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")

@@ -149,11 +149,22 @@ class Ready(OmittingMessage, frozen=True):
 
 
 @final
-class Shutdown(Message, frozen=True):
+class Shutdown(OmittingMessage, frozen=True):
     """To the agent: end everything. It is not answered; the connection just ends.
 
-    A relay that refuses it answers with an `Error` if it has an id of its sender; see `SHUTDOWN`.
+    A relay that refuses it answers with an `Error` if it has an id of its sender; see `SHUTDOWN`. ``grace`` is the
+    milliseconds in which the guest should be gone.
     """
+
+    grace: Omit[U32] = UNSET
+
+
+def guest_grace(seconds: float) -> int:
+    """The ``grace`` of a message to a guest that is waited for for so many seconds.
+
+    A part of them is for the way back of its answer.
+    """
+    return max(0, min(int(800 * seconds), 2**32 - 1))
 
 
 @final

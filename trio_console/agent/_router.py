@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import traceback
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 import msgspec
 import trio
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ending", "Router", "log"]
 
+_M = TypeVar("_M", bound=wire.Message)
+
 _GONE: Final = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -47,6 +49,16 @@ class Ending(enum.Enum):
 
 #: Writes a report to the agent's stderr. It never blocks: the host may not read it.
 log: Final = StderrReports("trio_console.agent")
+
+
+def _control(cls: type[_M], act: Callable[[int, _M], None]) -> Callable[[int, wire.Message], None]:
+    """A control of a function for one class of messages."""
+
+    def control(frame_id: int, message: wire.Message) -> None:
+        assert isinstance(message, cls), "a control gets the message that it is registered for"
+        act(frame_id, message)
+
+    return control
 
 
 @final
@@ -84,12 +96,13 @@ class Router:
         self._shutdown_grace = shutdown_grace
         self._ended = trio.Event()  # one more session
         self._shutdown = trio.CancelScope()
+        self._grace: float | None = None  # seconds until the host ends the guest by force, if it has told that
         self._controls: Mapping[type[wire.Message], Callable[[int, wire.Message], None]] = {
             wire.Ping: self._ping,
             wire.Touch: self._touch,
-            wire.ClockSync: self._clock_sync,
-            wire.ClientDisconnected: self._client_disconnected,
-            wire.Shutdown: lambda _id, _message: self.shut_down(),
+            wire.ClockSync: _control(wire.ClockSync, self._clock_sync),
+            wire.ClientDisconnected: _control(wire.ClientDisconnected, self._client_disconnected),
+            wire.Shutdown: _control(wire.Shutdown, self._shut_down_in_time),
         }
         self._running: set[Session] = set()  # all, also those that were replaced under their id
         #: Sessions by id. A session that was replaced under its id is not in this table, but may still run.
@@ -217,13 +230,11 @@ class Router:
     def _touch(self, frame_id: int, _message: wire.Message) -> None:
         self._sender.send(wire.Touched(self._sender.activity.seq), frame_id)
 
-    def _clock_sync(self, _id: int, message: wire.Message) -> None:
-        assert isinstance(message, wire.ClockSync), "a control gets the message that it is registered for"
+    def _clock_sync(self, _id: int, message: wire.ClockSync) -> None:
         if self._set_clock is not None:
             self._set_clock(message.unix_time_nanos)
 
-    def _client_disconnected(self, _id: int, message: wire.Message) -> None:
-        assert isinstance(message, wire.ClientDisconnected), "a control gets the message that it is registered for"
+    def _client_disconnected(self, _id: int, message: wire.ClientDisconnected) -> None:
         for session in self.sessions.values():
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()
@@ -233,6 +244,10 @@ class Router:
             self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
 
     # Shutdown
+
+    def _shut_down_in_time(self, _id: int, message: wire.Shutdown) -> None:
+        self._grace = None if message.grace is msgspec.UNSET else message.grace / 1000
+        self.shut_down()
 
     def shut_down(self) -> None:
         """Stop reading, end all sessions in order, and let `run` return. A second call does nothing."""
@@ -244,7 +259,7 @@ class Router:
         (Each session bounds the time for its delivery.)
         """
         for session in self.sessions.values():
-            session.shut_down()
+            session.shut_down(self._grace)
         with trio.move_on_after(self._shutdown_grace):
             while self._running:
                 await self._wait_for_an_end()

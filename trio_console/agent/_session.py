@@ -315,8 +315,12 @@ class Session(abc.ABC):
         if self._voice is not Voice.OVER:
             self._become(Voice.OVER)
 
-    def shut_down(self) -> None:
-        """End in order, without a terminal frame, because the guest is about to stop. Later it is cancelled."""
+    def shut_down(self, grace: float | None) -> None:
+        """End in order, without a terminal frame, because the guest is about to stop. Later it is cancelled.
+
+        Args:
+            grace: seconds for the guest to stop, `None` if the host has not told them.
+        """
         self.mute()
         self.end()
 

@@ -281,6 +281,29 @@ async def test_what_cannot_be_delivered_ends_in_a_reset(
         assert await ends_in_reset(peer)
 
 
+@pytest.mark.parametrize(("own", "grace"), [(0.0, 3_600_000), (3600.0, 50)], ids=["long", "short"])
+async def test_the_hosts_grace_is_that_of_what_was_sent_before_a_close(
+    agent: AgentFactory, server: Server, own: float, grace: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trio_console.agent._net.tcp._LAST_LINGER", own)
+    async with agent(shutdown_grace=0.0) as host:
+        peer = await server.connect(host, 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpData(bytes(4_000_000)), 5)
+        await host.send(wire.TcpClose(), 5)
+        await host.request("sleep", "1000", sid=6)
+        sleeper = (await host.receive(6)).pid
+        await host.send(wire.Shutdown(grace))
+        await wait_gone(sleeper)
+        if grace < 1000:
+            assert await host.gone() == []
+        async with peer:
+            if grace < 1000:
+                assert await ends_in_reset(peer)
+            else:
+                assert len(await read_end(peer)) == 8_000_000
+
+
 async def test_a_guest_shuts_down_while_a_closed_connection_lingers(agent: AgentFactory, server: Server) -> None:
     async with agent() as host:
         peer = await server.connect(host, 5)

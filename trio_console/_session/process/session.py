@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["PROCESS", "ProcessSession", "ProcessState"]
 
-#: Milliseconds, which have to fit into a frame.
-_MAX_GRACE: Final = 2**32 - 1
-
 _OUTPUTS: Final[tuple[wire.StreamName, wire.StreamName]] = ("stdout", "stderr")
 
 #: The errno for each kind of failed start, if the agent gives no errno.
@@ -342,7 +339,7 @@ class ProcessSession(Session):
             grace: seconds for the guest to confirm it.
         """
         if self.tells_ends:
-            self.send(wire.ExecKill(_confirmed_within(grace)))
+            self.send(wire.ExecKill(wire.guest_grace(grace)))
         else:
             self.send(wire.ExecSignal(signal.SIGKILL))
 
@@ -355,7 +352,7 @@ class ProcessSession(Session):
             grace: seconds for the guest to confirm it.
         """
         if self.tells_ends:
-            self.send(wire.ExecKill(_confirmed_within(grace), after_exit=True))
+            self.send(wire.ExecKill(wire.guest_grace(grace), after_exit=True))
 
     def kill_of_background(self, grace: float) -> wire.KillBackground | None:
         """The request to kill what the command has left, now that its session is over.
@@ -366,7 +363,7 @@ class ProcessSession(Session):
             grace: seconds for the guest to confirm it.
         """
         number, self._command = self._command, None
-        return None if number is None else wire.KillBackground(number, _confirmed_within(grace))
+        return None if number is None else wire.KillBackground(number, wire.guest_grace(grace))
 
     def spare_background(self) -> None:
         """Let what the command has left live on."""
@@ -459,8 +456,3 @@ def _start_error(failed: wire.ExecFailed, command: Command) -> Exception:
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
     words = failed.message if number is None else f"(in the guest: {failed.message})"
     return system_error(number, words, filename)
-
-
-def _confirmed_within(grace: float) -> int:
-    """Milliseconds for the guest. A part is for the way back of its answer, which says what is left."""
-    return max(0, min(int(800 * grace), _MAX_GRACE))

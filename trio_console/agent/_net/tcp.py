@@ -43,7 +43,8 @@ _CONNECT_TIMEOUT: Final = 30.0
 #: Seconds to write the bytes that were queued when the client closed.
 _LINGER: Final = 5.0
 
-#: The same when the guest shuts down. It is a little less than the default grace of a host, which ends by force.
+#: The same when the guest shuts down, and the host has not told its grace. It is a little less than that is by
+#: default; then the host ends the guest by force.
 _LAST_LINGER: Final = 4.0
 
 #: Bytes read at once.
@@ -268,12 +269,14 @@ class TcpSession(PromptSession):
         """See `Session.delivering`."""
         return self._closed.is_set()
 
-    def shut_down(self) -> None:
+    def shut_down(self, grace: float | None) -> None:
         """See `Session.shut_down`. If the client had closed the connection before, its bytes are still written."""
-        if self._closed.is_set():
+        if not self._closed.is_set():
+            super().shut_down(grace)
+        elif grace is None:
             self._scope.deadline = min(self._scope.deadline, trio.current_time() + _LAST_LINGER)
         else:
-            super().shut_down()
+            self._scope.deadline = trio.current_time() + grace
 
     def depart(self) -> None:
         """See `Session.depart`. If the client had closed the connection before, its bytes are still written."""

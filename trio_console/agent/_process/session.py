@@ -525,7 +525,7 @@ class ExecSession(Session):
             self.let_go_of_id()
         super().depart()
 
-    def shut_down(self) -> None:
+    def shut_down(self, grace: float | None) -> None:
         """See `Session.shut_down`: send SIGTERM, and no terminal frame."""
         self.mute()
         self._signal(signal.SIGTERM)
