@@ -391,6 +391,22 @@ async def test_a_cancelled_start_cancels_the_spec(autojump_clock: MockClock) -> 
     assert spec.steps == ["started", "cancelled", "ended"]
 
 
+async def test_a_guest_that_is_started_after_the_cancellation_is_ended_too(autojump_clock: MockClock) -> None:
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    class Late(GuestSpec):
+        async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+            with trio.CancelScope(shield=True):
+                await trio.sleep(2)
+            task_status.started(GuestHost(ours))
+            await trio.sleep_forever()
+
+    with trio.move_on_after(1):
+        async with open_guest(Late()):
+            raise AssertionError("never here")
+    assert await theirs.receive_some() == b""
+
+
 # In a task
 
 

@@ -49,6 +49,7 @@ import trio_console.testing
 from tests.tools.leftovers import children, descriptors, mark, marked, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY, ENDING
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest, serve_relay
+from trio_console import _wire as wire
 from trio_console._guests import process as guest_process
 from trio_console._guests import supervisor
 from trio_console.testing import ScriptedGuest
@@ -81,6 +82,12 @@ async def console(_directory: str) -> None:
 
 async def guest(_directory: str) -> None:
     async with open_guest(ProcessGuest(), grace=GRACE):
+        pass
+
+
+async def quick_guest(_directory: str) -> None:
+    """The same, with an agent that starts in a millisecond: what this program does is the same."""
+    async with open_guest(ProcessGuest(python=os.environ["SWEEP_AGENT"]), grace=GRACE):
         pass
 
 
@@ -131,6 +138,7 @@ async def relay_in_a_nursery(directory: str) -> None:
 CONTEXTS: dict[str, Callable[[str], Awaitable[None]]] = {
     "open_console": console,
     "open_guest": guest,
+    "open_guest_quick": quick_guest,
     "open_guest_scripted": scripted_guest,
     "open_guest_relay": guest_with_relay,
     "connect_guest": client,
@@ -377,6 +385,23 @@ def start_relay(directory: str) -> subprocess.Popen[str]:
     return process
 
 
+def build_agent(directory: str) -> None:
+    """Compile the agent that starts in a millisecond; see `quick_agent.c`."""
+    said = {
+        "RESOLVED": wire.encode(wire.InitResolved(wire.DefaultUser(0, 0))),
+        "READY": wire.encode(wire.Ready(0, 0, 0, "quick", wire.Flow(1024 * 1024))),
+    }
+    with open(os.path.join(directory, "frames.h"), "w", encoding="ascii") as file:
+        for name, frame in said.items():
+            numbers = ", ".join(map(str, frame))
+            file.write(f"static const unsigned char {name}[] = {{{numbers}}};\n")
+    program = os.path.join(directory, "quick_agent")
+    source = os.path.join(os.path.dirname(__file__), "quick_agent.c")
+    options = ["-O1", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE", f"-I{directory}"]
+    subprocess.run([os.environ.get("CC", "cc"), *options, source, "-o", program], check=True)
+    os.environ["SWEEP_AGENT"] = program
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("context", choices=CONTEXTS)
@@ -390,6 +415,8 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         served = start_relay(directory) if args.context == "connect_guest" else None
+        if args.context == "open_guest_quick":
+            build_agent(directory)
         try:
             sweep.run()
         finally:

@@ -159,10 +159,7 @@ class Carrier:
     async def _end(self, _patience: trio.CancelScope) -> None:
         """End the spec: by closing its console, by its kill function, and by cancelling it."""
         try:
-            if self._status.host is not None:
-                self.host = self._status.host
-                if not self._taken:
-                    await close_console(self.take_console())
+            await self._close_untaken()
             self.kill()
             if self._status.host is not None and self._status.host.kill is not None:
                 await within(_KILL_TIME, self._ended.wait)
@@ -177,6 +174,12 @@ class Carrier:
                 stacklevel=1,
             )
             await self._ended.wait()
+        await self._close_untaken()  # it may have started the guest after it was cancelled
+
+    async def _close_untaken(self) -> None:
+        if self._status.host is not None and not self._taken:
+            self.host = self._status.host
+            await close_console(self.take_console())
 
 
 @final
