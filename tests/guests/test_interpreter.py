@@ -97,6 +97,19 @@ async def test_the_place_of_this_package_is_handed_on_in_any_case(monkeypatch: p
     assert "" not in sys.path
 
 
+@pytest.mark.parametrize("paths", [".", ":/nowhere", "/nowhere:", "here:.:/nowhere"])
+async def test_relative_parts_of_pythonpath_are_for_the_commands_only(paths: str, tmp_path: pathlib.Path) -> None:
+    (tmp_path / "here").mkdir()
+    for directory in (tmp_path, tmp_path / "here"):
+        bait(directory)
+    env = {**os.environ, "PYTHONPATH": f"{HERE}:{paths}"}
+    with trio.fail_after(HANG):
+        async with open_guest(ProcessGuest(env=env, cwd=tmp_path)) as guest:
+            shown = await guest.run_process(["printenv", "PYTHONPATH"], capture_stdout=True)
+    assert shown.stdout.decode() == f"{HERE}:{paths}\n"
+    assert not list(tmp_path.rglob("bitten"))
+
+
 # What sys.path may hold
 
 

@@ -64,6 +64,30 @@ def test_a_relays_socket_is_made_in_a_directory_that_cannot_be_locked(
     assert [record.message.split(":")[0] for record in caplog.records] == [f"{tmp_path} cannot be locked"] * 2
 
 
+@pytest.mark.parametrize("length", [1, 85])
+def test_a_relays_socket_is_made_where_there_is_no_proc(
+    length: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_socket, "_DESCRIPTORS", os.fspath(tmp_path / "nowhere"))
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / ("x" * length)
+    if len(os.fspath(path)) > 107:
+        with pytest.raises(OSError, match="name too long") as caught:
+            RelaySocket(path)
+        assert caught.value.filename == os.fspath(path)
+        return
+    made = RelaySocket(path)
+    try:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path.name)
+        with pytest.raises(OSError, match="a relay is listening there already"):
+            RelaySocket(path)
+    finally:
+        made.close()
+        made.sock.close()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_lock_that_is_held_names_the_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_socket, "_LOCK_TIME", 0.0)
     holder = os.open(tmp_path, os.O_RDONLY)

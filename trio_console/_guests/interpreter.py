@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["command", "executable", "find_modules", "place_of_this_package"]
+__all__ = ["absolute_only", "command", "executable", "find_modules", "place_of_this_package"]
 
 #: The flags without a word of their own: the name in `sys.flags`, and the letter, which is repeated.
 _LETTERS: Final = (
@@ -91,6 +91,15 @@ def find_modules(*, also: bool = False) -> str:
     if also:
         return f"import sys; sys.path += [path for path in {paths!a} if path not in sys.path]\n"
     return f"import sys; sys.path[:] = {paths!a}\n"
+
+
+def absolute_only(paths: str) -> str:
+    """A value of ``PYTHONPATH`` without its relative and empty parts.
+
+    These name another place in another working directory, where a new interpreter would look for ``sitecustomize``
+    before it runs a line of its program.
+    """
+    return os.pathsep.join(path for path in paths.split(os.pathsep) if os.path.isabs(path))
 
 
 def place_of_this_package() -> str:

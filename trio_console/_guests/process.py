@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
-from trio_console._guests.interpreter import command, find_modules
+from trio_console._guests.interpreter import absolute_only, command, find_modules
 from trio_console._guests.spec import GuestSpec
 from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, start, watch
 from trio_console._guests.warden import guarded
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
     from trio_console._processes import Leftovers
 
 __all__ = ["ProcessGuest"]
+
+#: Where Python finds modules before it runs a program. The agent starts without the relative ones of these; its
+#: commands see what was given.
+_PATHS: Final = "PYTHONPATH"
 
 #: The agent's program, behind the line that lets it find its modules. Its commands are not to read from where it
 #: was read.
@@ -91,15 +95,20 @@ class ProcessGuest(GuestSpec):
         mark = secrets.token_hex(16)
         given = os.environ if self._env is None else self._env
         python = command(self._python)
+        env = {**given, GUEST_MARK: mark}
+        program = find_modules(also=self._python is not None) + _PROGRAM
+        if _PATHS in env:
+            program = f"import os; os.environ[{_PATHS!r}] = {env[_PATHS]!a}\n{program}"
+            env[_PATHS] = absolute_only(env[_PATHS])
         async with guarded(mark, whole=True, python=self._python) as guard:
-            await self._run_agent(python, {**given, GUEST_MARK: mark}, mark, guard, task_status)
+            await self._run_agent([*python, "-"], program, env, guard, task_status)
 
     @trio.lowlevel.enable_ki_protection
     async def _run_agent(
         self,
-        python: list[str],
+        command: list[str],
+        program: str,
         env: Mapping[str, str],
-        mark: str,
         guard: Callable[[int], None],
         task_status: trio.TaskStatus[GuestHost],
     ) -> None:
@@ -119,7 +128,7 @@ class ProcessGuest(GuestSpec):
             # The agent's program is its standard input, because an argument has a place for 128 KiB only.
             their_err, their_in = ends.numbers
             process = await start(
-                [*python, "-", "--fd", str(theirs.fileno())],
+                [*command, "--fd", str(theirs.fileno())],
                 stdin=their_in,
                 stdout=subprocess.DEVNULL,
                 stderr=their_err,
@@ -130,12 +139,11 @@ class ProcessGuest(GuestSpec):
             guard(process.pid)
             theirs.close()
             ends.close()
-            program = find_modules(also=self._python is not None) + _PROGRAM
             started = partial(ours.hand_over, task_status=task_status)
             try:
                 await watch(process, "the agent", ours.device, stderr, started, partial(tell, program))
             finally:
-                kill = partial(_kill_left_behind, mark)
+                kill = partial(_kill_left_behind, env[GUEST_MARK])
                 await see_through(kill)  # noqa: ASYNC102  (shields itself)
 
 

@@ -39,6 +39,9 @@ log: Final = logging.getLogger("trio_console.relay")
 #: Connections that the kernel queues before they are accepted: all clients at once, and some that are refused.
 _BACKLOG: Final = 256
 
+#: The directory with this process's descriptors, by which a directory is named; a sandbox may have no ``/proc``.
+_DESCRIPTORS: Final = "/proc/self/fd"
+
 #: Seconds to wait for the lock, which a relay holds only for a few calls; and seconds between attempts.
 _LOCK_TIME: Final = 2.0
 _LOCK_PAUSE: Final = 0.02
@@ -114,10 +117,11 @@ class RelaySocket:
                 return True
         return False
 
-    @property
-    def _short_path(self) -> str:
-        """A path that fits a socket address, however long the real one is."""
-        return f"/proc/self/fd/{self._directory}/{self._name}"
+    def _address(self, name: str) -> str:
+        """A path of a file in the directory; if there is ``/proc``, it fits a socket address in any case."""
+        if os.path.isdir(_DESCRIPTORS):
+            return f"{_DESCRIPTORS}/{self._directory}/{name}"
+        return os.path.join(os.path.dirname(self.path), name)
 
     def _identify(self) -> tuple[int, int]:
         found = os.stat(self._name, dir_fd=self._directory, follow_symlinks=False)
@@ -135,7 +139,7 @@ class RelaySocket:
         with probe:
             probe.setblocking(False)
             try:
-                probe.connect(self._short_path)
+                probe.connect(self._address(self._name))
             except ConnectionRefusedError:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._name, dir_fd=self._directory)  # the program that listened there is dead
@@ -147,14 +151,14 @@ class RelaySocket:
         raise OSError(errno.EADDRINUSE, "a relay is listening there already", self.path)
 
     def _bind(self) -> socket.socket:
-        if len(os.fsencode(self._short_path)) > LONGEST_ADDRESS:  # nobody could connect to it
-            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path)
         hidden = f".{secrets.token_hex(8)}"
+        if any(len(os.fsencode(self._address(name))) > LONGEST_ADDRESS for name in (self._name, hidden)):
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG), self.path)
         with no_fork():
             sock = let_go_in_child(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
         try:
             os.fchmod(sock.fileno(), self._mode)
-            sock.bind(f"/proc/self/fd/{self._directory}/{hidden}")
+            sock.bind(self._address(hidden))
             try:
                 os.chmod(hidden, self._mode, dir_fd=self._directory)
                 sock.listen(_BACKLOG)
