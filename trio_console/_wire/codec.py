@@ -444,8 +444,6 @@ _NULL: Final = b"\xf6"
 
 def _read_shutdown(payload: bytes) -> Message:
     """Whatever its payload is, the guest must shut down."""
-    if payload == _NULL:
-        return Shutdown()
     with contextlib.suppress(CBORError, _FieldError):
         value = cbor.load(payload)
         if isinstance(value, dict):
@@ -456,7 +454,7 @@ def _read_shutdown(payload: bytes) -> Message:
 def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False, counted: bool = True) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
-        return _read_shutdown(payload)
+        return Shutdown() if payload == _NULL else _read_shutdown(payload)
     value = cbor.load(payload, portable=portable, counted=counted)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")
