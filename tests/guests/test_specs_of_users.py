@@ -404,7 +404,8 @@ async def test_a_guest_that_is_started_after_the_cancellation_is_ended_too(autoj
     with trio.move_on_after(1):
         async with open_guest(Late()):
             raise AssertionError("never here")
-    assert await theirs.receive_some() == b""
+    with trio.fail_after(HANG):
+        assert await theirs.receive_some() == b""
 
 
 # In a task
