@@ -153,10 +153,21 @@ async def test_nothing_is_joined_to_a_chunk_that_is_being_written() -> None:
     assert await inflow.first() == b"ab"
     await inflow.put(b"cd")
     await inflow.put(b"ef")
+    inflow.put_end()
     inflow.pop()
     assert await inflow.first() == b"cdef"
     inflow.pop()
     assert granted == [6]
+
+
+async def test_chunks_are_joined_again_once_the_one_that_was_written_is_gone() -> None:
+    inflow, _ = credited(10)
+    await inflow.put(b"ab")
+    await inflow.first()
+    inflow.pop()
+    for chunk in (b"cd", b"ef"):
+        await inflow.put(chunk)
+    assert await inflow.first() == b"cdef"
 
 
 async def test_nothing_is_joined_to_a_batch_that_is_being_written() -> None:
@@ -166,6 +177,7 @@ async def test_nothing_is_joined_to_a_batch_that_is_being_written() -> None:
     batch = await inflow.batch(16_000, 0)
     for crumb in (b"x", b"y"):
         await inflow.put(crumb)
+    inflow.put_end()
     assert [len(chunk) for chunk in batch] == [8000, 8000]
     for _ in batch:
         inflow.pop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import resource
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from trio_console import _wire as wire
 from trio_console._trio.threads import NoThreadError
 from trio_console._wire.ids import slot_ids
 from trio_console.agent._process.limits import FdHeadroom
+from trio_console.agent._process.session import ExecSession
+from trio_console.agent._process.spawn import Child
 from trio_console.agent._session import Activity
 from trio_console.agent._system import machine
 
@@ -49,6 +52,45 @@ async def test_a_frame_for_which_there_is_no_memory_ends_its_session(
     last = (await host.collect(sid)).last
     assert (last.kind, last.message) == ("invalid_session", "the guest has no memory for this")
     assert (await host.run("echo", "hi")).stdout == b"hi\n"
+
+
+async def test_what_a_session_has_started_that_fails_for_lack_of_memory_is_killed(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ExecSession._read
+
+    async def read(self: ExecSession, *args: Any) -> bytes | None:
+        if await plain(self, *args):
+            raise OSError(errno.ENOMEM, "no memory")
+        return None
+
+    monkeypatch.setattr(ExecSession, "_read", read)
+    sid = await host.start("sh", "-c", "setsid sleep 1000 & echo $!; wait", ends=wire.ExecEnds(0))
+    pid = int(await host.read_stdout(sid, b"\n"))
+    assert isinstance((await host.collect(sid)).last, wire.Error)
+    assert not runs(pid)
+
+
+async def test_a_leader_whose_exit_cannot_be_waited_for_is_looked_at_until_it_has_ended(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, plain = 0, Child.status
+
+    def status(self: Child) -> wire.ExecExited | None:
+        nonlocal looks
+        looks += 1
+        return plain(self) if looks > 5 else None
+
+    async def refuse(_fd: int) -> None:
+        raise OSError(errno.ENOMEM, "no memory")
+
+    sid = await host.start("sleep", "1000")
+    with monkeypatch.context() as patch:
+        patch.setattr(Child, "status", status)
+        patch.setattr("trio.lowlevel.wait_readable", refuse)
+        await host.send(wire.ExecKill(10_000), sid)
+        assert isinstance((await host.collect(sid)).last, wire.ExecExited)
+    assert looks > 5
 
 
 # --- threads --------------------------------------------------------------------------------------
