@@ -61,11 +61,12 @@ class Slow:
 
 
 @asynccontextmanager
-async def slow_client(tmp_path: Path, policy: SlowClient) -> AsyncIterator[Slow]:
+async def slow_client(tmp_path: Path, policy: SlowClient, *, drops: bool = False) -> AsyncIterator[Slow]:
     options = ServerOptions(limits=LIMITS, slow_client=policy, slow_client_timeout=10)
     async with serving(tmp_path, window=None, options=options) as world:
         client, other = await world.connect(), await world.connect()
-        await client.send(wire.ExecRequest(cmd="yes"), client.ids[0])
+        request = wire.ExecRequest(cmd="yes", drops=True) if drops else wire.ExecRequest(cmd="yes")
+        await client.send(request, client.ids[0])
         await world.agent.expect(wire.ExecRequest)
         yield Slow(world, client, other)
         await client.leave()
@@ -190,10 +191,10 @@ async def test_pause_ends_when_the_slow_client_leaves(
         await slow.ping()
 
 
-async def test_drop_drops_data_and_counts_it_and_keeps_the_rest(
+async def test_drop_drops_output_and_counts_it_and_says_so_and_keeps_the_rest(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:
-    async with slow_client(tmp_path, SlowClient.DROP) as slow:
+    async with slow_client(tmp_path, SlowClient.DROP, drops=True) as slow:
         await slow.flood(4 * MIB)
         await slow.world.agent.send(wire.ExecStdinError(message="kept"), slow.id)
         await slow.world.agent.send(wire.ExecExited(-1), slow.id)
@@ -201,12 +202,23 @@ async def test_drop_drops_data_and_counts_it_and_keeps_the_rest(
         got = await slow.received()
         assert [type(m) for _, m in got if not isinstance(m, wire.ExecStdout)] == [
             wire.ExecStdinError,
+            wire.ExecDropped,
             wire.ExecExited,
         ]
-        arrived = sum(len(wire.encode(m, id_)) for id_, m in got if isinstance(m, wire.ExecStdout))
-        sent = MIB * 4 // 4096 * len(wire.encode(CHUNK, 1))
-        assert arrived < sent
-        assert slow.world.server.statistics().bytes_dropped == sent - arrived
+        count = sum(isinstance(m, wire.ExecStdout) for _, m in got)
+        lost = MIB * 4 // 4096 - count
+        assert lost > 0
+        assert lost * 4096 < slow.world.server.statistics().bytes_dropped <= lost * len(wire.encode(CHUNK, 1))
+
+
+async def test_drop_cuts_a_client_that_would_not_be_told(
+    tmp_path: Path, autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with slow_client(tmp_path, SlowClient.DROP) as slow:
+        await slow.flood(MIB)
+        assert slow.world.server.statistics().clients_cut == 1
+        assert "cannot be told that output of its commands is dropped" in caplog.text
+        await slow.ping()
 
 
 async def test_answers_alone_are_not_queued_for_ever(

@@ -94,7 +94,7 @@ def test_everything_is_activity_but_what_only_looks_whether_there_is_some() -> N
 
 def test_within_a_session_these_stay_behind_data() -> None:
     behind = classes(lambda row: row.place is wire.Place.WITHIN and not (row.overtakes or row.stream))
-    assert behind == {wire.TcpEof, wire.ExecStreamEnded}
+    assert behind == {wire.TcpEof, wire.ExecStreamEnded, wire.ExecDropped}
 
 
 def test_last_words_stay_behind_data_but_answers_to_calls() -> None:

@@ -89,6 +89,7 @@ MESSAGES: list[wire.Message] = [
     wire.ExecExited(-1, 9),
     wire.ExecExited(0, held=["stdout", "stderr"], alive=2**32 - 1),
     wire.ExecStreamEnded("stderr"),
+    wire.ExecDropped("stdout"),
     wire.ExecLeft(255),
     wire.ExecLeft(-1, 15),
     wire.ExecRelease(),

@@ -27,7 +27,7 @@ GENERATIONS = {
     7: {
         *("core.bootstrap", "trio.credit", "trio.cancel", "trio.tcp.broken"),
         *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill", "trio.relay.lost"),
-        *("trio.relay.forgotten", "trio.background.kill", "trio.background.killed"),
+        *("trio.exec.dropped", "trio.relay.forgotten", "trio.background.kill", "trio.background.killed"),
     },
 }
 CONTROL = {
@@ -40,13 +40,13 @@ AGENT_SENDS = {
     *("core.exec.started", "core.exec.stdin.error", "core.exec.stdout", "core.exec.stderr"),
     *("core.exec.exited", "core.exec.failed", "core.fs.response", "core.tcp.connected"),
     *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left", "trio.relay.lost"),
-    *("trio.tcp.broken", "trio.relay.forgotten", "trio.background.killed"),
+    *("trio.tcp.broken", "trio.exec.dropped", "trio.relay.forgotten", "trio.background.killed"),
 }
 
 
-def test_there_are_the_32_types_of_generation_7_and_eleven_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_and_twelve_of_our_own() -> None:
     core = [name for name in wire.MESSAGE_TYPES if name.startswith("core.")]
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 43)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (32, 44)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

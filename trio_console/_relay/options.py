@@ -86,8 +86,10 @@ class RelayOptions:
             `None`, the default, for never.
         slow_client: what happens to a client whose queue is full, if the guest's agent cannot pause the processes
             of that client alone (the agent of this package can): ``"cut"``, the default, disconnects it after
-            ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops its
-            data, and counts it.
+            ``slow_client_timeout`` seconds; ``"pause"`` pauses all clients until it reads; ``"drop"`` drops the
+            output of its commands, whose streams then raise `trio.BrokenResourceError`, and counts it; if that is
+            not enough, its file operations and connections end with an error. A client that is not of this
+            package, so that it would not hear of it, is disconnected at once instead.
         slow_client_timeout: seconds, by default 10.
         session_log: a file in which every command and its whole output are recorded, as JSON Lines with
             ``session``, ``source`` (``stdout``, ``stderr``, ``output`` of a terminal, ``system``), ``time`` and

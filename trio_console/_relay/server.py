@@ -566,7 +566,13 @@ class RelayServer:
         """Apply the policy to a client whose queue is over its budget, with an agent that counts no credit."""
         client, limits = tasks.client, self._limits
         if self._options.slow_client is SlowClient.DROP:
-            dropped = self._router.drop_data(client)
+            before = self._router.books.dropped_bytes
+            orders = self._router.drop_data(client)
+            if orders is None:
+                self.cut(tasks, "it does not read, and cannot be told that output of its commands is dropped")
+                return
+            self._carry_out(orders)
+            dropped = self._router.books.dropped_bytes - before
             self._log.warning("dropped %d bytes for the client in slot %d: it does not read", dropped, client.slot)
             if client.account.queued > limits.client_budget:
                 self._cut_overflowing(tasks)  # the rest is answers, which are never dropped

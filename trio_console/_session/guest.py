@@ -252,6 +252,8 @@ class Guest:
                 with trio.CancelScope(shield=True):
                     await self._commands.end(session)
             raise
+        if session.lost_output is not None:
+            raise again(session.lost_output)
         return session.completed(check)
 
     @interrupt_safe

@@ -25,6 +25,7 @@ from trio_console._wire.messages import (
     Credit,
     DataMessage,
     Error,
+    ExecDropped,
     ExecExited,
     ExecFailed,
     ExecKill,
@@ -190,6 +191,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("trio.relay.lost", RelayLost, 0, 7, up),
         MessageType("trio.tcp.broken", TcpBroken, 0, 7, up, "tcp", within, overtakes=True),
         MessageType("trio.exec.ended", ExecStreamEnded, 0, 7, up, "exec", within),
+        MessageType("trio.exec.dropped", ExecDropped, 0, 7, up, "exec", within),
         MessageType("trio.exec.left", ExecLeft, 0, 7, up, "exec", within, overtakes=True),
         MessageType(
             "trio.exec.release", ExecRelease, 0, 7, down, "exec", within, overtakes=True, feature=EXEC_ENDS

@@ -257,6 +257,7 @@ class ExecRequest(Message, Omitting, frozen=True, omit_defaults=False):
     stdio: Omit[ExecStdio] = UNSET
     ends: Omit[ExecEnds] = UNSET
     octets: Omit[bool] = UNSET
+    drops: Omit[bool] = UNSET
 
 
 @final
@@ -308,6 +309,16 @@ class ExecExited(OmittingMessage, frozen=True):
 @final
 class ExecStreamEnded(Message, frozen=True):
     """A stream of output has ended, and the session goes on."""
+
+    stream: StreamName
+
+
+@final
+class ExecDropped(Message, frozen=True):
+    """From a relay: output of this stream was dropped here, and no more of it comes.
+
+    It is sent if the request had ``drops``.
+    """
 
     stream: StreamName
 

@@ -54,6 +54,7 @@ _IN_ORDER: Final[Sequence[_Said]] = (
 _RARE: Final[Sequence[_Said]] = (
     lambda s: wire.ExecExited(s.pick(_CODES), s.pick(_SIGNALS)),
     lambda s: wire.ExecExited(s.pick(_CODES), held=[s.pick(_NAMES)], alive=s.byte()),
+    lambda s: wire.ExecDropped(s.pick(_NAMES)),
     lambda s: wire.ExecFailed(kind=s.pick(("not_found", "other", "new")), errno=s.pick((None, 2)), message="m"),
     lambda _: wire.ExecFailed(kind="other", message="m", stage=wire.USER_STAGE),
     lambda s: wire.Error(s.pick(("exit_unknown", "not_confirmed", "invalid_session", "new")), "m"),
@@ -123,14 +124,17 @@ class _Model:
             case wire.ExecLeft(code, number):
                 if not self.left:
                     self._exit(code, number)
-            case wire.ExecStreamEnded(name):
-                if name in self.streams:
-                    self.streams[name].end(broken=False)
+            case wire.ExecStreamEnded(name) | wire.ExecDropped(name):
+                self._end_one(name, broken=isinstance(message, wire.ExecDropped))
             case wire.ExecExited():
                 self._hear_last(message)
             case _:
                 self.heard = not wire.type_of(message).flags & wire.FLAG_TERMINAL
                 self.fail()
+
+    def _end_one(self, name: str, *, broken: bool) -> None:
+        if name in self.streams:
+            self.streams["stdout" if broken and self._merges else name].end(broken=broken)
 
     def _hear_of_start(self, message: wire.Message) -> None:
         if isinstance(message, wire.ExecStarted):

@@ -37,7 +37,7 @@ def _data(script: Script) -> bytes:
 
 
 REQUESTS: Final[Sequence[Callable[[Script], wire.Message]]] = (
-    lambda s: wire.ExecRequest("c", window=s.pick(_WINDOWS)),
+    lambda s: wire.ExecRequest("c", window=(window := s.pick(_WINDOWS)), drops=window in (wire.UNSET, 0, 100)),
     lambda s: wire.FsRequest(wire.OpRead(handle=1, offset=0), window=s.pick(_WINDOWS)),
     lambda s: wire.FsRequest(wire.OpWrite(handle=1, offset=0), window=s.pick(_WINDOWS)),
     lambda s: wire.TcpConnect("h", 1, window=s.pick(_WINDOWS)),

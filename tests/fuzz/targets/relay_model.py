@@ -286,7 +286,8 @@ class Model:
         """If the guest counts credit, each stream gets a window: a part of the rest, at most what was asked."""
         kind = _OPENS[type(message)]
         names = _STREAMS[kind]
-        session = Session(frame.id, kind, {}, None, False)
+        drops = isinstance(message, wire.ExecRequest) and message.drops is True
+        session = Session(frame.id, kind, {}, None, False, drops=drops)
         raw = wire.encode_frame(*frame)
         if self._credit and isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
             limits = self._limits
@@ -427,8 +428,10 @@ class Model:
             self._drop(frame)
         elif (data := wire.measure_data(frame)) is not None:
             stream = session.streams.get(data[0])
-            if stream is None:
-                party.slow.append(Item(frame.id, raw, data=data_of(frame)))
+            if _STREAMS[session.kind].get(data[0]) in session.lossy:
+                self._drop(frame)
+            elif stream is None:
+                party.slow.append(Item(frame.id, raw, data=data_of(frame), session=session))
             elif session.last is not None or session.unwanted:
                 self._drop(frame)
             else:
@@ -438,7 +441,7 @@ class Model:
         else:
             blocked = next((stream for stream in _in_front(session, frame) if stream.held), None)
             queue = party.slow if blocked is None else blocked.held
-            queue.append(Item(frame.id, raw))
+            queue.append(Item(frame.id, raw, session=session))
 
     def _guest_data(
         self, party: Party, session: Session, stream: Stream, raw: bytes, frame: wire.Frame, out: list[bytes]
@@ -482,7 +485,7 @@ class Model:
             return
         for stream in session.streams.values():
             stream.closed = True
-        session.last = Item(session.id, raw, ends=session)
+        session.last = Item(session.id, raw, ends=session, session=session)
         self._say_last(party, session)
 
     def _say_last(self, party: Party, session: Session) -> None:
@@ -537,12 +540,50 @@ class Model:
                 self._release(party, item.ends)
         party.in_flight.clear()
 
-    def drop_data(self, party: Party) -> int:
-        """Bytes of the frames that are dropped when a client does not read and the guest counts no credit."""
-        data = [item for item in party.slow if item.raw and wire.measure_data(parse(item.raw)) is not None]
-        party.slow = deque(item for item in party.slow if item not in data)
-        self._lose_items(data)
-        return sum(len(item.raw) for item in data)
+    def drop_data(self, party: Party, queued: int, out: list[bytes]) -> bool:
+        """Drop what a client does not read, of which so many bytes are queued; the guest counts no credit.
+
+        Returns whether the client is told, and so not cut.
+        """
+        output = [item for item in party.slow if _is_data(item) and _kind(item) in ("exec", "")]
+        if any(item.session is not None and not item.session.drops for item in output):
+            return False
+        slow, party.slow = party.slow, deque()
+        for item in slow:
+            if not any(item is one for one in output):
+                party.slow.append(item)
+                continue
+            self._lose_items([item])
+            queued -= len(item.raw)
+            name = _STREAMS["exec"].get(wire.measure_data(parse(item.raw))[0])  # type: ignore[index]
+            if item.session is not None and name is not None and name not in item.session.lossy:
+                item.session.lossy.add(name)
+                told = wire.encode(wire.ExecDropped(name), item.id)  # type: ignore[arg-type]
+                party.slow.append(Item(item.id, told))
+                queued += len(told)
+        if queued > self._limits.client_budget:
+            self._drop_rest(party, out)
+        return True
+
+    def _drop_rest(self, party: Party, out: list[bytes]) -> None:
+        """All data of files and connections, and what comes behind it: their clients get an error instead."""
+        slow, party.slow = party.slow, deque()
+        lossy: list[Session] = []
+        for item in slow:
+            session = item.session
+            if session is not None and _is_data(item) and session not in lossy:
+                lossy.append(session)
+            if session is None or session not in lossy:
+                party.slow.append(item)
+                continue
+            self._lose_items([item])
+            if item.ends is not None:
+                party.slow.append(_loss(session)._replace(ends=session))
+        for session in lossy:
+            ended = any(item.ends is session for item in party.slow)
+            if not ended and not session.over and not session.closing and not session.unwanted:
+                self._give_up(party, session, out)
+                party.slow.append(_loss(session))
 
     # What is lost
 
@@ -564,6 +605,20 @@ class Model:
         self.lost += sum(len(data) for cls, data in session.pending if cls is not None)
         self.lost_with_frames += sum(len(data) for _, data in session.pending)
         session.pending.clear()
+
+
+def _is_data(item: Item) -> bool:
+    return bool(item.raw) and wire.measure_data(parse(item.raw)) is not None
+
+
+def _kind(item: Item) -> str:
+    return "" if item.session is None else item.session.kind
+
+
+def _loss(session: Session) -> Item:
+    """The end of a session of which data was dropped."""
+    answer = wire.FsResponse(ok=False) if session.kind == "fs" else wire.TcpFailed("")
+    return Item(session.id, b"", answer)
 
 
 def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:

@@ -80,6 +80,8 @@ class Session:
     over: bool = False  # for the client
     last: Item | None = None  # what the guest said last, behind what is held
     unwanted: bool = False  # its data, by its client
+    drops: bool = False  # whether its client is told of output that is dropped
+    lossy: set[str] = field(default_factory=set)  # the streams of which some was dropped
 
     def ready(self) -> bool:
         if not self.pending:
@@ -97,6 +99,7 @@ class Item(NamedTuple):
     stream: Stream | None = None
     data: bytes = b""
     ends: Session | None = None
+    session: Session | None = None
 
     def is_in(self, frame: wire.Frame, raw: bytes) -> bool:
         if self.answer is None:

@@ -262,8 +262,14 @@ class World:
         """Drop data of a client that does not read, or cut the client, as the server does."""
         client = peer.client
         if not self.credit and client.account.queued > self.limits.client_budget:
-            assert self.router.drop_data(client) == self.model.drop_data(peer.party)
-            if client.account.queued > self.limits.client_budget:
+            expected: list[bytes] = []
+            told = self.model.drop_data(peer.party, client.account.queued, expected)
+            orders = self.router.drop_data(client)
+            assert (orders is not None) == told, "a client would not be told of what it has lost"
+            if orders is not None:
+                assert orders.to_agent == expected, "the guest gets something else"
+                self._carry_out(orders)
+            if not told or client.account.queued > self.limits.client_budget:
                 self.disconnect(peer)
         elif self.router.gate.overflows(client):
             self.disconnect(peer)

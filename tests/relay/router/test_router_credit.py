@@ -514,22 +514,114 @@ def test_a_refused_file_session_sends_no_cancel_to_an_agent_without_credit() -> 
     assert table.client_says(client, wire.Pong(), id_).to_agent == []
 
 
-def test_dropping_spares_everything_that_is_no_data() -> None:
+DROPPING = wire.ExecRequest(cmd="yes", drops=True)
+
+
+def test_dropping_spares_everything_that_is_no_data_and_is_told_once() -> None:
     table = Table(window=None)
     client = table.connect()
-    id_ = table.open(client, EXEC)
+    id_ = table.open(client, DROPPING)
     for message in (
         wire.ExecStarted(1),
         wire.ExecStdout(bytes(100)),
+        wire.ExecStdout(bytes(200)),
         wire.ExecStdinError(message="m"),
         wire.ExecExited(0),
     ):
         table.agent_says(message, id_)
-    dropped = table.router.drop_data(client)
-    assert [type(m) for _, m in table.client_reads(client)[0]] == [
-        wire.ExecStarted,
-        wire.ExecStdinError,
-        wire.ExecExited,
+    orders = table.router.drop_data(client)
+    assert orders is not None
+    assert table.to_agent(client, orders) == []
+    assert [m for _, m in table.client_reads(client)[0]] == [
+        wire.ExecStarted(1),
+        wire.ExecStdinError(message="m"),
+        wire.ExecDropped("stdout"),
+        wire.ExecExited(0),
     ]
-    assert dropped == table.router.books.dropped_bytes > 100
+    assert table.router.books.dropped_bytes > 300
     assert client.account.queued == 0
+
+
+def test_no_more_of_a_stream_is_passed_on_behind_what_was_dropped_of_it() -> None:
+    table = Table(window=None)
+    client = table.connect()
+    id_ = table.open(client, DROPPING)
+    table.agent_says(wire.ExecStdout(b"lost"), id_)
+    table.router.drop_data(client)
+    table.agent_says(wire.ExecStdout(b"late"), id_)
+    table.agent_says(wire.ExecStderr(b"whole"), id_)
+    assert [m for _, m in table.client_reads(client)[0]] == [
+        wire.ExecDropped("stdout"),
+        wire.ExecStderr(b"whole"),
+    ]
+
+
+def test_a_client_that_would_not_be_told_loses_nothing_and_is_to_be_cut() -> None:
+    table = Table(window=None)
+    client = table.connect()
+    told, untold = table.open(client, DROPPING), table.open(client, EXEC, 1)
+    for id_ in (told, untold):
+        table.agent_says(wire.ExecStdout(b"data"), id_)
+    assert table.router.drop_data(client) is None
+    assert table.router.books.dropped_bytes == 0
+    assert [m for _, m in table.client_reads(client)[0]] == [wire.ExecStdout(b"data")] * 2
+
+
+def test_files_and_connections_are_spared_if_it_is_enough_to_drop_output() -> None:
+    table = Table(window=None)
+    client = table.connect()
+    command, file = table.open(client, DROPPING), table.open(client, READ, 1)
+    table.agent_says(wire.FsData(b"contents"), file)
+    for _ in range(17):
+        table.agent_says(wire.ExecStdout(bytes(4 * KIB)), command)
+    table.router.drop_data(client)
+    table.agent_says(wire.FsResponse(ok=True), file)
+    assert [m for _, m in table.client_reads(client)[0]] == [
+        wire.FsData(b"contents"),
+        wire.ExecDropped("stdout"),
+        wire.FsResponse(ok=True),
+    ]
+
+
+def fill(table: Table, id_: int, cls: type[wire.DataMessage]) -> None:
+    """Queue more than a client's budget."""
+    for _ in range(17):
+        table.agent_says(cls(bytes(4 * KIB)), id_)
+
+
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_file_of_which_bytes_are_dropped_ends_with_an_error(has_ended: bool) -> None:
+    table = Table(window=None)
+    client = table.connect()
+    id_ = table.open(client, READ)
+    fill(table, id_, wire.FsData)
+    if has_ended:
+        table.agent_says(wire.FsResponse(ok=True), id_)
+    orders = table.router.drop_data(client)
+    assert table.to_agent(client, orders) == []
+    [(told, message)] = table.client_reads(client)[0]
+    assert told == id_
+    assert isinstance(message, wire.FsResponse)
+    assert not message.ok
+    assert "bytes for it were dropped" in (message.error or "")
+    if not has_ended:
+        table.agent_says(wire.FsData(b"late"), id_)
+        table.agent_says(wire.FsResponse(ok=True), id_)
+        assert table.client_reads(client)[0] == []
+    assert not client.sessions
+    table.router.books.check()
+
+
+def test_a_connection_of_which_bytes_are_dropped_fails_and_is_closed_in_the_guest() -> None:
+    table = Table(window=None)
+    client = table.connect()
+    id_ = table.open(client, CONNECT)
+    table.agent_says(wire.TcpConnected(), id_)
+    fill(table, id_, wire.TcpData)
+    table.agent_says(wire.TcpEof(), id_)
+    orders = table.router.drop_data(client)
+    assert table.to_agent(client, orders) == [(id_, wire.TcpClose())]
+    connected, failed = [m for _, m in table.client_reads(client)[0]]
+    assert connected == wire.TcpConnected()
+    assert isinstance(failed, wire.TcpFailed)
+    assert not client.sessions

@@ -9,22 +9,40 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console import _wire as wire
 from trio_console._relay.router.books import FRAME_COST
-from trio_console._relay.router.session import RelaySession, join_last
+from trio_console._relay.router.session import Outgoing, RelaySession, join_last
 from trio_console._relay.router.states import CLIENT, ClientState
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
-    from trio_console import _wire as wire
     from trio_console._relay.router.books import Books, SessionAccount
     from trio_console._relay.router.rights import Rights
-    from trio_console._relay.router.session import Opening, Outgoing, RelayStream
+    from trio_console._relay.router.session import Opening, RelayStream
 
-__all__ = ["Client"]
+__all__ = ["Client", "loss"]
 
 #: Bytes queued for a client from which on small frames of one stream are joined. Below it, frames stay as they
 #: came.
 _BACKLOG: Final = 128 * 1024
+
+
+def loss(session: RelaySession) -> bytes:
+    """The terminal frame of a file operation or a connection of which data was dropped."""
+    why = "its client read too slowly, and bytes for it were dropped: Input/output error (os error 5)"
+    message = wire.FsResponse(ok=False, error=why) if session.kind == "fs" else wire.TcpFailed(why)
+    return wire.encode(message, session.id)
+
+
+def _is_output(item: Outgoing) -> bool:
+    """Whether data is output of a command, or of a session that is not known."""
+    return item.session is None or item.session.kind == "exec"
+
+
+def _stream_of(item: Outgoing, session: RelaySession) -> wire.StreamName | None:
+    """The stream of a session that data belongs to; `None` if the guest has sent it in the wrong session."""
+    found = wire.measure_data(wire.parse_frame(item.frame))
+    return None if found is None else session.shape.outputs.get(found[0])
 
 
 @final
@@ -131,14 +149,48 @@ class Client:
                 size += len(item.frame)
         return batch
 
-    def drop_data(self) -> int:
-        """Drop the data in its queue; returns how many bytes the frames were."""
-        dropped = sum(len(item.frame) for item in self.outgoing if item.is_data)
-        kept = [item for item in self.outgoing if not item.is_data]
-        self.outgoing.clear()
-        self.outgoing.extend(kept)
-        self._books.drop_queued(self.account, dropped)
-        return dropped
+    def drop_output(self) -> bool:
+        """Drop the output of commands in its queue, and put into its place a message that says so.
+
+        Returns whether that was done: not if it would not be told of a command that this was done to.
+        """
+        output = [item for item in self.outgoing if item.is_data and _is_output(item)]
+        if not all(item.session is None or item.session.drops for item in output):
+            return False
+        items, self.outgoing = self.outgoing, deque()
+        for item in items:
+            if not item.is_data or not _is_output(item):
+                self.outgoing.append(item)
+                continue
+            self._books.drop_queued(self.account, len(item.frame))
+            session = item.session
+            name = None if session is None else _stream_of(item, session)
+            if session is not None and name is not None and name not in session.lossy:
+                session.lossy |= {name}
+                self.queue(Outgoing(wire.encode(wire.ExecDropped(name), session.id), session=session))
+        return True
+
+    def drop_rest(self) -> dict[RelaySession, bool]:
+        """Drop the data in its queue, and in each session with such data all that comes behind it.
+
+        The terminal frame of such a session becomes one that tells of that, but not if the client has closed it.
+
+        Returns these sessions, and for each whether its terminal frame was in the queue.
+        """
+        lossy: dict[RelaySession, bool] = {}
+        items, self.outgoing = self.outgoing, deque()
+        for item in items:
+            session = item.session
+            if session is not None and item.is_data:
+                lossy.setdefault(session, False)
+            if session is None or session not in lossy:
+                self.outgoing.append(item)
+                continue
+            self._books.drop_queued(self.account, len(item.frame))
+            if item.ends is not None:
+                lossy[session] = True
+                self.queue(Outgoing(loss(session), ends=session, session=session))
+        return lossy
 
     def hear_last_word(self, session_id: int) -> bool:
         """Note that the guest has sent a terminal frame after the client has gone.

@@ -139,7 +139,8 @@ class Gate:
         needs, closes = self._allow(client, message, row)
         shape = SHAPES[row.cls]
         if self._flow is None or not isinstance(message, wire.StreamRequest):
-            return Opening(shape, needs=needs, closes=closes)
+            drops = isinstance(message, wire.ExecRequest) and message.drops is True
+            return Opening(shape, needs=needs, closes=closes, drops=drops)
         wanted = None if message.window is wire.UNSET else message.window
         window = self._window(client, len(shape.outputs), wanted)
         return Opening(shape, window, wanted, self._flow.window, needs, closes)

@@ -22,7 +22,7 @@ import msgspec
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router.books import Books
-from trio_console._relay.router.clients import Client
+from trio_console._relay.router.clients import Client, loss
 from trio_console._relay.router.gate import Gate, may_end
 from trio_console._relay.router.heard import class_of, held_before, note_end
 from trio_console._relay.router.orders import Orders
@@ -443,7 +443,10 @@ class Router:
             self._drop_frame(len(frame.body))
             return
         stream = None if session is None else session.streams.get(cls)
-        item = Outgoing(wire.encode_again(frame), stream, size, None, True)
+        if session is not None and session.lossy and session.shape.outputs.get(cls) in session.lossy:
+            self._drop_frame(len(frame.body))
+            return
+        item = Outgoing(wire.encode_again(frame), stream, size, None, True, session)
         if session is None or stream is None:
             # Data of an unknown session is passed on; the client ignores it.
             client.queue(item)
@@ -499,13 +502,13 @@ class Router:
         """Queue a frame without data, or hold it behind the held data of its session if it may not overtake."""
         raw = wire.encode_again(frame)
         if frame.flags & wire.FLAG_TERMINAL:
-            self._finish(client, session, Outgoing(raw, None, 0, session))
+            self._finish(client, session, Outgoing(raw, ends=session, session=session))
         elif cls in _HURRIED:
             client.queue(Outgoing(raw), hurried=True)
         elif (stream := held_before(session, cls, frame)) is not None:
-            stream.hold(Outgoing(raw))
+            stream.hold(Outgoing(raw, session=session))
         else:
-            client.queue(Outgoing(raw))
+            client.queue(Outgoing(raw, session=session))
         orders.busy = client
 
     def _finish(self, client: Client, session: RelaySession, last: Outgoing) -> None:
@@ -583,6 +586,20 @@ class Router:
                 books.release(item.ends.account)
         return orders
 
-    def drop_data(self, client: Client) -> int:
-        """Drop and count the data that is queued for a client: a policy for an agent without credit."""
-        return client.drop_data()
+    def drop_data(self, client: Client) -> Orders | None:
+        """Drop and count data for a client that does not read: a policy for an agent without credit.
+
+        Output of commands is dropped, and the client is told so. If that is not enough, the file operations and
+        connections that data is queued for end with an error: without the data they would seem to be whole.
+
+        Returns `None` if the client would not be told, so that it must be cut.
+        """
+        orders = Orders(busy=client)
+        if not client.drop_output():
+            return None
+        if client.account.queued > self._limits.client_budget:
+            for session, has_ended in client.drop_rest().items():
+                if not has_ended and session.state is _OPEN:
+                    self._abandon(client, session, orders)
+                    client.queue(Outgoing(loss(session)))
+        return orders

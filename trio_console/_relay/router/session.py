@@ -85,6 +85,7 @@ class Opening(NamedTuple):
         room: bytes of the client's data that the agent accepts at first, or `None` if the agent counts no credit.
         needs: what it takes of the numbers that are bounded.
         closes: the handle that it closes, if it is the close of one.
+        drops: whether the client is told if output is dropped.
     """
 
     shape: Shape
@@ -93,6 +94,7 @@ class Opening(NamedTuple):
     room: int | None = None
     needs: Numbers = Numbers()
     closes: int | None = None
+    drops: bool = False
 
 
 class Outgoing(NamedTuple):
@@ -104,6 +106,7 @@ class Outgoing(NamedTuple):
         size: bytes of that data.
         ends: the session of which it is the terminal frame, if it is one.
         is_data: whether it carries data of the agent, also if no window counts it.
+        session: the session that it belongs to, if that is known.
     """
 
     frame: bytes
@@ -111,6 +114,7 @@ class Outgoing(NamedTuple):
     size: int = 0
     ends: RelaySession | None = None
     is_data: bool = False
+    session: RelaySession | None = None
 
 
 def join_last(queue: deque[Outgoing], item: Outgoing) -> int | None:
@@ -125,7 +129,7 @@ def join_last(queue: deque[Outgoing], item: Outgoing) -> int | None:
     # The data reaches to the end of its frame; otherwise it would not be counted for a stream.
     data = last.frame[-last.size :] + item.frame[-item.size :]
     frame = wire.encode_data(stream.cls, stream.session.id, data)
-    queue[-1] = Outgoing(frame, stream, size, None, True)
+    queue[-1] = Outgoing(frame, stream, size, None, True, stream.session)
     return len(frame) - len(last.frame)
 
 
@@ -217,6 +221,8 @@ class RelaySession:
         kind: its kind in the catalogue.
         account: its sums in the books.
         closes: the handle that it closes, if it is the close of one.
+        drops: whether the client is told if output is dropped.
+        lossy: the streams of which output was dropped, so that no more is passed on.
         room: the window for the client's data.
         counts: whether the client counts credit.
         streams: the streams from the agent; none if the agent counts no credit.
@@ -229,9 +235,11 @@ class RelaySession:
         "account",
         "closes",
         "counts",
+        "drops",
         "id",
         "kind",
         "last",
+        "lossy",
         "pending",
         "room",
         "shape",
@@ -240,7 +248,7 @@ class RelaySession:
     )
 
     def __init__(self, session_id: int, opening: Opening, books: Books, client: ClientAccount) -> None:
-        shape, window, credit, room, needs, closes = opening
+        shape, window, credit, room, needs, closes, drops = opening
         outputs = {} if window is None else shape.outputs
         self._books: Final = books
         self.id: Final = session_id
@@ -248,6 +256,8 @@ class RelaySession:
         self.kind: Final = shape.kind
         self.account: Final = books.open_session(client, len(outputs), window or 0, needs)
         self.closes: Final = closes
+        self.drops: Final = drops
+        self.lossy: frozenset[wire.StreamName] = frozenset()
         self.room: Final = SendWindow(room)
         self.counts: Final = credit is not None
         self.state = SESSION.first

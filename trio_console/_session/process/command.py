@@ -175,8 +175,11 @@ class Command:
                 cwd=None if request.cwd is None else wire.packed(request.cwd),
                 octets=True,
             )
+        # (Only if the agent counts no credit, a relay may drop output.)
         if window is not None:
             request = msgspec.structs.replace(request, window=window)
+        else:
+            request = msgspec.structs.replace(request, drops=True)
         if ends:
             drain = None if self.drain is None else math.ceil(self.drain * 1000)
             request = msgspec.structs.replace(request, ends=wire.ExecEnds(drain), stdio=self._stdio())

@@ -73,6 +73,7 @@ class ProcessSession(Session):
         pid: its process id in the guest, 0 before it was started.
         returncode: as `GuestProcess.returncode`.
         error: the error that its user gets in place of an exit status.
+        lost_output: the error for output that a relay has dropped.
         input: sends its stdin.
         output, error_output: the bytes that have come from its stdout and stderr.
         captured, captured_errors: the chunks that `run_process` will return; `None` if they are not captured.
@@ -85,6 +86,7 @@ class ProcessSession(Session):
         self.pid = 0
         self.returncode: int | None = None
         self.error: Exception | None = None
+        self.lost_output: trio.BrokenResourceError | None = None
         self.stdin: trio.abc.SendStream | None = None
         self.stdout: trio.abc.ReceiveStream | None = None
         self.stderr: trio.abc.ReceiveStream | None = None
@@ -159,8 +161,8 @@ class ProcessSession(Session):
                 self.input.refuse(system_error(message.errno, message.message))
             case wire.ExecLeft():
                 self._leave(message)
-            case wire.ExecStreamEnded():
-                self._end_stream(message.stream)
+            case wire.ExecStreamEnded(name) | wire.ExecDropped(name):
+                self._end_stream(name, lossy=isinstance(message, wire.ExecDropped))
             case wire.ExecExited():
                 self._exit(message)
             case _:
@@ -221,11 +223,19 @@ class ProcessSession(Session):
             self._started.set()
             self._left.set()
 
-    def _end_stream(self, name: wire.StreamName) -> None:
-        if name == "stdout":
-            self.output.end()
-        elif name == "stderr":
-            self.error_output.end()
+    def _end_stream(self, name: wire.StreamName, *, lossy: bool) -> None:
+        """No more of a stream comes: it has ended, or a relay has dropped some, and says so in the place of it."""
+        if name not in _OUTPUTS:
+            return
+        incoming = self.error_output if name == "stderr" else self.output
+        if not lossy:
+            incoming.end()
+            return
+        self.lost_output = trio.BrokenResourceError(
+            f"the relay dropped {name} of {self.command.given!r}: this program did not read it in time"
+        )
+        incoming = self.output if self._merged is not None else incoming
+        incoming.end(self.lost_output)
 
     def _put(self, incoming: Incoming, name: wire.StreamName, data: bytes) -> None:
         if self._merged is not None:
