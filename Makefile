@@ -20,7 +20,7 @@ ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,A
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
 FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
 
-.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak bench bridge pythons nightly clean
+.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -33,10 +33,11 @@ help:
 	@echo "make fuzz-fixed  fuzz everything that reads strangers' bytes, with the same inputs every time"
 	@echo "make fuzz    explore further from these, a minute each (adds atheris to .venv)"
 	@echo "make soak    commands of eight clients at once for a minute: nothing is left or cut off (ARGS=... seconds)"
+	@echo "make hostile eight honest clients beside eight hostile ones for a minute: no honest one loses anything (ARGS=...)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
 	@echo "make bridge  run trio's own tests in guests, and compare what fails with the kept list (ARGS=... goes to pytest)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
-	@echo "make nightly three hours of it: cancellation at every moment, thousands of faults, all Pythons, all mutants"
+	@echo "make nightly two and a half hours of it; what takes longer is done in two or three nights"
 	@echo "make clean   remove what the above have made"
 
 $(STAMP): pyproject.toml
@@ -105,27 +106,35 @@ bridge: $(STAMP)
 pythons: $(STAMP)
 	@$(BIN)/python tests/pythons/run.py $(ARGS)
 
+# Hostile clients beside honest ones; not part of `make test`, because of the minute.
+hostile: $(STAMP)
+	@$(BIN)/python -m tests.hostile $(ARGS)
+
+# The number of this night, and by it one of some words: what is too much for one night is done in several.
+NIGHT := $(shell echo $$(($$(date +%s) / 86400)))
+tonight = $(word $(shell echo $$(($(NIGHT) % $(words $(1)) + 1))),$(1))
+
 nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
 	@echo "==> Models with inputs that have not been tried before"
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Commands of eight clients at once"
-	@$(BIN)/python -m tests.soak 120
-	@echo "==> Two thousand rounds of faults"
-	@TRIO_CONSOLE_ROUNDS=2000 $(BIN)/python -m pytest tests/faults/test_rounds.py
+	@$(BIN)/python -m tests.soak 60
+	@echo "==> Hostile clients beside honest ones, for an hour"
+	@$(BIN)/python -m tests.hostile 3600
+	@echo "==> A thousand rounds of faults"
+	@TRIO_CONSOLE_ROUNDS=1000 $(BIN)/python -m pytest tests/faults/test_rounds.py
 	@echo "==> Trio's own tests, in guests"
 	@PYTHON=$(BIN)/python tests/bridge/run
-	@echo "==> Mutants"
-	@$(BIN)/python -m tests.mutants
-	@echo "==> Fuzzing, two and a half minutes each"
-	@PYTHON=$(BIN)/python tests/fuzz/run --seconds 150
-	@echo "==> All tests on other Pythons, and on the lowest versions of what they need"
-	@tests/pythons/released 3.12
-	@tests/pythons/released 3.13
-	@tests/pythons/released 3.11-lowest
-	@echo "==> The tests on newer Pythons"
-	@$(BIN)/python tests/pythons/run.py
+	@echo "==> Every second of the mutants"
+	@$(BIN)/python -m tests.mutants --tonight
+	@echo "==> Fuzzing, a minute each"
+	@PYTHON=$(BIN)/python tests/fuzz/run --seconds 60
+	@echo "==> All tests on another Python, or on the lowest versions of what they need"
+	@tests/pythons/released $(call tonight,3.12 3.13 3.11-lowest)
+	@echo "==> The tests on a newer Python"
+	@$(BIN)/python tests/pythons/run.py $(call tonight,3.14 3.15 3.14t)
 
 bench: $(STAMP)
 	@command -v strace >/dev/null || { echo "==> Installing strace, which counts system calls"; \

@@ -20,6 +20,7 @@ import trio
 
 from tests.cancellation._places import echoing
 from tests.tools.limits import HANG
+from tests.tools.nights import tonight
 from trio_console import (
     GuestLostError,
     RelayOptions,
@@ -553,5 +554,5 @@ def test_a_part_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) ->
 
 
 @pytest.mark.nightly
-def test_a_part_cancelled_at_every_moment_leaves_nothing_behind(sweep: Sweep) -> None:
-    sweep.all()
+def test_a_part_cancelled_at_every_moment_in_two_nights_leaves_nothing_behind(sweep: Sweep) -> None:
+    sweep.all(tonight(2), 2)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from tests.mutants import discover, table
 from tests.mutants.run import BOUND, EQUIVALENT, FOUND, HUNG, SURVIVED, Outcome, Tree, Verdict, spread
+from tests.tools.nights import tonight
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -54,6 +55,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only that none is stale")
     parser.add_argument("--sample", action="store_true", help="the first of each module, always the same")
+    parser.add_argument("--tonight", action="store_true", help="every second, and the others in the next night")
     parser.add_argument("--record", action="store_true", help="write the seconds into the table")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default 2)")
     parser.add_argument("--bound", type=float, default=BOUND, help=f"seconds for each (default {BOUND:g})")
@@ -69,7 +71,7 @@ def _chosen(mutants: list[Mutant], arguments: argparse.Namespace) -> list[Mutant
     if arguments.sample:
         firsts = {m.module: m for m in reversed(chosen) if not (m.equivalent or m.hangs)}
         chosen = [mutant for mutant in chosen if firsts.get(mutant.module) is mutant]
-    return chosen
+    return chosen[tonight(2) :: 2] if arguments.tonight else chosen
 
 
 def _run(trees: list[Tree], chosen: list[Mutant], everything: list[Mutant], *, record: bool) -> int:
