@@ -51,7 +51,9 @@ def with_terminal():
     former = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # which the child gets with its terminal's end
     pid, master = os.forkpty()
     if not pid:
+        os.write(1, b"x")
         sleep()
+    os.read(master, 1)  # it has its terminal, and could not get it after the end of this program
     signal.signal(signal.SIGHUP, former)
     kept.append(master)
     return pid
