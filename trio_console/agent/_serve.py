@@ -25,6 +25,7 @@ from trio_console._wire.outbox import Outbox
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
+from trio_console.agent._net.lookups import Lookups
 from trio_console.agent._net.tcp import TcpSession
 from trio_console.agent._process.background import Background, KillSession
 from trio_console.agent._process.hunt import Hunt
@@ -173,6 +174,7 @@ class _Agent:
         self._hunt = Hunt(f"{secrets.token_hex(8)}.")
         self._background = Background()
         self._sinks: Sinks | None = None
+        self._lookups: Lookups | None = None
         self._starts = Shares(_STARTS)
         self._threads = trio.CapacityLimiter(math.inf)  # the shares are the limit
         self._defaults = ExecDefaults()
@@ -249,6 +251,7 @@ class _Agent:
         )
         self._router = router
         self._sinks = Sinks(nursery, self.headroom)
+        self._lookups = Lookups(nursery)
         nursery.start_soon(self._hunt.run)
         nursery.start_soon(self._files.run)
         nursery.start_soon(write_activity, sender.activity, router.sessions, self.options.activity_dir)
@@ -294,6 +297,7 @@ class _Agent:
     def _open_tcp(self, sender: Sender, session_id: int, message: wire.TcpConnect) -> Session | wire.Message:
         self._ensure_headroom()
         slot = _slot_of(session_id)
+        assert self._lookups is not None, "sessions are opened by the router"
         if not self.headroom.claim(slot, _FDS_OF_CONNECTION):
             return wire.TcpFailed(f"connect {message.host[:255]}:{message.port}: {os_error_text(errno.EMFILE)}")
         return TcpSession(
@@ -303,6 +307,7 @@ class _Agent:
             window=self.options.stdin_window,
             budget=self.options.stdin_budget,
             patience=self.options.stdin_patience,
+            find=partial(self._lookups.addresses, slot),
             over=partial(self.headroom.release, slot, _FDS_OF_CONNECTION),
         )
 
@@ -334,6 +339,8 @@ class _Agent:
         self._files.forget(start, end)
         for slot in slots_in(start, end):
             client, ids = self._client(slot), slot_ids(slot)
+            if self._lookups is not None and start <= ids.start and ids.stop <= end:
+                self._lookups.forget(slot)
             if client in self._commanders and start <= ids.start and ids.stop <= end:
                 self._starts.forget(slot)
                 self._commanders.remove(client)

@@ -30,11 +30,12 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console.agent._inflow import Inflow, Put
+from trio_console.agent._net.lookups import dial
 from trio_console.agent._process.spawn import os_error_text
 from trio_console.agent._session import PromptSession, SendCredit, Sender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
 __all__ = ["TcpSession"]
 
@@ -69,6 +70,7 @@ class TcpSession(PromptSession):
         window: bytes that a client with credit may send before a grant.
         budget: bytes queued for a client without credit.
         patience: seconds without a written byte after which such a client's data is refused.
+        find: finds the addresses of a host; see `Lookups.addresses`.
         over: called when the connection is closed.
     """
 
@@ -77,6 +79,7 @@ class TcpSession(PromptSession):
         "_credit",
         "_discarding",
         "_failure",
+        "_find",
         "_over",
         "_queue",
         "_reading",
@@ -96,9 +99,11 @@ class TcpSession(PromptSession):
         window: int,
         budget: int,
         patience: float,
+        find: Callable[[str, int], Awaitable[list[str]]],
         over: Callable[[], object],
     ) -> None:
         super().__init__(sender, session_id)
+        self._find = find
         self._over = over
         own_window = None if request.window is msgspec.UNSET else request.window
         self._request = request
@@ -139,7 +144,7 @@ class TcpSession(PromptSession):
         target = f"{host}:{port}"
         with trio.move_on_after(_CONNECT_TIMEOUT):
             try:
-                return await trio.open_tcp_stream(host, port)
+                return await dial(await self._find(host, port), port)
             except OSError as exc:
                 raise _ConnectError(f"connect {target}: {_why(exc)}") from exc
             except ValueError as exc:  # not a valid name, or port 0
