@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import random
 from typing import TYPE_CHECKING, Any, Final
 
 from tests.fuzz.targets import TARGETS, relay
@@ -129,7 +130,16 @@ _NO_WINDOW, _WINDOW_OF_1, _WINDOW_OF_100 = 0, 2, 3
 _FINISH, _GRANTS = 2, 1
 
 
+def _users(*numbers: int) -> Iterator[tuple[str, bytes]]:
+    """Any steps of clients with rights and limits. These numbers are known to reach the bounds, and refusals."""
+    for number in numbers:
+        # The guest counts credit or not, and tells the ends of commands or not.
+        how = (0x41, 0x49, 0x40, 0x48)[number % 4]
+        yield f"users-{number}", bytes([how]) + random.Random(number).randbytes(600)
+
+
 def _relay_clients() -> Iterator[tuple[str, bytes]]:
+    yield from _users(0, 1, 16, 23, 101, 164)
     asks, feed, reads = relay._client_asks, relay._feed, relay._client_reads
     connects, leaves = relay._client_connects, relay._client_leaves
     writes, hears, heard = relay._relay_writes, relay._guest_hears, relay._guest_is_heard
@@ -288,6 +298,7 @@ def _ends_of_a_rude_guest() -> Iterator[tuple[str, bytes]]:
 
 
 def _relay_agent() -> Iterator[tuple[str, bytes]]:
+    yield from _users(18, 55, 66, 92)
     opens, says, repeats = relay._client_opens, relay._guest_says, relay._guest_repeats
     reads, leaves, connects = relay._client_reads, relay._client_leaves, relay._client_connects
     stdout, stdin_error, exited, response = 0, 7, 8, 9

@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.relay.router._world import serving
 from tests.relay.router.test_router_rights import options as open_options
 from tests.tools.limits import HANG
 from trio_console import Log, ProcessGuest, Relay, RelayOptions, Rights, connect_guest, open_guest, serve_relay
 from trio_console import _wire as wire
 from trio_console._relay import audit as _audit
 from trio_console._relay.audit import AuditLog
+from trio_console._relay.options import ServerOptions
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -283,6 +285,19 @@ async def test_a_relay_records_who_did_what_until_the_last_client_has_gone(tmp_p
     assert {one.get("path") for one in events(log, "file")} == {"/etc/hosts"}
     assert ["does not let this user" in one["why"] for one in events(log, "refused")] == [True, True]
     assert b"value" not in log.read_bytes()
+
+
+async def test_the_ends_of_clients_are_recorded_also_if_the_relay_is_stopped_at_once(tmp_path: Path) -> None:
+    log = AuditLog(tmp_path / "log", max_bytes=MIB, backups=1)
+    async with serving(tmp_path, options=ServerOptions(audit_log=log)) as world:
+        client = await world.connect()
+        await client.send(wire.ExecRequest("sleep"), client.ids[0])
+        await world.agent.expect(wire.ExecRequest)
+        with trio.fail_after(HANG):
+            while log.statistics().bytes_queued:  # so that the log has nothing to do when all is stopped
+                await trio.sleep(0.001)
+    await client.leave()
+    assert [one["event"] for one in records(tmp_path / "log")] == ["connected", "run", "ended", "disconnected"]
 
 
 async def test_this_programs_own_client_is_recorded_as_well(tmp_path: Path) -> None:

@@ -11,14 +11,16 @@ from tests.fuzz.targets.relay_messages import (
     ENDING,
     ENDS_OF,
     ENDS_REQUESTS,
+    FILES,
     FITTING,
     FROM_AGENT,
+    HANDLES,
     REQUESTS,
     SIZES,
     TO_AGENT,
 )
 from tests.fuzz.targets.relay_parts import STEP, ids_of, parse
-from tests.fuzz.targets.relay_world import LARGE, MOST_CLIENTS, SMALL, Peer, World
+from tests.fuzz.targets.relay_world import LARGE, LIMITED, MOST_CLIENTS, SMALL, Peer, World
 from tests.fuzz.targets.script import Script
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
@@ -95,7 +97,7 @@ def _message_with_more(script: Script, *, in_payload: bool) -> tuple[int, bytes]
 
 
 def _client_connects(world: World, _script: Script) -> None:
-    world.connect()
+    world.connect(0 if world.users is None else 1)  # the slots of user 0 are for the witness
 
 
 def _client_leaves(world: World, script: Script) -> None:
@@ -220,7 +222,32 @@ def _client_says_what_a_guest_says_of_ends(world: World, script: Script) -> None
         world.client_sends(peer, script.pick(ENDS_OF)(script), offset)
 
 
+def _client_of_a_user_connects(world: World, script: Script) -> None:
+    world.connect(script.pick((1, 1, 2, 3)) if world.users is not None else 0)
+
+
+def _client_asks_for_files(world: World, script: Script) -> None:
+    if world.peers:
+        peer, offset = script.pick(world.peers), script.byte() % 8
+        world.client_sends(peer, script.pick(FILES)(script), offset)
+
+
 # What a polite guest may do
+
+
+def _guest_answers_with_a_handle(world: PoliteGuest, script: Script) -> None:
+    ids = [id_ for id_, work in world.work.items() if work.kind == "fs"]
+    if ids:
+        world.finish(script.pick(ids), script.pick(HANDLES)(script))
+
+
+def _guest_opens_much(world: PoliteGuest, script: Script) -> None:
+    """Clients open files, the guest does so, and they close some."""
+    for _ in range(script.byte() % 4 + 1):
+        _client_asks_for_files(world, script)
+        world.hear_all()
+        _guest_answers_with_a_handle(world, script)
+        world.deliver_all()
 
 
 def _relay_writes(world: PoliteGuest, script: Script) -> None:
@@ -329,6 +356,24 @@ _ENDS_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
 )
 
 
+_USERS_CLIENTS_STEPS: Final[Sequence[Callable[[PoliteGuest, Script], None]]] = (
+    *_WIDE_CLIENTS_STEPS,
+    _client_of_a_user_connects,
+    _client_of_a_user_connects,
+    _client_asks_for_files,
+    _client_asks_for_files,
+    _client_controls,
+    _guest_answers_with_a_handle,
+    _guest_opens_much,
+    _guest_opens_much,
+)
+
+
+def _has_users(how: int) -> bool:
+    """Whether the relay has users with rights and limits."""
+    return how & ~9 == 0x40
+
+
 def _is_wide(how: int) -> bool:
     return how >> 5 == 1
 
@@ -359,10 +404,12 @@ def fuzz_relay_clients(data: bytes) -> int:
     """Any clients, and a guest that keeps to the protocol: no client disturbs another, and nothing is left."""
     script = Script(data)
     how = script.byte()
-    world = _Marked(bool(how & 1), LARGE if how & 2 else SMALL, _tells_ends(how))
-    world.connect()
+    limits = LIMITED if _has_users(how) else LARGE if how & 2 else SMALL
+    world = _Marked(bool(how & 1), limits, _tells_ends(how) or (_has_users(how) and bool(how & 8)))
+    world.connect(1 if _has_users(how) else 0)
     steps = _WIDE_CLIENTS_STEPS if _is_wide(how) else _CLIENTS_STEPS
     steps = _ENDS_CLIENTS_STEPS if _is_about_ends(how) else steps
+    steps = _USERS_CLIENTS_STEPS if _has_users(how) else steps
     while script:
         script.pick(steps)(world, script)
         world.check()
@@ -557,14 +604,36 @@ _ENDS_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
 )
 
 
+def _guest_says_of_handles(world: _RudeGuest, script: Script) -> None:
+    files = [s.id for peer in world.peers for s in peer.party.sessions.values() if s.kind == "fs"]
+    if files:
+        world.guest_writes(wire.encode(script.pick(HANDLES)(script), script.pick(files)))
+
+
+_USERS_AGENT_STEPS: Final[Sequence[Callable[[_RudeGuest, Script], None]]] = (
+    *_WIDE_AGENT_STEPS,
+    _client_of_a_user_connects,
+    _client_of_a_user_connects,
+    _client_asks_for_files,
+    _client_asks_for_files,
+    _client_asks_for_files,
+    _client_controls,
+    _guest_says_of_handles,
+    _guest_says_of_handles,
+    _guest_says_of_handles,
+)
+
+
 def fuzz_relay_agent(data: bytes) -> int:
     """Clients, and any guest: each client gets only frames under its own ids, within its bounds."""
     script = Script(data)
     how = script.byte()
-    world = _RudeGuest(bool(how & 1), LARGE if how & 2 else SMALL, _tells_ends(how))
-    world.connect()
+    limits = LIMITED if _has_users(how) else LARGE if how & 2 else SMALL
+    world = _RudeGuest(bool(how & 1), limits, _tells_ends(how) or (_has_users(how) and bool(how & 8)))
+    world.connect(1 if _has_users(how) else 0)
     steps = _WIDE_AGENT_STEPS if _is_wide(how) else _AGENT_STEPS
     steps = _ENDS_AGENT_STEPS if _is_about_ends(how) else steps
+    steps = _USERS_AGENT_STEPS if _has_users(how) else steps
     while script and not world.lost:
         script.pick(steps)(world, script)
         world.check()

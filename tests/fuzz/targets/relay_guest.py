@@ -72,8 +72,8 @@ class PoliteGuest(World):
         self.heard: Counter[int] = Counter()  # bytes of data, by id
         self.out: deque[bytes] = deque()  # on their way to the relay
 
-    def connect(self) -> Peer | None:
-        peer = super().connect()
+    def connect(self, uid: int = 0) -> Peer | None:
+        peer = super().connect(uid)
         if peer is not None:
             under_way = {parse(raw).id for raw in (*self.control, *self.bulk, *self.wire, *self.out)}
             assert not [id_ for id_ in (*under_way, *self.work) if id_ in peer.client.ids], "a slot still in use"
@@ -232,8 +232,9 @@ class PoliteGuest(World):
             self.say(wire.Credit("stdin" if work.kind == "exec" else "data", work.got), id_)
             work.got = 0
 
-    def finish(self, id_: int) -> None:
-        self.say(_LAST[self.work.pop(id_).kind], id_)
+    def finish(self, id_: int, last: wire.Message | None = None) -> None:
+        self.say(last or _LAST[self.work.pop(id_).kind], id_)
+        self.work.pop(id_, None)
 
     # All at once
 

@@ -18,8 +18,10 @@ __all__ = [
     "ENDING",
     "ENDS_OF",
     "ENDS_REQUESTS",
+    "FILES",
     "FITTING",
     "FROM_AGENT",
+    "HANDLES",
     "REQUESTS",
     "SIZES",
     "TO_AGENT",
@@ -130,6 +132,46 @@ ANSWERING: Final[Mapping[str, Sequence[Callable[[Script], wire.Message]]]] = {
     ),
     "call": (lambda _: wire.Pong(), lambda _: wire.Touched(1)),
 }
+
+
+# Rights, and things that are bounded
+
+
+def _options(script: Script) -> wire.OpenOptions:
+    how = script.byte() % 7
+    return wire.OpenOptions(
+        read=True, write=how == 1, append=how == 2, create=how == 3, truncate=how == 4, create_new=how == 5
+    )
+
+
+_PATHS: Final[Sequence[wire.FsOp]] = (
+    *(wire.OpStat("/", True), wire.OpRealPath("/"), wire.OpList("/"), wire.OpReadLink("/"), wire.OpFStat(1)),
+    *(
+        wire.OpReadDir(1),
+        wire.OpAccount("home", ""),
+        wire.OpSetStat("/", True, wire.SetAttrs()),
+        wire.OpMkdir("/a"),
+    ),
+    *(wire.OpSymlink("/a", "/b"), wire.OpRemove("/a"), wire.OpRemoveDir("/a", False), wire.OpCopy("/a", "/b")),
+    *(wire.OpRename("/a", "/b"), wire.OpFSetStat(1, wire.SetAttrs()), wire.OpTouch("/a", 1, True)),
+    wire.OpHardLink("/a", "/b"),
+)
+
+#: Requests for files of all kinds; those that open and close come often.
+FILES: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.FsRequest(wire.OpOpenFile("/a", _options(s)), window=s.pick(_WINDOWS)),
+    lambda _: wire.FsRequest(wire.OpOpenDir("/a")),
+    lambda s: wire.FsRequest(wire.OpCloseHandle(s.byte() % 4)),
+    lambda s: wire.FsRequest(s.pick(_PATHS)),
+)
+
+#: Answers to them.
+HANDLES: Final[Sequence[Callable[[Script], wire.Message]]] = (
+    lambda s: wire.FsResponse(ok=True, data=wire.ResultHandle(s.byte() % 4)),
+    lambda _: wire.FsResponse(ok=True),
+    lambda s: wire.FsResponse(ok=False, error=s.pick(("invalid handle: 1", "close: x (os error 5)", "no"))),
+    lambda _: wire.Error("invalid_payload", "m"),
+)
 
 
 # The ends of commands

@@ -27,16 +27,21 @@ from tests.fuzz.targets.relay_parts import (
     Stream,
     class_of,
     data_of,
+    front,
     ids_of,
+    in_front,
+    may_end,
     parse,
     slot_of,
 )
+from tests.fuzz.targets.relay_users import things_of
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from tests.fuzz.targets.relay_users import Users
     from trio_console._relay.router import RouterLimits
 
 __all__ = ["Model", "Verdict"]
@@ -82,17 +87,6 @@ _PART_OF: Final[dict[type[wire.Message], str]] = {
 }
 #: All messages that a client may send.
 _CLIENTS: Final = {*_OPENS, *_PART_OF, wire.Shutdown, wire.Credit, wire.Cancel}
-_ENDS: Final[dict[type[wire.Message], str]] = {
-    wire.ExecExited: "exec",
-    wire.ExecFailed: "exec",
-    wire.FsResponse: "fs",
-    wire.TcpClosed: "tcp",
-    wire.TcpFailed: "tcp",
-    wire.Pong: "call",
-    wire.Touched: "call",
-    wire.ClientForgotten: "call",
-    wire.BackgroundKilled: "call",
-}
 _OVERTAKE: Final = (
     *(wire.ExecStarted, wire.ExecStdinError, wire.ExecLeft),
     *(wire.TcpConnected, wire.TcpBroken, wire.Credit),
@@ -110,6 +104,13 @@ class Verdict(NamedTuple):
     shutdown: bool = False
 
 
+class _TurnedDown(Exception):
+    """A request that is answered in the guest's place, because its client lacks a right, or has enough."""
+
+    def __init__(self, answer: wire.Message) -> None:
+        self.answer = answer
+
+
 class _Refused(Exception):
     def __init__(self, kind: str) -> None:
         self.kind = kind
@@ -119,7 +120,10 @@ class _Refused(Exception):
 class Model:
     """See the module."""
 
-    def __init__(self, credit: bool, ends: bool, agent_window: int, limits: RouterLimits) -> None:
+    def __init__(
+        self, credit: bool, ends: bool, agent_window: int, limits: RouterLimits, users: Users | None = None
+    ) -> None:
+        self.users = users
         self._credit = credit
         self._ends = ends
         self._agent_window = agent_window
@@ -139,11 +143,18 @@ class Model:
 
     # Clients come and go
 
-    def connect(self) -> Party:
-        """Give a client the first slot that no client has, and for which the guest sends no more frames."""
+    def connect(self, uid: int = 0) -> Party | None:
+        """Give a client the first slot that no client has, and for which the guest sends no more frames.
+
+        `None` if there are as many clients as are allowed.
+        """
+        if self.users is not None and not self.users.may_connect(uid, self.parties.values()):
+            return None
         taken = {*self.parties, *self.awaited, *self.late}
         slot = next(slot for slot in range(SLOTS) if slot not in taken)
-        party = self.parties[slot] = Party(slot, ids_of(slot))
+        party = self.parties[slot] = Party(slot, ids_of(slot), uid=uid)
+        if self.users is not None:
+            self.users.owners[slot] = uid
         return party
 
     def disconnect(self, party: Party, last_id: int) -> tuple[list[bytes], list[bytes]]:
@@ -172,6 +183,8 @@ class Model:
             "the last question's id was used"
         )
         words = {s.id: "exec" for s in party.sessions.values() if s.kind == "exec" and s.last is None}
+        if self.users is not None:
+            self.users.commands[party.slot] = len(words)
         self.awaited[party.slot] = (
             now + self._limits.quarantine,
             {**words, last_id: "call" if self._ends else "fs"},
@@ -205,6 +218,11 @@ class Model:
             ):
                 raise _Refused("unsupported_message_type")
             self._accept(party, frame, message, out)
+        except _TurnedDown as exc:
+            self.refused_frames += 1
+            if frame.id:
+                self._answer(party, frame.id, exc.answer)
+            return Verdict(False, [])
         except _Refused as exc:
             version = wire.decode_envelope(frame.body).version
             return self._refuse(party, frame, exc.kind, wire.type_of(message).name, version, out)
@@ -230,10 +248,12 @@ class Model:
         session = party.sessions.get(frame.id)
         kind = _PART_OF.get(type(message))
         if isinstance(message, wire.Shutdown):
+            self._turn_down(party, message)
             out.append(wire.encode(message))
         elif type(message) in _OPENS:
             if session is not None or len(party.sessions) >= self._limits.sessions:
                 raise _Refused("invalid_session")
+            self._turn_down(party, message)
             out.append(self._open(party, frame, message))
         elif session is None:
             if isinstance(message, wire.FsData):
@@ -246,6 +266,11 @@ class Model:
             raise _Refused("invalid_session")
         else:
             self._accept_within(party, session, frame, message, out)
+
+    def _turn_down(self, party: Party, request: wire.Message) -> None:
+        answer = None if self.users is None else self.users.refuse(party, self.parties.values(), request)
+        if answer is not None:
+            raise _TurnedDown(answer)
 
     def _accept_within(
         self, party: Party, session: Session, frame: wire.Frame, message: wire.Message, out: list[bytes]
@@ -292,7 +317,12 @@ class Model:
         if self._credit and isinstance(message, (wire.ExecRequest, wire.FsRequest, wire.TcpConnect)):
             limits = self._limits
             wanted = None if message.window is wire.UNSET else message.window
-            left = min(limits.client_budget - party.committed, limits.total_budget - self.committed)
+            of_user = sum(one.committed for one in self.parties.values() if one.uid == party.uid)
+            left = min(
+                limits.client_budget - party.committed,
+                limits.user_budget - of_user,
+                limits.total_budget - self.committed,
+            )
             window = max(
                 min(limits.largest_window, left // (limits.rest_divisor * len(names))), limits.least_window
             )
@@ -302,6 +332,9 @@ class Model:
             session = Session(frame.id, kind, streams, self._agent_window, wanted is not None)
             version = wire.decode_envelope(frame.body).version
             raw = wire.encode(msgspec.structs.replace(message, window=window), frame.id, version=version)
+        session.needs = things_of(message)
+        if isinstance(message, wire.FsRequest) and isinstance(message.op, wire.OpCloseHandle):
+            session.closes = message.op.handle
         party.sessions[frame.id] = session
         party.open.append(session)
         party.used.add(frame.id)
@@ -387,11 +420,15 @@ class Model:
         if slot in self.awaited:
             words = self.awaited[slot][1]
         if slot is not None and words is not None and frame.flags & _TERMINAL:
-            if frame.id in words and _may_end(frame, words[frame.id]):
-                del words[frame.id]
+            if frame.id in words and may_end(frame, words[frame.id]):
+                kind = words.pop(frame.id)
+                if self.users is not None:
+                    self.users.commands[slot] -= kind == "exec"
                 if not words:
                     self.awaited.pop(slot, None)
                     self.late.pop(slot, None)
+                    if self.users is not None:
+                        del self.users.owners[slot], self.users.commands[slot]
                 return not words
         self.dropped_frames += 1
         return False
@@ -417,9 +454,11 @@ class Model:
     ) -> None:
         raw = wire.encode_frame(*frame)
         if frame.flags & _TERMINAL:
-            if not _may_end(frame, session.kind):
+            if not may_end(frame, session.kind):
                 self._drop(frame)
-            elif session.over:
+                return
+            _note_end(party, session, frame)
+            if session.over:
                 self._drop_pending(session)
                 del party.sessions[session.id]
             else:
@@ -439,7 +478,7 @@ class Model:
         elif cls in _OVERTAKE:
             party.quick.append(Item(frame.id, raw))
         else:
-            blocked = next((stream for stream in _in_front(session, frame) if stream.held), None)
+            blocked = next((stream for stream in in_front(session, frame) if stream.held), None)
             queue = party.slow if blocked is None else blocked.held
             queue.append(Item(frame.id, raw, session=session))
 
@@ -513,7 +552,7 @@ class Model:
             assert frame.id in party.ids, "a frame of somebody else"
             queues = (party.quick,) if not number and party.quick else (party.quick, party.slow)
             for queue in queues:
-                if (taken := _front(queue, frame, raw)) is not None:
+                if (taken := front(queue, frame, raw)) is not None:
                     party.in_flight += taken
                     break
             else:
@@ -621,30 +660,27 @@ def _loss(session: Session) -> Item:
     return Item(session.id, b"", answer)
 
 
-def _front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
-    """Take the parts of a frame off a queue: its first item, or several pieces of one stream."""
-    if not queue:
-        return None
-    if queue[0].is_in(frame, raw):
-        return [queue.popleft()]
-    first, data = queue[0].stream, data_of(frame)
-    if first is None or not data or first.cls is not class_of(frame) or first.id != frame.id:
-        return None
-    taken: list[Item] = []
-    while data and queue and queue[0].stream is first and queue[0].data and data.startswith(queue[0].data):
-        data = data[len(queue[0].data) :]
-        taken.append(queue.popleft())
-    return None if data else taken
-
-
-def _in_front(session: Session, frame: wire.Frame) -> Iterable[Stream]:
-    """The streams whose data a frame without data must not overtake: all, or the one whose end it is."""
+def _note_end(party: Party, session: Session, frame: wire.Frame) -> None:
+    """What the guest has ended, opened or closed with a session's last frame."""
+    session.ended = True
     try:
         message = wire.decode(frame)
     except ProtocolError:
-        return session.streams.values()
-    name = message.stream if isinstance(message, wire.ExecStreamEnded) else None
-    return [stream for stream in session.streams.values() if name in (None, stream.name)]
+        return
+    if not isinstance(message, wire.FsResponse):
+        return
+    if session.closes is not None:
+        text = message.error or ""
+        if (
+            message.ok
+            or "invalid handle" in text
+            or any(f"(os error {number})" in text for number in (5, 28, 122))
+        ):
+            party.handles.discard(session.closes)
+    elif message.ok and isinstance(message.data, wire.ResultHandle) and session.needs[2]:
+        if message.data.value not in party.handles:
+            party.handles.add(message.data.value)
+            session.needs = (session.needs[0], session.needs[1], 0)
 
 
 def _is_portable(data: bytes) -> bool:
@@ -653,9 +689,3 @@ def _is_portable(data: bytes) -> bool:
         return cbor_reference.is_portable(data)
     except cbor_reference.Refused:
         return True
-
-
-def _may_end(frame: wire.Frame, kind: str) -> bool:
-    """Whether a frame fits a session of this kind. If not, it is the last frame of the id's former session."""
-    cls = class_of(frame)
-    return cls is None or cls not in _ENDS or _ENDS[cls] == kind

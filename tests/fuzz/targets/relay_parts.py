@@ -22,12 +22,27 @@ __all__ = [
     "Stream",
     "class_of",
     "data_of",
+    "front",
     "ids_of",
+    "in_front",
+    "may_end",
     "parse",
     "slot_of",
 ]
 
 DataClass: TypeAlias = type[wire.DataMessage]
+
+_ENDS: Final[dict[type[wire.Message], str]] = {
+    wire.ExecExited: "exec",
+    wire.ExecFailed: "exec",
+    wire.FsResponse: "fs",
+    wire.TcpClosed: "tcp",
+    wire.TcpFailed: "tcp",
+    wire.Pong: "call",
+    wire.Touched: "call",
+    wire.ClientForgotten: "call",
+    wire.BackgroundKilled: "call",
+}
 
 SLOTS: Final = 128
 
@@ -82,6 +97,9 @@ class Session:
     unwanted: bool = False  # its data, by its client
     drops: bool = False  # whether its client is told of output that is dropped
     lossy: set[str] = field(default_factory=set)  # the streams of which some was dropped
+    needs: tuple[int, int, int] = (0, 0, 0)  # see `Things`
+    closes: int | None = None  # the handle that it closes
+    ended: bool = False  # the guest has told its end
 
     def ready(self) -> bool:
         if not self.pending:
@@ -124,6 +142,8 @@ class Party:
     in_flight: list[Item] = field(default_factory=list)  # given to its socket, which has not taken it
     round: deque[Session] = field(default_factory=deque)
     used: set[int] = field(default_factory=set)  # ids that it has opened
+    uid: int = 0
+    handles: set[int] = field(default_factory=set)  # of its open files
 
     @property
     def committed(self) -> int:
@@ -157,3 +177,35 @@ def class_of(frame: wire.Frame) -> type[wire.Message] | None:
 def data_of(frame: wire.Frame) -> bytes:
     data = wire.measure_data(frame)
     return b"" if data is None else bytes(frame.body[len(frame.body) - data[1] :])
+
+
+def front(queue: deque[Item], frame: wire.Frame, raw: bytes) -> list[Item] | None:
+    """Take the parts of a frame off a queue: its first item, or several pieces of one stream."""
+    if not queue:
+        return None
+    if queue[0].is_in(frame, raw):
+        return [queue.popleft()]
+    first, data = queue[0].stream, data_of(frame)
+    if first is None or not data or first.cls is not class_of(frame) or first.id != frame.id:
+        return None
+    taken: list[Item] = []
+    while data and queue and queue[0].stream is first and queue[0].data and data.startswith(queue[0].data):
+        data = data[len(queue[0].data) :]
+        taken.append(queue.popleft())
+    return None if data else taken
+
+
+def in_front(session: Session, frame: wire.Frame) -> Iterable[Stream]:
+    """The streams whose data a frame without data must not overtake: all, or the one whose end it is."""
+    try:
+        message = wire.decode(frame)
+    except ProtocolError:
+        return session.streams.values()
+    name = message.stream if isinstance(message, wire.ExecStreamEnded) else None
+    return [stream for stream in session.streams.values() if name in (None, stream.name)]
+
+
+def may_end(frame: wire.Frame, kind: str) -> bool:
+    """Whether a frame fits a session of this kind. If not, it is the last frame of the id's former session."""
+    cls = class_of(frame)
+    return cls is None or cls not in _ENDS or _ENDS[cls] == kind

@@ -9,16 +9,20 @@ sums are compared with the model's as well.
 
 from __future__ import annotations
 
+import operator
 import zlib
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final, final
 
 from tests.fuzz.targets.relay_model import Model
 from tests.fuzz.targets.relay_parts import Party, parse
+from tests.fuzz.targets.relay_users import RIGHTS, Users, numbers_of
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._relay.router import Orders, Router, RouterLimits
 from trio_console._relay.router.books import FRAME_COST
+from trio_console._relay.router.limits import Numbers
 from trio_console._relay.router.states import SessionState
 
 if TYPE_CHECKING:
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from trio_console._relay.router import Client
     from trio_console._relay.router.session import Outgoing, RelaySession
 
-__all__ = ["AGENT_WINDOW", "LARGE", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
+__all__ = ["AGENT_WINDOW", "LARGE", "LIMITED", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
 
 #: Limits so small that an input of some hundred bytes reaches every one of them.
 SMALL: Final = RouterLimits(
@@ -52,6 +56,16 @@ LARGE: Final = RouterLimits(
     slice=16 * 1024,
     sessions=20,
     quarantine=60.0,
+)
+
+#: With rights, and bounds that are reached as soon.
+LIMITED: Final = replace(
+    SMALL,
+    client=Numbers(sessions=4, processes=2, handles=2),
+    user=Numbers(sessions=5, processes=3, handles=3),
+    user_budget=900,
+    clients=3,
+    clients_per_user=2,
 )
 
 #: The guest's window, in bytes: what the relay may send for one session before a grant.
@@ -126,8 +140,10 @@ class World:
         self.ends = ends
         self.limits = limits
         features = ["other", wire.EXEC_ENDS, wire.FORGETS] if ends else ["other"]
-        self.router = Router(wire.Flow(AGENT_WINDOW) if credit else None, limits, features)
-        self.model = Model(credit, ends, AGENT_WINDOW, limits)
+        self.users = Users(limits) if limits is LIMITED else None
+        flow = wire.Flow(AGENT_WINDOW) if credit else None
+        self.router = Router(flow, limits, features, {} if self.users is None else RIGHTS)
+        self.model = Model(credit, ends, AGENT_WINDOW, limits, self.users)
         self.now = 0.0
         self.trace = 0  # of everything that anybody got
         self.peers: list[Peer] = []
@@ -140,11 +156,13 @@ class World:
 
     # Clients
 
-    def connect(self) -> Peer | None:
-        if len(self.peers) >= MOST_CLIENTS:
+    def connect(self, uid: int = 0) -> Peer | None:
+        if len(self.peers) >= MOST_CLIENTS and self.users is None:
             return None
-        client, party = self.router.connect(0), self.model.connect()
-        assert client is not None, "no slot, with so few clients"
+        client, party = self.router.connect(uid), self.model.connect(uid)
+        if client is None or party is None:
+            assert client is None and party is None, "a client gets in, or not"  # noqa: PT018
+            return None
         assert client.slot == party.slot, "another slot than the first that is free"
         assert client.ids == party.ids
         self._marks = self._marks % 255 + 1
@@ -324,11 +342,27 @@ class World:
         assert router.slots.quarantined == len(model.awaited)
         assert router.slots.retired == len(model.late)
         assert router.refused_frames == model.refused_frames
+        if self.users is not None:
+            self._check_users(self.users)
         assert router.dropped_frames == model.dropped_frames
         dropped = router.books.dropped_bytes
         assert model.lost <= dropped <= model.lost_with_frames, "lost and not counted, or counted and not lost"
         for peer in self.peers:
             self._check_client(peer.client, peer.party)
+
+    def _check_users(self, users: Users) -> None:
+        """Each sum in the books is what the model counts, and no bound is exceeded."""
+        books, parties = self.router.books, self.model.parties.values()
+        assert set(books.users) == set(users.owners.values()), "another user has an account"
+        for uid, account in books.users.items():
+            assert uid is not None
+            assert tuple(account.numbers) == users.numbers_of(uid, parties), "another number is counted"
+            assert all(map(operator.le, account.numbers, self.limits.user)), "more than a user's bounds"
+            assert len(account.clients) <= self.limits.clients_per_user
+        for peer in self.peers:
+            assert tuple(peer.client.account.numbers) == numbers_of(peer.party), "another number is counted"
+            assert all(map(operator.le, peer.client.account.numbers, self.limits.client)), "more than the bounds"
+        assert len(self.peers) <= self.limits.clients
 
     def check_end(self) -> None:
         """The sums when all clients have gone."""
