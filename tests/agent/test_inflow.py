@@ -83,6 +83,48 @@ async def test_patience_begins_anew_whenever_something_was_taken(autojump_clock:
         assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN
 
 
+async def test_a_taker_that_takes_a_little_now_and_then_delays_nobody_for_long(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    inflow = uncredited(100 * ROOM)
+    for _ in range(25):
+        assert await inflow.put(bytes(3 * ROOM)) is Put.TAKEN
+
+    async def take() -> None:
+        while True:
+            await trio.sleep(0.5)
+            inflow.pop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        begin = trio.current_time()
+        assert await inflow.put(bytes(80 * ROOM)) is Put.FULL
+        assert trio.current_time() == begin + 3.0
+        for _ in range(100):  # without waiting again
+            assert await inflow.put(bytes(80 * ROOM)) is Put.FULL
+        assert trio.current_time() == begin + 3.0
+        assert await inflow.put(bytes(20 * ROOM)) is Put.TAKEN  # there is room
+        await trio.sleep(6.1)  # now half of the budget is free
+        begin = trio.current_time()
+        assert await inflow.put(bytes(80 * ROOM)) is Put.FULL
+        assert trio.current_time() == begin + 3.0
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_taker_that_is_fast_enough_loses_nothing(autojump_clock: trio.testing.MockClock) -> None:
+    inflow = uncredited(10 * ROOM)
+
+    async def take() -> None:
+        for _ in range(30):
+            await trio.sleep(0.9)
+            inflow.pop()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take)
+        for _ in range(30):
+            assert await inflow.put(bytes(8 * ROOM)) is Put.TAKEN
+
+
 async def test_an_end_frees_whoever_waits_for_room(autojump_clock: trio.testing.MockClock) -> None:
     inflow = uncredited(10 * ROOM)
     await inflow.put(bytes(8 * ROOM))

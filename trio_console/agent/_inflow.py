@@ -6,7 +6,9 @@ A session that does not take its data must pause only its own sender. That depen
   small chunks are joined while they wait: otherwise a window of chunks of two bytes would hold 26 times its size.
 * For a client without credit, data up to a budget is queued. Beyond the budget the router waits as long as bytes
   are being taken, which slows the whole console down but loses nothing. If no byte was taken for ``patience``
-  seconds, the chunk is refused, and so is every further chunk until there is room.
+  seconds, or three times as many seconds did not make room, the chunk is refused. Further chunks without room are
+  then refused at once, until half of the budget is free: a command that reads a little now and then would
+  otherwise stop all sessions for good.
 
 This module must not know frames, nor where the bytes go.
 """
@@ -35,6 +37,9 @@ _CHUNK_OVERHEAD: Final = 64
 _JOINED: Final = 8 * 1024
 
 _WRITE_SIZE: Final = 256 * 1024
+
+#: How long the router waits for room for a chunk, as a multiple of the patience, also if bytes are being taken.
+_LONGEST_WAIT: Final = 3
 
 
 class Put(enum.Enum):
@@ -85,6 +90,7 @@ class Inflow:
         "_cost",
         "_first_taken",
         "_grant",
+        "_is_slow",
         "_last_progress",
         "_patience",
         "_progress",
@@ -115,14 +121,15 @@ class Inflow:
         self._work = trio.Event()
         self._progress = trio.Event()
         self._last_progress = since
+        self._is_slow = False  # the router does not wait for it
 
     # The router's side
 
     async def put(self, data: bytes) -> Put:
         """Queue a chunk. Only the router calls this.
 
-        It waits only while chunks are being taken, and for at most ``patience`` after the last one. Otherwise it
-        is not a checkpoint. If cancelled, the chunk was not queued.
+        It waits only while chunks are being taken, and for at most ``patience`` after the last one, and three
+        times as long together. Otherwise it is not a checkpoint. If cancelled, the chunk was not queued.
         """
         if self._state is not _OPEN:
             return _TAKEN  # further input is dropped
@@ -161,13 +168,16 @@ class Inflow:
         return len(self._chunks[-1]) + size <= _JOINED
 
     async def _wait_for_room(self, size: int) -> bool:
+        longest = max(trio.current_time(), self._last_progress) + _LONGEST_WAIT * self._patience
         while self._chunks and self._cost + size > self._budget and self._state is _OPEN:
-            self._progress = trio.Event()
-            with trio.move_on_at(self._last_progress + self._patience) as scope:
-                await self._progress.wait()
-            # A part of a large chunk may have been written in the meantime, which also counts as progress.
-            if scope.cancelled_caught and trio.current_time() >= self._last_progress + self._patience:
+            deadline = min(self._last_progress + self._patience, longest)
+            if self._is_slow or trio.current_time() >= deadline:
+                self._is_slow = trio.current_time() >= longest or self._is_slow
                 return False
+            self._progress = trio.Event()
+            # (A part of a large chunk may be written in the meantime, which moves the deadline.)
+            with trio.move_on_at(deadline):
+                await self._progress.wait()
         return True
 
     def close(self) -> None:
@@ -237,6 +247,7 @@ class Inflow:
         self._shown = max(self._shown - 1, 0)
         self._cost -= size + _CHUNK_OVERHEAD
         assert self._cost >= 0, "what is queued is what was put and not taken"
+        self._is_slow = self._is_slow and 2 * self._cost > self._budget
         self._account(size - self._first_taken)
         self._first_taken = 0
         self._progress.set()

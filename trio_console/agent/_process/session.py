@@ -546,7 +546,7 @@ class ExecSession(Session):
                 text = "more stdin than the window allows"
                 self.end(wire.Error("invalid_session", text, "core.exec.stdin"))
             case Put.FULL:
-                text = f"stdin queue of {LEGACY_STDIN_BUDGET} bytes is full: the process is not reading"
+                text = f"stdin queue of {LEGACY_STDIN_BUDGET} bytes is full: the process is not reading enough"
                 self._send_stdin_error(errno.ENOSPC, text)
 
     # Called by the feed
