@@ -438,7 +438,8 @@ def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str 
     )
 
 
-#: What a shutdown has if it says nothing.
+#: A shutdown that says nothing, and its payload.
+_PLAIN_SHUTDOWN: Final = Shutdown()
 _NULL: Final = b"\xf6"
 
 
@@ -448,13 +449,13 @@ def _read_shutdown(payload: bytes) -> Message:
         value = cbor.load(payload)
         if isinstance(value, dict):
             return _convert(value, Shutdown)
-    return Shutdown()
+    return _PLAIN_SHUTDOWN
 
 
 def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False, counted: bool = True) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
-        return Shutdown() if payload == _NULL else _read_shutdown(payload)
+        return _PLAIN_SHUTDOWN if payload == _NULL else _read_shutdown(payload)
     value = cbor.load(payload, portable=portable, counted=counted)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")

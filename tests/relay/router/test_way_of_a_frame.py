@@ -130,7 +130,7 @@ KINDS = {
         (28, 10, 3),
         (CONNECT, [wire.TcpData(bytes(8 * KIB))], [TEXT]),
     ),
-    "shutdown": Kind(wire.Shutdown(), AT_ONCE, 21, (18, 5, 0)),
+    "shutdown": Kind(wire.Shutdown(), AT_ONCE, 18, (18, 5, 0)),
     "stdin for an unknown id": Kind(INPUT, "mind wire-in gate", 6, (7, 4, 0)),
     "data for an unknown connection": Kind(TEXT, "mind wire-in gate wire-out clients books", 23, (24, 8, 1)),
     "a message of the agent": Kind(
