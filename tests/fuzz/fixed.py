@@ -35,6 +35,7 @@ COUNTS: Final = {
     "relay_agent": 8000,
     "agent_router": 6000,
     "process_session": 4000,
+    "exec_session": 2000,
 }
 
 #: Bytes of an input that is made of nothing, at most.

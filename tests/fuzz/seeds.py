@@ -415,6 +415,35 @@ def _process_session() -> Iterator[tuple[str, bytes]]:
         )
 
 
+def _exec_session() -> Iterator[tuple[str, bytes]]:
+    """The first bytes say how the ends are asked for, the window, and how many processes cannot be killed."""
+    out, err, big = [0, 2], [0, 3], [0, 8]
+    close_out, close_err, leaves = [2, 0], [2, 1], [3, 5]
+    credit_out, tick, medium, long = [4, 6], [6, 0], [6, 151], [6, 201]
+    terminate, release, kill, kill_after = [8, 2], [8, 4], [8, 5], [8, 6]
+    stories = {
+        "ends": [out, close_out, tick, err, leaves, tick, close_err],
+        "exit_with_all": [out, err, close_out, close_err, leaves],
+        "held": [out, leaves, tick, err, long, long],
+        "held_without_credit": [big, big, leaves, tick, long, long, credit_out, credit_out, long, long],
+        "written_on": [leaves, medium, out, medium, err, medium, medium],
+        "one_held": [leaves, out, close_out, tick, err, tick, long, long],
+        "release": [out, leaves, tick, release, err],
+        "release_twice": [out, big, leaves, tick, release, close_err, release, credit_out, credit_out, release],
+        "release_before": [err, release, out, close_out, close_err, leaves],
+        "kill": [out, kill, tick],
+        "kill_after": [out, kill_after, err, terminate, tick, close_out, close_err],
+        "kill_behind_the_exit": [out, leaves, tick, kill_after],
+        "left": [out, [10, 201], err],
+        "shut_down": [big, [9, 201], tick, leaves, tick],
+        "shut_down_behind_the_exit": [big, leaves, tick, [9, 201], tick],
+        "bad_frame": [out, [11, 221], err],
+    }
+    for title, steps in stories.items():
+        for number, how in enumerate(((0, 0, 0), (1, 2, 0), (2, 2, 1), (3, 3, 0))):
+            yield f"{title}_{number}", bytes([*how, *(byte for step in steps for byte in step)])
+
+
 _SEEDS: Final = {
     "frames": _frames,
     "messages": _messages,
@@ -422,6 +451,7 @@ _SEEDS: Final = {
     "relay_agent": _relay_agent,
     "agent_router": _agent_router,
     "process_session": _process_session,
+    "exec_session": _exec_session,
 }
 
 

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
+from tests.agent._host import wait_gone
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from tests.tools.pidfds import pidfd_open
@@ -190,6 +192,24 @@ async def test_a_release_just_before_the_wait_for_more_is_not_missed(
     assert isinstance(outcome.last, wire.ExecExited)
     assert outcome.last.held == ["stdout", "stderr"]
     os.kill(int(outcome.stdout), signal.SIGKILL)
+
+
+async def test_a_second_release_looks_at_no_descriptor_that_was_closed(host: Host) -> None:
+    """One stream was let go of, and its holder has ended; the other waits for credit."""
+    script = "sleep 1000 2>&- & echo $!; printf '%030d' 0 >&2; exit 7"
+    sid = await host.start("sh", "-c", script, ends=TO_THE_END, window=20)
+    seen = [await host.receive(sid) for _ in range(3)]
+    [pid] = [int(message.data) for message in seen if isinstance(message, wire.ExecStdout)]
+    assert wire.ExecStderr(b"0" * 20) in seen
+    await host.send(wire.ExecRelease(), sid)
+    await host.ping()
+    os.kill(pid, signal.SIGKILL)
+    await wait_gone(pid)
+    await trio.testing.wait_all_tasks_blocked()
+    await host.send(wire.ExecRelease(), sid)
+    await host.ping()
+    await host.send(wire.Credit("stderr", 20), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(7, held=["stdout"])
 
 
 # The streams

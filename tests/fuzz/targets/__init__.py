@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from tests.fuzz.targets.agent_router import fuzz_agent_router
+from tests.fuzz.targets.exec_session import fuzz_exec_session
 from tests.fuzz.targets.frames import fuzz_frames
 from tests.fuzz.targets.messages import fuzz_messages
 from tests.fuzz.targets.process_session import fuzz_process_session
@@ -26,5 +27,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "relay_agent": fuzz_relay_agent,
     "agent_router": fuzz_agent_router,
     "process_session": fuzz_process_session,
+    "exec_session": fuzz_exec_session,
 }
 """By the name of their corpus."""

@@ -26,9 +26,9 @@ from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["fuzz_agent_router"]
+__all__ = ["fuzz_agent_router", "the_same_each_time"]
 
 _IDS: Final = (1, 1, 1, 2, 3, 0, 2**25 - 2, 2**25 - 1, 2**32 - 1)
 
@@ -238,14 +238,22 @@ class _Agent:
         return ending
 
 
+@contextlib.contextmanager
+def the_same_each_time(data: bytes) -> Iterator[None]:
+    """A run of trio in the block does the same for the same input.
+
+    trio shuffles the tasks that are to run, and what it does that with is not public.
+    """
+    trio._core._run._r.seed(data)
+    with mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True):
+        yield
+
+
 def fuzz_agent_router(data: bytes) -> int:
     """Send frames in pieces, some of them valid, and check what the router does."""
     agent = _Agent(_pieces(Script(data)))
-    # trio shuffles the tasks that are to run, and what it does that with is not public; but an input is to do the
-    # same each time.
-    trio._core._run._r.seed(data)
     with (
-        mock.patch.object(trio._core._run, "_ALLOW_DETERMINISTIC_SCHEDULING", True),
+        the_same_each_time(data),
         mock.patch.object(Turn, "is_over", False),  # (real time: a busy machine would change the order)
         contextlib.redirect_stderr(io.StringIO()),  # the router's log
     ):

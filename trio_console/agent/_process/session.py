@@ -306,7 +306,7 @@ class ExecSession(Session):
     def _begin_drain(self, child: Child) -> None:
         self._last_output = trio.current_time()
         for output in self._outputs.values():
-            if self._drain == 0:
+            if self._drain == 0 and not output.over:
                 output.left = output.waiting()
             output.living.cancel()
         if self.muted:
@@ -322,15 +322,19 @@ class ExecSession(Session):
         await self._outputs_over.wait()
         self._done.set()
 
+    def _under_way(self) -> list[_Output]:
+        """The outputs that are delivered. The descriptors of others may be closed, and their numbers others'."""
+        return [output for output in self._outputs.values() if not output.over]
+
     def _hurry(self) -> None:
         """Send the output that can be sent at once: the leader has exited, and the agent is about to end."""
-        for output in self._outputs.values():
+        for output in self._under_way():
             output.left = min(output.left, output.waiting())
             output.credit.give_up()
 
     def _release(self) -> None:
         """Deliver what has been written, and no more: the client reads no more. What comes is dropped."""
-        for output in self._outputs.values():
+        for output in self._under_way():
             output.left = min(output.left, output.waiting())
             output.living.cancel()
             output.silence.cancel()
