@@ -272,12 +272,13 @@ async def serve_relay(
     Each has its own ids, and no client can read, stall or end the work of another. The call returns when a client
     has shut the guest down. If cancelled, it shuts the guest down within ``grace``.
 
-    The socket has mode 0600, and its file is removed at the end. A socket file that a dead relay has left is
-    replaced; the file of a running relay never is.
+    The socket has mode 0600, or 0666 if other users have rights, and its file is removed at the end. A socket file
+    that a dead relay has left is replaced; the file of a running relay never is.
 
     Args:
         what: the guest, or its console, as for `open_guest`.
-        path: path of the socket that is made for clients. Other users must not be able to write to its directory.
+        path: path of the socket that is made for clients. Its directory belongs to this process's user or to root,
+            and no other user may be able to write to it.
         bootstrap, launch_timeout, ready_timeout, grace: as for `open_guest`.
         options: who may connect, and what clients may do; by default ``RelayOptions()``.
         task_status: for ``nursery.start``.
