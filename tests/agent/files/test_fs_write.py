@@ -187,9 +187,11 @@ async def test_the_whole_window_is_taken_and_not_a_byte_more(
 ) -> None:
     async with agent(stdin_window=1000) as host:
         handle = await host.open_file(tmp_path / "f", "write create")
-        with hanging_writes(monkeypatch) as release:
+        hanging = hanging_writes(monkeypatch)
+        with hanging as release:
             await host.send(wire.FsRequest(wire.OpWrite(handle, 0), window=1), 5)
             await host.send(wire.FsData(b"x" * 600), 5)
+            await trio.to_thread.run_sync(hanging.begun.wait)  # so that the rest is not written with it
             await host.send(wire.FsData(b"x" * (400 + excess)), 5)
             if excess:
                 error = await host.receive(5)

@@ -19,7 +19,7 @@ from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
 from trio_console._console import devices as _devices
 from trio_console._console.channel import open_console
-from trio_console._guests.spec import attached_host
+from trio_console._guests.host import own_console, spec_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -174,14 +174,14 @@ async def test_a_failing_close_of_an_attached_device_does_not_take_the_place_of_
     device = ScriptedDevice()
     device.close_error = OSError(errno.EIO, "even that")
     with trio.CancelScope() as scope:
-        async with attached_host(device):
+        async with own_console(spec_of(device)):
             scope.cancel()
             await trio.sleep_forever()
     assert scope.cancelled_caught
     with pytest.raises(ZeroDivisionError):
-        async with attached_host(device):
+        async with own_console(spec_of(device)):
             raise ZeroDivisionError
-    async with attached_host(device):
+    async with own_console(spec_of(device)):
         pass
     assert caplog.text.count("even that") == 3
 
