@@ -245,6 +245,26 @@ async def test_a_terminal_outlives_the_exit_of_its_command(host: Host, tmp_path:
     assert outcome.last == wire.ExecExited(0)
 
 
+async def test_what_is_written_to_a_terminal_during_the_look_for_its_processes_comes(
+    host: Host, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away, go, done = (tmp_path / name for name in ("away", "go", "done"))
+
+    async def late(_hunt: object, _wanted: object) -> bool:
+        go.touch()
+        with trio.fail_after(HANG):
+            while not done.exists():
+                await trio.sleep(0.01)
+        return False
+
+    monkeypatch.setattr("trio_console.agent._process.hunt.Hunt.any_left", late)
+    waits = f"until test -e {go}; do sleep 0.01; done; echo second > $T; : > {done}"
+    other = f'setsid sh -c "exec <&- >&- 2>&-; : > {away}; {waits}"'
+    script = f"T=$(tty); {other} & until test -e {away}; do sleep 0.01; done; echo first"
+    outcome = await host.sh(script, tty=True, ends=wire.ExecEnds(20_000))
+    assert outcome.stdout == b"first\r\nsecond\r\n"
+
+
 async def test_a_terminal_has_a_type_and_a_user_may_name_another(host: Host) -> None:
     assert (await host.sh("echo $TERM", tty=True, env=["TERM=vt100"])).stdout == b"vt100\r\n"
 

@@ -404,7 +404,8 @@ class ExecSession(Session):
                 await self._read(output, allowed)
                 self._last_output = trio.current_time()
             elif waiting and not (child.tty and await self._hunt.any_left(child.wanted())):
-                return True
+                if not _poll(output.fd) & select.POLLIN:  # the last process may have written during the look
+                    return True
             elif not await self._wait_in_silence(output, ended=bool(waiting)):
                 break
         return _poll(output.fd) == select.POLLHUP
