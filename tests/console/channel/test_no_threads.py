@@ -95,7 +95,7 @@ async def test_the_error_is_trios_in_a_real_shortage(monkeypatch: pytest.MonkeyP
     await use_up_the_cache()
 
 
-@pytest.mark.parametrize(("make", "needed"), [(ScriptedGuest, 3), (ProcessGuest, 4)])
+@pytest.mark.parametrize(("make", "needed"), [(ScriptedGuest, 3), (ProcessGuest, 5)])
 async def test_a_guest_is_refused_and_nothing_of_it_left(
     threads: Threads, tmp_path: Path, make: Callable[[], GuestSpec], needed: int
 ) -> None:
