@@ -86,6 +86,7 @@ def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*_: object) -> None:
         await trio.sleep_forever()
 
+    monkeypatch.setattr("trio_console.agent._net.lookups.Lookups.addresses", never)
     monkeypatch.setattr("trio.open_tcp_stream", never)
 
 
