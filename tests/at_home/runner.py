@@ -77,7 +77,7 @@ class Runner:
         with directory() as place_dir:
             if case.alone is not None:
                 return _play_alone(case, place, place_dir)
-            return trio.from_thread.run(self._play, case, place, place_dir, trio_token=self._token)
+            return trio.from_thread.run(self._play_in_time, case, place, place_dir, trio_token=self._token)
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -85,6 +85,10 @@ class Runner:
         async with trio.open_nursery() as self._nursery:
             self._ready.set()
             await self._over.wait()
+
+    async def _play_in_time(self, case: Case, place: str, place_dir: str) -> object:
+        with trio.fail_after(HANG):
+            return await self._play(case, place, place_dir)
 
     async def _play(self, case: Case, place: str, place_dir: str) -> object:
         if place == "home":

@@ -200,6 +200,13 @@ async def test_the_address_of_a_killed_relay_that_forks_is_free(way: str, tmp_pa
         async with forker("relay", way, path) as relay:
             relay.process.kill()
             relay.process.wait()
+            while is_listened_at(path):  # until the child has run what follows its fork
+                await trio.sleep(0.01)
             async with open_guest(relay_path=path), connect_guest(path) as guest:
                 await guest.ping()
             assert runs(relay.child)
+
+
+def is_listened_at(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(path) == 0
