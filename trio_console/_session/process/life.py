@@ -96,6 +96,7 @@ class Commands:
                         if deliver_cancel is None:
                             await _terminate(session)
                         else:
+                            delivery.start_soon(_discard_unread, session)
                             await deliver_cancel(process)
                             # The process may end by itself now. (`peek`: a process that does not end says nothing
                             # about the guest, so this does not count as a missing confirmation.)
@@ -165,6 +166,16 @@ class Commands:
         # (A relay that does not know the request refuses it.)
         if isinstance(question.reply, wire.BackgroundKilled):
             session.alive = question.reply.alive
+
+
+@trio.lowlevel.enable_ki_protection
+async def _discard_unread(session: ProcessSession) -> None:
+    """Discard the output of a cancelled process after some seconds.
+
+    A user's function may wait for the exit, which comes behind the output; nobody may read that any more.
+    """
+    await trio.sleep(_TERMINATE_TIME)
+    session.discard_output()
 
 
 async def _terminate(session: ProcessSession) -> None:
