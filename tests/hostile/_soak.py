@@ -23,7 +23,7 @@ from tests.soak._soak import agent_descriptors, explained, until_none
 from tests.soak._work import WORK, Place
 from tests.tools.leftovers import marked, marking
 from tests.tools.limits import BUSY, HANG
-from trio_console import connect_guest
+from trio_console import GuestLostError, connect_guest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -178,7 +178,7 @@ async def all_slots(path: str) -> None:
                 async with AsyncExitStack() as stack:
                     for _ in range(SLOTS):
                         await stack.enter_async_context(connect_guest(path))
-            except OSError:  # refused: some are not yet free
+            except (GuestLostError, OSError):  # refused: some are not yet free
                 await trio.sleep(0.1)
             else:
                 return
