@@ -151,7 +151,7 @@ def test_costs_of_pending_pieces_add_up_to_nothing_in_the_end() -> None:
     for data in (b"", b"abc", bytes(100)):
         table.client_says(client, wire.TcpData(data), id_)
     table.client_says(client, wire.TcpEof(), id_)
-    assert client.account.pending == 103 + len(wire.encode(wire.TcpEof(), id_)) + 4 * PIECE_COST
+    assert client.account.pending == 103 + len(wire.encode(wire.TcpEof(), id_)) + 3 * PIECE_COST
     session = client.sessions[id_]
     while session.pending:
         table.router.next_for_agent(client)
@@ -162,8 +162,59 @@ def test_pieces_that_wait_cost_what_they_hold() -> None:
     table = Table(pending_budget=1 << 20)
     client = table.connect()
     id_ = table.open(client, wire.ExecRequest(cmd="c", window=1))
-    frames = [frame(wire.ExecStdin(bytes([number % 256, number // 256])), id_) for number in range(5000)]
+    # (An end between them, so that they are not joined.)
+    said = [bytes([number % 256, number // 256]) if number % 2 else b"" for number in range(5000)]
+    frames = [frame(wire.ExecStdin(data), id_) for data in said]
     with held_by() as held:
         for one in frames:
             table.router.from_client(client, one)
     assert held.size < 1.2 * client.account.pending
+
+
+def test_crumbs_that_wait_for_the_agent_go_on_in_few_frames() -> None:
+    table = Table(window=None, slice=64 * KIB, pending_budget=1 << 20)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    for number in range(8 * KIB):
+        table.client_says(client, wire.ExecStdin(bytes([number % 256, number // 256])), id_)
+    assert client.account.pending == 16 * KIB + 2 * PIECE_COST
+    first, second = table.to_agent(client)
+    assert first == (id_, wire.ExecStdin(b"".join(bytes([n % 256, n // 256]) for n in range(4 * KIB))))
+    assert second == (id_, wire.ExecStdin(b"".join(bytes([n % 256, n // 256]) for n in range(4 * KIB, 8 * KIB))))
+    assert client.account.pending == 0
+
+
+@pytest.mark.parametrize(("more", "pieces"), [(KIB - 1, 1), (KIB, 1), (KIB + 1, 2)])
+def test_pieces_are_joined_up_to_eight_kib(more: int, pieces: int) -> None:
+    table = Table(window=None)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(bytes(7 * KIB)), id_)
+    table.client_says(client, wire.ExecStdin(bytes(more)), id_)
+    assert client.account.pending == 7 * KIB + more + pieces * PIECE_COST
+
+
+def test_nothing_is_joined_to_the_end_of_input_nor_the_end_to_it() -> None:
+    table = Table(window=None)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    said = [wire.ExecStdin(data) for data in (b"a", b"", b"b", b"c")]
+    for message in said:
+        table.client_says(client, message, id_)
+    assert table.to_agent(client) == [
+        (id_, wire.ExecStdin(b"a")),
+        (id_, wire.ExecStdin(b"")),
+        (id_, wire.ExecStdin(b"bc")),
+    ]
+
+
+def test_data_is_joined_to_the_rest_of_a_piece_that_was_sent_in_part() -> None:
+    table = Table(window=10)
+    client = table.connect()
+    id_ = table.open(client, EXEC)
+    table.client_says(client, wire.ExecStdin(b"0123456789ab"), id_)
+    assert table.to_agent(client) == [(id_, wire.ExecStdin(b"0123456789"))]
+    table.client_says(client, wire.ExecStdin(b"cd"), id_)
+    table.agent_says(wire.Credit("stdin", 10), id_)
+    assert table.to_agent(client) == [(id_, wire.ExecStdin(b"abcd"))]
+    assert client.account.pending == 0

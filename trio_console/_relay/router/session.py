@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SHAPES", "Opening", "Outgoing", "Piece", "RelaySession", "RelayStream", "Shape", "join_last"]
 
-#: Waiting frames of a stream are joined up to this size. A program that writes single bytes makes frames that are
-#: nearly all header; with these a full window would need the memory of fifty windows.
+#: Waiting frames of a stream, in each direction, are joined up to this size. A program that writes single bytes
+#: makes frames that are nearly all header; with these a full window would need the memory of fifty windows.
 _JOINED: Final = 8 * 1024
 
 #: Bytes that an agent may send beyond twice its window, before it counts as an agent that does not keep to credit.
@@ -279,15 +279,28 @@ class RelaySession:
     # From the client to the agent
 
     def pend(self, cls: type[wire.DataMessage] | None, data: bytes) -> bool:
-        """Keep a piece until the agent takes it.
+        """Keep a piece until the agent takes it; small ones are joined.
+
+        A frame costs this program, the agent and the console the same, whether it has two bytes or thousands. So
+        what a client sends faster than it can be passed on is passed on in fewer frames.
 
         Returns whether that gives the session a turn to send: behind other pieces it has one already, or waits for
         credit.
         """
-        is_first = not self.pending
-        self.pending.append((cls, data))
-        self._books.pend(self.account, len(data) + PIECE_COST)
-        return is_first and self.can_send()
+        pending = self.pending
+        if not pending:
+            pending.append((cls, data))
+            self._books.pend(self.account, len(data) + PIECE_COST)
+            return self.can_send()
+        last_cls, last = pending[-1]
+        # (Data without bytes is the end of the stream.)
+        if cls is not None and cls is last_cls and data and last and len(last) + len(data) <= _JOINED:
+            pending[-1] = cls, b"".join((last, data))
+            self._books.pend(self.account, len(data))
+        else:
+            pending.append((cls, data))
+            self._books.pend(self.account, len(data) + PIECE_COST)
+        return False
 
     def can_send(self) -> bool:
         """Whether the first pending piece may go to the agent now."""
