@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from trio_console._trio import turns
-from trio_console._trio.turns import Costly, Line, Meter, Turn
+from trio_console._trio.turns import Costly, Line, Meter, Ration, Turn
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -99,6 +99,66 @@ async def test_a_task_that_uses_more_waits_after_a_turn(time: Time) -> None:
     await meter.wait()
     work(meter, time, 0.0004)
     assert not meter.is_over
+
+
+async def test_when_all_use_much_together_a_task_waits_after_a_little(time: Time) -> None:
+    line = Line()
+    meters = [Meter(line) for _ in range(5)]
+    for meter in meters[:4]:
+        work(meter, time, 0.00011)
+        assert not meter.is_over
+    work(meters[4], time, 0.00011)
+    assert all(meter.is_over for meter in meters)
+
+
+async def test_a_task_that_uses_little_never_waits_whatever_the_others_use(time: Time) -> None:
+    line = Line()
+    greedy, modest = Meter(line), Meter(line)
+    for _ in range(100):
+        work(greedy, time, 0.001)
+        modest.begin()  # it learns what time has forgiven
+        assert not modest.is_over
+        work(modest, time, 0.00009)
+        assert not modest.is_over
+
+
+async def test_a_task_that_has_waited_has_a_whole_turn_also_when_all_use_much(time: Time) -> None:
+    line = Line()
+    greedy, patient = Meter(line), Meter(line)
+    work(greedy, time, 0.01)
+    work(patient, time, 0.0002)
+    assert patient.is_over
+    await patient.wait()
+    for _ in range(4):
+        work(patient, time, 0.0001)
+        assert not patient.is_over
+    work(patient, time, 0.0002)
+    assert patient.is_over
+
+
+async def test_a_task_that_has_waited_and_rested_waits_again_after_a_little(time: Time) -> None:
+    line = Line()
+    greedy, other = Meter(line), Meter(line)
+    work(other, time, 0.001)
+    await other.wait()
+    work(other, time, 0.0001)
+    time.now += 1
+    other.begin()
+    work(greedy, time, 0.01)
+    work(other, time, 0.0002)
+    assert other.is_over
+
+
+async def test_what_all_have_used_together_is_forgiven_with_time(time: Time) -> None:
+    line = Line()
+    greedy, other = Meter(line), Meter(line)
+    work(greedy, time, 0.01)
+    time.now += 0.038
+    work(other, time, 0.0002)
+    assert other.is_over
+    time.now += 0.005
+    work(other, time, 0.0002)
+    assert not other.is_over
 
 
 async def test_a_task_is_not_paid_for_time_in_which_it_did_nothing(time: Time) -> None:
@@ -203,6 +263,33 @@ async def test_a_step_that_is_cancelled_was_not_done(time: Time, autojump_clock:
     assert not done
     await costly.run(lambda: done.append(2))
     assert done == [2]
+
+
+# Work that is done again and again
+
+
+async def test_a_burst_of_work_is_followed_by_no_rest(autojump_clock: MockClock) -> None:
+    ration = Ration(1 / 4, 0.05)
+    assert [ration.rest_after(0.025), ration.rest_after(0.025)] == [0, 0]
+
+
+async def test_work_without_end_gets_its_part_of_the_time(autojump_clock: MockClock) -> None:
+    ration = Ration(1 / 4, 0.05)
+    began = trio.current_time()
+    worked = 0.0
+    while worked < 10:
+        await trio.sleep(0.01)  # the work
+        worked += 0.01
+        await trio.sleep(ration.rest_after(0.01))
+    assert 10 / (trio.current_time() - began) == pytest.approx(1 / 4, rel=0.01)
+
+
+async def test_time_without_work_allows_a_burst_and_no_more(autojump_clock: MockClock) -> None:
+    ration = Ration(1 / 4, 0.05)
+    ration.rest_after(1.0)
+    await trio.sleep(3600)
+    assert ration.rest_after(0.05) == 0
+    assert ration.rest_after(0.01) == pytest.approx(0.04, abs=0.01)
 
 
 def step(time: Time, seconds: float) -> str:

@@ -399,6 +399,7 @@ class RelayServer:
                     return  # an incomplete last frame is dropped
                 tasks.last_active = trio.current_time()
                 decoder.feed(bytes(data))
+                meter.begin()
                 for number, frame in enumerate(decoder):
                     if meter.is_over:
                         await meter.wait()

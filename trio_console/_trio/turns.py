@@ -5,8 +5,10 @@ milliseconds to decode. So work is measured in time, and not in frames:
 
 * `Turn`: a task that has worked for so long lets all others run.
 * `Meter` and `Line`: tasks that do the same for several strangers share the loop. Those that have used more than a
-  share of it go on one at a time, so that the others wait for one of them, and not for all.
+  share of it go on one at a time, so that the others wait for one of them, and not for all. When all of them
+  together use much, the share of each is a small one.
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
+* `Ration`: work that is done again and again gets no more than a part of the time.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Costly", "Line", "Meter", "Turn"]
+__all__ = ["Costly", "Line", "Meter", "Ration", "Turn"]
 
 _T = TypeVar("_T")
 
@@ -30,6 +32,11 @@ _TURN: Final = 0.0005
 
 #: The part of the loop's time that a task may use without waiting in a line.
 _SHARE: Final = 1 / 8
+
+#: The part of the loop's time from which on all these tasks together use much of it; and the seconds that one of
+#: them may then use without waiting: a few small frames.
+_MUCH: Final = 1 / 4
+_LITTLE: Final = 0.0001
 
 #: Seconds that a single step may take without a rest. (Of the processor: this process may have to wait for it.)
 _STEP: Final = 0.005
@@ -62,11 +69,38 @@ class Turn:
 
 
 @final
+class _Use:
+    """Seconds that were used beyond a part of the time since then."""
+
+    __slots__ = ("_at", "_part", "seconds")
+
+    def __init__(self, part: float) -> None:
+        self._part: Final = part
+        self._at = perf_counter()
+        self.seconds = 0.0
+
+    def forgive(self, now: float) -> None:
+        """Take away the part of the time that has passed."""
+        self.seconds = max(0.0, self.seconds - self._part * (now - self._at))
+        self._at = now
+
+    def add(self, seconds: float, now: float) -> None:
+        self.seconds += seconds
+        self._at = now
+
+
+@final
 class Line:
     """The tasks that have used more than their share wait here."""
 
     def __init__(self) -> None:
         self._lock: Final = trio.Lock()  # it is handed on in the order of arrival, and once in a turn of the loop
+        self.all: Final = _Use(_MUCH)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether all tasks together use much of the loop."""
+        return self.all.seconds > _TURN
 
     async def wait(self) -> None:
         """Wait behind the tasks that came before; at least a checkpoint."""
@@ -82,35 +116,40 @@ class Meter:
         line: where it waits when it has used a turn.
     """
 
-    __slots__ = ("_at", "_line", "_used")
+    __slots__ = ("_began", "_has_turn", "_line", "_own")
 
     def __init__(self, line: Line) -> None:
         self._line = line
-        self._used = 0.0
-        self._at = perf_counter()
+        self._own = _Use(_SHARE)
+        self._began = 0.0
+        self._has_turn = False  # whether it has waited for what it uses now
 
     def begin(self) -> None:
-        """Note that the task works from now on."""
-        now = perf_counter()
-        self._used = max(0.0, self._used - _SHARE * (now - self._at))
-        self._at = now
+        """Note that the task works from now on. (Also to learn, before `is_over`, what time has forgiven.)"""
+        self._began = now = perf_counter()
+        had_used = self._own.seconds
+        self._own.forgive(now)
+        self._line.all.forgive(now)
+        if had_used and not self._own.seconds:
+            self._has_turn = False
 
     def end(self) -> None:
         """Note that it has worked until now."""
         now = perf_counter()
-        self._used += now - self._at
-        self._at = now
+        self._own.add(now - self._began, now)
+        self._line.all.add(now - self._began, now)
 
     @property
     def is_over(self) -> bool:
         """Whether the task has to `wait`."""
-        return self._used > _TURN
+        used = self._own.seconds
+        return used > _TURN or (used > _LITTLE and not self._has_turn and self._line.is_busy)
 
     async def wait(self) -> None:
         """Wait for the next turn."""
         await self._line.wait()
-        self._used = 0.0
-        self._at = perf_counter()
+        self._own.seconds = 0.0
+        self._has_turn = True
 
 
 @final
@@ -132,3 +171,26 @@ class Costly:
                 over = thread_time() - began - _STEP
                 if over > 0:
                     self._rest_until = trio.current_time() + _REST * over
+
+
+@final
+class Ration:
+    """Work that is done again and again gets a part of the time, but for a burst of it.
+
+    Args:
+        part: of the time.
+        burst: seconds of work that may be done at once.
+    """
+
+    def __init__(self, part: float, burst: float) -> None:
+        self._part: Final = part
+        self._burst: Final = burst
+        self._used = 0.0
+        self._at = -math.inf
+
+    def rest_after(self, seconds: float) -> float:
+        """Note so many seconds of work until now; returns the seconds for which to do no more of it."""
+        now = trio.current_time()
+        self._used = max(0.0, self._used - self._part * (now - self._at)) + seconds
+        self._at = now
+        return max(0.0, self._used - self._burst) / self._part
