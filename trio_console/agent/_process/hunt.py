@@ -26,6 +26,7 @@ from trio_console._processes import (
     kill_processes,
 )
 from trio_console._trio.threads import NoThreadError, in_thread
+from trio_console._trio.turns import Ration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +37,11 @@ __all__ = ["Hunt"]
 
 #: Seconds between two scans. A killed process takes about as long to end.
 _PAUSE: Final = 0.001
+
+#: The part of the time that scans may take when clients have commands ended all the time, and the seconds of scans
+#: that may follow each other at once. A scan needs the interpreter, and so do all sessions.
+_PART: Final = 1 / 3
+_BURST: Final = 0.05
 
 #: The same after a scan for which this process had no descriptors or memory.
 _LACK_PAUSE: Final = 0.02
@@ -83,13 +89,15 @@ class Hunt:
 
     async def run(self) -> None:
         """Scan as long as processes are wanted, for ever. If cancelled, all that are wanted are given up."""
+        ration = Ration(_PART, _BURST)
         try:
             while True:
                 while not self._quarries:
                     self._begun = trio.Event()
                     await self._begun.wait()
+                began = trio.current_time()
                 await self._scan(list(self._quarries))
-                await trio.sleep(_PAUSE)
+                await trio.sleep(_PAUSE + ration.rest_after(trio.current_time() - began))
         finally:
             self._closed = True
             for quarry in self._quarries:
