@@ -9,7 +9,8 @@ import pwd
 import resource
 import signal
 import time
-from typing import TYPE_CHECKING
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
@@ -163,7 +164,7 @@ async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch
     children = [popen("sleep", "60"), popen("sleep", "60")]
     ours = {child.pid for child in children}
     every = _system._children
-    monkeypatch.setattr(_system, "_children", lambda: (c for c in every() if c[0] in ours))
+    monkeypatch.setattr(_system, "_children", lambda but: (c for c in every(but) if c[0] in ours))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_system.reap_orphans, Leaders())
         await trio.testing.wait_all_tasks_blocked()
@@ -181,6 +182,42 @@ async def test_who_exits_while_nobody_listens_is_reaped_all_the_same(monkeypatch
     for child in children:
         child.returncode = -9
     assert signal.getsignal(signal.SIGCHLD) is before
+
+
+@pytest.mark.parametrize("kernel", ["has a list", "has none"])
+def test_children_are_found_with_and_without_the_kernels_list(
+    monkeypatch: pytest.MonkeyPatch, kernel: str
+) -> None:
+    if kernel == "has none":
+        monkeypatch.setattr(_system, "_listed_children", lambda: None)
+    with popen("sleep", "60") as child, popen("sleep", "60") as other:
+        try:
+            assert dict(_system._children({other.pid}))[child.pid] in (b"S", b"R", b"D")
+            assert other.pid not in dict(_system._children({other.pid}))
+            assert other.pid in dict(_system._children())
+            child.kill()
+            os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+            assert dict(_system._children())[child.pid] == b"Z"
+        finally:
+            child.kill()
+            other.kill()
+    assert child.pid not in dict(_system._children())
+
+
+def test_the_kernels_list_has_the_children_of_all_threads() -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with thread.submit(popen, "sleep", "60").result() as child:
+            found = _system._listed_children()
+            child.kill()
+    assert child.pid in (found or ())
+
+
+def test_without_the_kernels_list_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_such_file(path: str, *_mode: str) -> Any:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(_system, "open", no_such_file, raising=False)
+    assert _system._listed_children() is None
 
 
 async def test_everything_that_remains_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ import trio
 from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Container, Iterator, Mapping
 
     from trio_console.agent._session import Activity
 
@@ -135,8 +135,8 @@ async def reap_orphans(leaders: Leaders) -> None:
             with trio.move_on_after(_LONGEST_START):
                 await leaders.wait_settled()
             # There is no checkpoint from here on, so no session can start or reap a leader in between.
-            for pid, state in _children():
-                if state == b"Z" and pid not in leaders:
+            for pid, state in _children(leaders):
+                if state == b"Z":
                     _reap(pid)
             await anext(exits)
         await trio.sleep(_REAP_DELAY)
@@ -160,21 +160,50 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def _children() -> Iterator[tuple[int, bytes]]:
-    """Number and state letter of each child of this process; none where there is no ``/proc``."""
+def _children(but: Container[int] = ()) -> Iterator[tuple[int, bytes]]:
+    """Number and state letter of each child of this process ``but`` those; none where there is no ``/proc``."""
     own = str(os.getpid()).encode()
+    listed = _listed_children()
+    for pid in _all_processes() if listed is None else listed:
+        if pid in but:
+            continue
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name, in parentheses, may hold anything; what follows may not.
+            state, parent = file.read().rpartition(b")")[2].split(None, 2)[:2]
+            if parent == own:
+                yield pid, state
+
+
+def _listed_children() -> set[int] | None:
+    """The children of all threads, as the kernel lists them, if it does: `None` if it does not.
+
+    (A search of all processes would hold up the loop, which makes a call or two for each of thousands.)
+
+    The list is read twice: between the reads of two threads' lists a thread may end, and then its children are
+    another thread's.
+    """
+    found: set[int] = set()
+    own = str(os.getpid())
+    try:
+        for _ in range(2):
+            for thread in os.listdir("/proc/self/task"):
+                try:
+                    with open(f"/proc/self/task/{thread}/children") as file:
+                        found.update(map(int, file.read().split()))
+                except (FileNotFoundError, ProcessLookupError):
+                    if thread == own:
+                        raise  # not because the thread has ended, but because this kernel keeps no such list
+    except OSError:
+        return None
+    return found
+
+
+def _all_processes() -> Iterator[int]:
     try:
         names = os.listdir("/proc")
     except OSError:
         return
-    for name in names:
-        if not name.isdigit():
-            continue
-        with contextlib.suppress(OSError), open(f"/proc/{name}/stat", "rb") as file:
-            # The command's name, in parentheses, may hold anything; what follows may not.
-            state, parent = file.read().rpartition(b")")[2].split(None, 2)[:2]
-            if parent == own:
-                yield int(name), state
+    yield from (int(name) for name in names if name.isdigit())
 
 
 # --- clock and power ------------------------------------------------------------------------------
