@@ -379,3 +379,17 @@ async def test_it_needs_only_the_required_dependencies() -> None:
     code = "import sys, trio_console.agent; print('trio_console._session' in sys.modules)"
     done = await trio.run_process([sys.executable, "-c", code], capture_stdout=True)
     assert done.stdout == b"False\n"
+
+
+FREEZING = """
+import gc, sys
+from trio_console.agent import main
+main(["--stdio"])
+sys.exit(42 if gc.get_freeze_count() > 10_000 else 0)
+"""
+
+
+async def test_collections_of_garbage_look_only_at_what_sessions_have_made() -> None:
+    with trio.fail_after(HANG):
+        done = await trio.run_process([sys.executable, "-c", FREEZING], capture_stderr=True, check=False)
+    assert done.returncode == 42

@@ -25,6 +25,23 @@ def test_a_relay_ends_in_order_at_a_signal(tmp_path: Path, number: int) -> None:
     assert not (tmp_path / "s").exists()
 
 
+FREEZING = """
+import gc, sys
+from trio_console.__main__ import main
+main(sys.argv[1:])
+print(gc.get_freeze_count())
+"""
+
+
+def test_collections_of_garbage_look_only_at_what_clients_have_made(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", FREEZING, "relay", "--listen", str(tmp_path / "s")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        process.terminate()
+        assert int(process.communicate(timeout=HANG)[0]) > 10_000
+
+
 def test_a_relay_serves_a_console_socket(tmp_path: Path) -> None:
     console = tmp_path / "console.sock"
     with socket.socket(socket.AF_UNIX) as server:

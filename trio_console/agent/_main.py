@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -76,6 +77,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     if not is_init:
         _try_to_be_subreaper()
+    # What is there now stays. Each full collection of garbage would look at it, for ten milliseconds and more in
+    # which no session goes on, and that again and again while sessions come and go.
+    gc.freeze()
     try:
         return trio.run(_serve, stream, began, note)
     finally:
