@@ -8,7 +8,22 @@ import time
 
 import trio
 
-from tests.hostile._soak import MOST_MEMORY, Figures, hostile_soak
+from tests.hostile._attacks import ATTACKS
+from tests.hostile._delays import delays
+from tests.hostile._pings import quantile
+from tests.hostile._soak import MOST_MEMORY, hostile_soak
+
+
+async def measure_each(seconds: float, names: list[str] | None, hostile: int, seed: int) -> None:
+    attacks = [None, *(names or [one.__name__ for one in ATTACKS])]
+    async for row in delays(attacks, seconds, hostile=hostile, seed=seed):
+        used = ", ".join(f"{who} {part:.2f}" for who, part in row.used.items())
+        print(f"{row.begun:5} x {row.attack:34} {in_ms(row.pings)} | processors: {used}", flush=True)
+
+
+def in_ms(pings: list[float]) -> str:
+    parts = ", ".join(f"p{100 * part:g} {1e3 * quantile(pings, part):.1f}" for part in (0.5, 0.95, 0.99))
+    return f"{len(pings)}, {parts}, most {1e3 * pings[-1]:.1f} ms"
 
 
 def main() -> int:
@@ -18,7 +33,14 @@ def main() -> int:
     parser.add_argument("--hostile", type=int, default=8, metavar="N", help="and hostile ones (default 8)")
     parser.add_argument("--quiet", type=float, default=10.0, help="seconds without attacks before (default 10)")
     parser.add_argument("--seed", type=int, default=time.time_ns(), metavar="N", help="(default: from the clock)")
+    parser.add_argument("--each", type=float, metavar="SECONDS", help="measure pings beside each attack instead")
+    parser.add_argument(
+        "--attack", action="append", metavar="NAME", help="with --each: only this one (again: more)"
+    )
     args = parser.parse_args()
+    if args.each:
+        trio.run(measure_each, args.each, args.attack, args.hostile, args.seed)
+        return 0
     print(f"attacking for {args.seconds:g} seconds with seed {args.seed}", flush=True)
     figures = trio.run(
         lambda: hostile_soak(
@@ -28,11 +50,10 @@ def main() -> int:
     for name, count in (*sorted(figures.done.items()), *sorted(figures.attacks.items())):
         print(f"{count:6} x {name}")
     for name, pings in (("alone", figures.quiet), ("beside the attacks", figures.beside)):
-        if len(pings) > 1:
-            median = sorted(pings)[len(pings) // 2]
-            print(
-                f"pings {name}: {len(pings)}, median {1e3 * median:.1f} ms, p99 {1e3 * Figures.p99(pings):.1f} ms"
-            )
+        if pings:
+            print(f"pings {name}: {in_ms(pings)}")
+    if figures.quiet and figures.beside:
+        print(f"p99 beside the attacks / alone: {figures.ratio:.1f}")
     for who, grown in figures.memory.items():
         print(f"the {who} has grown by at most {grown:.0f} MiB (bound: {MOST_MEMORY})")
     print("no honest client has lost anything or was refused, and nothing was left")

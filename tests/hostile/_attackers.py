@@ -1,4 +1,4 @@
-"""A program of hostile clients: ``python -m tests.hostile._attackers SOCKET FOLDER CLIENTS SEED``.
+"""A program of hostile clients: ``python -m tests.hostile._attackers SOCKET FOLDER CLIENTS SEED [ATTACK...]``.
 
 It attacks until it is killed, and prints after each attack which it was.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import trio
@@ -32,13 +33,26 @@ async def attack(target: Target, attacks: tuple[Attack, ...]) -> None:
         print(one.__name__, flush=True)
 
 
+def make_room() -> None:
+    """Take the processor only where nothing else wants it.
+
+    It is not what the attacks are to take, but what the relay and the agent have of it: these two need not be on
+    the machine of hostile clients.
+    """
+    os.nice(19)
+    os.setsid()
+    with suppress(OSError):  # the kernel does not group by sessions
+        Path("/proc/self/autogroup").write_text("19")
+
+
 async def main() -> None:
-    path, folder, count, seed = sys.argv[1:]
-    os.nice(10)  # the processor is not what they are to take, but what the relay and the agent have of it
+    path, folder, count, seed, *names = sys.argv[1:]
+    attacks = tuple(one for one in ATTACKS if not names or one.__name__ in names)
+    make_room()
     async with trio.open_nursery() as nursery:
         for number in range(int(count)):
             choice = random.Random(f"{seed}/{number}")
-            nursery.start_soon(attack, Target(path, Path(folder), choice, HOLD), ATTACKS)
+            nursery.start_soon(attack, Target(path, Path(folder), choice, HOLD), attacks)
 
 
 if __name__ == "__main__":

@@ -81,9 +81,14 @@ class Target:
 Attack: TypeAlias = Callable[[Target], Awaitable[None]]
 
 
+#: What a command does in the guest has to make room for everything else: the kernel shares the processors, and not
+#: the relay or the agent. (Beside the niceness a session has one of its own, where the kernel groups by sessions.)
+MEEK: Final = 'echo 19 2>/dev/null >/proc/self/autogroup; exec nice -n 19 /bin/sh -c "$0"'
+
+
 def command(script: str, *, window: int | None = 256 * 1024) -> wire.ExecRequest:
     extra = {} if window is None else {"window": window}
-    return wire.ExecRequest(cmd="/bin/sh", args=["-c", script], **extra)  # type: ignore[arg-type]
+    return wire.ExecRequest(cmd="/bin/sh", args=["-c", MEEK, script], **extra)  # type: ignore[arg-type]
 
 
 async def read_for_ever(client: RawClient) -> None:
@@ -188,14 +193,6 @@ def octets(data: bytes) -> bytes:
 
 async def send_bodies_that_decoders_differ_on(target: Target) -> None:
     """Bodies that are CBOR, and that some decoders refuse."""
-    (
-        b"\xf8\xff",
-        b"\xc2\x51" + b"\x01" * 17,
-        b"\xc3\x51" + b"\xff" * 17,
-        b"\xf9\x7e\x00",
-        b"\xf7",
-        b"\xdb" + b"\xff" * 8 + b"\x00",
-    )
     async with target.client() as client:
         for number, id_ in zip(range(40), client.ids, strict=False):
             inner = b"\xa1\x61x" + ODD[number % len(ODD)]

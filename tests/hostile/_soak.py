@@ -13,12 +13,12 @@ from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import quantiles
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import trio
 
+from tests.hostile._pings import ping_for, quantile
 from tests.soak._soak import agent_descriptors, explained, until_none
 from tests.soak._work import WORK, Place
 from tests.tools.leftovers import marked, marking
@@ -26,7 +26,7 @@ from tests.tools.limits import BUSY, HANG
 from trio_console import GuestLostError, connect_guest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Collection
 
 __all__ = ["MOST_MEMORY", "Figures", "hostile_soak"]
 
@@ -34,6 +34,9 @@ __all__ = ["MOST_MEMORY", "Figures", "hostile_soak"]
 #: is queued for all clients (64), a frame of 4 MiB that has not come wholly for each of 32 clients, and half as
 #: much again for what is made of a frame while it is looked at.
 MOST_MEMORY = 256
+
+#: Clients that only ping, beside the honest ones that work.
+PINGING = 8
 
 #: How many clients a relay takes.
 SLOTS = 128
@@ -46,8 +49,8 @@ class Figures:
     Attributes:
         done: how often the honest clients did which work.
         attacks: how often the hostile ones began which attack.
-        quiet: how long pings of working honest clients took without the hostile ones.
-        beside: and beside them.
+        quiet: how long pings of honest clients took while others worked, without the hostile ones; ordered.
+        beside: and beside them. (Both are only measured if there is a time without them.)
         memory: by how much the relay and the agent have grown at most.
     """
 
@@ -57,9 +60,10 @@ class Figures:
     beside: list[float] = field(default_factory=list)
     memory: dict[str, float] = field(default_factory=dict)
 
-    @staticmethod
-    def p99(pings: list[float]) -> float:
-        return quantiles(pings, n=100)[98]
+    @property
+    def ratio(self) -> float:
+        """The p99 of pings beside the hostile clients, as a multiple of that without them."""
+        return quantile(self.beside, 0.99) / quantile(self.quiet, 0.99)
 
 
 async def hostile_soak(
@@ -84,9 +88,13 @@ async def hostile_soak(
             begin = {who: memory(of, "VmRSS") for who, of in peers.items()}
             ours = marked(mark)
             if quiet:
-                await work_for(quiet, path, folder, honest, f"{seed}/quiet", figures.done, figures.quiet)
-            async with attacked(path, folder, hostile, seed, figures.attacks):
-                await work_for(seconds, path, folder, honest, str(seed), figures.done, figures.beside)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(work_for, quiet, path, folder, honest, f"{seed}/quiet", figures.done)
+                    figures.quiet = await ping_for(quiet, path, PINGING)
+            async with attacked(path, folder, hostile, seed, figures.attacks), trio.open_nursery() as nursery:
+                nursery.start_soon(work_for, seconds, path, folder, honest, str(seed), figures.done)
+                if quiet:
+                    figures.beside = await ping_for(seconds, path, PINGING)
             for who, of in peers.items():
                 figures.memory[who] = memory(of, "VmHWM") - begin[who]
                 assert figures.memory[who] <= MOST_MEMORY, f"the {who} has grown by {figures.memory[who]:.0f} MiB"
@@ -124,13 +132,18 @@ async def a_relay(folder: Path, *, limits: str = "") -> AsyncIterator[tuple[str,
 
 
 @asynccontextmanager
-async def attacked(path: str, folder: Path, count: int, seed: int, attacks: Counter[str]) -> AsyncIterator[None]:
-    """Hostile clients, in a process of their own that is killed at the end, and has to live until then."""
-    command = [sys.executable, "-m", "tests.hostile._attackers", path, str(folder), str(count), str(seed)]
+async def attacked(
+    path: str, folder: Path, count: int, seed: int, attacks: Counter[str], names: Collection[str] = ()
+) -> AsyncIterator[int]:
+    """Hostile clients, in a process of their own that is killed at the end, and has to live until then.
+
+    They choose among the attacks of these names, without names among all. Yields the process's id.
+    """
+    command = [sys.executable, "-m", "tests.hostile._attackers", path, str(folder), str(count), str(seed), *names]
     with (folder / "attackers.log").open("wb") as log:
         process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
     try:
-        yield
+        yield process.pid
     finally:
         ended = process.poll()
         process.kill()
@@ -141,19 +154,17 @@ async def attacked(path: str, folder: Path, count: int, seed: int, attacks: Coun
     attacks.update(lines)
 
 
-async def work_for(
-    seconds: float, path: str, folder: Path, honest: int, seed: str, done: Counter[str], pings: list[float]
-) -> None:
+async def work_for(seconds: float, path: str, folder: Path, honest: int, seed: str, done: Counter[str]) -> None:
     end = trio.current_time() + seconds
     async with trio.open_nursery() as nursery:
         for number in range(honest):
-            nursery.start_soon(work, path, folder, number, random.Random(f"{seed}/{number}"), end, done, pings)
+            nursery.start_soon(work, path, folder, number, random.Random(f"{seed}/{number}"), end, done)
 
 
 async def work(
-    path: str, folder: Path, number: int, choice: random.Random, end: float, done: Counter[str], pings: list[float]
+    path: str, folder: Path, number: int, choice: random.Random, end: float, done: Counter[str]
 ) -> None:
-    """The life of an honest client: it works and pings, and now and then leaves and comes again."""
+    """The life of an honest client: it works, and now and then leaves and comes again."""
     own = folder / str(number)
     own.mkdir(exist_ok=True)
     while trio.current_time() < end:
@@ -164,7 +175,6 @@ async def work(
                 async with explained(f"honest client {number}: {piece.__name__}"):
                     with trio.fail_after(HANG):
                         await piece(place)
-                        pings += [await guest.ping() for _ in range(5)]
                 done[piece.__name__] += 1
                 if trio.current_time() >= end:
                     return
