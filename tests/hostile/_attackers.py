@@ -1,6 +1,6 @@
 """A program of hostile clients: ``python -m tests.hostile._attackers SOCKET FOLDER CLIENTS SEED [ATTACK...]``.
 
-It attacks until it is killed, and prints after each attack which it was.
+It attacks until it is killed, and prints at the beginning of each attack which it is.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ REFUSED = 0.05
 async def attack(target: Target, attacks: tuple[Attack, ...]) -> None:
     while True:
         one = target.choice.choice(attacks)
+        print(one.__name__, flush=True)
         with trio.move_on_after(10 * target.seconds):
             try:
                 await one(target)
             except* (OSError, trio.BrokenResourceError, AssertionError):
                 await trio.sleep(REFUSED)  # it was refused or cut, as it should be
-        print(one.__name__, flush=True)
 
 
 def make_room() -> None:

@@ -137,12 +137,16 @@ async def attacked(
 ) -> AsyncIterator[int]:
     """Hostile clients, in a process of their own that is killed at the end, and has to live until then.
 
-    They choose among the attacks of these names, without names among all. Yields the process's id.
+    They choose among the attacks of these names, without names among all. Yields the process's id, once the first
+    attack has begun.
     """
     command = [sys.executable, "-m", "tests.hostile._attackers", path, str(folder), str(count), str(seed), *names]
     with (folder / "attackers.log").open("wb") as log:
         process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
     try:
+        with trio.fail_after(BUSY):
+            while process.poll() is None and not (folder / "attackers.log").stat().st_size:
+                await trio.sleep(0.05)
         yield process.pid
     finally:
         ended = process.poll()

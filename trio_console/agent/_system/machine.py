@@ -22,7 +22,7 @@ import trio
 from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from trio_console.agent._session import Activity
 
@@ -160,7 +160,7 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def _children(but: Container[int] = ()) -> Iterator[tuple[int, bytes]]:
+def _children(but: Leaders | Collection[int] = ()) -> Iterator[tuple[int, bytes]]:
     """Number and state letter of each child of this process ``but`` those; none where there is no ``/proc``."""
     own = str(os.getpid()).encode()
     listed = _listed_children()
