@@ -16,7 +16,8 @@ from tests.hostile._soak import MOST_MEMORY, hostile_soak
 
 async def measure_each(seconds: float, names: list[str] | None, hostile: int, seed: int) -> None:
     attacks = [None, *(names or [one.__name__ for one in ATTACKS])]
-    async for row in delays(attacks, seconds, hostile=hostile, seed=seed):
+    for attack in attacks:
+        row = await delays(attack, seconds, hostile=hostile, seed=seed)
         used = ", ".join(f"{who} {part:.2f}" for who, part in row.used.items())
         print(f"{row.begun:5} x {row.attack:34} {in_ms(row.pings)} | processors: {used}", flush=True)
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from operator import sub
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import trio
 
@@ -16,9 +16,6 @@ from tests.hostile._pings import ping_for
 from tests.hostile._soak import a_relay, attacked
 from tests.tools.leftovers import marking
 from trio_console import connect_guest
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
 
 __all__ = ["Delays", "delays"]
 
@@ -58,32 +55,28 @@ def busy_time() -> float:
 
 
 async def delays(
-    attacks: Iterable[str | None], seconds: float, *, clients: int = 8, hostile: int = 8, seed: int = 0
-) -> AsyncIterator[Delays]:
-    """Measure beside each attack for so long, each with a relay of its own; `None` is no attack."""
-    for attack in attacks:
-        with TemporaryDirectory() as name, marking():
-            folder = Path(name)
-            folder.chmod(0o700)
-            async with a_relay(folder) as (path, relay):
-                async with connect_guest(path) as guest:
-                    pid = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
-                agent = int(pid.stdout)
-                begun: Counter[str] = Counter()
-                began = trio.current_time()
-                before = *processor_time(agent), processor_time(relay)[0], busy_time()
-                if attack is None:
-                    pings, attackers = await ping_for(seconds, path, clients), 0.0
-                else:
-                    async with attacked(path, folder, hostile, seed, begun, [attack]) as attackers_pid:
-                        await trio.sleep(1)
-                        pings = await ping_for(seconds, path, clients)
-                        attackers = processor_time(attackers_pid)[0]
-                after = *processor_time(agent), processor_time(relay)[0], busy_time()
-                took = trio.current_time() - began
-            used = dict(zip(("agent", "commands", "relay"), map(sub, after, before), strict=False))
-            used["attackers"] = attackers
-            used["others"] = after[-1] - before[-1] - sum(used.values())
-            yield Delays(
-                attack or "no attack", begun.total(), pings, {who: time / took for who, time in used.items()}
-            )
+    attack: str | None, seconds: float, *, clients: int = 8, hostile: int = 8, seed: int = 0
+) -> Delays:
+    """Measure for so long beside an attack, with a relay of its own; `None` is no attack."""
+    with TemporaryDirectory() as name, marking():
+        folder = Path(name)
+        folder.chmod(0o700)
+        async with a_relay(folder) as (path, relay):
+            async with connect_guest(path) as guest:
+                pid = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
+            agent = int(pid.stdout)
+            begun: Counter[str] = Counter()
+            began = trio.current_time()
+            before = *processor_time(agent), processor_time(relay)[0], busy_time()
+            if attack is None:
+                pings, attackers = await ping_for(seconds, path, clients), 0.0
+            else:
+                async with attacked(path, folder, hostile, seed, begun, [attack]) as attackers_pid:
+                    pings = await ping_for(seconds, path, clients)
+                    attackers = processor_time(attackers_pid)[0]
+            after = *processor_time(agent), processor_time(relay)[0], busy_time()
+            took = trio.current_time() - began
+    used = dict(zip(("agent", "commands", "relay"), map(sub, after, before), strict=False))
+    used["attackers"] = attackers
+    used["others"] = after[-1] - before[-1] - sum(used.values())
+    return Delays(attack or "no attack", begun.total(), pings, {who: time / took for who, time in used.items()})
