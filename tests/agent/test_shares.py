@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from trio_console.agent._shares import Share, Shares
+from trio_console.agent._shares import Pace, Share, Shares
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from trio.testing import MockClock
 
 POOL = 8
 MOST = 6  # of one client
@@ -175,3 +178,87 @@ async def test_the_slots_of_those_who_have_gone_are_bounded(
     await gone.give(left - 3)  # these calls have returned
     async with shares.slot(shares.of(2)):
         pass
+
+
+# Short pieces of work
+
+
+class Pieces:
+    """Pieces of work that go on until they are told to end, at most two at a time."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self.pace = Pace(2, 0.05)
+        self._nursery = nursery
+        self.begun: list[int] = []
+        self.scopes: list[trio.CancelScope] = []
+
+    async def ask(self, *clients: int) -> list[int]:
+        """Ask for a piece of each client; returns those that have begun, from the first on."""
+        for client in clients:
+            self.scopes.append(trio.CancelScope())
+            self._nursery.start_soon(self._work, client, self.scopes[-1])
+            await wait_all_tasks_blocked()
+        return self.begun
+
+    async def _work(self, client: int, scope: trio.CancelScope) -> None:
+        with scope:
+            async with self.pace.piece(client):
+                self.begun.append(client)
+                await trio.sleep_forever()
+
+    async def end(self, number: int) -> list[int]:
+        """End the piece that was asked for as the so-manieth; returns the same as `ask`."""
+        self.scopes[number].cancel()
+        await wait_all_tasks_blocked()
+        return self.begun
+
+
+@pytest.fixture
+async def pieces(autojump_clock: MockClock) -> AsyncIterator[Pieces]:
+    autojump_clock.autojump_threshold = math.inf
+    async with trio.open_nursery() as nursery:
+        yield Pieces(nursery)
+        nursery.cancel_scope.cancel()
+
+
+async def test_only_so_many_pieces_are_done_at_a_time(pieces: Pieces) -> None:
+    assert await pieces.ask(1, 2, 3, 4) == [1, 2]
+    assert await pieces.end(1) == [1, 2, 3]
+    assert await pieces.end(0) == [1, 2, 3, 4]
+
+
+async def test_clients_take_turns_however_many_pieces_they_ask_for(pieces: Pieces) -> None:
+    await pieces.ask(1, 1, 1, 1, 1, 2, 3, 2)
+    for number in (0, 1, 2, 5, 6, 3):
+        await pieces.end(number)
+    assert pieces.begun == [1, 1, 1, 2, 3, 1, 2, 1]
+
+
+async def test_a_piece_that_hangs_makes_room_for_another(pieces: Pieces, autojump_clock: MockClock) -> None:
+    await pieces.ask(1)
+    autojump_clock.jump(0.03)
+    assert await pieces.ask(1, 2, 3) == [1, 1]
+    autojump_clock.jump(0.019)
+    await wait_all_tasks_blocked()
+    assert pieces.begun == [1, 1]
+    autojump_clock.jump(0.002)
+    await wait_all_tasks_blocked()
+    assert pieces.begun == [1, 1, 2]
+    autojump_clock.jump(0.03)
+    await wait_all_tasks_blocked()
+    assert pieces.begun == [1, 1, 2, 3]
+
+
+async def test_the_end_of_a_piece_that_hung_makes_no_more_room(pieces: Pieces, autojump_clock: MockClock) -> None:
+    await pieces.ask(1, 1)
+    autojump_clock.jump(0.06)
+    assert await pieces.ask(2, 2, 2) == [1, 1, 2, 2]
+    assert await pieces.end(0) == [1, 1, 2, 2]
+    assert await pieces.end(2) == [1, 1, 2, 2, 2]
+
+
+async def test_a_piece_that_is_cancelled_while_it_waits_is_not_begun(pieces: Pieces) -> None:
+    await pieces.ask(1, 2, 3, 3, 4)
+    await pieces.end(2)
+    await pieces.end(3)
+    assert await pieces.end(0) == [1, 2, 4]

@@ -36,7 +36,7 @@ from trio_console.agent._process.sinks import Sinks
 from trio_console.agent._process.spawn import Child, StartError, failure, os_error_text, spawn
 from trio_console.agent._router import Ending, Router
 from trio_console.agent._session import Activity, Sender, Session
-from trio_console.agent._shares import Shares
+from trio_console.agent._shares import Pace, Shares
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
 from trio_console.agent._system.machine import (
     ACTIVITY_DIR,
@@ -58,9 +58,14 @@ _M = TypeVar("_M", bound=wire.Message)
 
 AGENT_VERSION: Final = f"trio_console {__version__}"
 
-#: Starts that run at the same time, beside the first of each client; four of them for one client. Two keep both
-#: halves of a start busy; more would only wait for the interpreter.
+#: Starts that may be under way at the same time, beside the first of each client; four of them for one client. (A
+#: start may hang in the kernel.)
 _STARTS: Final = 6
+
+#: Of these, starts that are done at the same time: two keep both halves of a start busy, and more would only
+#: wait for the interpreter, as all sessions do. And the seconds after which a start is taken for one that hangs.
+_STARTS_AT_ONCE: Final = 2
+_USUAL_START: Final = 0.05
 
 #: Descriptors: of a command (three pipes, and that of its exit), and while it is started (both ends of the pipes,
 #: and those by which the child reports); of a connection, and while two addresses are tried.
@@ -176,6 +181,7 @@ class _Agent:
         self._sinks: Sinks | None = None
         self._lookups: Lookups | None = None
         self._starts = Shares(_STARTS)
+        self._pace = Pace(_STARTS_AT_ONCE, _USUAL_START)
         self._threads = trio.CapacityLimiter(math.inf)  # the shares are the limit
         self._defaults = ExecDefaults()
         self._serial = 0
@@ -356,7 +362,7 @@ class _Agent:
         deadline = trio.current_time() + _BUSY_TIME
         while True:
             try:
-                async with self._starts.slot(self._starts.of(slot)):
+                async with self._starts.slot(self._starts.of(slot)), self._pace.piece(slot):
                     child = await self._try_to_spawn(slot, request, size, self._hunt.mark_of(client, serial))
             except (OSError, NoThreadError) as exc:
                 code = exc.errno if isinstance(exc, OSError) else None

@@ -11,14 +11,18 @@ not depend on slots that are given back:
 
 Of those that wait for a slot of the pool, the client with the fewest slots is the next to get one.
 
+`Pace` is for pieces of work that are short unless they hang: only a few of them are done at a time, because each
+needs the interpreter, as all sessions do.
+
 This module must not know what the slots are for.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
-from collections import deque
+from collections import OrderedDict, deque
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Final, final
 
@@ -27,7 +31,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-__all__ = ["Share", "Shares"]
+__all__ = ["Pace", "Share", "Shares"]
 
 #: The most slots of clients that have gone.
 _MOST_LEFT: Final = 128
@@ -147,3 +151,66 @@ class Shares:
             self._waiting -= 1
             self._take(share)
             share.waiting.popleft().set()
+
+
+@final
+class Pace:
+    """Pieces of work, a few at a time; the clients take turns.
+
+    A piece that takes longer than such pieces do may hang. It counts no more, so that the others go on.
+
+    Args:
+        most: pieces at a time.
+        patience: seconds for which a piece counts.
+    """
+
+    __slots__ = ("_most", "_patience", "_running", "_waiting")
+
+    def __init__(self, most: int, patience: float) -> None:
+        self._most: Final = most
+        self._patience: Final = patience
+        self._running: dict[object, float] = {}  # the pieces that count, and when each began; the oldest first
+        self._waiting: OrderedDict[int, deque[trio.Event]] = OrderedDict()  # by client, the next one first
+
+    @asynccontextmanager
+    async def piece(self, client: int) -> AsyncIterator[None]:
+        """A piece of work of a client, for the block. A checkpoint only if it has to wait.
+
+        If cancelled while it waits, it was not begun.
+        """
+        ticket = trio.Event()
+        self._waiting.setdefault(client, deque()).append(ticket)
+        self._admit()
+        try:
+            while not ticket.is_set():
+                with trio.move_on_at(min(self._running.values(), default=math.inf) + self._patience):
+                    await ticket.wait()
+                self._admit()
+            yield
+        finally:
+            if ticket.is_set():
+                self._running.pop(ticket, None)
+            else:
+                self._forget(client, ticket)
+            self._admit()
+
+    def _forget(self, client: int, ticket: trio.Event) -> None:
+        tickets = self._waiting[client]
+        tickets.remove(ticket)
+        if not tickets:
+            del self._waiting[client]
+
+    def _admit(self) -> None:
+        """Let pieces begin, as many as may."""
+        now = trio.current_time()
+        for ticket, began in tuple(self._running.items()):
+            if began + self._patience <= now:
+                del self._running[ticket]
+        while self._waiting and len(self._running) < self._most:
+            client, tickets = self._waiting.popitem(last=False)
+            ticket = tickets.popleft()
+            if tickets:
+                self._waiting[client] = tickets  # behind all others
+            self._running[ticket] = now
+            ticket.set()
+        assert len(self._running) <= self._most, "no more pieces are done at a time than may be"

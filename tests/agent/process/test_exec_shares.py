@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from tests.agent._host import wait_gone
 from tests.tools.limits import HANG
@@ -55,6 +56,26 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Starts]:
     monkeypatch.setattr("trio_console.agent._process.spawn.make_plan", plan)
     yield held
     held.release.set()
+
+
+@pytest.fixture
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No start is taken for one that hangs."""
+    monkeypatch.setattr("trio_console.agent._serve._USUAL_START", 3600.0)
+
+
+async def test_starts_are_done_two_at_a_time(patience: None, host: Host, starts: Starts) -> None:
+    for slot in range(5):
+        await host.send(HANGS, slot_ids(slot)[0])
+    await starts.wait_begun(2)
+    await host.ping()
+    await wait_all_tasks_blocked(0.01)
+    assert not starts.begun.acquire(blocking=False), "a third start has begun"
+    starts.release.set()
+    await starts.wait_begun(3)
+    for slot in range(5):
+        await host.send(wire.ExecSignal(9), slot_ids(slot)[0])
+        await host.collect(slot_ids(slot)[0])
 
 
 async def test_one_client_whose_starts_hang_stops_no_start_of_another(host: Host, starts: Starts) -> None:
