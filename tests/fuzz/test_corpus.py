@@ -60,7 +60,7 @@ FIXED = """
 import sys
 from tests.fuzz import fixed
 for name in fixed.COUNTS:
-    fixed.run(name, 100)
+    fixed.run(name, 25)
 """
 
 

@@ -341,7 +341,12 @@ class Model:
         return raw
 
     def _pend(self, party: Party, session: Session, cls: DataClass | None, data: bytes) -> None:
-        session.pending.append((cls, data))
+        last_cls, last = session.pending[-1] if session.pending else (None, b"")
+        # (Data without bytes is the end of the stream.)
+        if cls is not None and cls is last_cls and data and last and len(last + data) <= _JOINED:
+            session.pending[-1] = (cls, last + data)
+        else:
+            session.pending.append((cls, data))
         self._take_turn(party, session)
 
     def _take_turn(self, party: Party, session: Session) -> None:
