@@ -6,7 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 OUT    ?= benchmarks/results
-JOBS   ?= 2
+# Processes that run the tests: one more than a small machine has processors, because tests wait half of their time.
+JOBS   ?= 3
 FUZZ_STAMP := $(VENV)/.fuzz-installed
 
 # Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.

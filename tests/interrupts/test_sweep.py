@@ -21,10 +21,10 @@ STRIDES = {
     "open_console": 61,
     "open_guest": 2999,
     "open_guest_quick": 499,
-    "open_guest_scripted": 251,
+    "open_guest_scripted": 499,
     "open_guest_relay": 997,
     "connect_guest": 61,
-    "serve_relay": 499,
+    "serve_relay": 797,
     "serve_relay_nursery": 997,
 }
 
