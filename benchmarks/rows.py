@@ -195,6 +195,22 @@ def _session_rows() -> Iterator[Row]:
             turns=5,
             facts={"group": "ping"},
         )
+    yield Row(
+        "ping-hostile",
+        "ping through a relay beside eight hostile clients, and eight that work",
+        "s",
+        {
+            "beside hostile clients": partial(scale.pings_beside_hostile_clients, 8, 10.0),
+            "without them": partial(scale.pings_beside_hostile_clients, 0, 10.0),
+        },
+        peers=("without them",),
+        higher_is_better=False,
+        statistics=(Statistic("p50"), Statistic("p95", 0.95), Statistic("p99", 0.99, 2.0)),
+        turns=5,
+        note="all attacks of tests/hostile, chosen at random; the hostile clients and their commands leave the "
+        "processors to all others, so this shows what the relay and the agent share, and not what the kernel does",
+        facts={"group": "ping"},
+    )
     for size in (64, 4 * KIB, 64 * KIB):
         yield Row(
             f"frames-{size}",

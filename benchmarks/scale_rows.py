@@ -25,7 +25,7 @@ from benchmarks._measure import Row, Statistic
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 
-__all__ = ["rows", "system_calls_per_chunk"]
+__all__ = ["pings_beside_hostile_clients", "rows", "system_calls_per_chunk"]
 
 GUESTS = (1, 50, 200)
 SESSIONS = (1, 100, 1000)
@@ -141,6 +141,26 @@ def _hold_all(function: Callable[[int], tuple[Holding, Holding]], numbers: Seque
 
 def _held(function: Callable[[int], tuple[Holding, Holding]], n: int, side: int, field: str) -> list[float]:
     return [getattr(function(n)[side], field)]
+
+
+# --- hostile clients ----------------------------------------------------------------------------------
+
+
+def pings_beside_hostile_clients(count: int, seconds: float) -> list[float]:
+    """The seconds of pings through a relay that eight clients work with, beside so many hostile ones."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.hostile",
+        str(seconds),
+        "--hostile",
+        str(count),
+        "--seed",
+        "1",
+        "--pings",
+    ]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60 + 10 * seconds)
+    return [float(line) for line in done.stdout.split()]
 
 
 # --- system calls -----------------------------------------------------------------------------------

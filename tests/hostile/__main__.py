@@ -11,7 +11,7 @@ import trio
 from tests.hostile._attacks import ATTACKS
 from tests.hostile._delays import delays
 from tests.hostile._pings import quantile
-from tests.hostile._soak import MOST_MEMORY, hostile_soak
+from tests.hostile._soak import MOST_MEMORY, hostile_soak, pings_beside
 
 
 async def measure_each(seconds: float, names: list[str] | None, hostile: int, seed: int) -> None:
@@ -38,7 +38,12 @@ def main() -> int:
     parser.add_argument(
         "--attack", action="append", metavar="NAME", help="with --each: only this one (again: more)"
     )
+    parser.add_argument("--pings", action="store_true", help="print only the seconds of each ping")
     args = parser.parse_args()
+    if args.pings:
+        pings = trio.run(lambda: pings_beside(args.hostile, args.seconds, honest=args.honest, seed=args.seed))
+        print(*pings, sep="\n")
+        return 0
     if args.each:
         trio.run(measure_each, args.each, args.attack, args.hostile, args.seed)
         return 0

@@ -28,7 +28,7 @@ from trio_console import GuestLostError, connect_guest
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
-__all__ = ["MOST_MEMORY", "Figures", "hostile_soak"]
+__all__ = ["MOST_MEMORY", "Figures", "a_relay", "attacked", "hostile_soak", "pings_beside"]
 
 #: MiB that the relay and the agent may each take more than before, whatever is done to them: the budget for what
 #: is queued for all clients (64), a frame of 4 MiB that has not come wholly for each of 32 clients, and half as
@@ -106,6 +106,21 @@ async def hostile_soak(
                         await trio.sleep(0.05)
         await until_none(lambda: marked(mark), "processes of the guest are left")
     return figures
+
+
+async def pings_beside(hostile: int, seconds: float, *, honest: int = 8, seed: int = 0) -> list[float]:
+    """The pings of honest clients while others work, beside so many hostile ones: their seconds, in order."""
+    with TemporaryDirectory() as name, marking():
+        folder = Path(name)
+        folder.chmod(0o700)
+        attacks: Counter[str] = Counter()
+        async with a_relay(folder) as (path, _relay), AsyncExitStack() as stack:
+            if hostile:
+                await stack.enter_async_context(attacked(path, folder, hostile, seed, attacks))
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(work_for, seconds, path, folder, honest, str(seed), Counter())
+                pings = await ping_for(seconds, path, PINGING)
+    return pings
 
 
 @asynccontextmanager
