@@ -19,6 +19,7 @@ import pytest
 from tests.tools.balanced import balanced_outboxes
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
+from trio_console import CommandGuest, ProcessGuest, SocketGuest
 from trio_console._guests import process as guest_process
 from trio_console._guests import supervisor
 
@@ -39,6 +40,20 @@ hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
 guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY  # type: ignore[misc]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--workers",
+        choices=["threads", "tasks"],
+        help="what moves the bytes of guests for which a test does not say it; by default what each kind has",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if workers := config.getoption("--workers"):
+        for kind in (CommandGuest, ProcessGuest, SocketGuest):
+            kind.__init__.__kwdefaults__["workers"] = workers
 
 
 def pytest_collection_finish() -> None:

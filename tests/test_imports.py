@@ -52,10 +52,13 @@ ROOMS = {
     "trio": Room({"_trio"}, {"ground"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_console"}, {"ground"}, trio=False),
-    "channel": Room({"_console.stream", "_console.channel", "_console.opened"}, {"ground", "trio", "console"}),
+    "channel": Room(
+        {"_console.stream", "_console.channel", "_console.polled", "_console.opened"},
+        {"ground", "trio", "console"},
+    ),
     # The tower of frames: it knows trio's abstract streams, and no console.
     "wire": Room({"_wire"}, {"ground"}, trio=False),
-    "outbox": Room({"_wire.outbox"}),
+    "outbox": Room({"_wire.outbox"}, {"trio"}),
     "session": Room({"_session"}, {"ground", "trio", "wire", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"ground", "trio", "wire", "outbox"}),
     # The relay's mind does no I/O and knows no trio; of the session log it knows which methods to call.

@@ -30,6 +30,8 @@ from trio_console import (
     open_guest,
     serve_relay,
 )
+from trio_console._console.devices import FdDevice, as_device
+from trio_console._console.polled import open_polled
 from trio_console.agent import BootError, serve_agent
 
 if TYPE_CHECKING:
@@ -185,6 +187,23 @@ class Pipes:
         self._socket.close()
 
 
+async def use_console_by_tasks(_place: Place) -> None:
+    device, guest = socket.socketpair()
+    port = as_device(device)
+    assert isinstance(port, FdDevice)
+    async with (
+        trio.SocketStream(trio.socket.from_stdlib_socket(guest)) as stream,
+        open_polled(port, max_bytes=1000) as channel,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_echo, stream)
+        nursery.start_soon(_send, channel, b"x" * 500_000)
+        received = 0
+        async for data in channel:
+            received += len(data)
+        assert received == 500_000
+
+
 async def use_a_device(_place: Place) -> None:
     device, guest = socket.socketpair()
     with guest:
@@ -201,6 +220,11 @@ async def use_a_device(_place: Place) -> None:
 
 async def use_a_guest(place: Place) -> None:
     async with open_guest(SocketGuest(place.console)) as guest:
+        await guest.ping()
+
+
+async def use_a_guest_by_threads(place: Place) -> None:
+    async with open_guest(SocketGuest(place.console, workers="threads")) as guest:
         await guest.ping()
 
 
@@ -504,8 +528,10 @@ async def be_a_client(place: Place) -> None:
 
 PARTS = [
     use_console,
+    use_console_by_tasks,
     use_a_device,
     use_a_guest,
+    use_a_guest_by_threads,
     use_a_guest_with_a_relay,
     use_two_guests_at_once,
     serve_a_relay,

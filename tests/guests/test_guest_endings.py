@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
     from trio_console import Guest
+    from trio_console._guests.supervisor import Workers
 
 MIB = 1024 * 1024
 
@@ -187,8 +188,11 @@ async def test_the_teardown_of_a_guest_that_has_let_others_wait_is_told_and_forc
     assert trio.current_time() == pytest.approx(5 + _host._TELL_TIME)
 
 
+@pytest.mark.parametrize("workers", ["threads", "tasks"])
 @pytest.mark.parametrize("grace", [0.0, 0.1, 0.4, 0.5])
-async def test_a_guest_on_a_socket_is_told_to_end_however_short_the_grace_is(tmp_path: Path, grace: float) -> None:
+async def test_a_guest_on_a_socket_is_told_to_end_however_short_the_grace_is(
+    tmp_path: Path, grace: float, workers: Workers
+) -> None:
     path = tmp_path / "console"
     endings: list[Ending] = []
     with trio.fail_after(HANG):
@@ -199,13 +203,14 @@ async def test_a_guest_on_a_socket_is_told_to_end_however_short_the_grace_is(tmp
                     endings.append(await serve_agent(await listener.accept()))
 
                 nursery.start_soon(machine)
-                async with open_guest(SocketGuest(path), grace=grace) as guest:
+                async with open_guest(SocketGuest(path, workers=workers), grace=grace) as guest:
                     await guest.ping()
     assert endings == [Ending.SHUT_DOWN]
 
 
+@pytest.mark.parametrize("workers", ["threads", "tasks"])
 async def test_a_guest_is_told_to_end_behind_what_its_console_still_holds_however_short_the_grace_is(
-    tmp_path: Path,
+    tmp_path: Path, workers: Workers
 ) -> None:
     """A machine that has not read for a while, and reads on when it is left."""
     path = tmp_path / "console"
@@ -233,7 +238,7 @@ async def test_a_guest_is_told_to_end_behind_what_its_console_still_holds_howeve
         with trio.fail_after(HANG):
             async with await listen(path) as listener:
                 nursery.start_soon(machine, listener)
-                async with open_guest(SocketGuest(path), grace=0.2) as guest:
+                async with open_guest(SocketGuest(path, workers=workers), grace=0.2) as guest:
                     nursery.start_soon(upload, guest)
                     while not console_is_full(guest):
                         await trio.sleep(0.01)

@@ -179,6 +179,9 @@ async def test_a_guest_that_is_out_of_step_ends_when_its_console_is_closed() -> 
         (lambda: CommandGuest("ssh host"), TypeError),  # type: ignore[arg-type]
         (lambda: CommandGuest([]), ValueError),
         (lambda: SocketGuest(3), TypeError),  # type: ignore[arg-type]
+        (lambda: ProcessGuest(workers="fibers"), ValueError),  # type: ignore[arg-type]
+        (lambda: CommandGuest(["cat"], workers="thread"), ValueError),  # type: ignore[arg-type]
+        (lambda: SocketGuest("console", workers=True), ValueError),  # type: ignore[arg-type]
     ],
 )
 def test_a_guest_that_makes_no_sense_is_refused(make: Callable[[], object], error: type[Exception]) -> None:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -72,7 +73,8 @@ async def _over_stdio(**options: Any) -> AsyncIterator[Guest]:
 
 
 GUESTS: dict[str, OpenGuest] = {
-    "process": open_guest,
+    "process": partial(open_guest, ProcessGuest(workers="threads")),
+    "process-tasks": partial(open_guest, ProcessGuest(workers="tasks")),
     "command": _over_stdio,
     "socket": _over_a_socket,
 }

@@ -50,6 +50,8 @@ from tests.tools.leftovers import children, descriptors, mark, marked, name_thre
 from tests.tools.limits import BUSY, ENDING
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest, serve_relay
 from trio_console import _wire as wire
+from trio_console._console.devices import FdDevice, as_device
+from trio_console._console.polled import open_polled
 from trio_console._guests import process as guest_process
 from trio_console._guests import supervisor
 from trio_console.testing import ScriptedGuest
@@ -80,6 +82,18 @@ async def console(_directory: str) -> None:
             pass
 
 
+async def console_by_tasks(_directory: str) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        device = trio.lowlevel.enable_ki_protection(as_device)(ours)  # as a spec calls it
+        assert isinstance(device, FdDevice)
+        try:
+            async with open_polled(device, grace=GRACE):
+                pass
+        finally:
+            trio.lowlevel.enable_ki_protection(device.close)()  # Ctrl-C may have come before it was entered
+
+
 async def guest(_directory: str) -> None:
     async with open_guest(ProcessGuest(), grace=GRACE):
         pass
@@ -88,6 +102,11 @@ async def guest(_directory: str) -> None:
 async def quick_guest(_directory: str) -> None:
     """The same, with an agent that starts in a millisecond: what this program does is the same."""
     async with open_guest(ProcessGuest(python=os.environ["SWEEP_AGENT"]), grace=GRACE):
+        pass
+
+
+async def quick_guest_by_tasks(_directory: str) -> None:
+    async with open_guest(ProcessGuest(python=os.environ["SWEEP_AGENT"], workers="tasks"), grace=GRACE):
         pass
 
 
@@ -137,8 +156,10 @@ async def relay_in_a_nursery(directory: str) -> None:
 
 CONTEXTS: dict[str, Callable[[str], Awaitable[None]]] = {
     "open_console": console,
+    "open_console_tasks": console_by_tasks,
     "open_guest": guest,
     "open_guest_quick": quick_guest,
+    "open_guest_quick_tasks": quick_guest_by_tasks,
     "open_guest_scripted": scripted_guest,
     "open_guest_relay": guest_with_relay,
     "connect_guest": client,
@@ -415,7 +436,7 @@ def main() -> None:
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         served = start_relay(directory) if args.context == "connect_guest" else None
-        if args.context == "open_guest_quick":
+        if args.context.startswith("open_guest_quick"):
             build_agent(directory)
         try:
             sweep.run()

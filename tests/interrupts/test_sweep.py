@@ -19,8 +19,10 @@ SECOND = 50
 #: Opcodes between two moments that are tried in the gate. Prime to each other and to what loops have in them.
 STRIDES = {
     "open_console": 61,
+    "open_console_tasks": 97,
     "open_guest": 2999,
     "open_guest_quick": 499,
+    "open_guest_quick_tasks": 997,
     "open_guest_scripted": 499,
     "open_guest_relay": 997,
     "connect_guest": 61,
@@ -41,8 +43,10 @@ STRIDES = {
 #: * two presses: 9 for 7 100 moments.
 NIGHTLY_STRIDES = {
     "open_console": (1, 2),
+    "open_console_tasks": (1, 2),
     "open_guest": (101, 997),
     "open_guest_quick": (1, 37),
+    "open_guest_quick_tasks": (3, 37),
     "open_guest_scripted": (3, 11),
     "open_guest_relay": (3, 37),
     "connect_guest": (1, 2),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from trio_console._console.polled import PolledStream
 from trio_console._console.stream import ConsoleStream
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ def conserved(lane: LaneStatistics) -> bool:
     return lane.bytes_in == sum(parts) and min(parts) >= 0
 
 
-def check_conserved(console: ConsoleStream | ConsoleSharedState) -> None:
+def check_conserved(console: ConsoleStream | PolledStream | ConsoleSharedState) -> None:
     """Every byte of both directions is accounted for."""
-    if isinstance(console, ConsoleStream):
+    if isinstance(console, (ConsoleStream, PolledStream)):
         now = console.statistics()
         lanes = (now.tx, now.rx)
     else:

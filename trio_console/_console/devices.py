@@ -18,13 +18,16 @@ import select
 import socket
 import stat
 import sys
-from typing import Final, Protocol, TypeAlias, final, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias, final, runtime_checkable
 
 from trio_console._console.descriptor import Descriptors
 from trio_console._console.wake import Bell
 from trio_console._forked import let_go_in_child
 
-__all__ = ["ConsoleDevice", "GuestDevice", "as_device", "close_quietly"]
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["ConsoleDevice", "FdDevice", "GuestDevice", "as_device", "close_quietly", "full_for_nobody"]
 
 _log: Final = logging.getLogger("trio_console.console")
 
@@ -66,10 +69,14 @@ def close_quietly(device: GuestDevice) -> None:
 ConsoleDevice: TypeAlias = "socket.socket | int | tuple[int, int] | GuestDevice"
 
 
-def as_device(device: ConsoleDevice) -> GuestDevice:
+def as_device(device: ConsoleDevice, *, by_tasks: bool = False) -> GuestDevice:
     """Take ownership of a console and adapt it to `GuestDevice`.
 
     After a `TypeError` or a `ValueError` the console is unchanged; after any other error it is closed.
+
+    Args:
+        device: the console.
+        by_tasks: whether tasks are to move the bytes, if it has descriptors; see `FdDevice`.
 
     Raises:
         TypeError: ``device`` is of no kind that can be a console.
@@ -77,21 +84,29 @@ def as_device(device: ConsoleDevice) -> GuestDevice:
             or a negative number.
         OSError: a descriptor is not open, or no descriptor could be made.
     """
-    if isinstance(device, socket.socket):
-        _check_class(device)
-        return _take((device.fileno(),), giver=device)
-    if isinstance(device, int) and not isinstance(device, bool):
-        if device < 0:
-            raise ValueError(f"a console's descriptor must be 0 or more, not {device}")
-        return _take((device,))
-    if isinstance(device, tuple):
-        return _pair(device)
+    if isinstance(device, (socket.socket, int, tuple)):
+        made = _of_descriptors(device)
+        made.by_tasks = by_tasks
+        return made
     if isinstance(device, GuestDevice):
         return device
     raise _cannot_be(device)
 
 
-def _pair(device: tuple[int, int]) -> GuestDevice:
+def _of_descriptors(device: socket.socket | int | tuple[int, int]) -> FdDevice:
+    if isinstance(device, socket.socket):
+        _check_class(device)
+        return _take((device.fileno(),), giver=device)
+    if isinstance(device, tuple):
+        return _pair(device)
+    if isinstance(device, bool):
+        raise _cannot_be(device)
+    if device < 0:
+        raise ValueError(f"a console's descriptor must be 0 or more, not {device}")
+    return _take((device,))
+
+
+def _pair(device: tuple[int, int]) -> FdDevice:
     if len(device) != 2 or not all(isinstance(fd, int) and not isinstance(fd, bool) for fd in device):
         raise _cannot_be(device)
     read_fd, write_fd = device
@@ -100,7 +115,7 @@ def _pair(device: tuple[int, int]) -> GuestDevice:
     return _take((read_fd,) if read_fd == write_fd else (read_fd, write_fd))
 
 
-def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> GuestDevice:
+def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> FdDevice:
     """Make a device of one or two descriptors; ``giver`` is the socket to which the descriptor belongs."""
     # Owned before anything can fail. A number that is not open is not owned: another thread may open it next.
     owners = [Descriptors((fd,)) for fd in numbers if _is_open(fd)]
@@ -110,7 +125,7 @@ def _take(numbers: tuple[int, ...], giver: socket.socket | None = None) -> Guest
         bell = Bell()
         read_end = _End(owners[0])
         write_end = _End(owners[1], beside=read_end) if len(owners) == 2 else None
-        device = _FdDevice(bell, read_end, write_end)
+        device = FdDevice(bell, read_end, write_end)
     except (TypeError, ValueError):
         for owner in owners:
             owner.numbers.clear()  # refused: the descriptors stay open, and the caller's
@@ -220,8 +235,14 @@ def _is_pty_master(fd: int) -> bool:
 
 
 @final
-class _FdDevice:
+class FdDevice:
     """A device of one or two descriptors, which it owns. They are non-blocking until they are closed, see `_End`.
+
+    Threads call the methods of `GuestDevice`, which block. A task of trio calls those whose names end in ``_now``,
+    and sleeps by the descriptors' numbers; then no thread calls anything.
+
+    Attributes:
+        by_tasks: whether tasks are to move its bytes where there is a choice; see `_console.opened`.
 
     Each call takes a reference to the end that it uses, and `close` drops the device's own references. The last
     reference closes the number, so it is never reused during a system call. (`_console.descriptor` says why that
@@ -229,10 +250,13 @@ class _FdDevice:
     """
 
     def __init__(self, bell: Bell, read_end: _End, write_end: _End | None = None) -> None:
+        self.by_tasks = False
         self._closed = False
         self._read_end: _End | None = read_end
         self._write_end: _End | None = write_end or read_end
         self._is_pair = write_end is not None
+        self._reads_master = self._read_end.is_master
+        self._writes_master = self._write_end.is_master
         self._bell: Bell | None = bell  # rung by close(), and never silenced
 
     # Each of the next methods deletes its reference to the end before it returns or raises. Otherwise an exception
@@ -245,16 +269,14 @@ class _FdDevice:
             # `close` sets the flag before it drops the ends: if the flag is not set now, ``end`` is not `None`.
             while end is not None and not self._closed:
                 try:
-                    return os.read(end.fd, max_bytes)
+                    return _read(end.fd, max_bytes, of_master=end.is_master)
                 except BlockingIOError:
                     if hung_up == 2:
                         break
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLIN) else 0
-                except OSError as exc:
+                except OSError:
                     if self._closed_meanwhile():
                         break  # `close` has shut the socket down, which failed the read
-                    if end.is_master and exc.errno == errno.EIO:
-                        break  # no program has the terminal open any more
                     raise
             return b""
         finally:
@@ -266,24 +288,44 @@ class _FdDevice:
         try:
             while end is not None and not self._closed:
                 try:
-                    return os.write(end.fd, data)
+                    return _write(end.fd, [data], to_master=end.is_master)
                 except BlockingIOError:
                     if hung_up == 2:
-                        raise BrokenPipeError(
-                            errno.EPIPE, "no program has the console's other end open, and its buffer is full"
-                        ) from None
+                        raise full_for_nobody() from None
                     hung_up = hung_up + 1 if self._sleep(end.fd, select.POLLOUT) else 0
-                except OSError as exc:
+                except OSError:
                     if self._closed_meanwhile():
                         break  # `close` has shut the socket down, which failed the write
-                    if end.is_master and exc.errno == errno.EIO:
-                        raise BrokenPipeError(
-                            errno.EPIPE, "no program has the console's terminal open any more"
-                        ) from exc
                     raise
             return 0
         finally:
             del end
+
+    # For the one task that moves the bytes of a direction, and for no thread. After `close` the numbers are -1.
+
+    @property
+    def read_fd(self) -> int:
+        return -1 if self._read_end is None else self._read_end.fd
+
+    @property
+    def write_fd(self) -> int:
+        return -1 if self._write_end is None else self._write_end.fd
+
+    def read_now(self, max_bytes: int) -> bytes:
+        """Read what has come; ``b""`` at end of file. `BlockingIOError` if there is nothing."""
+        return _read(self.read_fd, max_bytes, of_master=self._reads_master)
+
+    def write_now(self, pieces: Sequence[bytes | memoryview]) -> int:
+        """Write some bytes of the pieces, and return their number. `BlockingIOError` if there is no room."""
+        return _write(self.write_fd, pieces, to_master=self._writes_master)
+
+    def has_hung_up(self, fd: int, events: int) -> bool:
+        """Whether the other end has hung up, and ``fd`` is not ready for ``events``; see `_sleep`."""
+        poller = select.poll()
+        poller.register(fd, events)
+        return any(not event & events for _, event in poller.poll(0))
+
+    # For both
 
     def close_write(self) -> None:
         # This must not open a descriptor, not even for a moment: when a program has none left, this would fail,
@@ -340,6 +382,29 @@ class _FdDevice:
             return False
         finally:
             del bell
+
+
+def _read(fd: int, max_bytes: int, *, of_master: bool) -> bytes:
+    try:
+        return os.read(fd, max_bytes)
+    except OSError as exc:
+        if of_master and exc.errno == errno.EIO:
+            return b""  # no program has the terminal open any more
+        raise
+
+
+def _write(fd: int, pieces: Sequence[bytes | memoryview], *, to_master: bool) -> int:
+    try:
+        return os.write(fd, pieces[0]) if len(pieces) == 1 else os.writev(fd, pieces)
+    except OSError as exc:
+        if to_master and exc.errno == errno.EIO:
+            raise BrokenPipeError(errno.EPIPE, "no program has the console's terminal open any more") from exc
+        raise
+
+
+def full_for_nobody() -> BrokenPipeError:
+    """The error for a write that would wait for ever: see `FdDevice.has_hung_up`."""
+    return BrokenPipeError(errno.EPIPE, "no program has the console's other end open, and its buffer is full")
 
 
 def _shut_down(fd: int, how: int) -> bool:

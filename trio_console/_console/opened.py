@@ -1,4 +1,4 @@
-"""Any console as a stream: a device through `open_console`, and a stream as it is.
+"""Any console as a stream: a device through `open_console` or `open_polled`, and a stream as it is.
 
 Whoever is given a console owns it: it is closed at the end, whatever happens.
 """
@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._console.channel import SHORT_GRACE, open_console
-from trio_console._console.devices import as_device, close_quietly
+from trio_console._console.devices import FdDevice, as_device, close_quietly
+from trio_console._console.polled import open_polled
 from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
 
@@ -42,6 +43,9 @@ async def opened_console(console: GuestDevice | trio.abc.Stream) -> AsyncIterato
         finally:
             close = partial(_close, console)
             await see_through(close, grace=SHORT_GRACE, hurried=SHORT_GRACE)  # noqa: ASYNC102  (shields itself)
+    elif isinstance(console, FdDevice) and console.by_tasks:
+        async with open_polled(console, grace=SHORT_GRACE) as polled:
+            yield polled
     else:
         async with open_console(console, grace=SHORT_GRACE) as channel:
             yield channel

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, final
 import trio
 
 from trio_console._guests.spec import GuestSpec
-from trio_console._guests.supervisor import Ours, TheirEnds, start, watch
+from trio_console._guests.supervisor import Ours, TheirEnds, check_workers, start, watch
 from trio_console._guests.warden import guarded
 from trio_console._processes import GUEST_MARK
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trio_console._guests.spec import GuestHost
+    from trio_console._guests.supervisor import Workers
 
 __all__ = ["CommandGuest"]
 
@@ -38,10 +39,12 @@ class CommandGuest(GuestSpec):
         command: a sequence of strings or paths.
         env: environment of the command; `None`, the default, is this program's.
         cwd: working directory of the command; `None`, the default, is this program's.
+        workers: what moves the console's bytes in this program: ``"tasks"``, the default, or ``"threads"``. Tasks
+            need no threads and less processor time; docs/embedding.md says when to take which.
 
     Raises:
         TypeError: ``command`` is a single string.
-        ValueError: ``command`` is empty.
+        ValueError: ``command`` is empty, or ``workers`` is none of the two.
     """
 
     def __init__(
@@ -50,12 +53,14 @@ class CommandGuest(GuestSpec):
         *,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        workers: Workers = "tasks",
     ) -> None:
         if isinstance(command, (str, bytes, os.PathLike)):
             raise TypeError(f"command must be a sequence of strings, not {type(command).__name__}")
         self._command = [os.fspath(part) for part in command]
         if not self._command:
             raise ValueError("command must not be empty")
+        self._workers = check_workers(workers)
         self._env = env
         self._cwd = cwd
 
@@ -71,7 +76,7 @@ class CommandGuest(GuestSpec):
         # The mark is only for the moment between the start and the warden's knowledge of it: a process that the
         # command leaves on purpose, such as ssh's shared connection, does not end with this program.
         async with guarded(mark, whole=False) as guard:
-            with TheirEnds() as theirs, Ours(theirs.console) as ours, theirs.error_pipe() as stderr:
+            with TheirEnds() as theirs, Ours(theirs.console, self._workers) as ours, theirs.error_pipe() as stderr:
                 their_in, their_out, their_err = theirs.numbers
                 process = await start(
                     self._command,

@@ -20,6 +20,7 @@ from trio_console._console.opened import (
     console_of,
     opened_console,
 )
+from trio_console._console.polled import PolledStream
 from trio_console._console.stream import ConsoleStream
 from trio_console._guests.carrier import carried
 from trio_console._guests.process import ProcessGuest
@@ -100,7 +101,9 @@ class Host:
 
     def statistics(self) -> ConsoleStatistics | None:
         """The state of the console; `None` if it is a stream of another kind than ours."""
-        return self.channel.statistics() if isinstance(self.channel, ConsoleStream) else None
+        if isinstance(self.channel, (ConsoleStream, PolledStream)):
+            return self.channel.statistics()
+        return None
 
     def carried(self) -> tuple[int, int]:
         """Bytes that were sent on the console, and those of them that the device has got, as far as is known."""

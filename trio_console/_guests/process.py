@@ -16,7 +16,7 @@ import trio
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.interpreter import absolute_only, command, find_modules
 from trio_console._guests.spec import GuestSpec
-from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, start, watch
+from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, check_workers, start, watch
 from trio_console._guests.warden import guarded
 from trio_console._processes import GUEST_MARK, Wanted, kill_processes
 from trio_console._trio.clocks import within
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from trio_console._guests.spec import GuestHost
+    from trio_console._guests.supervisor import Workers
     from trio_console._processes import Leftovers
 
 __all__ = ["ProcessGuest"]
@@ -70,6 +71,11 @@ class ProcessGuest(GuestSpec):
         python: the interpreter that runs the agent, of version 3.11 or later; `None`, the default, is this
             program's (`sys.executable`). A program that is an application of its own, or has an interpreter built
             in, must name one. It finds modules in its own places, and then where this program finds its own.
+        workers: what moves the console's bytes in this program: ``"threads"``, the default, or ``"tasks"``. Tasks
+            need no threads and less processor time; docs/embedding.md says when to take which.
+
+    Raises:
+        ValueError: ``workers`` is none of the two.
 
     The agent runs with the flags that this program's interpreter has, and in a POSIX session of its own: signals
     for this program's process group are not for the agent, and no command reaches this program's terminal.
@@ -81,7 +87,9 @@ class ProcessGuest(GuestSpec):
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         python: str | os.PathLike[str] | None = None,
+        workers: Workers = "threads",
     ) -> None:
+        self._workers = check_workers(workers)
         self._env = env
         self._cwd = cwd
         self._python = None if python is None else os.fspath(python)
@@ -119,7 +127,7 @@ class ProcessGuest(GuestSpec):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         with (
             theirs,
-            Ours(lambda: our_end) as ours,
+            Ours(lambda: our_end, self._workers) as ours,
             beyond_standard(theirs) as theirs,
             TheirEnds() as ends,
             ends.error_pipe() as stderr,

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import socket
-from typing import final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from trio_console._addresses import named_by_descriptor
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.spec import GuestHost, GuestSpec
-from trio_console._guests.supervisor import Ours
+from trio_console._guests.supervisor import Ours, check_workers
 from trio_console._trio.sockets import connect_unix
+
+if TYPE_CHECKING:
+    from trio_console._guests.supervisor import Workers
 
 __all__ = ["SocketGuest"]
 
@@ -26,9 +29,17 @@ class SocketGuest(GuestSpec):
 
     Args:
         path: the path of the socket.
+        workers: what moves the console's bytes in this program: ``"tasks"``, the default, or ``"threads"``. Tasks
+            need no threads and less processor time; docs/embedding.md says when to take which.
+
+    Raises:
+        ValueError: ``workers`` is none of the two.
     """
 
-    def __init__(self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    def __init__(
+        self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes], *, workers: Workers = "tasks"
+    ) -> None:
+        self._workers = check_workers(workers)
         self._path = os.fspath(path)
 
     def __repr__(self) -> str:
@@ -48,7 +59,7 @@ class SocketGuest(GuestSpec):
         with stream.socket as sock:
             with no_fork():
                 console = let_go_in_child(socket.socket(fileno=sock.detach()))
-            with Ours(lambda: console) as ours:
+            with Ours(lambda: console, self._workers) as ours:
                 ours.hand_over(GuestHost(ours.device, explain=_explain), task_status)
         await trio.sleep_forever()  # whoever has started the guest ends it
 

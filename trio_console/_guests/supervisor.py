@@ -14,7 +14,7 @@ import warnings
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, final
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final
 
 import trio
 
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 
     from trio_console._console.devices import GuestDevice
 
-__all__ = ["Ours", "ProcessHost", "TheirEnds", "beyond_standard", "start", "watch"]
+__all__ = ["Ours", "ProcessHost", "TheirEnds", "Workers", "beyond_standard", "check_workers", "start", "watch"]
+
+#: What moves a guest's bytes on this side.
+Workers: TypeAlias = Literal["threads", "tasks"]
 
 #: Seconds for a process to be gone after SIGKILL. It takes milliseconds, and longer only if much memory has to be
 #: freed. A process in an uninterruptible system call cannot be ended at all.
@@ -44,6 +47,13 @@ _TAIL_TIME: Final = 0.2
 _STDERR_TAIL: Final = 4096
 
 _LAST_STANDARD_FD: Final = 2
+
+
+def check_workers(workers: Workers) -> Workers:
+    """Raise if ``workers`` is none of the two words; return it."""
+    if workers not in ("threads", "tasks"):
+        raise ValueError(f'workers must be "threads" or "tasks", not {workers!r:.100}')
+    return workers
 
 
 def beyond_standard(end: socket.socket) -> socket.socket:
@@ -65,14 +75,15 @@ class Ours:
 
     Args:
         take: makes that end, or only returns it.
+        workers: what is to move its bytes.
     """
 
-    def __init__(self, take: Callable[[], socket.socket | tuple[int, int]]) -> None:
+    def __init__(self, take: Callable[[], socket.socket | tuple[int, int]], workers: Workers = "threads") -> None:
         assert trio.lowlevel.currently_ki_protected(), "no Ctrl-C comes between a descriptor and its owner"
         with no_fork():
             ends = take()
             try:
-                self.device: Final = as_device(ends)
+                self.device: Final = as_device(ends, by_tasks=workers == "tasks")
             except (TypeError, ValueError):
                 if isinstance(ends, tuple):
                     for fd in ends:

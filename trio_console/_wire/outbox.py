@@ -20,17 +20,18 @@ This module knows frames only as bytes. Everything in it belongs to one trio thr
 
 from __future__ import annotations
 
-import abc
 from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias, final
 
 import outcome
 import trio
 
+from trio_console._trio.gathering import GatheringStream
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GatheringStream", "Outbox", "Pieces"]
+__all__ = ["Outbox", "Pieces"]
 
 #: A frame in one piece or in several. The pieces are kept until they are written, so they must not change.
 Pieces: TypeAlias = "bytes | tuple[bytes, ...]"
@@ -49,17 +50,6 @@ _BATCH: Final = 64 * 1024
 
 #: Bytes of a batch from which on joining the pieces costs more than a system call that gathers them.
 _GATHERED: Final = 16 * 1024
-
-
-class GatheringStream(trio.abc.SendStream):
-    """A stream that takes bytes in several pieces."""
-
-    @abc.abstractmethod
-    async def send_gathered(self, pieces: list[bytes]) -> None:
-        """Send all pieces, as `send_all` does with the joined bytes. A checkpoint only if they do not fit at once.
-
-        (The outbox makes a checkpoint for each batch.) The callee may change the list.
-        """
 
 
 @final

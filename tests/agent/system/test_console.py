@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from trio_console._wire.outbox import GatheringStream
+from trio_console._trio.gathering import GatheringStream
 from trio_console.agent._system import console as _console
 
 if TYPE_CHECKING:

@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True)
 def _watched_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     real_init = _channel._Workers.__init__
-    real_sleep = _devices._FdDevice._sleep
+    real_sleep = _devices.FdDevice._sleep
 
     def init(self: Any, device: Any, shared: ConsoleSharedState) -> None:
         DEVICES[shared] = device
@@ -56,4 +56,4 @@ def _watched_devices(monkeypatch: pytest.MonkeyPatch) -> None:
                 self.blocked_writing = False
 
     monkeypatch.setattr(_channel._Workers, "__init__", init)
-    monkeypatch.setattr(_devices._FdDevice, "_sleep", sleep)
+    monkeypatch.setattr(_devices.FdDevice, "_sleep", sleep)

@@ -7,7 +7,8 @@ import os
 import socket
 import threading
 import weakref
-from typing import TYPE_CHECKING, Any
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import trio
 import trio.testing
@@ -15,8 +16,13 @@ import trio.testing
 from tests.tools.limits import HANG
 from tests.tools.streams import fill
 from trio_console._console.channel import open_console
+from trio_console._console.devices import FdDevice, as_device
+from trio_console._console.polled import PolledStream, open_polled
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+    from contextlib import AbstractAsyncContextManager
+
     from trio_console._console.backend import ConsoleSharedState
     from trio_console._console.stream import ConsoleStream
 
@@ -77,12 +83,37 @@ def by_pipes() -> tuple[Any, trio.abc.HalfCloseableStream]:
     return (to_host[0], to_guest[1]), guest
 
 
-MAKERS = [by_socket, by_descriptor, by_object, by_pipes]
+@asynccontextmanager
+async def open_by_tasks(device: Any, **options: Any) -> AsyncIterator[PolledStream]:
+    """As `open_console`, with tasks in place of the threads."""
+    port = as_device(device)
+    assert isinstance(port, FdDevice)
+    async with open_polled(port, **options) as stream:
+        yield stream
 
 
-async def serve(device: Any, task_status: Any, **options: Any) -> None:
+#: What moves the bytes. A test that has one of these, or a `Kind`, holds for both.
+OPENERS: list[Any] = [open_console, open_by_tasks]
+
+
+class Kind(NamedTuple):
+    """A device, and what moves its bytes."""
+
+    make: Callable[[], tuple[Any, trio.abc.HalfCloseableStream]]
+    open: Callable[..., AbstractAsyncContextManager[Any]]
+
+    def __str__(self) -> str:
+        return self.make.__name__ + ("-tasks" if self.open is open_by_tasks else "")
+
+
+BY_THREADS = [Kind(make, open_console) for make in (by_socket, by_descriptor, by_object, by_pipes)]
+BY_TASKS = [Kind(make, open_by_tasks) for make in (by_socket, by_descriptor, by_pipes)]
+KINDS = [*BY_THREADS, *BY_TASKS]
+
+
+async def serve(kind: Kind, device: Any, task_status: Any, **options: Any) -> None:
     """Hold a console open until it is closed."""
-    async with open_console(device, **options) as channel:
+    async with kind.open(device, **options) as channel:
         task_status.started(channel)
         await channel._wait_closed()
 
@@ -91,8 +122,11 @@ async def serve(device: Any, task_status: Any, **options: Any) -> None:
 BLOCK = bytes(1024)
 
 
-async def clog_out(channel: ConsoleStream) -> None:
+async def clog_out(channel: ConsoleStream | PolledStream) -> None:
     """Send until nothing moves any more: the ring, the worker's hand and the kernel's buffer are full."""
+    if isinstance(channel, PolledStream):
+        await fill(channel, BLOCK)  # something is queued only while the kernel's buffer is full
+        return
     device = DEVICES[channel._shared]
     while not getattr(device, "blocked_writing", False):
         await fill(channel, BLOCK)
@@ -100,9 +134,12 @@ async def clog_out(channel: ConsoleStream) -> None:
     await fill(channel, BLOCK)
 
 
-async def clog(channel: ConsoleStream, guest: trio.abc.SendStream) -> None:
+async def clog(channel: ConsoleStream | PolledStream, guest: trio.abc.SendStream) -> None:
     """The same, both ways."""
     await clog_out(channel)
+    if isinstance(channel, PolledStream):
+        await fill(guest, BLOCK)
+        return
     ring = channel._shared._tx.ring
     while ring.fits(ring.max_bytes) or not ring._room_armed:
         await fill(guest, BLOCK)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.console.channel.consoles import OPENERS
 from tests.tools.descriptors import is_open
 from tests.tools.limits import HANG
 from trio_console._console import devices as _devices
@@ -86,11 +87,12 @@ async def test_a_socket_that_is_not_connected_is_refused(as_number: bool, family
         assert os.get_blocking(lonely.fileno())
 
 
-async def test_a_socket_whose_other_end_has_been_closed_is_a_console_at_its_end() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_socket_whose_other_end_has_been_closed_is_a_console_at_its_end(opener: Any) -> None:
     ours, theirs = socket.socketpair()
     theirs.sendall(b"last words")
     theirs.close()
-    async with open_console(ours) as channel:
+    async with opener(ours) as channel:
         assert b"".join([chunk async for chunk in channel]) == b"last words"
 
 
@@ -245,12 +247,15 @@ def test_what_no_bell_could_be_made_for_is_closed_although_the_error_is_kept(as_
 
 
 @pytest.mark.parametrize("blocking", [True, False])
-async def test_a_descriptor_is_blocking_afterwards_for_those_who_share_it_if_it_was(blocking: bool) -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_descriptor_is_blocking_afterwards_for_those_who_share_it_if_it_was(
+    opener: Any, blocking: bool
+) -> None:
     read_fd, write_fd = os.pipe()
     shared_read, shared_write = os.dup(read_fd), os.dup(write_fd)
     for fd in (read_fd, write_fd):
         os.set_blocking(fd, blocking)
-    async with open_console((read_fd, write_fd)) as channel:
+    async with opener((read_fd, write_fd)) as channel:
         assert not os.get_blocking(shared_read)
         await channel.send_all(b"x")
         await channel.send_eof()
@@ -259,12 +264,13 @@ async def test_a_descriptor_is_blocking_afterwards_for_those_who_share_it_if_it_
     os.close(shared_write)
 
 
-async def test_two_numbers_for_one_terminal_keep_it_non_blocking_until_both_are_done() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_two_numbers_for_one_terminal_keep_it_non_blocking_until_both_are_done(opener: Any) -> None:
     master, slave = pty.openpty()
     tty.setraw(slave)
     other = os.dup(slave)
     kept = os.dup(slave)
-    async with open_console((slave, other)) as channel:
+    async with opener((slave, other)) as channel:
         await channel.send_all(b"hello")
         assert await trio.to_thread.run_sync(os.read, master, 5) == b"hello"
         await channel.send_eof()
@@ -283,7 +289,7 @@ def test_a_terminal_stays_non_blocking_while_a_call_of_a_closed_device_has_its_e
     tty.setraw(slave)
     other, kept = os.dup(slave), os.dup(slave)
     device = _devices.as_device((slave, other))
-    assert isinstance(device, _devices._FdDevice)
+    assert isinstance(device, _devices.FdDevice)
     end = device._write_end  # as a thread in a write has it
     device.close()
     assert not os.get_blocking(kept)
@@ -293,14 +299,15 @@ def test_a_terminal_stays_non_blocking_while_a_call_of_a_closed_device_has_its_e
     os.close(master)
 
 
-async def test_the_flag_is_put_back_although_a_call_failed_and_its_error_is_kept() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_flag_is_put_back_although_a_call_failed_and_its_error_is_kept(opener: Any) -> None:
     ours, theirs = socket.socketpair()
     shared, fd = ours.dup(), ours.fileno()
     shared.setblocking(True)
     with shared, theirs:
         theirs.send(b"never read")
         shared.shutdown(socket.SHUT_WR)
-        async with open_console(ours) as channel:
+        async with opener(ours) as channel:
             with pytest.raises(trio.BrokenResourceError) as caught:
                 while True:
                     await channel.send_all(b"x")
@@ -312,11 +319,12 @@ async def test_the_flag_is_put_back_although_a_call_failed_and_its_error_is_kept
 # One number twice
 
 
-async def test_one_number_twice_is_that_descriptor_both_ways_and_closed_once() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_one_number_twice_is_that_descriptor_both_ways_and_closed_once(opener: Any) -> None:
     ours, theirs = socket.socketpair()
     fd = ours.detach()
     with theirs:
-        async with open_console((fd, fd)) as channel:
+        async with opener((fd, fd)) as channel:
             await channel.send_all(b"hello")
             await channel.send_eof()
             assert theirs.recv(5) == b"hello"
@@ -356,18 +364,20 @@ def closing(read: Callable[[int], bytes], close: Callable[[], None]) -> Callable
 
 
 @pytest.mark.parametrize("make", [socket_pair_device, pipes_device])
-async def test_the_end_is_told_without_a_descriptor_to_be_had(make: Any) -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_end_is_told_without_a_descriptor_to_be_had(opener: Any, make: Any) -> None:
     device, read_all = make()
-    async with open_console(device) as channel:
+    async with opener(device) as channel:
         await channel.send_all(b"all there is")
         with no_descriptor_free():
             await channel.send_eof()
             assert await trio.to_thread.run_sync(read_all) == b"all there is"
 
 
-async def test_the_number_of_a_pair_that_was_half_closed_is_closed_once() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_number_of_a_pair_that_was_half_closed_is_closed_once(opener: Any) -> None:
     to_guest, to_host = os.pipe(), os.pipe()
-    async with open_console((to_host[0], to_guest[1])) as channel:
+    async with opener((to_host[0], to_guest[1])) as channel:
         await channel.send_eof()
         assert await trio.to_thread.run_sync(os.read, to_guest[0], 1) == b""
         other = os.open(os.devnull, os.O_RDONLY)
@@ -380,16 +390,19 @@ async def test_the_number_of_a_pair_that_was_half_closed_is_closed_once() -> Non
 # Terminals
 
 
-async def test_the_end_of_a_terminal_is_end_of_file_for_its_master() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_end_of_a_terminal_is_end_of_file_for_its_master(opener: Any) -> None:
     master, slave = pty.openpty()
     tty.setraw(slave)
-    async with open_console(master) as channel:
+    async with opener(master) as channel:
         os.write(slave, b"last words")
         os.close(slave)
         assert b"".join([chunk async for chunk in channel]) == b"last words"
 
 
+@pytest.mark.parametrize("opener", OPENERS)
 async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
+    opener: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def no_terminal(_fd: int, _data: object) -> int:
@@ -397,7 +410,7 @@ async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
 
     master, slave = pty.openpty()
     tty.setraw(slave)
-    async with open_console(master) as channel:
+    async with opener(master) as channel:
         monkeypatch.setattr(_devices.os, "write", no_terminal)
         with pytest.raises(trio.BrokenResourceError) as caught:
             while True:
@@ -408,11 +421,12 @@ async def test_sending_to_a_terminal_that_is_not_open_is_a_broken_pipe(
     os.close(slave)
 
 
-async def test_sending_to_a_terminal_that_is_full_and_was_closed_is_a_broken_pipe() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_sending_to_a_terminal_that_is_full_and_was_closed_is_a_broken_pipe(opener: Any) -> None:
     master, slave = pty.openpty()
     tty.setraw(slave)
     with trio.fail_after(HANG):  # a hang, at full speed
-        async with open_console(master) as channel:
+        async with opener(master) as channel:
             os.close(slave)
             with pytest.raises(trio.BrokenResourceError) as caught:
                 while True:
@@ -464,7 +478,10 @@ def test_nobody_at_the_other_end_is_end_of_file_for_a_read_that_would_block(
     device.close()
 
 
-async def test_an_input_output_error_of_anything_else_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_an_input_output_error_of_anything_else_stays_one(
+    opener: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read_fd, write_fd = os.pipe()
     real = os.read
 
@@ -474,7 +491,7 @@ async def test_an_input_output_error_of_anything_else_stays_one(monkeypatch: pyt
         return real(fd, size)
 
     monkeypatch.setattr(_devices.os, "read", broken)
-    async with open_console((read_fd, write_fd)) as channel:
+    async with opener((read_fd, write_fd)) as channel:
         with pytest.raises(trio.BrokenResourceError):
             await channel.receive_some()
 

@@ -10,10 +10,11 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.channel.consoles import MAKERS, ScriptedDevice, by_socket, clog, clog_out
+from tests.console.channel.consoles import KINDS, OPENERS, Kind, ScriptedDevice, by_socket, clog, clog_out
 from tests.tools.conserved import check_conserved
 from tests.tools.limits import HANG
 from trio_console._console import channel as _channel
+from trio_console._console import polled as _polled
 from trio_console._console.channel import open_console
 
 if TYPE_CHECKING:
@@ -23,11 +24,11 @@ if TYPE_CHECKING:
 # Leaving
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_leaving_delivers_what_was_sent_and_closes_the_device(make: Any) -> None:
-    device, guest = make()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_leaving_delivers_what_was_sent_and_closes_the_device(kind: Kind) -> None:
+    device, guest = kind.make()
     async with guest:
-        async with open_console(device) as channel:
+        async with kind.open(device) as channel:
             await channel.send_all(b"goodbye")
         assert b"".join([chunk async for chunk in guest]) == b"goodbye"
     assert channel.statistics().closed
@@ -58,11 +59,11 @@ async def test_the_device_is_not_closed_while_it_still_takes_what_was_sent() -> 
     assert device.written == b"goodbye"
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_a_guest_that_never_reads_holds_leaving_up_for_the_grace_only(make: Any) -> None:
-    device, guest = make()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_a_guest_that_never_reads_holds_leaving_up_for_the_grace_only(kind: Kind) -> None:
+    device, guest = kind.make()
     async with guest:
-        async with open_console(device, max_bytes=4096, grace=0.02) as channel:
+        async with kind.open(device, max_bytes=4096, grace=0.02) as channel:
             await clog_out(channel)
     now = channel.statistics()
     assert now.rx.bytes_dropped > 0
@@ -70,11 +71,11 @@ async def test_a_guest_that_never_reads_holds_leaving_up_for_the_grace_only(make
     check_conserved(channel)
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_bytes_that_the_guest_got_are_those_counted_as_out(make: Any) -> None:
-    device, guest = make()
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_bytes_that_the_guest_got_are_those_counted_as_out(kind: Kind) -> None:
+    device, guest = kind.make()
     async with guest:
-        async with open_console(device, max_bytes=4096, grace=0.02) as channel:
+        async with kind.open(device, max_bytes=4096, grace=0.02) as channel:
             await clog_out(channel)
         received = 0
         with contextlib.suppress(trio.BrokenResourceError):
@@ -85,7 +86,8 @@ async def test_bytes_that_the_guest_got_are_those_counted_as_out(make: Any) -> N
     assert now.bytes_in == received + now.bytes_dropped
 
 
-async def test_a_guest_that_writes_for_ever_does_not_hold_leaving_up() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_guest_that_writes_for_ever_does_not_hold_leaving_up(opener: Any) -> None:
     device, guest = by_socket()
     async with trio.open_nursery() as nursery:
 
@@ -96,15 +98,15 @@ async def test_a_guest_that_writes_for_ever_does_not_hold_leaving_up() -> None:
                     await guest.send_all(bytes(4096))
             await guest.aclose()
 
-        async with open_console(device, max_bytes=4096) as channel:
+        async with opener(device, max_bytes=4096) as channel:
             await channel.receive_some()
     check_conserved(channel)
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_closing_inside_the_block_delivers_and_closes_the_device(make: Any) -> None:
-    device, guest = make()
-    async with open_console(device) as channel, guest:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_closing_inside_the_block_delivers_and_closes_the_device(kind: Kind) -> None:
+    device, guest = kind.make()
+    async with kind.open(device) as channel, guest:
         await channel.send_all(b"goodbye")
         await channel.aclose()
         assert b"".join([chunk async for chunk in guest]) == b"goodbye"
@@ -113,9 +115,12 @@ async def test_closing_inside_the_block_delivers_and_closes_the_device(make: Any
                 await guest.send_all(bytes(4096))
 
 
-async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_guest_does_not_read() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_guest_does_not_read(
+    opener: Any,
+) -> None:
     device, guest = by_socket()
-    async with open_console(device, max_bytes=4096, grace=HANG * 10) as channel, guest:
+    async with opener(device, max_bytes=4096, grace=HANG * 10) as channel, guest:
         await clog(channel, guest)
         await trio.aclose_forcefully(channel)
         with contextlib.suppress(trio.BrokenResourceError):
@@ -127,16 +132,18 @@ async def test_a_forceful_close_inside_the_block_closes_the_device_though_the_gu
     check_conserved(channel)
 
 
-async def test_after_a_forceful_close_leaving_does_not_wait_for_the_grace() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_after_a_forceful_close_leaving_does_not_wait_for_the_grace(opener: Any) -> None:
     device, guest = by_socket()
     async with guest:
-        async with open_console(device, max_bytes=4096, grace=HANG * 10) as channel:
+        async with opener(device, max_bytes=4096, grace=HANG * 10) as channel:
             await clog(channel, guest)
             await trio.aclose_forcefully(channel)
     check_conserved(channel)
 
 
-async def test_a_task_outside_the_block_learns_that_the_channel_is_closed() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_task_outside_the_block_learns_that_the_channel_is_closed(opener: Any) -> None:
     device, guest = by_socket()
 
     async def expect_closed(use: Any, *args: object) -> None:
@@ -144,7 +151,7 @@ async def test_a_task_outside_the_block_learns_that_the_channel_is_closed() -> N
             await use(*args)
 
     async with guest, trio.open_nursery() as nursery:
-        async with open_console(device, capacity=1, max_bytes=1, grace=0.02) as channel:
+        async with opener(device, capacity=1, max_bytes=1, grace=0.02) as channel:
             nursery.start_soon(expect_closed, channel.receive_some)
             await clog_out(channel)
             nursery.start_soon(expect_closed, channel.send_all, b"x")
@@ -208,33 +215,36 @@ async def test_a_worker_that_a_busy_machine_keeps_from_coming_back_is_waited_for
 # What comes out of the block
 
 
-async def test_the_bodys_exception_comes_out_as_it_is() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_bodys_exception_comes_out_as_it_is(opener: Any) -> None:
     device, guest = by_socket()
     error = ValueError("mine")
     async with guest:
         with pytest.raises(ValueError, match="mine") as caught:
-            async with open_console(device):
+            async with opener(device):
                 raise error
     assert caught.value is error
     assert error.__context__ is None
 
 
-async def test_a_group_that_the_body_raised_comes_out_as_it_is() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_group_that_the_body_raised_comes_out_as_it_is(opener: Any) -> None:
     device, guest = by_socket()
     group = ExceptionGroup("mine", [ValueError(1)])
     async with guest:
         with pytest.raises(ExceptionGroup) as caught:
-            async with open_console(device):
+            async with opener(device):
                 raise group
     assert caught.value is group
 
 
-async def test_the_bodys_exception_comes_out_as_it_is_while_everything_is_cancelled() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_the_bodys_exception_comes_out_as_it_is_while_everything_is_cancelled(opener: Any) -> None:
     device, guest = by_socket()
     async with guest:
         with pytest.raises(ValueError, match="cleanup"):
             with trio.CancelScope() as scope:
-                async with open_console(device):
+                async with opener(device):
                     scope.cancel()
                     try:
                         await trio.sleep_forever()
@@ -242,25 +252,27 @@ async def test_the_bodys_exception_comes_out_as_it_is_while_everything_is_cancel
                         raise ValueError("cleanup")
 
 
-async def test_a_cancellation_comes_out_as_one() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_cancellation_comes_out_as_one(opener: Any) -> None:
     device, guest = by_socket()
     async with guest:
         with trio.CancelScope() as scope:
-            async with open_console(device):
+            async with opener(device):
                 scope.cancel()
                 await trio.sleep_forever()
     assert scope.cancelled_caught
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 async def test_a_cancelled_leaving_with_everything_full_is_bounded(
-    make: Any, monkeypatch: pytest.MonkeyPatch
+    kind: Kind, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_channel, "SHORT_GRACE", 0.1)
-    device, guest = make()
+    for module in (_channel, _polled):
+        monkeypatch.setattr(module, "SHORT_GRACE", 0.1)
+    device, guest = kind.make()
     async with guest:
         with trio.CancelScope() as scope:
-            async with open_console(device, max_bytes=2048, grace=HANG * 10) as channel:
+            async with kind.open(device, max_bytes=2048, grace=HANG * 10) as channel:
                 await clog(channel, guest)
                 scope.cancel()
         check_conserved(channel)
@@ -282,20 +294,20 @@ class CountedCancel(trio.abc.Instrument):
                 self._scope.cancel()
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_cancelled_at_any_turn_it_leaves_nothing(make: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_cancelled_at_any_turn_it_leaves_nothing(kind: Kind) -> None:
     turn = 0
     finished = False
     while not finished:
         turn += 1
-        device, guest = make()
+        device, guest = kind.make()
         opened: list[ConsoleStream] = []  # none, if entering was cancelled
         with trio.CancelScope() as scope:
             instrument = CountedCancel(scope, turn)
             trio.lowlevel.add_instrument(instrument)
             try:
                 async with guest:
-                    async with open_console(device, max_bytes=100) as channel:
+                    async with kind.open(device, max_bytes=100) as channel:
                         opened.append(channel)
                         await channel.send_all(bytes(300))
                         assert await guest.receive_some(50)
@@ -307,4 +319,4 @@ async def test_cancelled_at_any_turn_it_leaves_nothing(make: Any) -> None:
                 trio.lowlevel.remove_instrument(instrument)
         for channel in opened:
             check_conserved(channel)
-    assert turn > 5
+    assert turn > 4

@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.console.channel.consoles import MAKERS, ScriptedDevice, by_socket, clog, serve
+from tests.console.channel.consoles import KINDS, OPENERS, Kind, ScriptedDevice, by_socket, clog, serve
 from tests.tools.conserved import check_conserved
 from tests.tools.leftovers import descriptors
 from tests.tools.limits import HANG
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_it_keeps_trios_contract_for_half_closeable_streams(make: Any) -> None:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_it_keeps_trios_contract_for_half_closeable_streams(kind: Kind) -> None:
     async with trio.open_nursery() as nursery:
 
         async def maker(**options: Any) -> tuple[Any, Any]:
-            device, guest = make()
+            device, guest = kind.make()
 
             async def served(*, task_status: Any) -> None:
-                await serve(device, task_status, grace=HANG, **options)
+                await serve(kind, device, task_status, grace=HANG, **options)
 
             return await nursery.start(served), guest
 
@@ -48,11 +48,11 @@ async def test_it_keeps_trios_contract_for_half_closeable_streams(make: Any) -> 
 # Bytes
 
 
-@pytest.mark.parametrize("make", MAKERS)
+@pytest.mark.parametrize("kind", KINDS, ids=str)
 @pytest.mark.parametrize("limits", [{}, {"max_bytes": 1000, "capacity": 3}])
-async def test_large_data_arrives_whole_both_ways_at_once(make: Any, limits: dict[str, int]) -> None:
+async def test_large_data_arrives_whole_both_ways_at_once(kind: Kind, limits: dict[str, int]) -> None:
     data = bytes(range(256)) * 4096
-    device, guest = make()
+    device, guest = kind.make()
     received: dict[str, bytes] = {}
 
     async def sends(stream: trio.abc.HalfCloseableStream) -> None:
@@ -62,7 +62,7 @@ async def test_large_data_arrives_whole_both_ways_at_once(make: Any, limits: dic
     async def receives(name: str, stream: trio.abc.ReceiveStream) -> None:
         received[name] = b"".join([chunk async for chunk in stream])
 
-    async with open_console(device, **limits) as channel, guest:
+    async with kind.open(device, **limits) as channel, guest:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(sends, channel)
             nursery.start_soon(sends, guest)
@@ -74,10 +74,10 @@ async def test_large_data_arrives_whole_both_ways_at_once(make: Any, limits: dic
     assert now.rx.bytes_dropped == now.tx.bytes_dropped == 0
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_the_end_is_told_to_the_device_and_the_other_direction_goes_on(make: Any) -> None:
-    device, guest = make()
-    async with open_console(device) as channel, guest:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_the_end_is_told_to_the_device_and_the_other_direction_goes_on(kind: Kind) -> None:
+    device, guest = kind.make()
+    async with kind.open(device) as channel, guest:
         await channel.send_all(b"all there is")
         await channel.send_eof()
         assert b"".join([chunk async for chunk in guest]) == b"all there is"
@@ -85,18 +85,19 @@ async def test_the_end_is_told_to_the_device_and_the_other_direction_goes_on(mak
         assert await channel.receive_some() == b"answer"
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_what_the_guest_sent_before_it_left_is_received(make: Any) -> None:
-    device, guest = make()
-    async with open_console(device) as channel:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_what_the_guest_sent_before_it_left_is_received(kind: Kind) -> None:
+    device, guest = kind.make()
+    async with kind.open(device) as channel:
         await guest.send_all(b"last words")
         await guest.aclose()
         assert b"".join([chunk async for chunk in channel]) == b"last words"
 
 
-async def test_a_reset_by_the_guest_is_a_broken_stream_with_its_cause() -> None:
+@pytest.mark.parametrize("opener", OPENERS)
+async def test_a_reset_by_the_guest_is_a_broken_stream_with_its_cause(opener: Any) -> None:
     device, guest = by_socket()
-    async with open_console(device) as channel:
+    async with opener(device) as channel:
         await channel.send_all(b"never read")
         while not channel.statistics().rx.bytes_out or channel.statistics().rx.current_buffer_bytes:
             await trio.lowlevel.checkpoint()
@@ -186,7 +187,9 @@ async def test_a_failing_close_of_an_attached_device_does_not_take_the_place_of_
     assert caplog.text.count("even that") == 3
 
 
+@pytest.mark.parametrize("opener", OPENERS)
 async def test_a_descriptor_closed_by_somebody_else_is_an_error_and_no_silence(
+    opener: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     read_fd, other = os.pipe()
@@ -196,7 +199,7 @@ async def test_a_descriptor_closed_by_somebody_else_is_an_error_and_no_silence(
         raise BlockingIOError
 
     monkeypatch.setattr(_devices, "os", OsWith(read=closed_under_it))
-    async with open_console((read_fd, other)) as channel:
+    async with opener((read_fd, other)) as channel:
         with pytest.raises(trio.BrokenResourceError) as caught:
             await channel.receive_some()
         assert isinstance(caught.value.__cause__, OSError)
@@ -280,10 +283,10 @@ async def test_without_descriptors_a_console_is_refused_and_its_device_closed_an
         assert descriptors() == before - {device}
 
 
-@pytest.mark.parametrize("make", MAKERS)
-async def test_telling_the_end_needs_no_descriptor(make: Any, no_more_descriptors: Callable[..., None]) -> None:
-    device, guest = make()
-    async with guest, open_console(device) as channel:
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+async def test_telling_the_end_needs_no_descriptor(kind: Kind, no_more_descriptors: Callable[..., None]) -> None:
+    device, guest = kind.make()
+    async with guest, kind.open(device) as channel:
         await channel.send_all(b"x")
         no_more_descriptors()
         await channel.send_eof()

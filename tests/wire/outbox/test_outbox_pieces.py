@@ -10,7 +10,8 @@ import trio.testing
 
 from tests.tools.gated_stream import GatedStream, running, settle
 from tests.tools.limits import HANG
-from trio_console._wire.outbox import GatheringStream, Outbox
+from trio_console._trio.gathering import GatheringStream
+from trio_console._wire.outbox import Outbox
 
 
 class GatheringGatedStream(GatedStream, GatheringStream):

@@ -21,7 +21,7 @@ import trio
 
 from trio_console._standard import CLOSED_AT_START
 from trio_console._trio.conflict import Conflict
-from trio_console._wire.outbox import GatheringStream
+from trio_console._trio.gathering import MOST_PIECES, GatheringStream, drop_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,9 +34,6 @@ _FIRST_FREE_FD: Final = 10
 #: Seconds to wait for a host to open its end of a port.
 _HOST_WAIT: Final = 60.0
 _HOST_POLL: Final = 0.02
-
-#: The most buffers of one system call.
-_MOST_PIECES: Final = 1024
 
 
 @final
@@ -68,13 +65,13 @@ class _Console(trio.abc.Stream, GatheringStream):
         with self._conflict:
             while rest:
                 try:
-                    written = os.writev(self._fd(), rest[:_MOST_PIECES])
+                    written = os.writev(self._fd(), rest[:MOST_PIECES])
                 except BlockingIOError:
                     await trio.lowlevel.wait_writable(self._fd())
                 except OSError as exc:
                     raise trio.BrokenResourceError(f"the console cannot be written: {exc}") from exc
                 else:
-                    _drop(rest, written)
+                    drop_first(rest, written)
 
     def _fd(self) -> int:
         fd = self._send.fileno()
@@ -96,17 +93,6 @@ class _Console(trio.abc.Stream, GatheringStream):
             await self._send.aclose()
         finally:
             await self._receive.aclose()
-
-
-def _drop(pieces: list[bytes | memoryview], size: int) -> None:
-    """Remove the first ``size`` bytes."""
-    count = 0
-    while count < len(pieces) and size >= len(pieces[count]):
-        size -= len(pieces[count])
-        count += 1
-    del pieces[:count]
-    if size:
-        pieces[0] = memoryview(pieces[0])[size:]
 
 
 def open_stdio() -> trio.abc.Stream:
