@@ -199,6 +199,9 @@ async def test_bytes_that_are_no_text_are_dealt_with_as_in_io(tmp_path: Path, er
     await same(tmp_path, b"ab\xffcd\n\xe2\x82", "r", [("readline",), ("read",)], errors=errors)
 
 
+TEXT_ONLY = ("encoding", "errors", "newline")
+
+
 @pytest.mark.parametrize(
     ("mode", "options"),
     [
@@ -212,12 +215,20 @@ async def test_bytes_that_are_no_text_are_dealt_with_as_in_io(tmp_path: Path, er
         ("r", {"buffering": 0}),
         ("rb", {"encoding": "locale"}),
         ("r", {"closefd": False}),
+        *[(mode, {}) for mode in ("r\0", "\udcfe")],
+        *[
+            ("r", {name: odd})
+            for name in ("encoding", "errors", "newline")
+            for odd in (42, b"x", "\udcfe", "\n\0")
+        ],
+        *[("rb", {name: 42}) for name in ("encoding", "errors", "newline")],
+        *[(mode, {"buffering": odd}) for mode in ("r", "rb") for odd in ("x", None, 2.5, 2**31, -(2**31) - 1)],
     ],
 )
 async def test_what_open_refuses_is_refused(tmp_path: Path, mode: str, options: dict[str, Any]) -> None:
     path = tmp_path / "file"
     path.write_bytes(b"contents")
-    with pytest.raises((ValueError, LookupError)) as expected:
+    with pytest.raises((ValueError, LookupError, TypeError, OverflowError)) as expected:
         await trio.open_file(path, mode, **options)
     async with serving_files() as (talk, files):
         with pytest.raises(expected.type):

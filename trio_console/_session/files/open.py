@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import operator
 import os
 import stat
 import warnings
@@ -25,6 +26,9 @@ __all__ = ["open_guest_file"]
 
 #: Bytes of each buffer by default: one frame.
 _BUFFER_SIZE: Final = SLICE
+
+#: One more than the largest buffer.
+_LARGE: Final = 2**31
 
 #: The name of the locale's encoding, which is UTF-8 in a guest.
 _LOCALE: Final = "locale"
@@ -66,8 +70,6 @@ class _Mode:
 
 
 def _parse_mode(mode: str) -> _Mode:
-    if not isinstance(mode, str):
-        raise TypeError(f"open_file() argument 'mode' must be str, not {type(mode).__name__}")
     given = set(mode)
     if given - set("rwaxbt+") or len(given) != len(mode):
         raise ValueError(f"invalid mode: {mode!r}")
@@ -77,6 +79,21 @@ def _parse_mode(mode: str) -> _Mode:
     if len(kinds) != 1:
         raise ValueError("must have exactly one of create/read/write/append mode")
     return _Mode(kinds.pop(), "+" in given, "b" not in given)
+
+
+def _check_types(mode: str, buffering: int, **strings: str | None) -> None:
+    """Refuse what the C of `open` does not take, before it looks at what the arguments say."""
+    for name, value in (("mode", mode), *strings.items()):
+        if value is None and name != "mode":
+            continue
+        if not isinstance(value, str):
+            wanted = "str" if name == "mode" else "str or None"
+            raise TypeError(f"open_file() argument {name!r} must be {wanted}, not {type(value).__name__}")
+        value.encode()  # raises UnicodeEncodeError
+        if "\0" in value:
+            raise ValueError(f"embedded null character in {name}")
+    if not -_LARGE <= operator.index(buffering) < _LARGE:
+        raise OverflowError("buffering is too large")
 
 
 def _check_arguments(
@@ -115,6 +132,7 @@ async def open_guest_file(
     opener: object = None,
 ) -> GuestFile[Any]:
     """See `Guest.open_file`."""
+    _check_types(mode, buffering, encoding=encoding, errors=errors, newline=newline)
     parsed = _parse_mode(mode)
     _check_arguments(parsed, buffering, encoding, errors, newline)
     if not closefd:

@@ -63,8 +63,6 @@ def check_encoding(encoding: str) -> None:
 
 def check_newline(newline: str | None) -> None:
     """Raise the error of `open` for a ``newline`` that is not valid."""
-    if newline is not None and not isinstance(newline, str):
-        raise TypeError(f"illegal newline type: {type(newline).__name__}")
     if newline not in _NEWLINES:
         raise ValueError(f"illegal newline value: {newline!r}")
 
