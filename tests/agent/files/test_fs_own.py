@@ -92,12 +92,25 @@ async def test_a_hard_link_is_a_further_name(host: Host, tmp_path: Path) -> None
     assert "File exists" in await host.error(wire.OpHardLink(str(tmp_path / "f"), str(tmp_path / "g")))
 
 
-async def test_accounts_are_those_of_the_guest(host: Host) -> None:
+async def test_accounts_are_those_of_the_guest(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
     me = pwd.getpwuid(os.geteuid())
     assert await host.ok(wire.OpAccount("user", str(me.pw_uid))) == me.pw_name
     assert await host.ok(wire.OpAccount("group", str(me.pw_gid))) == grp.getgrgid(me.pw_gid).gr_name
     assert await host.ok(wire.OpAccount("home", me.pw_name)) == me.pw_dir
     assert await host.ok(wire.OpAccount("home", "")) == me.pw_dir
+
+
+async def test_the_agents_home_is_what_its_environment_says(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/else/where/")
+    assert await host.ok(wire.OpAccount("home", "")) == "/else/where"
+    assert await host.ok(wire.OpAccount("home", "root")) == pwd.getpwnam("root").pw_dir
+
+
+async def test_an_agent_whose_user_has_no_home_says_so(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(os, "getuid", lambda: 3_999_999_999)
+    assert "os error 3" in await host.error(wire.OpAccount("home", ""))
 
 
 @pytest.mark.parametrize(

@@ -57,14 +57,22 @@ async def test_links_and_names_of_a_file_are_the_same_file(guest: Guest, tmp_pat
 
 async def test_places_are_those_of_the_agent(guest: Guest) -> None:
     assert str(await guest.path("").cwd()) == str(await guest.path("x").resolve()).rpartition("/")[0]
-    home = pwd.getpwuid(os.geteuid()).pw_dir
+    home = str(await trio.Path.home())
     assert str(await guest.path("/x").home()) == home
     assert str(await guest.path("~/a/b").expanduser()) == f"{home}/a/b"
-    assert str(await guest.path(f"~{getpass.getuser()}").expanduser()) == home
+    assert str(await guest.path(f"~{getpass.getuser()}").expanduser()) == pwd.getpwuid(os.geteuid()).pw_dir
     for path in ("/~", "x/~", "x"):
         assert str(await guest.path(path).expanduser()) == path
     with pytest.raises(RuntimeError, match="home directory"):
         await guest.path("~no_such_user/x").expanduser()
+
+
+async def test_home_is_what_the_agents_environment_says(tmp_path: Path) -> None:
+    async with trio_console.open_guest(
+        trio_console.ProcessGuest(env={**os.environ, "HOME": str(tmp_path)})
+    ) as guest:
+        assert str(await guest.path("").home()) == str(tmp_path)
+        assert str(await guest.path("~/a/b").expanduser()) == f"{tmp_path}/a/b"
 
 
 async def test_a_number_without_a_name_is_a_key_error(guest: Guest, tmp_path: Path) -> None:

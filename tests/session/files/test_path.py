@@ -335,6 +335,7 @@ def test_its_parts_are_those_of_a_pure_path(path: GuestPath, name: str) -> None:
         lambda p: p.with_stem("s"),
         lambda p: p.with_suffix(".z"),
         lambda p: p.relative_to("/usr"),
+        lambda p: p.relative_to("/usr", "lib"),
         lambda p: p.parents[1],
     ],
 )
@@ -348,10 +349,17 @@ def test_questions_about_it_are_answered_as_by_a_pure_path(path: GuestPath) -> N
     assert path.is_absolute()
     assert path.match("*.gz")
     assert path.is_relative_to("/usr")
+    assert path.is_relative_to("/usr", "lib")
+    assert not path.is_relative_to("/usr", "share")
+    assert not path.is_reserved()
     assert path.as_posix() == str(path) == "/usr/lib/python3.tar.gz"
     assert repr(path) == "GuestPath('/usr/lib/python3.tar.gz')"
-    with pytest.raises(ValueError):
-        path.relative_to("/etc")
+    for other in (("/etc",), ("/usr", "share")):
+        with pytest.raises(ValueError):
+            path.relative_to(*other)
+    for call in (path.relative_to, path.is_relative_to):
+        with pytest.raises(TypeError):
+            call()
 
 
 def test_paths_of_one_guest_compare_and_hash() -> None:

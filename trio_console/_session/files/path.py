@@ -282,7 +282,7 @@ class GuestPath(PureGuestPath):
         return self._make((await self._fs.ask(wire.OpRealPath("."), wire.ResultPath, ".")).value)
 
     async def home(self) -> GuestPath:
-        """The home directory of the agent's user."""
+        """The home directory as the agent's environment has it (``HOME``), or else that of the agent's user."""
         return self._make(await self._home_of(""))
 
     async def expanduser(self) -> GuestPath:

@@ -159,13 +159,20 @@ class PureGuestPath:
         """Whether it matches a glob pattern."""
         return self._pure.match(pattern)
 
-    def is_relative_to(self, other: Segment) -> bool:
-        """Whether this path begins with ``other``."""
-        return self._pure.is_relative_to(self._segment(other))
+    def is_reserved(self) -> bool:
+        """Always false."""
+        return False
 
-    def relative_to(self, other: Segment) -> Self:
-        """The rest of this path after ``other``; `ValueError` if it does not begin with ``other``."""
-        return self._make(self._pure.relative_to(self._segment(other)))
+    def is_relative_to(self, other: Segment, /, *more: Segment) -> bool:
+        """Whether this path begins with ``other``, with ``more`` appended."""
+        return self._pure.is_relative_to(self._base(other, *more))
+
+    def relative_to(self, other: Segment, /, *more: Segment) -> Self:
+        """The rest of this path after ``other``, with ``more`` appended; `ValueError` if it does not begin so."""
+        return self._make(self._pure.relative_to(self._base(other, *more)))
+
+    def _base(self, *segments: Segment) -> PurePosixPath:
+        return PurePosixPath(*map(self._segment, segments))
 
     def with_name(self, name: str) -> Self:
         """The path with another last component."""

@@ -71,7 +71,9 @@ def own_home() -> str | None:
 
 
 def look_up(kind: Literal["user", "group", "home"], key: str) -> str:
-    """The name of the user or group with a number, or the home directory of a user, by default of this process.
+    """The name of the user or group with a number, or the home directory of a user.
+
+    Without a name it is the home of this process: what its environment says, or else that of its user.
 
     Raises:
         ProcessLookupError: it is not known.
@@ -81,9 +83,12 @@ def look_up(kind: Literal["user", "group", "home"], key: str) -> str:
             return pwd.getpwuid(int(key)).pw_name
         if kind == "group":
             return grp.getgrgid(int(key)).gr_name
-        return (pwd.getpwnam(key) if key else pwd.getpwuid(os.geteuid())).pw_dir
+        home = pwd.getpwnam(key).pw_dir if key else os.path.expanduser("~")
     except (KeyError, ValueError, OverflowError):
         raise ProcessLookupError(errno.ESRCH, f"no such {kind}") from None
+    if home == "~":
+        raise ProcessLookupError(errno.ESRCH, f"no such {kind}")
+    return home
 
 
 def _as_id(part: str) -> int | None:
