@@ -169,9 +169,9 @@ class Guest:
         has passed after the last attempt (one grace for everything that a guest does not confirm).
 
         Args:
-            command: a sequence of strings, bytes or paths; with ``shell``, one string. A `GuestPath` must be of
-                this guest, also in ``env`` and ``cwd``. A name without a slash is looked up on the PATH of the
-                command's own environment, in the guest.
+            command: a sequence of strings, bytes or paths, or one path; with ``shell``, one string. A `GuestPath`
+                must be of this guest, also in ``env`` and ``cwd``. A name without a slash is looked up on the PATH
+                of the command's own environment, in the guest.
             stdin: bytes for its input, by default none; ``subprocess.DEVNULL`` or `None` for no input;
                 ``subprocess.PIPE`` only under ``nursery.start``.
             capture_stdout, capture_stderr: return the output in the result; by default not.

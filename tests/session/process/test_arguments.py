@@ -18,7 +18,7 @@ PIPE = subprocess.PIPE
 BAD_COMMANDS = [
     pytest.param("ls -l", {}, TypeError, "shell=True", id="a string without shell"),
     pytest.param(b"ls", {}, TypeError, "sequence", id="bytes"),
-    pytest.param(pathlib.Path("ls"), {}, TypeError, "sequence", id="a path"),
+    pytest.param(pathlib.Path("ls"), {"shell": True}, TypeError, "path", id="a path with shell"),
     pytest.param(["ls"], {"shell": True}, TypeError, "one string", id="a sequence with shell"),
     pytest.param([], {}, ValueError, "empty", id="no command"),
     pytest.param([""], {}, ValueError, "empty", id="an empty name"),

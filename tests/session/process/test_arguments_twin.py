@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +12,8 @@ import trio
 from tests.session._fake import talking
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from trio_console import Guest
 
 
@@ -42,6 +45,34 @@ async def test_an_argument_is_refused_with_the_error_of_trio(options: dict[str, 
         expected = await refusal(trio.run_process, ["true"], **options)
         assert await refusal(talk.guest.run_process, ["true"], **options) is expected
         await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize("command", ["true", b"true"])
+async def test_a_line_without_a_shell_is_refused_with_the_error_of_trio(command: Any) -> None:
+    async with talking() as talk:
+        expected = await refusal(trio.run_process, command)
+        assert await refusal(talk.guest.run_process, command) is expected
+        await talk.agent.nothing_more()
+
+
+@pytest.mark.parametrize("command", [["true"], PurePosixPath("/bin/true")], ids=str)
+async def test_no_line_for_a_shell_is_refused_with_the_error_of_trio(command: Any) -> None:
+    async with talking() as talk:
+        expected = await refusal(trio.run_process, command, shell=True)
+        for one in (command, talk.guest.path("/bin/true")):
+            assert await refusal(talk.guest.run_process, one, shell=True) is expected
+        await talk.agent.nothing_more()
+
+
+async def test_a_command_may_be_a_path_alone(guest: Guest, tmp_path: Path) -> None:
+    program = tmp_path / "two words"
+    program.write_text("#!/bin/sh\necho $#\n")
+    program.chmod(0o700)
+    outcome = await trio.run_process(program, capture_stdout=True)
+    for command in (program, guest.path(program)):
+        result = await guest.run_process(command, capture_stdout=True)
+        assert result.stdout == outcome.stdout == b"0\n"
+        assert result.args == command
 
 
 @pytest.mark.parametrize(("host", "port"), [(None, 80), (3, 80), ("h", "80"), ("h", None)])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NOT_GIVEN", "Command", "CommandLine", "Input", "Rlimits", "target_of"]
 
-CommandLine: TypeAlias = "str | Sequence[Name]"
+CommandLine: TypeAlias = "str | bytes | os.PathLike[str] | os.PathLike[bytes] | PureGuestPath | Sequence[Name]"
 Input: TypeAlias = "bytes | bytearray | memoryview | int | None"
 
 #: Resource name (``"nofile"``) to a (soft, hard) pair, or to one number for both. -1 is unlimited.
@@ -118,15 +118,17 @@ class Command:
 
     def _arguments(self) -> list[str]:
         command = self.given
-        if isinstance(command, (str, bytes, os.PathLike, PureGuestPath)):
+        if isinstance(command, (str, bytes)):
             if self.shell:
                 return ["/bin/sh", "-c", self._name(command, "a command")]
             raise TypeError(
-                "command must be a sequence of strings, such as ['ls', '-l'], not "
+                "command must be a sequence of strings, such as ['ls', '-l'], or a path, not "
                 f"{type(command).__name__}; a shell command line needs shell=True"
             )
         if self.shell:
-            raise TypeError("with shell=True the command must be one string, not a sequence")
+            raise TypeError("with shell=True the command must be one string, not a path or a sequence")
+        if isinstance(command, (os.PathLike, PureGuestPath)):
+            command = [command]  # as trio: a program without arguments
         args = [self._name(arg, "an argument") for arg in command]
         if not args:
             raise ValueError("command must not be empty")
