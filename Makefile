@@ -36,7 +36,7 @@ help:
 	@echo "make soak    commands of eight clients at once for a minute: nothing is left or cut off (ARGS=... seconds)"
 	@echo "make hostile eight honest clients beside eight hostile ones for a minute: no honest one loses anything (ARGS=...)"
 	@echo "make bench   measure against the alternatives; table, JSON and plots (ARGS=... names rows, OUT=... the folder)"
-	@echo "make bridge  run trio's own tests in guests, and compare what fails with the kept list (ARGS=... goes to pytest)"
+	@echo "make bridge  run trio's own tests, and CPython's, in guests, and compare what fails with the kept lists (ARGS=... goes to pytest)"
 	@echo "make pythons run the tests on 3.14, 3.15 and 3.14t, as far as they can be had (ARGS=... names some; needs root)"
 	@echo "make nightly two and a half hours of it; what takes longer is done in two or three nights"
 	@echo "make clean   remove what the above have made"
