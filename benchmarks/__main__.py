@@ -1,7 +1,7 @@
 """Run the benchmarks: ``python -m benchmarks``, from the project's folder.
 
 Each row is measured in a process of its own, and its contenders take turns. Results are printed as a table, and
-written to a folder as ``results.json``, ``results.md`` and plots.
+written to a folder as ``results.json``, ``results.md`` and plots. What was measured beside other work is not kept.
 
 With ``--against FOLDER`` this version is measured side by side with another one, such as a worktree of an older
 commit: see `benchmarks._versions`. Status 1 if a row has become worse, 2 if the machine was too busy to tell.
@@ -21,6 +21,7 @@ from typing import Any
 
 from benchmarks import _report, _versions
 from benchmarks._measure import measure
+from benchmarks._surroundings import MOST_LOAD, OthersLoad, handover
 from benchmarks.rows import ROWS
 
 #: Seconds that one process may take: the slowest row needs two minutes or so.
@@ -43,7 +44,13 @@ def machine() -> dict[str, Any]:
 
 def child(names: list[str], turns: int | None) -> None:
     """Measure rows in this process, and print the results."""
-    print(json.dumps([result for name in names for result in measure(ROWS[name], turns)]))
+    results = []
+    for name in names:
+        before = handover()
+        measured = measure(ROWS[name], turns)
+        cost = (before + handover()) / 2
+        results += [{**result, "handover": cost} for result in measured]
+    print(json.dumps(results))
 
 
 def run(names: list[str], turns: int | None) -> list[dict[str, Any]]:
@@ -55,10 +62,12 @@ def run(names: list[str], turns: int | None) -> list[dict[str, Any]]:
         command = [sys.executable, "-m", "benchmarks", "--child", *rows]
         if turns is not None:
             command += ["--turns", str(turns)]
+        others = OthersLoad()
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=TIMEOUT)
+        load = others.so_far()
         if done.returncode:
             raise SystemExit(f"measuring {rows} failed with status {done.returncode}: {' '.join(command)}")
-        results += json.loads(done.stdout.splitlines()[-1])
+        results += [{**result, "load": load} for result in json.loads(done.stdout.splitlines()[-1])]
     return results
 
 
@@ -75,7 +84,7 @@ def against(names: list[str], folder: pathlib.Path, pairs: int) -> list[_version
 
 def verdict(found: list[_versions.Comparison]) -> int:
     """The exit status: 2 for a machine that was busy, 1 for a row that is worse."""
-    loaded = [one.name for one in found if one.load > _versions.MOST_LOAD]
+    loaded = [one.name for one in found if one.load > MOST_LOAD]
     if loaded:
         print(
             f"measured beside other work, and not to be kept: {', '.join(dict.fromkeys(loaded))}", file=sys.stderr

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
+import sys
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+
+from benchmarks._surroundings import MOST_LOAD
 
 if TYPE_CHECKING:
     import pathlib
@@ -64,10 +67,23 @@ def _cells(row: dict[str, Any]) -> list[str]:
     title = row["title"] + ("" if row["statistic"] == "median" else f", {row['statistic']}")
     met = "" if "met" not in row else "yes" if row["met"] else "no"
     ours = f"{_value(row, row['ours'])} {'' if row['unit'] == 's' else row['unit']}".strip()
-    return [title, ours, _others(row), _ratio(row), _bar(row), met]
+    return [title, ours, _others(row), _ratio(row), _bar(row), met, _surroundings(row)]
 
 
-_HEADS = ["row", "ours: median (range)", "others (* peers)", "ratio to the best peer", "bar", "met"]
+_HEADS = [
+    "row",
+    "ours: median (range)",
+    "others (* peers)",
+    "ratio to the best peer",
+    "bar",
+    "met",
+    "load, hand-over",
+]
+
+
+def _surroundings(row: dict[str, Any]) -> str:
+    """The processors that other programs kept busy, and what two threads need to wake each other once."""
+    return f"{row['load']:.2f}, {_number(row['handover'], 's')}" if "load" in row else ""
 
 
 def _machine(report: dict[str, Any]) -> str:
@@ -87,8 +103,15 @@ def show(report: dict[str, Any]) -> None:
 
 
 def save(report: dict[str, Any], folder: pathlib.Path) -> None:
-    """Write ``results.json``, ``results.md`` and the plots; rows that were not measured this time stay."""
+    """Write ``results.json``, ``results.md`` and the plots; rows that were not measured this time stay.
+
+    What was measured beside other work is not kept, but for rows that are about that.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    loaded = [row["name"] for row in report["rows"] if row.get("load", 0) > MOST_LOAD and not row.get("busy")]
+    if loaded:
+        print(f"measured beside other work, and not kept: {', '.join(dict.fromkeys(loaded))}", file=sys.stderr)
+        report = {**report, "rows": [row for row in report["rows"] if row["name"] not in loaded]}
     former = folder / "results.json"
     if former.exists():
         report = merged(report, json.loads(former.read_text(encoding="utf-8")))

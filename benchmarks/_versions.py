@@ -19,11 +19,11 @@ import selectors
 import statistics
 import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks._measure import quantile
+from benchmarks._surroundings import OthersLoad
 
 if TYPE_CHECKING:
     import pathlib
@@ -31,13 +31,10 @@ if TYPE_CHECKING:
 
     from benchmarks._measure import Row
 
-__all__ = ["MOST_LOAD", "WORSE", "Comparison", "OthersLoad", "compare", "interval"]
+__all__ = ["WORSE", "Comparison", "compare", "interval"]
 
 #: A row fails when the interval of its ratio lies wholly below this.
 WORSE: Final = 0.97
-
-#: The most processors that other programs may keep busy if the result is to be kept.
-MOST_LOAD: Final = 0.2
 
 #: Pairs that are measured by the same two processes.
 _PAIRS_A_PROCESS: Final = 5
@@ -77,7 +74,7 @@ class Comparison:
         median: of the ratios.
         low, high: the 95 % interval of that median.
         worse: the interval lies wholly below `WORSE`.
-        load: processors that other programs kept busy meanwhile; see `MOST_LOAD`.
+        load: processors that other programs kept busy meanwhile; see `OthersLoad`.
     """
 
     name: str
@@ -111,30 +108,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     if below > 0.025:
         raise ValueError(f"an interval of 95 % takes at least 6 values, not {count}")
     return ordered[rank], ordered[count - 1 - rank]
-
-
-class OthersLoad:
-    """The processors that other programs than this process and its children keep busy, on average."""
-
-    def __init__(self) -> None:
-        self._start = self._read()
-
-    @staticmethod
-    def _read() -> tuple[float, float, float]:
-        """The clock, the seconds that all processors were busy, and the part of them that this program used."""
-        with open("/proc/stat") as file:
-            user, nice, system, _idle, _wait, irq, soft, steal = (
-                int(word) for word in file.readline().split()[1:9]
-            )
-        own = os.times()
-        busy = (user + nice + system + irq + soft + steal) / os.sysconf("SC_CLK_TCK")
-        return time.monotonic(), busy, own.user + own.system + own.children_user + own.children_system
-
-    def so_far(self) -> float:
-        """The average since this object was made. Children count as other programs until they were waited for."""
-        then, busy, own = self._start
-        now, more_busy, more_own = self._read()
-        return max(0.0, (more_busy - busy - (more_own - own)) / (now - then))
 
 
 class _Version:

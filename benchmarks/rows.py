@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from benchmarks import channel_rows as channel
+from benchmarks import peer_rows as peer
 from benchmarks import scale_rows as scale
 from benchmarks import session_rows as session
 from benchmarks._measure import Row, Statistic
@@ -240,8 +241,6 @@ def _mib(function: Callable[[int], Awaitable[float]], nbytes: int) -> Callable[[
     return lambda: [trio.run(run)]
 
 
-def _scale_rows() -> Iterator[Row]:
-    yield from scale.rows()
-
-
-ROWS: dict[str, Row] = {row.name: row for make in (_channel_rows, _session_rows, _scale_rows) for row in make()}
+ROWS: dict[str, Row] = {
+    row.name: row for make in (_channel_rows, _session_rows, peer.rows, scale.rows) for row in make()
+}

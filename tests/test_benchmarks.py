@@ -12,14 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import _report, _versions
+from benchmarks import _report, _versions, peer_rows
 from benchmarks._measure import Row, Statistic, measure
+from benchmarks._surroundings import OthersLoad, handover
 from benchmarks.rows import ROWS
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
     import pathlib
     from collections.abc import Callable, Sequence
+
+
+OURS = ("trio_console, tasks", "trio_console, threads", "trio_console, relay", "trio alone")
 
 
 def turns(*values: Sequence[float]) -> Callable[[], Sequence[float]]:
@@ -164,10 +168,49 @@ def test_a_row_is_worse_when_its_whole_interval_lies_below_the_bar(
 
 
 def test_what_others_keep_busy_is_not_what_we_do() -> None:
-    others = _versions.OthersLoad()
+    others = OthersLoad()
     subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=HANG)
     # Whatever runs on this machine, at most all processors are busy.
     assert 0 <= others.so_far() <= (os.cpu_count() or 1)
+
+
+def test_a_hand_over_takes_some_time_and_leaves_nothing() -> None:
+    assert (
+        handover(batches=3, n=20) > 0
+    )  # (that no descriptor and no thread is left is looked at after every test)
+
+
+@pytest.mark.parametrize(("load", "busy", "kept"), [(0.2, False, True), (0.21, False, False), (0.21, True, True)])
+def test_what_was_measured_beside_other_work_is_not_kept(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], load: float, busy: bool, kept: bool
+) -> None:
+    row = result(higher_is_better=True) | {"load": load, "handover": 9e-6, "busy": busy}
+    report = {"machine": {"cores": 2, "cpu": "a processor", "python": "3.11"}, "rows": [row]}
+    _report.save(report, tmp_path)
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == kept
+    assert ("9 µs" in (tmp_path / "results.md").read_text()) == kept
+    assert ("not kept: row" in capsys.readouterr().err) != kept
+
+
+# Contenders do the work of their rows
+
+
+#: In the gate each contender does the shortest work; all of it is done at night.
+CONTENDERS = [
+    pytest.param(name, what, marks=() if what == "true" else pytest.mark.nightly)
+    for name in (*OURS, *peer_rows.PEERS)
+    for what in peer_rows.WORK
+    if peer_rows.can(name, what)
+]
+
+
+@pytest.mark.parametrize(("name", "what"), CONTENDERS)
+def test_a_contender_does_the_work_of_its_row(name: str, what: str) -> None:
+    size = 3 if peer_rows.WORK[what].unit == "s" else 8 * 2**20
+    turn = peer_rows.contender(name, what, size)
+    values = turn()
+    assert len(values) == (3 if peer_rows.WORK[what].unit == "s" else 1)
+    assert min(values) > 0
 
 
 def test_a_version_that_fails_is_named(tmp_path: pathlib.Path) -> None:
