@@ -28,7 +28,7 @@ from benchmarks.rows import ROWS
 TIMEOUT = 900
 
 #: Groups of rows that are counts more than times, or take minutes: compared with another version only when named.
-COUNTED = ("system-calls", "teardown", "idle-guests", "idle-sessions")
+COUNTED = ("system-calls", "teardown", "idle-guests", "idle-sessions", "peers", "scaling")
 
 
 def machine() -> dict[str, Any]:

@@ -10,6 +10,7 @@ import trio
 from benchmarks import channel_rows as channel
 from benchmarks import peer_rows as peer
 from benchmarks import scale_rows as scale
+from benchmarks import scaling_rows as scaling
 from benchmarks import session_rows as session
 from benchmarks._measure import Row, Statistic
 
@@ -242,5 +243,5 @@ def _mib(function: Callable[[int], Awaitable[float]], nbytes: int) -> Callable[[
 
 
 ROWS: dict[str, Row] = {
-    row.name: row for make in (_channel_rows, _session_rows, peer.rows, scale.rows) for row in make()
+    row.name: row for make in (_channel_rows, _session_rows, peer.rows, scale.rows, scaling.rows) for row in make()
 }

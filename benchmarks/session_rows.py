@@ -36,6 +36,7 @@ __all__ = [
     "file_write_direct",
     "full_stack_frames",
     "full_stack_pings",
+    "helper",
     "ping_idle",
     "ping_idle_relay",
     "ping_under_stdout",
@@ -82,7 +83,7 @@ async def relayed_guest() -> AsyncIterator[trio_console.Guest]:
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "relay.sock")
         argv = [sys.executable, "-m", "trio_console", "relay", "--listen", path]
-        async with _helper(argv), trio_console.connect_guest(path) as guest:
+        async with helper(argv), trio_console.connect_guest(path) as guest:
             yield guest
 
 
@@ -95,7 +96,7 @@ async def relaying_guest() -> AsyncIterator[trio_console.Guest]:
 
 
 @contextlib.asynccontextmanager
-async def _helper(argv: list[str]) -> AsyncIterator[None]:
+async def helper(argv: list[str]) -> AsyncIterator[None]:
     """A process that prints a line when it is ready, and ends at SIGTERM."""
     process = await trio.lowlevel.open_process(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     assert process.stdout is not None
@@ -220,7 +221,7 @@ async def stdout_plain_relay(nbytes: int) -> float:
     """The same process's pipe forwarded byte by byte by another process (needs uvloop), without any protocol."""
     with tempfile.TemporaryDirectory() as directory:
         path = os.path.join(directory, "plain.sock")
-        async with _helper([sys.executable, "-c", _PLAIN_RELAY, path, *writer(nbytes)]):
+        async with helper([sys.executable, "-c", _PLAIN_RELAY, path, *writer(nbytes)]):
             async with await trio.open_unix_socket(path) as stream:
                 return await _consume(stream, nbytes)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from benchmarks import _report, _versions, peer_rows
+from benchmarks import _report, _versions, peer_rows, scaling_rows
 from benchmarks._measure import Row, Statistic, measure
 from benchmarks._surroundings import OthersLoad, handover
 from benchmarks.rows import ROWS
@@ -211,6 +211,21 @@ def test_a_contender_does_the_work_of_its_row(name: str, what: str) -> None:
     values = turn()
     assert len(values) == (3 if peer_rows.WORK[what].unit == "s" else 1)
     assert min(values) > 0
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", ["relay-clients", "sessions", "guests-tasks", "guests-threads"])
+def test_a_scaling_row_measures_the_few_and_the_many_once(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scaling_rows, "SECONDS", 0.1)
+    numbers = {"CLIENTS": (3, 1), "SESSIONS": (3, 1), "GUESTS": (3, 1)}
+    for constant, few in numbers.items():
+        monkeypatch.setattr(scaling_rows, constant, few)
+    rate, wait = (row for row in scaling_rows.rows() if row.name.startswith(f"{name}-"))
+    for contender, turn in rate.contenders.items():
+        [calls] = turn()
+        waits = wait.contenders[contender]()
+        assert calls * 0.1 == pytest.approx(len(waits))
+        assert min(waits) > 0
 
 
 def test_a_version_that_fails_is_named(tmp_path: pathlib.Path) -> None:
