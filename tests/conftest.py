@@ -17,6 +17,7 @@ import hypothesis
 import pytest
 
 from tests.tools.balanced import balanced_outboxes
+from tests.tools.cgroups import remove_leftovers
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
 from trio_console import CommandGuest, ProcessGuest, SocketGuest
@@ -61,6 +62,10 @@ def pytest_collection_finish() -> None:
     _run_nothing()  # the first run of hypothesis makes what it has to find by a collection afterwards
     gc.collect()
     gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    remove_leftovers()
 
 
 @hypothesis.given(hypothesis.strategies.none())

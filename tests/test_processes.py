@@ -200,6 +200,26 @@ def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> N
         assert wait_until_none(lambda: [child] if runs(child) else []) == []
 
 
+def test_members_are_found_with_their_children_and_other_ids_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    parents = {900: 1, 500: 900, 70: 1, 1: 0}
+    killed = []
+
+    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+        for pid in only if only is not None else parents:
+            yield _processes._Process(pid, -1, b"S", parents[pid], pid, pid, 0, 1, b"7")
+
+    monkeypatch.setattr(_processes, "_processes", processes)
+    monkeypatch.setattr(_processes, "_environment", lambda _process: b"A=B")
+    monkeypatch.setattr(_processes, "_kill", lambda process: killed.append(process.pid))
+    # (901 is a thread of 900, which is not listed as a process.)
+    [look, other] = kill_found(
+        [Wanted(GUEST_MARK, "mark", members=frozenset({900, 901})), Wanted(GUEST_MARK, "other")]
+    )
+    assert look.found == {900, 500}
+    assert other.found == set()
+    assert killed == [900, 500]
+
+
 def test_parents_are_killed_before_their_children(monkeypatch: pytest.MonkeyPatch) -> None:
     # The ids have wrapped around, so that the children's are the smaller ones.
     parents = {900: 1, 500: 900, 70: 500, 33: 70, 32: 900, 1: 0}

@@ -83,12 +83,15 @@ class Wanted(NamedTuple):
             wanted process; ``None`` for none of them.
         reaped: when the leader was reaped, in `ticks`; ``None`` if it was not. Its number may be another's since:
             then only the session is wanted, and only if a process in it is as old.
+        members: the ids of processes that are wanted whatever they carry, with all their children; other ids in it
+            count for nothing.
     """
 
     variable: str
     mark: str
     leader: int | None = None
     reaped: int | None = None
+    members: frozenset[int] = frozenset()
 
 
 class Look(NamedTuple):
@@ -210,7 +213,8 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
             elif not numbers and _is_unclear(process, environment):
                 unclear.add(process.pid)
     for number, each in enumerate(wanted):
-        if each.leader is not None:
+        found[number] |= each.members & living.keys()
+        if each.leader is not None or each.members:
             found[number] |= _orphans(each, living)
             found[number] |= _descendants(found[number], living)
     for process in _processes(_parents_first(set().union(*found), living)):

@@ -46,6 +46,8 @@ CALLS: Final[tuple[tuple[Any, str, Callable[[], Exception]], ...]] = (
     (limits, "apply_limit", _error(errno.EPERM)),
     (subprocess.Popen, "_execute_child", _error(errno.EAGAIN)),
     (trio.to_thread, "run_sync", _no_thread),
+    (trio.lowlevel, "start_thread_soon", _no_thread),
+    *((os, name, _error(errno.EAGAIN)) for name in ("mkdir", "rmdir")),
     (trio.lowlevel, "wait_readable", _error(errno.ENOMEM)),
     (trio.lowlevel, "wait_writable", _error(errno.ENOSPC)),
 )

@@ -13,9 +13,13 @@ import trio
 from tests.agent._host import Host, closed, wait_gone
 from tests.agent._refusals import Refusals
 from tests.agent.conftest import running_agent
+from tests.tools.cgroups import needs_cgroups
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_ids
+from trio_console.agent import _serve
+from trio_console.agent._cgroups import open_cgroups
+from trio_console.agent._process.births import Births
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -153,7 +157,20 @@ async def check(host: Host) -> None:
 async def test_a_refusal_costs_one_session(
     scenario: Scenario, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    refusals = Refusals(monkeypatch)
+    await refuse_in_turn(Refusals(monkeypatch), scenario, times, tmp_path)
+
+
+@needs_cgroups
+@pytest.mark.parametrize("times", [1, MOST])
+@pytest.mark.parametrize("scenario", [a_command, a_kill, a_client_that_leaves], ids=lambda each: each.__name__)
+async def test_a_refusal_costs_one_session_of_an_agent_that_has_cgroups(
+    scenario: Scenario, times: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_serve, "_births", lambda _: Births(open_cgroups()))
+    await refuse_in_turn(Refusals(monkeypatch), scenario, times, tmp_path)
+
+
+async def refuse_in_turn(refusals: Refusals, scenario: Scenario, times: int, tmp_path: Path) -> None:
     async with running_agent(activity_dir=str(tmp_path)) as host:
         for number in itertools.count(1):
             refusals.arm(number, times=times)

@@ -7,7 +7,6 @@ reason, the nursery is cancelled, and each session ends its processes before its
 from __future__ import annotations
 
 import errno
-import math
 import os
 import secrets
 import signal
@@ -18,16 +17,18 @@ from typing import TYPE_CHECKING, Final, TypeVar, final
 import trio
 
 from trio_console import _wire as wire
-from trio_console._trio.threads import NoThreadError, in_thread
+from trio_console._trio.threads import NoThreadError
 from trio_console._version import __version__
 from trio_console._wire.ids import slot_ids, slot_of, slots_in
 from trio_console._wire.outbox import Outbox
+from trio_console.agent._cgroups import open_cgroups
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
 from trio_console.agent._net.lookups import Lookups
 from trio_console.agent._net.tcp import TcpSession
 from trio_console.agent._process.background import Background, KillSession
+from trio_console.agent._process.births import Births
 from trio_console.agent._process.hunt import Hunt
 from trio_console.agent._process.limits import FdHeadroom
 from trio_console.agent._process.plan import ExecDefaults
@@ -79,6 +80,9 @@ _FDS_OF_CONNECTION: Final = 2
 _BUSY_TIME: Final = 0.5
 _BUSY_PAUSE: Final = 0.002
 
+#: Whether commands have cgroups where that is possible. (For comparisons.)
+_USES_CGROUPS: Final = True
+
 _SHUTDOWN_GRACE: Final = 1.0
 _KILL_GRACE: Final = 2.0
 
@@ -104,8 +108,8 @@ class AgentOptions:
         handles_per_client: the most files and directories that a client may have open (a number).
         shutdown_grace: how long commands have to end after SIGTERM.
         owns_process: whether the process is the agent's own. It then shuts down at SIGTERM, reaps orphans, kills
-            every descendant that is left at the end, and requests a SIGALRM in case the end takes too long. Only
-            in the main thread.
+            every descendant that is left at the end, has cgroups for its commands where it may, and requests a
+            SIGALRM in case the end takes too long. Only in the main thread.
         activity_dir: a directory. If it exists, the activity file (``heartbeat.json``) is written into it.
     """
 
@@ -141,13 +145,21 @@ async def serve_agent(
     Raises:
         BootError: the host sent no valid bootstrap, or a bootstrap with settings that cannot be made.
     """
-    agent = _Agent(stream, options or AgentOptions(), boot_time_ns or BootTimes.now())
+    options = options or AgentOptions()
+    births = _births(options)
+    agent = _Agent(stream, options, births, boot_time_ns or BootTimes.now())
     try:
         return await agent.run()
     finally:
         agent.headroom.restore()
         with trio.move_on_after(_KILL_GRACE, shield=True):
-            await (kill_remaining() if agent.options.owns_process else agent.kill_rest())
+            await births.end()
+            await (kill_remaining() if options.owns_process else agent.kill_rest())
+
+
+def _births(options: AgentOptions) -> Births:
+    # (An agent that is a part of another program has no right to that program's cgroup.)
+    return Births(open_cgroups() if _USES_CGROUPS and options.owns_process else None)
 
 
 def _opener(cls: type[_M], make: Callable[[Sender, int, _M], Session | wire.Message]) -> Opener:
@@ -168,7 +180,7 @@ def _slot_of(session_id: int) -> int:
 
 @final
 class _Agent:
-    def __init__(self, stream: trio.abc.Stream, options: AgentOptions, boot_time_ns: int) -> None:
+    def __init__(self, stream: trio.abc.Stream, options: AgentOptions, births: Births, boot_time_ns: int) -> None:
         self.options = options
         self.headroom = FdHeadroom()
         self._stream = stream
@@ -176,13 +188,13 @@ class _Agent:
         self._source = FrameSource(stream)
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
-        self._hunt = Hunt(f"{secrets.token_hex(8)}.")
+        self._births = births
+        self._hunt = Hunt(f"{secrets.token_hex(8)}.", births)
         self._background = Background()
         self._sinks: Sinks | None = None
         self._lookups: Lookups | None = None
         self._starts = Shares(_STARTS)
         self._pace = Pace(_STARTS_AT_ONCE, _USUAL_START)
-        self._threads = trio.CapacityLimiter(math.inf)  # the shares are the limit
         self._defaults = ExecDefaults()
         self._serial = 0
         self._clients_gone: dict[int, int] = {}  # by slot
@@ -245,6 +257,7 @@ class _Agent:
             stdin_window=self.options.stdin_window,
             is_init=self._is_init,
         )
+        self._births.prepare()
         sender = Sender(self._outbox, Activity())
         router = Router(
             self._source,
@@ -385,7 +398,7 @@ class _Agent:
             before = self.headroom.for_child()
             with self._leaders.starting():
                 start = partial(spawn, request, size, self._defaults, before, mark)
-                child = await in_thread("for a command", start, limiter=self._threads)
+                child = await self._births.run(mark, start)
                 self._leaders.add(child.pid)
                 child.on_reap = partial(self._note_reaped, slot, mark)
                 kept = _FDS_OF_CHILD
@@ -397,3 +410,4 @@ class _Agent:
         self._leaders.discard(pid)
         self.headroom.release(slot, _FDS_OF_CHILD)
         self._background.note(pid, mark)
+        self._births.note_over(mark)

@@ -1,17 +1,18 @@
 """The end of whole commands: of everything that they have started, also what has left their process group.
 
+Where commands have cgroups (`Births`), what is in a command's cgroup is frozen, and then killed. So nothing that
+it started is missed, and nothing starts anything new. Elsewhere, and beside that, processes are found by their
+marks, their POSIX sessions and their parents: root may have moved a process out of its cgroup.
+
 Each scan of ``/proc`` serves all commands that are to end at that moment, so a thousand cancelled commands cost
 little more than one.
-
-Commands have no cgroups of their own, by which they would be found whole. A process must be in its cgroup before
-it starts another one. Python cannot start it there (clone3 can), and to move it there the kernel first waits for
-all processors (an RCU grace period): 6 to 18 ms where that was measured, and a whole command takes 1.2.
 
 This module must not know sessions or frames.
 """
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -27,11 +28,14 @@ from trio_console._processes import (
 )
 from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._trio.turns import Ration
+from trio_console.agent._cgroups import Stay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from trio_console._processes import Look
+    from trio_console.agent._cgroups import Cgroup
+    from trio_console.agent._process.births import Births
 
 __all__ = ["Hunt"]
 
@@ -53,17 +57,39 @@ _T = TypeVar("_T")
 class _Quarry:
     """What is wanted, and what was seen of it."""
 
-    def __init__(self, wanted: Wanted) -> None:
+    def __init__(self, wanted: Wanted, cgroups: list[Cgroup]) -> None:
         self.wanted: Final = wanted
+        self.cgroups: Final = cgroups
         self.killed: set[int] = set()
         self.left: set[int] = set()
+        self.is_populated = False  # whether something is left in the cgroups
         self.clean = 0  # scans in a row that have found no process
         self.over = trio.Event()
 
-    def note(self, look: Look) -> None:
+    def freeze(self) -> Wanted:
+        """Freeze what is in the cgroups; returns all that is wanted. Blocks for a moment."""
+        members = self.wanted.members
+        for cgroup in self.cgroups:
+            if cgroup.stay is Stay.THREAD_OUT:
+                cgroup.freeze()
+                members |= cgroup.members()
+        return self.wanted._replace(members=members)
+
+    def thaw(self) -> None:
+        """Let what could not be killed run again. Blocks for a moment."""
+        for cgroup in self.cgroups:
+            if cgroup.stay is Stay.THREAD_OUT:
+                cgroup.thaw()
+
+    def look(self) -> bool:
+        """Whether something is left in the cgroups, or that cannot be known yet. Blocks for a moment."""
+        return any(each.is_populated() for each in self.cgroups if each.stay is not Stay.THREAD_STUCK)
+
+    def note(self, look: Look, *, is_populated: bool) -> None:
         self.killed |= look.found
         self.left = look.left(self.killed)
-        self.clean = self.clean + 1 if look.is_clean(self.killed) else 0
+        self.is_populated = is_populated
+        self.clean = 0 if is_populated or not look.is_clean(self.killed) else self.clean + 1
         if self.clean >= CLEAN_SCANS:
             self.over.set()
 
@@ -74,10 +100,12 @@ class Hunt:
 
     Args:
         mark: the mark of this agent, which ends with a dot; see `Wanted`.
+        births: knows the cgroups of commands by their marks.
     """
 
-    def __init__(self, mark: str) -> None:
+    def __init__(self, mark: str, births: Births) -> None:
         self._mark: Final = mark
+        self._births: Final = births
         self._quarries: list[_Quarry] = []
         self._begun = trio.Event()
         self._closed = False
@@ -105,14 +133,17 @@ class Hunt:
 
     async def _scan(self, quarries: list[_Quarry]) -> None:
         # A process whose memory hangs in the kernel may hang the thread that looks at it; no other waits for that.
-        scan: Callable[[], list[Look]] = partial(kill_found, [quarry.wanted for quarry in quarries])
+        def scan() -> list[tuple[Look, bool]]:
+            looks = kill_found([quarry.freeze() for quarry in quarries])
+            return [(look, quarry.look()) for look, quarry in zip(looks, quarries, strict=True)]
+
         try:
-            looks = await self._look(scan)
+            seen = await self._look(scan)
         except OSError:  # this process has nothing left to look with; what is killed frees something
             await trio.sleep(_LACK_PAUSE)
             return
-        for quarry, look in zip(quarries, looks, strict=True):
-            quarry.note(look)
+        for quarry, (look, is_populated) in zip(quarries, seen, strict=True):
+            quarry.note(look, is_populated=is_populated)
 
     async def _look(self, look: Callable[[], _T]) -> _T:
         try:
@@ -129,7 +160,7 @@ class Hunt:
         """
         if self._closed:
             return 0
-        quarry = _Quarry(wanted)
+        quarry = _Quarry(wanted, self._births.of(wanted.mark))
         self._quarries.append(quarry)
         self._begun.set()
         try:
@@ -137,13 +168,18 @@ class Hunt:
                 await quarry.over.wait()
         finally:
             self._quarries.remove(quarry)
-        return len(quarry.left)
+            if quarry.is_populated:
+                with contextlib.suppress(OSError):
+                    quarry.thaw()
+        return max(len(quarry.left), quarry.is_populated)
 
     async def any_left(self, wanted: Wanted) -> bool:
         """Whether a wanted process lives, or that cannot be known now. If cancelled, nothing changes."""
 
+        quarry = _Quarry(wanted, self._births.of(wanted.mark))
+
         def look() -> bool:
-            return any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
+            return quarry.look() or any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
 
         try:
             return await self._look(look)
