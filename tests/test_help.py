@@ -23,7 +23,10 @@ LANE = "abandoned bytes_dropped bytes_in bytes_out current_buffer_bytes current_
 SERVED = "clients clients_cut clients_refused clients_served sessions session_log slots_quarantined slots_retired"
 STATE = "closed encoding errors isatty line_buffering mode name newlines readable seekable writable"
 TESTS = "exists is_block_device is_char_device is_dir is_fifo is_file is_mount is_socket is_symlink"
-PURE = "anchor as_posix drive is_absolute is_relative_to joinpath match name parent parents parts relative_to root"
+PURE = (
+    "anchor as_posix drive is_absolute is_relative_to is_reserved joinpath match name parent parents parts "
+    "relative_to root"
+)
 
 #: What each public class has beyond what it inherits from other packages.
 DOCUMENTED: dict[type, str] = {
@@ -48,7 +51,10 @@ DOCUMENTED: dict[type, str] = {
     trio_console.GuestReady: "agent_version boot_time_ns generation init_time_ns ready_time_ns",
     trio_console.GuestHost: "explain kill",
     trio_console.GuestSpec: "run",
-    trio_console.GuestStatistics: "active_sessions bytes_discarded console frames_dropped frames_received",
+    trio_console.GuestStatistics: "active_sessions bytes_discarded console frames_dropped frames_received "
+    "sessions",
+    trio_console.SessionStatistics: "kind name streams",
+    trio_console.StreamStatistics: "moved name stalled stalls waiting",
     trio_console.LaneStatistics: f"{LANE} max_buffer_bytes max_buffer_size wakes",
     trio_console.ProcessGuest: "run",
     trio_console.ProtocolError: "",

@@ -44,8 +44,10 @@ if TYPE_CHECKING:
     from trio_console._session.files.path import GuestPath as GuestPath
     from trio_console._session.guest import Guest as Guest
     from trio_console._session.guest import GuestReady as GuestReady
-    from trio_console._session.guest import GuestStatistics as GuestStatistics
     from trio_console._session.process.process import GuestProcess as GuestProcess
+    from trio_console._session.statistics import GuestStatistics as GuestStatistics
+    from trio_console._session.statistics import SessionStatistics as SessionStatistics
+    from trio_console._session.statistics import StreamStatistics as StreamStatistics
     from trio_console._trio.lost import GuestLostError as GuestLostError
 
 __all__ = [
@@ -74,7 +76,9 @@ __all__ = [
     "RelayOptions",
     "RelayStatistics",
     "Rights",
+    "SessionStatistics",
     "SocketGuest",
+    "StreamStatistics",
     "UnsupportedByPeer",
     "WakePipe",
     "connect_guest",
@@ -102,7 +106,7 @@ _LAZY: Final = {
     "GuestProcess": "_session.process.process",
     "GuestReady": "_session.guest",
     "GuestSpec": "_guests.spec",
-    "GuestStatistics": "_session.guest",
+    "GuestStatistics": "_session.statistics",
     "LaneStatistics": "_console.backend",
     "Log": "_relay.options",
     "ProcessGuest": "_guests.process",
@@ -111,7 +115,9 @@ _LAZY: Final = {
     "RelayOptions": "_relay.options",
     "RelayStatistics": "_relay.server",
     "Rights": "_relay.options",
+    "SessionStatistics": "_session.statistics",
     "SocketGuest": "_guests.socket",
+    "StreamStatistics": "_session.statistics",
     "UnsupportedByPeer": "_errors",
     "WakePipe": "_console.wake",
     "connect_guest": "_open",

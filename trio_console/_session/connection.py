@@ -34,6 +34,8 @@ from trio_console._wire.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from trio_console._session.statistics import SessionStatistics
+
 __all__ = ["Connection", "Question", "Session"]
 
 _log: Final = LoggedReports("trio_console.client")
@@ -70,6 +72,10 @@ class Session(abc.ABC):
 
     def leave(self) -> None:  # noqa: B027  (most sessions have nothing to say)
         """Tell the guest that its user is about to leave it. Not called after an end."""
+
+    def statistics(self) -> SessionStatistics | None:
+        """What it has moved; `None` for a session that is over after a moment. Any thread may ask."""
+        return None
 
     @property
     def congested(self) -> bool:
@@ -350,7 +356,15 @@ class Connection:
 
     @property
     def active_sessions(self) -> int:
-        return sum(session is not None for session in self._sessions.values())
+        return len(self._active())
+
+    def session_statistics(self) -> tuple[SessionStatistics, ...]:
+        told = [session.statistics() for session in self._active()]
+        return tuple(one for one in told if one is not None)
+
+    def _active(self) -> list[Session]:
+        # Any thread may ask, while sessions come and go: a list is made of the dictionary in one step.
+        return [session for session in list(self._sessions.values()) if session is not None]
 
     def note_discarded(self, size: int) -> None:
         """Count bytes that came and will not be read."""

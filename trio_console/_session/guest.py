@@ -22,6 +22,7 @@ from trio_console._session.owner import Owner, owned
 from trio_console._session.process.command import NOT_GIVEN, Command, target_of
 from trio_console._session.process.life import Commands
 from trio_console._session.process.process import GuestProcess
+from trio_console._session.statistics import GuestStatistics
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError
 from trio_console._trio.nursery import hidden_nursery
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from trio_console._session.process.completed import CompletedProcess
     from trio_console._session.process.session import ProcessSession
 
-__all__ = ["Guest", "GuestReady", "GuestStatistics"]
+__all__ = ["Guest", "GuestReady"]
 
 _M = TypeVar("_M", bound=wire.Message)
 
@@ -62,27 +63,6 @@ class GuestReady:
     ready_time_ns: int
     agent_version: str
     generation: int
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class GuestStatistics:
-    """A guest's session layer at one moment.
-
-    Attributes:
-        active_sessions: processes and requests that have not ended.
-        frames_received: frames that came from the guest.
-        frames_dropped: of those, frames that were dropped because their session had ended here.
-        bytes_discarded: bytes that came for streams that were closed here.
-        console: the channel below; `None` if the guest is reached through a relay, or over a stream of another
-            kind than `ConsoleStream`.
-    """
-
-    active_sessions: int
-    frames_received: int
-    frames_dropped: int
-    bytes_discarded: int
-    console: ConsoleStatistics | None
 
 
 @final
@@ -539,10 +519,11 @@ class Guest:
         return again(self._connection.lost)
 
     def statistics(self) -> GuestStatistics:
-        """The state of the sessions, and of the channel below them."""
+        """The state of the sessions, and of the channel below them. Any thread may ask."""
         connection = self._connection
         return GuestStatistics(
             active_sessions=connection.active_sessions,
+            sessions=connection.session_statistics(),
             frames_received=connection.frames_received,
             frames_dropped=connection.frames_dropped,
             bytes_discarded=connection.bytes_discarded,

@@ -16,6 +16,7 @@ import trio
 
 from trio_console._errors import ProtocolError, again
 from trio_console._session.owner import Owner, checks_owner, owned
+from trio_console._session.statistics import StreamStatistics
 from trio_console._states import Steps
 from trio_console._trio.conflict import Conflict
 from trio_console._wire.credit import Refill
@@ -219,6 +220,10 @@ class Incoming:
     def _become(self, state: Receiving) -> None:
         self.state = RECEIVING.take(self.state, state)
         self._changed.set()
+
+    def statistics(self, name: str) -> StreamStatistics:
+        """What has come, and what of it was not read."""
+        return StreamStatistics(name=name, moved=self.bytes_received, waiting=self._size, stalls=0, stalled=0.0)
 
     @property
     def congested(self) -> bool:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console import _wire as wire
+from trio_console._session.statistics import StreamStatistics
 from trio_console._states import Steps
 from trio_console._wire.credit import SendWindow
 
@@ -68,6 +69,9 @@ class DataSender:
         self.state = SENDING.first
         #: Why bytes are refused, or why the session is over; the first reason stays.
         self.reason: Exception | None = None
+        self._sent = 0
+        self._stalls = 0
+        self._stalled = 0.0
         #: The last byte that was sent, `None` before the first.
         self.last_byte: int | None = None
 
@@ -112,8 +116,23 @@ class DataSender:
             if size:
                 return size
             self._changed = trio.Event()
-            await self._changed.wait()
+            self._stalls += 1
+            began = trio.current_time()
+            try:
+                await self._changed.wait()
+            finally:
+                self._stalled += trio.current_time() - began
         return 0
+
+    def statistics(self, name: str) -> StreamStatistics:
+        """What was sent, and what it waited for."""
+        return StreamStatistics(
+            name=name,
+            moved=self._sent,
+            waiting=self._credit.outstanding,
+            stalls=self._stalls,
+            stalled=self._stalled,
+        )
 
     async def send(self, data: memoryview) -> bool:
         """Send all of ``data``, and wait for credit; returns whether all was sent before a refusal or the end.
@@ -164,6 +183,7 @@ class DataSender:
         assert self.state is _OPEN, "no data is sent behind its end, or under an id that may be another's"
         size = len(piece)
         self._credit.sent(size)
+        self._sent += size
         self._outbox.commit(wire.encode_data(self._kind, self._id, piece), size)
         if size:
             self.last_byte = piece[-1]

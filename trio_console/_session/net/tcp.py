@@ -22,6 +22,7 @@ from trio_console._session.connection import Connection, Session
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, IncomingStream, Receiving, broken
 from trio_console._session.sending import DataSender, Sending
+from trio_console._session.statistics import SessionStatistics
 from trio_console._states import Steps
 from trio_console._trio.conflict import Conflict
 from trio_console._trio.lost import GuestLostError
@@ -108,6 +109,14 @@ class _TcpSession(Session):
             *self.address, WINDOW if self.credited else wire.UNSET, breaks=breaks or wire.UNSET
         )
         self.connection.open(self, request)
+
+    def statistics(self) -> SessionStatistics:
+        host, port = self.address
+        return SessionStatistics(
+            kind="connection",
+            name=f"{host}:{port}",
+            streams=(self.sender.statistics("sent"), self.incoming.statistics("received")),
+        )
 
     def _grant(self, size: int) -> None:
         self.connection.send(wire.Credit(stream="data", bytes=size), self.id)

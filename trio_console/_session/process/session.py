@@ -18,6 +18,7 @@ from trio_console._session.process.completed import CalledProcessError, Complete
 from trio_console._session.process.input import close_stdin, stdin_window
 from trio_console._session.receiving import WINDOW, CreditAccount, Incoming, MergedAccounts, broken
 from trio_console._session.sending import DataSender
+from trio_console._session.statistics import SessionStatistics
 from trio_console._states import Steps
 from trio_console._trio.lost import GuestLostError
 
@@ -140,6 +141,12 @@ class ProcessSession(Session):
         else:
             state = f"running with guest pid {self.pid}"
         return f"<trio_console.GuestProcess {self.command.given!r}: {state}>"
+
+    def statistics(self) -> SessionStatistics:
+        streams = [self.input.statistics("stdin"), self.output.statistics("stdout")]
+        if not self.command.tty and self._merged is None:
+            streams.append(self.error_output.statistics("stderr"))
+        return SessionStatistics(kind="process", name=self.command.name, streams=tuple(streams))
 
     def _grant(self, name: wire.StreamName, size: int) -> None:
         self._connection.send(wire.Credit(stream=name, bytes=size), self.id)
