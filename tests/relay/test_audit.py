@@ -130,7 +130,7 @@ async def test_operations_on_files_are_recorded(tmp_path: Path, op: wire.FsOp, f
 async def test_what_is_done_with_an_open_file_is_not_recorded_unless_it_is_refused(tmp_path: Path) -> None:
     log = made(tmp_path / "log")
     ops: list[wire.FsOp] = [wire.OpRead(1, 0), wire.OpWrite(1, 0), wire.OpReadDir(1), wire.OpFStat(1)]
-    for op in (*ops, wire.OpCloseHandle(1)):
+    for op in (*ops, wire.OpSeek(1, 0, "data"), wire.OpCloseHandle(1)):
         log.asked(0, 7, wire.FsRequest(op))
     log.refused(0, wire.FsRequest(wire.OpWrite(1, 0)), "no right")
     await written(log)

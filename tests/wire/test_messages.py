@@ -81,8 +81,8 @@ def test_recorded_frames_have_the_flags_of_their_type() -> None:
     assert all(wire.MESSAGE_TYPES[v["message_type"]].flags == v["flags"] for v in VECTORS)
 
 
-def test_there_are_22_file_operations_and_4_results() -> None:
-    assert (len(wire.FS_OPS), len(wire.FS_RESULTS)) == (22, 4)
+def test_there_are_23_file_operations_and_4_results() -> None:
+    assert (len(wire.FS_OPS), len(wire.FS_RESULTS)) == (23, 4)
 
 
 def test_none_for_a_field_that_is_left_out_gives_unset() -> None:

@@ -53,7 +53,7 @@ _DAY: Final = 24 * 60 * 60.0
 _FIELDS: Final = ("path", "src", "dst", "target", "link_path", "handle", "mode", "recursive", "kind", "key")
 
 #: Operations on a handle that was recorded when it was opened.
-_WITH_HANDLE: Final = ("Read", "Write", "ReadDir", "FStat", "CloseHandle")
+_WITH_HANDLE: Final = ("Read", "Write", "ReadDir", "FStat", "Seek", "CloseHandle")
 
 
 class _Record(NamedTuple):

@@ -231,6 +231,8 @@ def _to_plain(message: Message) -> object:
                 plain["more"] = _builtins(message.more)
             if message.opened is not msgspec.UNSET:
                 plain["opened"] = _builtins(message.opened)
+            if message.position is not msgspec.UNSET:
+                plain["position"] = message.position
             return plain
         case _:
             return _builtins(message)

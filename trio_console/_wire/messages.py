@@ -4,9 +4,9 @@ Their declarations follow the rules in ``payloads``; ``catalogue`` gives them na
 
 Keys that the microsandbox protocol does not have (``Ready.flow`` and ``features``, ``ClientDisconnected.confirm``,
 ``window`` and ``octets`` in the requests, ``ExecRequest.stdio`` and ``ends``, ``ExecExited.signal``, ``held`` and
-``alive``, ``ExecFailed.filename``, ``FsResponse.more`` and ``opened``) are left out unless they are set; every
-peer ignores unknown keys. The types whose names begin with ``trio.`` are this project's. They are sent only to a
-peer that has announced or requested them, because an unknown *type* ends upstream's agent.
+``alive``, ``ExecFailed.filename``, ``FsResponse.more``, ``opened`` and ``position``) are left out unless they are
+set; every peer ignores unknown keys. The types whose names begin with ``trio.`` are this project's. They are sent
+only to a peer that has announced or requested them, because an unknown *type* ends upstream's agent.
 
 This module must not know bytes, nor which side sends which message when.
 """
@@ -72,6 +72,10 @@ FILES: Final = "files"
 
 Its answers to a stat have ``more``, and those to an open ``opened``.
 """
+
+
+SEEKS: Final = "seeks"
+"""A word in ``Ready.features``: the agent knows `OpSeek`. Its answer has the ``position``."""
 
 
 SHUTDOWN: Final = "shutdown"
@@ -419,7 +423,7 @@ class FsResponse(Message, Omitting, frozen=True, omit_defaults=False):
     """Outcome of a file operation; ``data`` is ``None`` where there is nothing to tell.
 
     An agent with the feature `FILES` tells ``more`` of a file whose information was asked for, and what it has
-    ``opened``.
+    ``opened``; one with `SEEKS` the ``position`` that it has found.
     """
 
     ok: bool
@@ -427,6 +431,7 @@ class FsResponse(Message, Omitting, frozen=True, omit_defaults=False):
     data: FsResult | None = None
     more: Omit[StatMore] = UNSET
     opened: Omit[Opened] = UNSET
+    position: Omit[U64] = UNSET
 
 
 @final

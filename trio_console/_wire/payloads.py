@@ -253,6 +253,15 @@ class OpAccount(Struct, frozen=True):
 
 
 @final
+class OpSeek(Struct, frozen=True):
+    """Find the first data or hole of a file from ``offset`` on; the answer has its ``position``. Ours."""
+
+    handle: U64
+    offset: U64
+    whence: Literal["data", "hole"]
+
+
+@final
 class OpCloseHandle(Struct, frozen=True):
     handle: U64
 
@@ -342,7 +351,7 @@ FS_OPS: Final[Mapping[str, type[Struct]]] = MappingProxyType(
         for cls in (
             *(OpRealPath, OpStat, OpSetStat, OpList, OpReadLink, OpSymlink, OpMkdir, OpRemove),
             *(OpRemoveDir, OpCopy, OpRename, OpOpenFile, OpOpenDir, OpCloseHandle, OpRead),
-            *(OpWrite, OpReadDir, OpFStat, OpFSetStat, OpTouch, OpHardLink, OpAccount),
+            *(OpWrite, OpReadDir, OpFStat, OpFSetStat, OpTouch, OpHardLink, OpAccount, OpSeek),
         )
     }
 )
@@ -357,7 +366,7 @@ if TYPE_CHECKING:
     _PathOp: TypeAlias = OpRealPath | OpStat | OpSetStat | OpList | OpReadLink | OpSymlink
     _TreeOp: TypeAlias = OpMkdir | OpRemove | OpRemoveDir | OpCopy | OpRename
     _HandleOp: TypeAlias = OpCloseHandle | OpRead | OpWrite | OpReadDir | OpFStat | OpFSetStat
-    _OwnOp: TypeAlias = OpTouch | OpHardLink | OpAccount
+    _OwnOp: TypeAlias = OpTouch | OpHardLink | OpAccount | OpSeek
     FsOp: TypeAlias = _PathOp | _TreeOp | OpOpenFile | OpOpenDir | _HandleOp | _OwnOp
     FsResult: TypeAlias = ResultStat | ResultList | ResultHandle | ResultPath
 else:

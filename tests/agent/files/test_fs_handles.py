@@ -140,6 +140,7 @@ async def test_a_handle_is_good_for_what_it_was_opened_for(host: Host, tmp_path:
         wire.OpRead(folder, 0),
         wire.OpWrite(folder, 0),
         wire.OpFStat(folder),
+        wire.OpSeek(folder, 0, "data"),
         wire.OpFSetStat(folder, wire.SetAttrs()),
     ):
         assert await host.error(op) == f"handle {folder} is a directory"
@@ -153,6 +154,7 @@ async def test_an_unknown_handle_is_invalid(host: Host, number: int) -> None:
         wire.OpWrite(number, 0),
         wire.OpReadDir(number),
         wire.OpFStat(number),
+        wire.OpSeek(number, 0, "hole"),
         wire.OpFSetStat(number, wire.SetAttrs()),
     ):
         assert await host.error(op) == f"invalid handle: {number}"
@@ -301,6 +303,7 @@ async def test_a_handle_belongs_to_its_client(host: Host, tmp_path: Path) -> Non
         wire.OpWrite(handle, 0),
         wire.OpReadDir(handle),
         wire.OpFStat(handle),
+        wire.OpSeek(handle, 0, "data"),
         wire.OpFSetStat(handle, wire.SetAttrs(size=0)),
     ):
         error = await host.error(op, sid=theirs)

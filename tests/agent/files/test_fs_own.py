@@ -129,6 +129,20 @@ async def test_an_account_that_is_not_known_is_said(host: Host, op: wire.OpAccou
     assert await host.error(op) == "account: No such process (os error 3)"
 
 
+async def test_data_and_holes_are_told_by_their_positions(host: Host, tmp_path: Path) -> None:
+    with (tmp_path / "f").open("wb") as file:
+        file.seek(1 << 20)
+        file.write(b"x")
+        file.truncate(1 << 21)
+    handle = await host.open_file(tmp_path / "f", "read")
+    answer = await host.fs(wire.OpSeek(handle, 0, "data"))
+    assert (answer.ok, answer.data, answer.position) == (True, None, 1 << 20)
+    hole = (await host.fs(wire.OpSeek(handle, 1 << 20, "hole"))).position
+    assert 1 << 20 < hole < 1 << 21
+    assert await host.error(wire.OpSeek(handle, 1 << 21, "hole")) == "seek: No such device or address (os error 6)"
+    assert "Invalid argument" in await host.error(wire.OpSeek(handle, 2**63, "data"))
+
+
 async def test_a_stat_tells_everything(host: Host, tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"x")

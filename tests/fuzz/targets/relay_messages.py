@@ -154,7 +154,7 @@ _PATHS: Final[Sequence[wire.FsOp]] = (
     ),
     *(wire.OpSymlink("/a", "/b"), wire.OpRemove("/a"), wire.OpRemoveDir("/a", False), wire.OpCopy("/a", "/b")),
     *(wire.OpRename("/a", "/b"), wire.OpFSetStat(1, wire.SetAttrs()), wire.OpTouch("/a", 1, True)),
-    wire.OpHardLink("/a", "/b"),
+    *(wire.OpHardLink("/a", "/b"), wire.OpSeek(1, 0, "data")),
 )
 
 #: Requests for files of all kinds; those that open and close come often.

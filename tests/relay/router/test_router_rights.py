@@ -38,6 +38,7 @@ READS: list[wire.FsOp] = [
     wire.OpRead(1, 0),
     wire.OpReadDir(1),
     wire.OpFStat(1),
+    wire.OpSeek(1, 0, "data"),
     wire.OpAccount("home", ""),
 ]
 WRITES: list[wire.FsOp] = [

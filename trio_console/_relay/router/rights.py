@@ -47,7 +47,7 @@ NEEDS: Final[Mapping[str | None, Numbers]] = {
 #: The demands of operations on files. (The close of a handle is never refused for being one too many.)
 FILE_DEMANDS: Final[Mapping[type[wire.FsOp], Demand]] = {
     **dict.fromkeys((wire.OpRealPath, wire.OpStat, wire.OpList, wire.OpReadLink, wire.OpAccount), _READS),
-    **dict.fromkeys((wire.OpReadDir, wire.OpRead, wire.OpFStat), _READS),
+    **dict.fromkeys((wire.OpReadDir, wire.OpRead, wire.OpFStat, wire.OpSeek), _READS),
     **dict.fromkeys((wire.OpOpenFile, wire.OpOpenDir), _OPENS),
     **dict.fromkeys((wire.OpSetStat, wire.OpSymlink, wire.OpMkdir, wire.OpRemove, wire.OpRemoveDir), _WRITES),
     **dict.fromkeys((wire.OpCopy, wire.OpRename, wire.OpWrite, wire.OpFSetStat), _WRITES),

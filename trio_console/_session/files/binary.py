@@ -22,17 +22,19 @@ import os
 import warnings
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
 from trio_console._buffers import flat_view
-from trio_console._errors import ProtocolError, again
+from trio_console._errors import ProtocolError, UnsupportedByPeer, again
 from trio_console._session.files.file import GuestFile, raise_closed, size_of
 from trio_console._session.owner import Owner, checks_owner, owned
 from trio_console._trio.conflict import Conflict
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from trio_console._session.confirmations import Confirmations
     from trio_console._session.files.handle import FileHandle
 
@@ -41,6 +43,12 @@ __all__ = ["BinaryFile"]
 _log: Final = logging.getLogger("trio_console.client")
 
 _LARGEST_OFFSET: Final = 2**63 - 1
+
+#: One more than the largest ``whence``.
+_LARGE_INT: Final = 2**31
+
+#: What is looked for with these values of ``whence``. (Their numbers are Linux's, whatever system this is.)
+_SPARSE: Final[Mapping[int, Literal["data", "hole"]]] = {3: "data", 4: "hole"}
 
 
 @final
@@ -368,19 +376,38 @@ class BinaryFile(GuestFile[bytes]):
             self.check_seekable()
         self._check()
         self._check_position()
-        if operator.index(whence) not in (0, 1, 2):
-            raise ValueError(f"invalid whence ({whence}, should be 0, 1 or 2)")
+        self._check_whence(whence)
         target = self._offset_of(target)
         with self._conflict:
             await self._flush()
-            if whence == 1:
+            if whence == os.SEEK_CUR:
                 target += await self._where()
-            elif whence == 2:
+            elif whence == os.SEEK_END:
                 target += (await self._handle.stat()).st_size
+            elif whence in _SPARSE:
+                target = await self._found(target, _SPARSE[whence])
             if not 0 <= target <= _LARGEST_OFFSET:
                 raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
             self._go(target)
             return target
+
+    def _check_whence(self, whence: int) -> None:
+        whence = operator.index(whence)
+        if not -_LARGE_INT <= whence < _LARGE_INT:
+            raise OverflowError("whence is too large")
+        if whence in (os.SEEK_SET, os.SEEK_CUR, os.SEEK_END, *_SPARSE):
+            return
+        if self._limit:
+            raise ValueError(f"whence value {whence} unsupported")
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    async def _found(self, offset: int, wanted: Literal["data", "hole"]) -> int:
+        if offset < 0:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        try:
+            return await self._handle.seek(offset, wanted)
+        except UnsupportedByPeer as exc:
+            raise io.UnsupportedOperation(str(exc)) from None
 
     def _offset_of(self, target: object) -> int:
         try:

@@ -182,6 +182,8 @@ class GuestFile(trio.abc.AsyncResource, Generic[AnyStr]):
     async def seek(self, target: int, whence: int = 0, /) -> int:
         """Go to an offset from the beginning (0), the position (1) or the end (2); returns the new position.
 
+        In binary mode also to the first data (3) or hole (4) from an offset on, as `os.SEEK_DATA` and
+        `os.SEEK_HOLE`; an agent that finds none is `io.UnsupportedOperation`.
         In text mode: go to a position that `tell` has returned, or 0 from the position or the end.
         """
 

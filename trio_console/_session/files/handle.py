@@ -11,7 +11,7 @@ This module must not know of buffers or positions.
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, Literal, final
 
 import trio
 
@@ -141,6 +141,15 @@ class FileHandle:
     async def stat(self) -> os.stat_result:
         await self.settle()
         return await self._fs.stat_of(wire.OpFStat(self._number), self._path)
+
+    async def seek(self, offset: int, whence: Literal["data", "hole"]) -> int:
+        """The offset of the first data or hole from ``offset`` on.
+
+        Raises:
+            trio_console.UnsupportedByPeer: the agent finds none.
+        """
+        await self.settle()
+        return await self._fs.seek(wire.OpSeek(self._number, offset, whence), self._path)
 
     async def truncate(self, size: int) -> None:
         await self.settle()

@@ -65,8 +65,11 @@ _NAMES: Final = {
 #: The operations whose results have names that were not asked for.
 _NAMES_BACK: Final = (wire.OpList, wire.OpReadDir, wire.OpReadLink, wire.OpRealPath, wire.OpAccount)
 
-#: The operations that only an agent with the feature `wire.FILES` knows.
-_OWN_OPS: Final = (wire.OpTouch, wire.OpHardLink, wire.OpAccount)
+#: The operations that only an agent with a feature knows.
+_OWN_OPS: Final = {
+    **dict.fromkeys((wire.OpTouch, wire.OpHardLink, wire.OpAccount), wire.FILES),
+    wire.OpSeek: wire.SEEKS,
+}
 
 
 class FsCall(Session):
@@ -211,7 +214,8 @@ class FsCall(Session):
 
 
 def _check_known(connection: Connection, op: wire.FsOp) -> None:
-    if isinstance(op, _OWN_OPS) and wire.FILES not in (connection.ready.features or ()):
+    feature = _OWN_OPS.get(type(op))
+    if feature is not None and feature not in (connection.ready.features or ()):
         raise UnsupportedByPeer(
             f"the guest's agent ({connection.ready.agent_version or 'no version given'}) does not know "
             f"{type(op).__name__.removeprefix('Op')} requests, which this needs"
@@ -396,6 +400,18 @@ class FileSystem:
         """The answer to one of the two requests for a file's information."""
         response = await self._call(op, path)
         return _stat_result(_expected(op, response, wire.ResultStat).value, response.more)
+
+    async def seek(self, op: wire.OpSeek, path: str) -> int:
+        """The offset of the data or hole that was asked for."""
+        position = (await self._call(op, path)).position
+        if position is wire.UNSET:
+            raise ProtocolError(
+                "the guest's agent answered Seek without a position",
+                kind="invalid_payload",
+                message_type="core.fs.response",
+                field="position",
+            )
+        return position
 
     async def open(self, path: str, options: wire.OpenOptions) -> tuple[int, wire.Opened | wire.UnsetType]:
         """Open a file; returns its handle, which the caller must close in any case, and what it is, if told."""

@@ -290,6 +290,12 @@ class FileHandle(Handle):
         with failing("fstat"):
             return stat_answer(wire.name_bytes(self.path), os.fstat(self._fd), shown)
 
+    def seek(self, op: wire.OpSeek) -> wire.FsResponse:
+        """Find data or a hole. (Reads and writes name their offsets, so the descriptor's own is free to move.)"""
+        with failing("seek"):
+            position = os.lseek(self._fd, op.offset, os.SEEK_DATA if op.whence == "data" else os.SEEK_HOLE)
+        return wire.FsResponse(ok=True, position=position)
+
     def set_attributes(self, attrs: wire.SetAttrs) -> wire.FsResponse:
         with failing("fsetstat"):
             set_attributes(self._fd, attrs)

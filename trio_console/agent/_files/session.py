@@ -97,6 +97,9 @@ class FsOpener:
             case wire.OpFStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
                 return FsHandleCall(sender, session_id, files, file, partial(file.stat, shown))
+            case wire.OpSeek():
+                file = files.handles.find(op.handle, slot, FileHandle)
+                return FsHandleCall(sender, session_id, files, file, partial(file.seek, op))
             case wire.OpFSetStat():
                 file = files.handles.find(op.handle, slot, FileHandle)
                 return FsHandleCall(sender, session_id, files, file, partial(file.set_attributes, op.attrs))

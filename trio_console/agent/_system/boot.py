@@ -142,7 +142,7 @@ async def boot(
         ready_time_ns=now,
         agent_version=agent_version,
         flow=wire.Flow(stdin_window),
-        features=[wire.EXEC_ENDS, wire.FORGETS, wire.OCTETS, wire.FILES, wire.TCP_BREAKS],
+        features=[wire.EXEC_ENDS, wire.FORGETS, wire.OCTETS, wire.FILES, wire.SEEKS, wire.TCP_BREAKS],
     )
     outbox.send_control(wire.encode(ready))
     return defaults
