@@ -39,7 +39,7 @@ from trio_console._console.ring import DEFAULT_CAPACITY, DEFAULT_MAX_BYTES
 from trio_console._console.stream import ConsoleStatistics
 from trio_console._trio.conflict import Conflict
 from trio_console._trio.ending import see_through
-from trio_console._trio.gathering import MOST_PIECES, GatheringStream, drop_first
+from trio_console._trio.gathering import MOST_PIECES, GatheringStream, Piece, drop_first
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.nursery import hidden_nursery
 
@@ -112,7 +112,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
         self._send_conflict = Conflict("another task is already sending on this console stream")
         self._receive_conflict = Conflict("another task is already receiving on this console stream")
         # Host to guest. The flags have the meaning of a `Lane`'s.
-        self._queue: deque[bytes | memoryview] = deque()
+        self._queue: deque[Piece] = deque()
         self._queued = 0
         self._accepted = 0
         self._written = 0
@@ -159,30 +159,46 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
             await self._put([piece], len(piece))
 
     @trio.lowlevel.enable_ki_protection
-    async def send_gathered(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[Piece]) -> None:
         """See `GatheringStream.send_gathered`. If cancelled, nothing was sent."""
         with self._send_conflict:
             self._check_may_send()
             if size := sum(map(len, pieces)):
                 await self._put([piece for piece in pieces if piece], size)
 
-    async def _put(self, pieces: list[bytes | memoryview], size: int) -> None:
+    @trio.lowlevel.enable_ki_protection
+    def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
+        """See `GatheringStream.send_gathered_nowait`. All is left, or, if nothing was queued before, nothing."""
+        with self._send_conflict:
+            if self._queue or self._abandoned or self._finished:
+                return pieces
+            return [] if self._start(pieces, sum(map(len, pieces))) else pieces
+
+    async def _put(self, pieces: list[Piece], size: int) -> None:
         """Write pieces, or queue them, or write the first of their bytes and queue the others."""
         while self._queue and not self._fits(len(pieces), size):
             await self._wait_room()
-        written = 0
-        if not self._queue:
-            written = self._write(pieces)
+        if self._queue:
+            self._accepted += size
+            self._push(pieces, size)
+        elif not self._start(pieces, size):
             self._check_may_send()
+
+    def _start(self, pieces: list[Piece], size: int) -> bool:
+        """Write what the descriptor takes, and queue the rest; `False` if the descriptor has failed."""
+        written = self._write(pieces)
+        if self._abandoned:
+            return False
         self._accepted += size
         if written < size:
             drop_first(pieces, written)
             self._push(pieces, size - written)
+        return True
 
     def _fits(self, count: int, size: int) -> bool:
         return len(self._queue) + count <= self._capacity and self._queued + size <= self._max_bytes
 
-    def _push(self, pieces: list[bytes | memoryview], size: int) -> None:
+    def _push(self, pieces: list[Piece], size: int) -> None:
         if len(self._queue) + len(pieces) > self._capacity:
             assert not self._queue, "more than the bounds is taken only when nothing is queued"
             pieces = [b"".join(pieces)]
@@ -190,7 +206,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
         self._queued += size
         self._work.set()
 
-    def _write(self, pieces: list[bytes | memoryview]) -> int:
+    def _write(self, pieces: list[Piece]) -> int:
         """Write as much as the descriptor takes now; returns the number of bytes."""
         try:
             written = self._device.write_now(pieces[:MOST_PIECES])

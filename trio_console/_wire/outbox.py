@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias, final
 import outcome
 import trio
 
-from trio_console._trio.gathering import GatheringStream
+from trio_console._trio.gathering import GatheringStream, Piece
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,6 +95,8 @@ class Outbox:
         self._progress = trio.Event()
         self._closed = False
         self._begun = False
+        self._idle: GatheringStream | None = None  # the stream, if a frame may be written at once
+        self._rest: tuple[list[Piece], int, int] | None = None  # of a frame that was begun at once, as a batch
         self._broken: BaseException | None = None
 
     # The writer
@@ -118,19 +120,12 @@ class Outbox:
                         return
                     assert not self._waiting or self._bulk_used > 0, "only used room keeps a task waiting"
                     self._work = trio.Event()
+                    self._idle = self._gathers
                     await self._work.wait()
+                    self._idle = None
                     continue
                 await self._write(batch, size)
-                self.written += size
-                self.control_written += size - bulk_bytes
-                self.bulk_written += bulk_bytes
-                self._progress.set()
-                self._bulk_used -= bulk_bytes
-                assert self._bulk_used >= 0, "room is given back once"
-                assert self.control_written + self._control_bytes == self.control_queued, (
-                    "control bytes queued = written + waiting"
-                )
-                self._admit()
+                self._count(size, bulk_bytes)
                 if self._gathers is not None and (self._bulk or self._control):
                     await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
@@ -139,7 +134,39 @@ class Outbox:
             self._fail(exc)
             raise
 
-    async def _write(self, batch: list[bytes], size: int) -> None:
+    def _count(self, size: int, bulk_bytes: int) -> None:
+        """Note that the stream has taken ``size`` bytes, of which ``bulk_bytes`` were bulk."""
+        self.written += size
+        self.control_written += size - bulk_bytes
+        self.bulk_written += bulk_bytes
+        self._progress.set()
+        self._bulk_used -= bulk_bytes
+        assert self._bulk_used >= 0, "room is given back once"
+        assert self.control_written + self._control_bytes == self.control_queued, (
+            "control bytes queued = written + waiting"
+        )
+        self._admit()
+
+    @trio.lowlevel.enable_ki_protection
+    def _write_at_once(self, stream: GatheringStream, pieces: list[Piece], size: int, bulk_bytes: int) -> None:
+        """Write a frame while the writer sleeps, so that it need not wait for the writer's turn.
+
+        It is the first frame of a turn. The writer is woken all the same: it writes the rest of this frame, if the
+        stream has not taken all of it, and joins all frames that are handed over until then. (Protected, because
+        after a Ctrl-C in here half of the frame could be lost.)
+        """
+        assert (self._rest, self._control_bytes, len(self._bulk)) == (None, 0, 0), (
+            "a frame is written at once when none is before it"
+        )
+        self._idle = None
+        self._work.set()
+        rest = stream.send_gathered_nowait(pieces)
+        if rest:
+            self._rest = rest, size, bulk_bytes
+        else:
+            self._count(size, bulk_bytes)
+
+    async def _write(self, batch: list[Piece], size: int) -> None:
         if len(batch) > 1 and (self._gathers is None or size < _GATHERED):
             batch = [b"".join(batch)]
         if self._gathers is None:
@@ -147,14 +174,18 @@ class Outbox:
         else:
             await self._gathers.send_gathered(batch)
 
-    def _take_batch(self) -> tuple[list[bytes], int, int]:
+    def _take_batch(self) -> tuple[list[Piece], int, int]:
         """Take all control frames, and then bulk frames as long as the batch is small.
 
-        It takes at least one bulk frame, so that a flood of control frames does not stop all data.
+        It takes at least one bulk frame, so that a flood of control frames does not stop all data. If a frame was
+        begun at once, it takes the rest of that one instead.
 
         Returns the pieces, their size in bytes, and how many of these bytes are bulk.
         """
-        batch = list(self._control)
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            return rest
+        batch: list[Piece] = list(self._control)
         self._control.clear()
         size = self._control_bytes
         self._control_bytes = 0
@@ -174,6 +205,7 @@ class Outbox:
         self._broken = exc
         self._control_room.set()
         self._progress.set()
+        self._idle = self._rest = None
         self._control.clear()
         self._bulk.clear()
         self._turn_away()
@@ -213,9 +245,12 @@ class Outbox:
             trio.ClosedResourceError: `close` was called.
         """
         self._check_open()
+        self.control_queued += len(frame)
+        if self._idle is not None:
+            self._write_at_once(self._idle, [frame], len(frame), 0)
+            return
         self._control.append(frame)
         self._control_bytes += len(frame)
-        self.control_queued += len(frame)
         self._work.set()
 
     async def wait_control_room(self) -> None:
@@ -295,6 +330,10 @@ class Outbox:
         size = sum(map(len, frame)) if isinstance(frame, tuple) else len(frame)
         self._bulk_used += size
         self.bulk_queued += size
+        if self._idle is not None:
+            pieces: list[Piece] = list(frame) if isinstance(frame, tuple) else [frame]
+            self._write_at_once(self._idle, pieces, size, size)
+            return
         self._bulk.append((size, frame))
         self._work.set()
         self._admit()

@@ -65,6 +65,61 @@ async def test_a_write_that_is_cut_anywhere_goes_on_where_it_was_cut(
     assert await read_all(theirs) == b"abcdef"
 
 
+async def test_a_read_that_finds_bytes_gives_other_tasks_their_turn_and_a_prompt_answer_does_not(
+    ends: tuple[trio.abc.Stream, socket.socket],
+) -> None:
+    console, theirs = ends
+    assert isinstance(console, GatheringStream)
+    theirs.send(b"a request")
+    with trio.testing.assert_checkpoints():
+        assert await console.receive_some() == b"a request"
+    with trio.testing.assert_no_checkpoints():
+        assert console.send_gathered_nowait([b"an ", b"answer"]) == []
+    assert theirs.recv(100) == b"an answer"
+    await console.aclose()
+
+
+async def test_a_cancelled_read_has_read_nothing(ends: tuple[trio.abc.Stream, socket.socket]) -> None:
+    console, theirs = ends
+    theirs.send(b"a request")
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await console.receive_some()
+    assert scope.cancelled_caught
+    assert await console.receive_some(2) == b"a "
+    assert await console.receive_some() == b"request"
+    await console.aclose()
+
+
+async def test_closing_ends_a_read_that_waits(ends: tuple[trio.abc.Stream, socket.socket]) -> None:
+    console, _theirs = ends
+
+    async def read() -> None:
+        with pytest.raises(trio.ClosedResourceError):
+            await console.receive_some()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(read)
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.BusyResourceError):
+            await console.receive_some()
+        await console.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await console.receive_some()
+
+
+async def test_pieces_that_cannot_be_written_at_once_are_left(ends: tuple[trio.abc.Stream, socket.socket]) -> None:
+    console, theirs = ends
+    assert isinstance(console, GatheringStream)
+    left = console.send_gathered_nowait([bytes(3_000_000), b"end"])
+    assert 0 < sum(map(len, left)) < 3_000_003
+    assert console.send_gathered_nowait([b"more"]) == [b"more"]
+    theirs.close()
+    assert console.send_gathered_nowait([b"gone"]) == [b"gone"]
+    await console.aclose()
+    assert console.send_gathered_nowait([b"closed"]) == [b"closed"]
+
+
 async def test_a_host_that_is_gone_breaks_the_console(ends: tuple[trio.abc.Stream, socket.socket]) -> None:
     console, theirs = ends
     theirs.close()

@@ -175,6 +175,30 @@ async def test_a_guest_that_goes_while_a_task_waits_for_room_breaks_the_sending(
         check_conserved(channel)
 
 
+async def test_what_is_sent_without_waiting_is_all_taken_or_all_left() -> None:
+    ours, theirs = pair()
+    with theirs:
+        async with open_by_tasks(ours, grace=0) as channel:
+            assert channel.send_gathered_nowait([b"at ", b"once"]) == []
+            assert theirs.recv(100) == b"at once"
+            assert channel.send_gathered_nowait([bytes(1 << 22)]) == []  # the most of it is queued
+            assert channel.send_gathered_nowait([b"behind"]) == [b"behind"]
+            assert channel.statistics().rx.bytes_in == 7 + (1 << 22)
+            await channel.aclose()
+            assert channel.send_gathered_nowait([b"closed"]) == [b"closed"]
+    check_conserved(channel)
+
+
+async def test_what_is_sent_without_waiting_to_a_guest_that_has_gone_is_left_and_not_counted() -> None:
+    ours, theirs = pair()
+    theirs.close()
+    async with open_by_tasks(ours) as channel:
+        assert channel.send_gathered_nowait([b"gone"]) == [b"gone"]
+        assert channel.statistics().rx.bytes_in == 0
+        with pytest.raises(trio.BrokenResourceError):
+            await channel.send_gathered([b"gone"])
+
+
 # Fairness
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import pytest
 import trio
@@ -10,8 +12,11 @@ import trio.testing
 
 from tests.tools.gated_stream import GatedStream, running, settle
 from tests.tools.limits import HANG
-from trio_console._trio.gathering import GatheringStream
+from trio_console._trio.gathering import GatheringStream, Piece
 from trio_console._wire.outbox import Outbox
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 
 class GatheringGatedStream(GatedStream, GatheringStream):
@@ -19,9 +24,9 @@ class GatheringGatedStream(GatedStream, GatheringStream):
 
     def __init__(self) -> None:
         super().__init__(is_open=True)
-        self.pieces: list[list[bytes]] = []
+        self.pieces: list[list[Piece]] = []
 
-    async def send_gathered(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[Piece]) -> None:
         self.pieces.append(pieces)
 
 
@@ -39,7 +44,7 @@ async def test_large_pieces_go_uncopied_to_a_stream_that_gathers() -> None:
     data = bytes(100_000)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(outbox.run)
-        await outbox.reserve(len(data))
+        assert outbox.reserve_nowait(len(data))  # the writer has not run yet
         outbox.commit((b"lead", data), len(data))
         outbox.send_control(b"control")
         await settle()
@@ -116,12 +121,114 @@ async def test_what_frames_have_in_front_of_their_data_takes_no_room_from_the_la
     assert not outbox.reserve_nowait(size)
 
 
+# A frame that is handed over while the writer sleeps
+
+
+class PromptStream(GatheringGatedStream):
+    """A stream that takes so many bytes at once, and the others when it is asked to wait."""
+
+    def __init__(self, room: int = 1 << 30) -> None:
+        super().__init__()
+        self.room = room
+        self.taken = b""
+        self.broken = False
+
+    def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
+        if self.broken:
+            return pieces
+        data = b"".join(pieces)
+        self.taken += data[: self.room]
+        return [memoryview(data)[self.room :]] if len(data) > self.room else []
+
+    async def send_gathered(self, pieces: list[Piece]) -> None:
+        if self.broken:
+            raise trio.BrokenResourceError
+        await super().send_gathered(pieces)
+        self.taken += b"".join(pieces)
+
+
+@asynccontextmanager
+async def prompt(room: int = 1 << 30, **budgets: int) -> AsyncIterator[tuple[Outbox, PromptStream]]:
+    stream = PromptStream(room)
+    outbox = Outbox(stream, **budgets)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(outbox.run)
+        await settle()
+        yield outbox, stream
+        outbox.close()
+
+
+async def test_the_first_frame_of_a_turn_is_written_before_another_task_runs() -> None:
+    async with prompt() as (outbox, stream):
+        outbox.send_control(b"first ")
+        assert stream.taken == b"first "
+        outbox.send_control(b"second ")
+        outbox.commit((b"third", b" fourth"), 0)
+        assert stream.taken == b"first "
+        await settle()
+        assert stream.pieces == [[b"second third fourth"]]  # together, because each costs a system call
+        outbox.commit((b"next", b" frame"), 0)
+        assert stream.taken.endswith(b"next frame")
+        assert outbox.written == outbox.control_written + outbox.bulk_written == len(stream.taken)
+        assert (outbox.control_written, outbox.bulk_written) == (outbox.control_queued, outbox.bulk_queued)
+
+
+async def test_a_frame_that_was_taken_in_part_is_finished_before_all_others() -> None:
+    async with prompt(room=3) as (outbox, stream):
+        outbox.commit((b"head", b"data"), 0)
+        outbox.send_control(b"control")
+        assert stream.taken == b"hea"
+        assert outbox.written == 0
+        await settle()
+        assert stream.taken == b"headdatacontrol"
+        assert (outbox.bulk_written, outbox.control_written) == (8, 7)
+
+
+async def test_the_room_of_a_frame_is_given_back_when_all_of_it_was_taken() -> None:
+    async with prompt(bulk_budget=10) as (outbox, stream):
+        assert outbox.reserve_nowait(8)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.reserve, 8)
+            await settle()
+            outbox.commit(b"12345678", 8)
+            assert stream.taken == b"12345678"
+        outbox.release(8)
+        stream.room = 3
+        await settle()
+        assert outbox.reserve_nowait(8)
+        outbox.commit(b"12345678", 8)
+        assert not outbox.reserve_nowait(8)  # a part of it is still to be written
+        await settle()
+        assert outbox.reserve_nowait(8)
+        outbox.release(8)
+
+
+async def test_who_waits_for_what_is_written_learns_of_a_frame_that_was_written_at_once() -> None:
+    async with prompt() as (outbox, _stream):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(outbox.wait_written, 5)
+            await settle()
+            outbox.commit(b"12345", 0)
+
+
+async def test_a_stream_that_takes_nothing_at_once_because_it_is_broken_breaks_the_outbox() -> None:
+    async with prompt() as (outbox, stream):
+        stream.broken = True
+        outbox.send_control(b"lost")
+        await settle()
+        with pytest.raises(trio.BrokenResourceError):
+            outbox.send_control(b"too late")
+        with pytest.raises(trio.BrokenResourceError):
+            outbox.commit(b"too late", 0)
+        assert stream.taken == b""
+
+
 class NeverFullStream(GatheringGatedStream):
     """A stream that takes all bytes at once. After each frame it queues the next one, up to a bound."""
 
     outbox: Outbox
 
-    async def send_gathered(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[Piece]) -> None:
         await super().send_gathered(pieces)
         if len(self.pieces) < 1000 and not self.outbox.closed:
             self.outbox.send_control(b"more")

@@ -21,7 +21,7 @@ import trio
 
 from trio_console._standard import CLOSED_AT_START
 from trio_console._trio.conflict import Conflict
-from trio_console._trio.gathering import MOST_PIECES, GatheringStream, drop_first
+from trio_console._trio.gathering import MOST_PIECES, GatheringStream, Piece, drop_first
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,13 +35,16 @@ _FIRST_FREE_FD: Final = 10
 _HOST_WAIT: Final = 60.0
 _HOST_POLL: Final = 0.02
 
+#: Bytes of one read, when the caller names no number.
+_READ_SIZE: Final = 64 * 1024
+
 
 @final
 class _Console(trio.abc.Stream, GatheringStream):
     """One descriptor for both directions, or two.
 
-    trio's own stream takes a single buffer, and makes a checkpoint before each write. For the outbox that would be
-    a needless copy of all data, and a needless turn of the event loop.
+    trio's own stream takes a single buffer, and makes a checkpoint before each read and write. For the outbox that
+    would be a needless copy of all data, and for each request two needless turns of the event loop.
     """
 
     def __init__(
@@ -54,14 +57,15 @@ class _Console(trio.abc.Stream, GatheringStream):
         self._send = send
         self._restore = restore  # called before the descriptors are closed
         self._conflict = Conflict("another task is already writing to the console")
+        self._receive_conflict = Conflict("another task is already reading from the console")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
         await self.send_gathered([bytes(data)])
 
-    async def send_gathered(self, pieces: list[bytes]) -> None:
+    async def send_gathered(self, pieces: list[Piece]) -> None:
         """See `GatheringStream.send_gathered`."""
-        rest: list[bytes | memoryview] = [piece for piece in pieces if piece]
+        rest = [piece for piece in pieces if piece]
         with self._conflict:
             while rest:
                 try:
@@ -72,6 +76,16 @@ class _Console(trio.abc.Stream, GatheringStream):
                     raise trio.BrokenResourceError(f"the console cannot be written: {exc}") from exc
                 else:
                     drop_first(rest, written)
+
+    def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
+        """See `GatheringStream.send_gathered_nowait`."""
+        with self._conflict:
+            try:
+                written = os.writev(self._fd(), pieces[:MOST_PIECES])
+            except (OSError, trio.ClosedResourceError):
+                return pieces
+        drop_first(pieces, written)
+        return pieces
 
     def _fd(self) -> int:
         fd = self._send.fileno()
@@ -84,8 +98,30 @@ class _Console(trio.abc.Stream, GatheringStream):
         with self._conflict:
             await trio.lowlevel.wait_writable(self._fd())
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._receive.receive_some(max_bytes)
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Read what has come, and wait only if there is nothing; trio's own stream waits a turn before each read.
+
+        If cancelled, nothing was read.
+        """
+        with self._receive_conflict:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            slept = False
+            while True:
+                fd = self._receive.fileno()
+                if fd < 0:
+                    raise trio.ClosedResourceError("this console was closed")
+                try:
+                    data = os.read(fd, _READ_SIZE if max_bytes is None else max_bytes)
+                except BlockingIOError:
+                    await trio.lowlevel.wait_readable(fd)
+                    slept = True
+                except OSError as exc:
+                    raise trio.BrokenResourceError(f"the console cannot be read: {exc}") from exc
+                else:
+                    break
+            if not slept:  # a sleep was a checkpoint already
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            return data
 
     async def aclose(self) -> None:
         self._restore()
