@@ -13,6 +13,7 @@ from benchmarks import scale_rows as scale
 from benchmarks import scaling_rows as scaling
 from benchmarks import session_rows as session
 from benchmarks._measure import Row, Statistic
+from benchmarks.peers._ours import in_guest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence
@@ -235,13 +236,58 @@ def _session_rows() -> Iterator[Row]:
     )
 
 
-def _mib(function: Callable[[int], Awaitable[float]], nbytes: int) -> Callable[[], Sequence[float]]:
+def _tasks_rows() -> Iterator[Row]:
+    """A guest whose bytes tasks move, beside the same guest with threads."""
+    gib = 1024 * MIB
+    p50, p95 = Statistic("p50"), Statistic("p95", 0.95)
+    table: tuple[tuple[str, str, str, Callable[[session.Workers], Callable[[], Sequence[float]]]], ...] = (
+        (
+            "run-process",
+            'run_process(["true"])',
+            "s",
+            lambda by: _samples_in_trio(session.run_process_guest, 60, by),
+        ),
+        ("ping", "ping", "s", lambda by: _samples_in_trio(session.ping_idle, 400, by)),
+        (
+            "ping-busy",
+            "ping beside 1 GiB of stdout",
+            "s",
+            lambda by: _samples_in_trio(session.ping_under_stdout, gib, by),
+        ),
+        ("cat", "64 bytes through a `cat` that runs", "s", lambda by: partial(in_guest, by, "cat", 1500)),
+        ("stdout", "1 GiB of a process's stdout", "MiB/s", lambda by: _mib(session.stdout_guest, gib, by)),
+        ("stdin", "1 GiB to a process's stdin", "MiB/s", lambda by: _mib(session.stdin_guest, gib, by)),
+        ("requests", "pings by 50 tasks", "requests/s", lambda by: _in_trio(session.full_stack_pings, 50, by)),
+        (
+            "guests",
+            "pings to 50 guests at once",
+            "requests/s",
+            lambda by: _in_trio(session.guests_at_once, 50, by),
+        ),
+    )
+    for name, title, unit, contender in table:
+        yield Row(
+            f"{name}-tasks",
+            f"{title}: tasks or threads move the bytes",
+            unit,
+            {"tasks": contender("tasks"), "threads": contender("threads")},
+            peers=("threads",),
+            higher_is_better=unit != "s",
+            statistics=(p50, p95) if unit == "s" else (Statistic(),),
+            turns=5,
+            facts={"group": "workers"},
+        )
+
+
+def _mib(function: Callable[..., Awaitable[float]], nbytes: int, *args: object) -> Callable[[], Sequence[float]]:
     async def run() -> float:
-        return await function(nbytes) / MIB
+        return await function(nbytes, *args) / MIB
 
     return lambda: [trio.run(run)]
 
 
 ROWS: dict[str, Row] = {
-    row.name: row for make in (_channel_rows, _session_rows, peer.rows, scale.rows, scaling.rows) for row in make()
+    row.name: row
+    for make in (_channel_rows, _session_rows, _tasks_rows, peer.rows, scale.rows, scaling.rows)
+    for row in make()
 }

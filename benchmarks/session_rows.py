@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import trio
 
@@ -25,6 +25,7 @@ from trio_console import _wire as wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
 __all__ = [
     "KIB",
@@ -36,6 +37,7 @@ __all__ = [
     "file_write_direct",
     "full_stack_frames",
     "full_stack_pings",
+    "guests_at_once",
     "helper",
     "ping_idle",
     "ping_idle_relay",
@@ -55,6 +57,8 @@ __all__ = [
     "tcp_echo_direct",
     "tcp_echo_guest",
 ]
+
+Workers: TypeAlias = Literal["threads", "tasks"]
 
 KIB = 1024
 MIB = 1024 * 1024
@@ -125,6 +129,11 @@ async def _consume(stream: trio.abc.ReceiveStream, nbytes: int) -> float:
     return total / seconds
 
 
+def _opened(workers: Workers) -> AbstractAsyncContextManager[trio_console.Guest]:
+    """The default guest, with threads or tasks that move its bytes."""
+    return trio_console.open_guest(trio_console.ProcessGuest(workers=workers))
+
+
 # --- run_process ----------------------------------------------------------------------------------
 
 
@@ -133,9 +142,9 @@ async def run_process_trio(n: int) -> list[float]:
     return await _repeat(n, partial(trio.run_process, ["true"]))
 
 
-async def run_process_guest(n: int) -> list[float]:
+async def run_process_guest(n: int, workers: Workers = "threads") -> list[float]:
     """``guest.run_process(["true"])`` in the default guest, one after the other."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
         return await _repeat(n, partial(guest.run_process, ["true"]))
 
 
@@ -168,9 +177,9 @@ async def stdout_direct(nbytes: int) -> float:
     return speed
 
 
-async def stdout_guest(nbytes: int) -> float:
+async def stdout_guest(nbytes: int, workers: Workers = "threads") -> float:
     """The same process in the default guest: through agent, channel and client."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
         return await _guest_stdout(guest, nbytes)
 
 
@@ -237,9 +246,9 @@ async def stdin_direct(nbytes: int) -> float:
     return nbytes / (time.perf_counter() - start)
 
 
-async def stdin_guest(nbytes: int) -> float:
+async def stdin_guest(nbytes: int, workers: Workers = "threads") -> float:
     """The same process in the default guest."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
         return await _guest_stdin(guest, nbytes, PIECE)
 
 
@@ -271,9 +280,9 @@ async def _produce(stream: trio.abc.SendStream, nbytes: int, piece: int) -> None
 # --- ping -----------------------------------------------------------------------------------------
 
 
-async def ping_idle(n: int) -> list[float]:
+async def ping_idle(n: int, workers: Workers = "threads") -> list[float]:
     """Round trips to the default guest with nothing else going on."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
         return await _ping(guest, n)
 
 
@@ -283,9 +292,9 @@ async def ping_idle_relay(n: int) -> list[float]:
         return await _ping(guest, n)
 
 
-async def ping_under_stdout(nbytes: int) -> list[float]:
+async def ping_under_stdout(nbytes: int, workers: Workers = "threads") -> list[float]:
     """Round trips while a process's output comes as fast as it is read, until all of it has come."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
         return await _ping_beside_stdout(guest, nbytes)
 
 
@@ -352,9 +361,9 @@ async def full_stack_frames(size: int, nframes: int = 10_000) -> float:
         return await _guest_stdin(guest, nframes * size, size) / size
 
 
-async def full_stack_pings(at_once: int, npings: int = 10_000) -> float:
+async def full_stack_pings(at_once: int, workers: Workers = "threads", npings: int = 10_000) -> float:
     """Requests per second, each a frame there and a frame back, by so many tasks."""
-    async with trio_console.open_guest() as guest:
+    async with _opened(workers) as guest:
 
         async def ping_in_a_row() -> None:
             for _ in range(npings // at_once):
@@ -365,6 +374,22 @@ async def full_stack_pings(at_once: int, npings: int = 10_000) -> float:
             for _ in range(at_once):
                 nursery.start_soon(ping_in_a_row)
         return npings // at_once * at_once / (time.perf_counter() - start)
+
+
+async def guests_at_once(nguests: int, workers: Workers, npings: int = 100) -> float:
+    """Requests per second to so many guests, by a task for each."""
+    async with contextlib.AsyncExitStack() as stack:
+        guests = [await stack.enter_async_context(_opened(workers)) for _ in range(nguests)]
+
+        async def ping_in_a_row(guest: trio_console.Guest) -> None:
+            for _ in range(npings):
+                await guest.ping()
+
+        start = time.perf_counter()
+        async with trio.open_nursery() as nursery:
+            for guest in guests:
+                nursery.start_soon(ping_in_a_row, guest)
+        return nguests * npings / (time.perf_counter() - start)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -138,7 +138,7 @@ GUEST: Final[dict[str, Callable[[trio_console.Guest, int], Awaitable[Sequence[fl
 #: What moves the bytes of a guest, by the name of the contender.
 _SPECS: Final = {
     "tasks": trio_console.ProcessGuest(workers="tasks"),
-    "threads": trio_console.ProcessGuest(),
+    "threads": trio_console.ProcessGuest(workers="threads"),
 }
 
 
