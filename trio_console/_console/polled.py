@@ -59,6 +59,10 @@ _READ: Final = 128 * 1024
 _SLICE: Final = 64 * 1024
 _SLICES_PER_TURN: Final = 4
 
+#: Bytes that `send_gathered` queues at most. The frames of a session have queues of their own, in which control
+#: frames overtake data; in this queue none overtakes another. (More bytes made an upload no faster.)
+_AHEAD: Final = 128 * 1024
+
 #: How often in a row a descriptor may be found hung up and not ready; see `FdDevice._sleep`.
 _HANG_UPS: Final = 2
 
@@ -143,7 +147,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             if type(data) is bytes and len(data) <= self._max_bytes:
                 if data:
-                    await self._put([data], len(data))
+                    await self._put([data], len(data), self._max_bytes)
             else:
                 with flat_view(data) as view:
                     await self._send_slices(view)
@@ -156,7 +160,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
                 await trio.lowlevel.checkpoint()
                 self._check_may_send()
             piece = bytes(view[start : start + size])
-            await self._put([piece], len(piece))
+            await self._put([piece], len(piece), self._max_bytes)
 
     @trio.lowlevel.enable_ki_protection
     async def send_gathered(self, pieces: list[Piece]) -> None:
@@ -164,7 +168,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
         with self._send_conflict:
             self._check_may_send()
             if size := sum(map(len, pieces)):
-                await self._put([piece for piece in pieces if piece], size)
+                await self._put([piece for piece in pieces if piece], size, min(_AHEAD, self._max_bytes))
 
     @trio.lowlevel.enable_ki_protection
     def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
@@ -174,9 +178,9 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
                 return pieces
             return [] if self._start(pieces, sum(map(len, pieces))) else pieces
 
-    async def _put(self, pieces: list[Piece], size: int) -> None:
+    async def _put(self, pieces: list[Piece], size: int, bound: int) -> None:
         """Write pieces, or queue them, or write the first of their bytes and queue the others."""
-        while self._queue and not self._fits(len(pieces), size):
+        while self._queue and not self._fits(len(pieces), size, bound):
             await self._wait_room()
         if self._queue:
             self._accepted += size
@@ -195,8 +199,8 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
             self._push(pieces, size - written)
         return True
 
-    def _fits(self, count: int, size: int) -> bool:
-        return len(self._queue) + count <= self._capacity and self._queued + size <= self._max_bytes
+    def _fits(self, count: int, size: int, bound: int) -> bool:
+        return len(self._queue) + count <= self._capacity and self._queued + size <= bound
 
     def _push(self, pieces: list[Piece], size: int) -> None:
         if len(self._queue) + len(pieces) > self._capacity:
@@ -225,7 +229,7 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
             self._check_may_send()
             await trio.lowlevel.checkpoint()
             self._check_may_send()
-            while not self._fits(1, 1):
+            while not self._fits(1, 1, self._max_bytes):
                 await self._wait_room()
 
     @trio.lowlevel.enable_ki_protection

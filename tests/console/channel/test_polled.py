@@ -67,19 +67,13 @@ async def test_gathered_pieces_that_fit_are_no_checkpoint() -> None:
 @pytest.mark.parametrize("gathered", [False, True])
 async def test_bytes_go_behind_those_that_are_queued_although_there_is_room_again(gathered: bool) -> None:
     ours, theirs = pair()
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
     with theirs:
         async with open_by_tasks(ours, grace=HANG) as channel:
-            sent = b"1" * 5_000_000
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(channel.send_all, sent)
-                await trio.testing.wait_all_tasks_blocked()
-                got = empty(theirs)
-                await trio.testing.wait_all_tasks_blocked()
-                while channel.statistics().tasks_waiting_send:
-                    got += empty(theirs)
-                    await trio.testing.wait_all_tasks_blocked()
+            sent = b"1" * 150_000
+            await channel.send_gathered([sent])
             assert channel.statistics().rx.current_buffer_bytes
-            got += empty(theirs)  # from here on the descriptor has room, and no task has run
+            got = empty(theirs)  # from here on the descriptor has room, and no task has run
             await (channel.send_gathered([b"2"]) if gathered else channel.send_all(b"2"))
             while len(got) <= len(sent):
                 await trio.testing.wait_all_tasks_blocked()
@@ -142,6 +136,23 @@ async def test_pieces_larger_than_the_bound_are_taken_when_nothing_is_queued_and
                     got += empty(theirs)
                     await trio.testing.wait_all_tasks_blocked()
             assert got == large + b"y" * 1001
+
+
+async def test_frames_wait_where_control_frames_can_overtake_them() -> None:
+    ours, theirs = pair()
+    with theirs:
+        async with open_by_tasks(ours, grace=0) as channel, trio.open_nursery() as nursery:
+
+            @nursery.start_soon
+            async def _sends() -> None:
+                while True:
+                    await channel.send_gathered([bytes(1000)])
+                    await trio.lowlevel.checkpoint()
+
+            await trio.testing.wait_all_tasks_blocked()
+            assert channel.statistics().rx.current_buffer_bytes <= 128 * 1024
+            assert channel.statistics().tasks_waiting_send == 1
+            nursery.cancel_scope.cancel()
 
 
 async def test_room_ends_the_wait_for_it() -> None:
