@@ -115,9 +115,14 @@ hostile: $(STAMP)
 NIGHT := $(shell echo $$(($$(date +%s) / 86400)))
 tonight = $(word $(shell echo $$(($(NIGHT) % $(words $(1)) + 1))),$(1))
 
+# What moves the bytes of guests for which a test does not say it. Two nights each, because some sweeps take two nights.
+WORKERS = $(call tonight,tasks tasks threads threads)
+
 nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
-	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0
+	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0 --workers=$(WORKERS)
+	@echo "==> Guests whose bytes are all moved by $(WORKERS)"
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --workers=$(WORKERS) tests/guests tests/session tests/relay tests/faults
 	@echo "==> Models with inputs that have not been tried before"
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Commands of eight clients at once"

@@ -258,12 +258,6 @@ def _tasks_rows() -> Iterator[Row]:
         ("stdout", "1 GiB of a process's stdout", "MiB/s", lambda by: _mib(session.stdout_guest, gib, by)),
         ("stdin", "1 GiB to a process's stdin", "MiB/s", lambda by: _mib(session.stdin_guest, gib, by)),
         ("requests", "pings by 50 tasks", "requests/s", lambda by: _in_trio(session.full_stack_pings, 50, by)),
-        (
-            "guests",
-            "pings to 50 guests at once",
-            "requests/s",
-            lambda by: _in_trio(session.guests_at_once, 50, by),
-        ),
     )
     for name, title, unit, contender in table:
         yield Row(

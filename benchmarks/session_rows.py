@@ -37,7 +37,6 @@ __all__ = [
     "file_write_direct",
     "full_stack_frames",
     "full_stack_pings",
-    "guests_at_once",
     "helper",
     "ping_idle",
     "ping_idle_relay",
@@ -374,22 +373,6 @@ async def full_stack_pings(at_once: int, workers: Workers = "threads", npings: i
             for _ in range(at_once):
                 nursery.start_soon(ping_in_a_row)
         return npings // at_once * at_once / (time.perf_counter() - start)
-
-
-async def guests_at_once(nguests: int, workers: Workers, npings: int = 100) -> float:
-    """Requests per second to so many guests, by a task for each."""
-    async with contextlib.AsyncExitStack() as stack:
-        guests = [await stack.enter_async_context(_opened(workers)) for _ in range(nguests)]
-
-        async def ping_in_a_row(guest: trio_console.Guest) -> None:
-            for _ in range(npings):
-                await guest.ping()
-
-        start = time.perf_counter()
-        async with trio.open_nursery() as nursery:
-            for guest in guests:
-                nursery.start_soon(ping_in_a_row, guest)
-        return nguests * npings / (time.perf_counter() - start)
 
 
 # --- files ----------------------------------------------------------------------------------------

@@ -111,7 +111,8 @@ async def open_guest(
 
     Raises:
         OSError: the guest could not be started or reached, or the relay's socket could not be made.
-        RuntimeError: no thread could be started: a console needs two, and the start of a process needs one.
+        RuntimeError: no thread could be started: the start of a process needs one, and a console two, unless its
+            guest has tasks for `workers`.
         GuestLostError: the guest ended before it was ready, or was not ready in time. The message says why.
         Exception: what a `GuestSpec` of the user has raised before it had started its guest.
         ProtocolError: the bytes that came over the console violate the agent protocol.
