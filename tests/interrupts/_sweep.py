@@ -222,7 +222,13 @@ class Presser(trio.abc.Instrument):
 
 
 #: Frames in which it may be raised: they run before anything has been entered.
-HARMLESS = ("interrupt_safe.<locals>.managed", "_Safe.__init__", "ScriptedGuest.__init__", "ProcessGuest.__init__")
+HARMLESS = (
+    "interrupt_safe.<locals>.managed",
+    "_Safe.__init__",
+    "ScriptedGuest.__init__",
+    "ProcessGuest.__init__",
+    "check_workers",
+)
 
 
 def left(before: set[str], directory: str) -> list[str]:
