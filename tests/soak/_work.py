@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 import trio
 
+from tests.tools.cgroups import PLACE
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 
@@ -41,13 +42,17 @@ while True:
 """
 
 #: Commands that start something which is not in their process group, or does not end with it.
-ESCAPES: Final = (
+ESCAPES: tuple[str, ...] = (
     "timeout 1000 sleep {0} & echo ready; wait",
     "set -m; sleep {0} & echo ready; wait",
     "setsid sleep {0} & echo ready; wait",
     "(setsid sleep {0} &); echo ready; exec sleep {0}",
     "trap '' TERM; sleep {0} & echo ready; wait; wait; sleep {0}",
 )
+
+#: The same, if commands have cgroups: it has got rid of its mark, its POSIX session and its parent.
+if PLACE is not None:
+    ESCAPES = (*ESCAPES, "env -i setsid sh -c 'sleep {0} >/dev/null 2>&1 & exit 0'; echo ready; exec sleep {0}")
 
 #: Seconds that a filter waits before it passes on, and a reader before it reads: more than a process takes to end.
 LATE: Final = 0.4

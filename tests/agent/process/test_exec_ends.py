@@ -66,6 +66,33 @@ async def test_an_exit_that_a_relay_may_hold_behind_output_is_told_by_itself(
     assert outcome.last == wire.ExecExited(0)
 
 
+@pytest.mark.parametrize("after_exit", [True, False])
+async def test_the_exit_of_a_command_that_is_killed_whole_is_told_by_itself_too(
+    host: Host, *, after_exit: bool
+) -> None:
+    sid = await host.start("sh", "-c", "head -c 65536 /dev/zero; exec sleep 1000", ends=TO_THE_END)
+    size = 0
+    while size < 65536:
+        size += len((await host.receive(sid)).data)
+    await host.send(wire.ExecKill(10_000, after_exit=after_exit), sid)
+    if after_exit:
+        await host.send(wire.ExecSignal(15), sid)
+    number = 15 if after_exit else 9
+    outcome = await host.collect(sid)
+    assert outcome.messages == [wire.ExecLeft(-1, number), wire.ExecExited(-1, number, alive=0)]
+
+
+async def test_an_exit_that_was_told_is_not_told_again_by_a_kill(host: Host) -> None:
+    sid = await host.start("sh", "-c", f"head -c 65536 /dev/zero; {HOLDER} >&2", ends=TO_THE_END)
+    while not isinstance(await host.receive(sid), wire.ExecLeft):
+        pass
+    await host.send(wire.ExecKill(10_000), sid)
+    outcome = await host.collect(sid)
+    assert [type(message) for message in outcome.messages if not isinstance(message, wire.ExecStderr)] == [
+        wire.ExecExited
+    ]
+
+
 async def test_the_end_of_a_stream_is_told_while_the_command_runs(host: Host, tmp_path: Path) -> None:
     go = tmp_path / "go"
     waits = f"for i in $(seq 250); do test -e {go} && exit 3; sleep 0.02; done"  # and gives up, if it is not told

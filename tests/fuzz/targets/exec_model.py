@@ -15,6 +15,9 @@ from trio_console import _wire as wire
 
 __all__ = ["ExecModel"]
 
+#: Bytes of a stream from which on a relay may hold the last word behind them.
+_HELD: Final = 65536
+
 #: Seconds: the silence for a host that has not said how long, the time to bury, and what counts as one moment.
 _LEGACY_DRAIN: Final = 0.25
 _BURIAL: Final = 2.0
@@ -184,6 +187,9 @@ class ExecModel:
         assert isinstance(message, wire.ExecExited), message
         assert self._exit is not None, "an exit is invented"
         assert (message.code, message.signal) == (self._exit.code, self._exit.signal), "another status"
+        may_be_held = any(len(stream.got) >= _HELD for stream in self._streams.values())
+        told = self._left or self._departed or not self._tells
+        assert told or not may_be_held, "an exit is told only behind output that a relay may hold"
         held = [] if message.held is wire.UNSET else list(message.held)
         if not self._tells:
             assert message.held is message.alive is wire.UNSET

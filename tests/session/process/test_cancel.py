@@ -13,10 +13,12 @@ import trio.testing
 from tests.session._fake import begin, talking
 from tests.session.process.test_process import run
 from trio_console import _wire as wire
+from trio_console._session.receiving import WINDOW
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from tests.session._fake import Result, Talk
     from trio_console import Guest, GuestProcess
 
 
@@ -108,6 +110,56 @@ async def test_after_a_deliver_cancel_that_returns_at_once_the_process_has_the_g
         assert await talk.agent.expect(wire.ExecSignal) == (id_, wire.ExecSignal(9))
         assert trio.current_time() - began == 3
         await talk.agent.send(wire.ExecExited(-1, signal=9), id_)
+        await result.wait()
+
+
+def cancelled_unread(talk: Talk) -> Result:
+    """A `run_process` whose output nobody reads, and whose `deliver_cancel` only waits for the exit."""
+
+    async def deliver(process: GuestProcess) -> None:
+        with trio.CancelScope(shield=True):
+            await process.wait()
+
+    async def body() -> int:
+        async with trio.open_nursery() as nursery:
+            process = await nursery.start(
+                lambda task_status: talk.guest.run_process(
+                    ["cmd"], stdout=subprocess.PIPE, deliver_cancel=deliver, task_status=task_status
+                )
+            )
+        return int(process.returncode)
+
+    return begin(talk.nursery, body)
+
+
+async def test_unread_output_is_discarded_if_the_exit_can_only_come_behind_it(autojump_clock: MockClock) -> None:
+    async with talking(patience=200) as talk:
+        result = cancelled_unread(talk)
+        id_ = await talk.agent.expect_start()
+        await talk.agent.expect(wire.ExecStdin)
+        await talk.agent.send(wire.ExecStdout(bytes(WINDOW)), id_)
+        began = trio.current_time()
+        result.scope.cancel()
+        assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit("stdout", WINDOW))
+        assert trio.current_time() - began == 5
+        await talk.agent.send(wire.ExecExited(0), id_)
+        await result.wait()
+
+
+async def test_unread_output_is_kept_if_the_exit_is_told_by_itself(autojump_clock: MockClock) -> None:
+    async with talking(features=(wire.EXEC_ENDS,), patience=200) as talk:
+        result = cancelled_unread(talk)
+        id_ = await talk.agent.expect_start()
+        await talk.agent.expect(wire.ExecStdin)
+        await talk.agent.send(wire.ExecStdout(bytes(WINDOW)), id_)
+        result.scope.cancel()
+        assert (await talk.agent.expect(wire.ExecKill))[1].after_exit is True
+        await trio.sleep(50)
+        await talk.agent.nothing_more()
+        await talk.agent.send(wire.ExecLeft(0), id_)
+        assert (await talk.agent.expect(wire.ExecKill))[1].after_exit is wire.UNSET
+        assert await talk.agent.expect(wire.Credit) == (id_, wire.Credit("stdout", WINDOW))
+        await talk.agent.send(wire.ExecExited(0, alive=0), id_)
         await result.wait()
 
 

@@ -96,7 +96,8 @@ class Commands:
                         if deliver_cancel is None:
                             await _terminate(session)
                         else:
-                            delivery.start_soon(_discard_unread, session)
+                            if not session.tells_ends:
+                                delivery.start_soon(_discard_unread, session)
                             await deliver_cancel(process)
                             # The process may end by itself now. (`peek`: a process that does not end says nothing
                             # about the guest, so this does not count as a missing confirmation.)
@@ -170,7 +171,7 @@ class Commands:
 
 @trio.lowlevel.enable_ki_protection
 async def _discard_unread(session: ProcessSession) -> None:
-    """Discard the output of a cancelled process after some seconds.
+    """Discard the output of a cancelled process after some seconds, for an agent that tells no exit by itself.
 
     A user's function may wait for the exit, which comes behind the output; nobody may read that any more.
     """

@@ -174,6 +174,7 @@ class ExecSession(Session):
         "_kill_grace",
         "_last_output",
         "_late",
+        "_left_told",
         "_outputs",
         "_outputs_open",
         "_outputs_over",
@@ -211,6 +212,7 @@ class ExecSession(Session):
         self._doomed = False  # whether that is to be done as soon as the leader has exited
         self._status_lost = False  # whether somebody else has reaped the leader
         self._late = False  # whether the client has gone during the start
+        self._left_told = False  # whether the client was told the exit by itself
         self._alive: int | wire.UnsetType = wire.UNSET  # processes that were killed and have not ended
         self._outputs_open = 0
         self._last_output = -math.inf  # when bytes came last, after the exit
@@ -252,6 +254,8 @@ class ExecSession(Session):
                 finally:
                     self._exit = self._exit or self._status(self._child)
                     self._child.reap()
+        if any(output.sent >= _HELD_SIZE for output in self._outputs.values()):
+            self._tell_left()
         await self._say_last(self._last_word())
 
     async def _live(self) -> None:
@@ -317,10 +321,17 @@ class ExecSession(Session):
         if self._ends and self._exit is not None:
             with trio.move_on_after(_TOGETHER) as patience:
                 await self._outputs_over.wait()
-            if patience.cancelled_caught or any(output.sent >= _HELD_SIZE for output in self._outputs.values()):
-                self._send_now(wire.ExecLeft(self._exit.code, self._exit.signal))
+            if patience.cancelled_caught:
+                self._tell_left()
         await self._outputs_over.wait()
         self._done.set()
+
+    def _tell_left(self) -> None:
+        """Tell the client of the exit by itself, once, if it wants to know."""
+        wants = self._ends and self._ending is None and not (self.muted or self.departed)
+        if wants and self._exit is not None and not self._left_told:
+            self._left_told = True
+            self._sender.send(wire.ExecLeft(self._exit.code, self._exit.signal), self.id)
 
     def _under_way(self) -> list[_Output]:
         """The outputs that are delivered. The descriptors of others may be closed, and their numbers others'."""
