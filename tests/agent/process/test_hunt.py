@@ -9,6 +9,7 @@ import trio
 
 from trio_console._processes import COMMAND_MARK, Look, Wanted
 from trio_console.agent._process import hunt as _hunt
+from trio_console.agent._process.births import Births
 from trio_console.agent._process.hunt import Hunt
 
 if TYPE_CHECKING:
@@ -23,10 +24,12 @@ class Searches:
     def __init__(self) -> None:
         self.count = 0
 
-    async def __call__(self, _purpose: str, _look: Callable[[], object], **_options: object) -> list[Look]:
+    async def __call__(
+        self, _purpose: str, _look: Callable[[], object], **_options: object
+    ) -> list[tuple[Look, bool]]:
         self.count += 1
         await trio.sleep(0.01)
-        return [Look({1}, set())]
+        return [(Look({1}, set()), False)]  # (nothing is in a cgroup)
 
 
 async def test_searches_without_end_leave_time_for_sessions(
@@ -34,7 +37,7 @@ async def test_searches_without_end_leave_time_for_sessions(
 ) -> None:
     searches = Searches()
     monkeypatch.setattr(_hunt, "in_thread", searches)
-    hunt = Hunt("m.")
+    hunt = Hunt("m.", Births(None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "m.1."), 30.0) == 1
@@ -47,7 +50,7 @@ async def test_the_first_searches_follow_each_other_at_once(
 ) -> None:
     searches = Searches()
     monkeypatch.setattr(_hunt, "in_thread", searches)
-    hunt = Hunt("m.")
+    hunt = Hunt("m.", Births(None))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "m.1."), 0.06) == 1
