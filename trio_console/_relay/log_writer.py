@@ -187,6 +187,7 @@ async def writing(logs: Iterable[_Log]) -> AsyncIterator[None]:
     """Write logs for the time of a block. They end behind it, also if all is cancelled."""
     scope = trio.CancelScope(shield=True)
 
+    @trio.lowlevel.enable_ki_protection
     async def write() -> None:
         with scope:
             async with trio.open_nursery() as each:

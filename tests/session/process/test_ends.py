@@ -296,3 +296,29 @@ async def test_a_guest_that_is_lost_is_not_asked_for_the_rest(talk: Talk) -> Non
     await talk.guest.wait_lost()
     block.result.scope.cancel()
     await block.result.done.wait()
+
+
+async def test_an_exit_that_is_told_by_itself_after_an_error_is_no_exit_status(talk: Talk) -> None:
+    result = run(talk, "ls", stdin=None)
+    id_ = (await talk.agent.expect(wire.ExecRequest))[0]
+    await talk.agent.send(wire.ExecStarted(77, 5), id_)
+    await talk.agent.send(wire.TcpConnected(), id_)  # which has no place there
+    await talk.agent.send(wire.ExecLeft(3), id_)
+    await talk.agent.send(wire.ExecExited(3), id_)
+    await result.done.wait()
+    assert isinstance(result.error, ProtocolError)
+    assert "no place" in str(result.error)
+
+
+async def test_a_command_that_was_given_up_is_not_asked_for_again() -> None:
+    with pytest.warns(RuntimeWarning, match="did not confirm"):
+        async with talking(features=(wire.EXEC_ENDS,), grace=0.01) as talk:
+            block = Opened(talk)
+            id_ = (await talk.agent.expect(wire.ExecRequest))[0]
+            await talk.agent.send(wire.ExecStarted(77, 5), id_)
+            await block.ready()
+            block.result.scope.cancel()
+            await block.result.done.wait()
+            told = [type(message) for _, message in await talk.agent.pending()]
+            assert wire.KillBackground not in told
+            assert wire.ExecKill in told
