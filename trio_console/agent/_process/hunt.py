@@ -124,14 +124,18 @@ class Hunt:
                     self._begun = trio.Event()
                     await self._begun.wait()
                 began = trio.current_time()
-                await self._scan(list(self._quarries))
-                await trio.sleep(_PAUSE + ration.rest_after(trio.current_time() - began))
+                if await self._scan(list(self._quarries)):
+                    await trio.sleep(_PAUSE + ration.rest_after(trio.current_time() - began))
+                else:  # this process has nothing left to look with; what is killed frees something
+                    await trio.sleep(_LACK_PAUSE)
         finally:
             self._closed = True
             for quarry in self._quarries:
                 quarry.over.set()
 
-    async def _scan(self, quarries: list[_Quarry]) -> None:
+    async def _scan(self, quarries: list[_Quarry]) -> bool:
+        """Look once for all that is wanted; returns whether that was possible."""
+
         # A process whose memory hangs in the kernel may hang the thread that looks at it; no other waits for that.
         def scan() -> list[tuple[Look, bool]]:
             looks = kill_found([quarry.freeze() for quarry in quarries])
@@ -139,11 +143,11 @@ class Hunt:
 
         try:
             seen = await self._look(scan)
-        except OSError:  # this process has nothing left to look with; what is killed frees something
-            await trio.sleep(_LACK_PAUSE)
-            return
+        except OSError:
+            return False
         for quarry, (look, is_populated) in zip(quarries, seen, strict=True):
             quarry.note(look, is_populated=is_populated)
+        return True
 
     async def _look(self, look: Callable[[], _T]) -> _T:
         try:
