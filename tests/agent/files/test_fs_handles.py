@@ -13,7 +13,7 @@ import trio
 from tests.agent._host import closed, open_fds
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
-from trio_console.agent._files.handles import HANDLES_PER_CLIENT
+from trio_console.agent._files.handles import HANDLES_PER_CLIENT, Turns
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -409,6 +409,16 @@ async def test_operations_on_one_handle_take_turns(host: Host, tmp_path: Path) -
         await host.send(wire.Credit("data", len(message.data)), reader)
     assert (got, message.ok) == (100, True)
     assert (await host.receive(closer)).ok
+
+
+def test_the_turn_is_that_of_the_first_in_the_queue_alone() -> None:
+    turns = Turns()
+    first, second, third = turns.join(), turns.join(), turns.join()
+    assert not turns.leave(second)
+    assert not third.is_set()
+    assert turns.leave(first)
+    assert turns.leave(third)
+    assert turns.idle
 
 
 async def test_what_waits_behind_a_close_finds_the_handle_gone(host: Host, tmp_path: Path) -> None:
