@@ -122,9 +122,9 @@ nightly: $(FUZZ_STAMP)
 	@echo "==> Cancelling whole sessions at every moment, and passing a million chunks"
 	@$(BIN)/python -m pytest -m nightly -rP -o faulthandler_timeout=0 --workers=$(WORKERS)
 	@echo "==> Guests whose bytes are all moved by $(WORKERS)"
-	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --workers=$(WORKERS) tests/guests tests/session tests/relay tests/faults
+	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --workers=$(WORKERS) --task-order=$(NIGHT) tests/guests tests/session tests/relay tests/faults
 	@echo "==> Models with inputs that have not been tried before"
-	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal tests/wire tests/console tests/session tests/relay tests/testing
+	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --task-order=$(NIGHT) tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Commands of eight clients at once"
 	@$(BIN)/python -m tests.soak 60
 	@echo "==> Hostile clients beside honest ones, for an hour"

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import hypothesis
 import pytest
+import trio._core._run as trio_run
 
 from tests.tools.balanced import balanced_outboxes
 from tests.tools.cgroups import remove_leftovers
@@ -49,6 +50,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         choices=["threads", "tasks"],
         help="what moves the bytes of guests for which a test does not say it; by default what each kind has",
     )
+    parser.addoption(
+        "--task-order",
+        default="0",
+        help="a number or word; with another one trio runs the tasks of each test in another order (default: 0)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -82,6 +88,12 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     if report.failed:
         item.stash[_FAILED] = True
     return report
+
+
+@pytest.fixture(autouse=True)
+def _tasks_run_in_the_same_order(request: pytest.FixtureRequest) -> None:
+    """trio tosses a coin for the order of tasks that are ready at one time: it falls the same in every run."""
+    trio_run._r.seed(f"{request.config.getoption('--task-order')} {request.node.nodeid}")
 
 
 @pytest.fixture(autouse=True)

@@ -240,6 +240,8 @@ class PolledStream(trio.abc.HalfCloseableStream, GatheringStream):
                 raise trio.ClosedResourceError("this console stream was closed")
             await trio.lowlevel.checkpoint_if_cancelled()
             self._finish()
+            if not self._queue and not self._abandoned:
+                self._half_close()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     def _check_may_send(self) -> None:

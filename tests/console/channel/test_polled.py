@@ -39,6 +39,11 @@ def empty(sock: socket.socket) -> bytes:
     return data
 
 
+async def receive(sock: socket.socket) -> bytes:
+    await trio.lowlevel.wait_readable(sock)
+    return sock.recv(1 << 20)
+
+
 # Sending
 
 
@@ -184,6 +189,29 @@ async def test_a_guest_that_goes_while_a_task_waits_for_room_breaks_the_sending(
         assert (now.current_buffer_bytes, now.abandoned) == (0, True)
         assert now.bytes_dropped > 0
         check_conserved(channel)
+
+
+async def test_the_guest_is_told_of_the_end_before_send_eof_returns_when_nothing_is_queued() -> None:
+    for _ in range(20):  # for each order in which trio may run the tasks
+        ours, theirs = pair()
+        with theirs:
+            async with open_by_tasks(ours) as channel:
+                await channel.send_all(b"all")
+                await channel.send_eof()
+                assert theirs.recv(100) == b"all"
+                assert theirs.recv(100) == b""
+
+
+async def test_the_end_goes_behind_the_bytes_that_are_queued() -> None:
+    ours, theirs = pair()
+    with theirs:
+        async with open_by_tasks(ours) as channel:
+            await channel.send_gathered([bytes(1 << 22)])
+            await channel.send_eof()
+            received = 0
+            while data := await receive(theirs):
+                received += len(data)
+            assert received == 1 << 22
 
 
 async def test_what_is_sent_without_waiting_is_all_taken_or_all_left() -> None:
