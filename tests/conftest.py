@@ -19,6 +19,7 @@ import trio._core._run as trio_run
 
 from tests.tools.balanced import balanced_outboxes
 from tests.tools.cgroups import remove_leftovers
+from tests.tools.dead_workers import pytest_testnodedown as pytest_testnodedown  # a hook, like those below
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
 from trio_console import CommandGuest, ProcessGuest, SocketGuest

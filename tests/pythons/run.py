@@ -373,7 +373,7 @@ def try_one(name: str) -> tuple[bool, str]:
     except Unavailable as exc:
         return True, f"not run: {exc}"
     say(f"==> Running the tests on {version}")
-    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "faulthandler_exit_on_timeout=true"]
+    pytest = ["-m", "pytest", "-q", "-p", "no:cacheprovider"]
     pytest += ["-n", os.environ.get("JOBS", "2"), "--dist", "worksteal"]
     runs = [pytest, *([PYTHONS[name]] if PYTHONS[name] else [])]
     statuses = [place.run(arguments) for arguments in runs]

@@ -33,6 +33,7 @@ __all__ = [
     "marking",
     "name_thread",
     "runs",
+    "started_with",
     "state_of",
     "threads",
     "wait_until_none",
@@ -114,13 +115,17 @@ def marking() -> Iterator[str]:
 
 def marked(name: str) -> set[int]:
     """Living processes that carry the mark, whoever their parents are by now; without this process."""
-    needle = f"{_MARK}{name}=1".encode()
+    return started_with({f"{_MARK}{name}=1".encode()})
+
+
+def started_with(variables: set[bytes]) -> set[int]:
+    """Living processes that were started with these variables in their environment; without this process."""
     found = set()
     for pid in os.listdir("/proc"):
         if pid.isdigit() and int(pid) != os.getpid():
             try:
                 with open(f"/proc/{pid}/environ", "rb") as file:
-                    if needle in file.read().split(b"\0"):
+                    if variables.issubset(file.read().split(b"\0")):
                         found.add(int(pid))
             except OSError:
                 continue  # ended, or of another user

@@ -11,9 +11,10 @@ from typing import Final
 __all__ = ["BUSY", "ENDING", "HANG"]
 
 #: Seconds after which a single wait has hung, and its test fails. The longest waits take about two seconds on an
-#: idle machine, so one that is thirty times as slow passes. It is less than the `faulthandler_timeout` of pytest
-#: (120): the test says which wait it was before that ends it. The finder of a mutant is given less: a test that
-#: passed without the mutant, and waits with it, hangs.
+#: idle machine, so one that is thirty times as slow passes. Together with `BUSY` and `ENDING` it is less than the
+#: `faulthandler_timeout` of pytest: the test says which wait it was and ends what it has started, before pytest
+#: ends its whole process (see tests/tools/test_hangs.py). The finder of a mutant is given less: a test that passed
+#: without the mutant, and waits with it, hangs.
 HANG: Final = float(os.environ.get("TRIO_CONSOLE_TEST_HANG", "60"))
 
 #: Seconds that a thread, a process or a socket which is ending may take to be gone. A thread that has run its last
