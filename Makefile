@@ -10,6 +10,9 @@ OUT    ?= benchmarks/results
 JOBS   ?= 3
 FUZZ_STAMP := $(VENV)/.fuzz-installed
 
+# Every test with a guest starts a Python, and each would compile the package anew where no bytecode may be written.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Optional rules. "A checkpoint on every path" (91x) holds for the public coroutines; private helpers may return early.
 # 114 wants a list of every startable function, 128 does not see a task_status that is passed on.
 ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
