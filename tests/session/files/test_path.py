@@ -335,7 +335,6 @@ def test_its_parts_are_those_of_a_pure_path(path: GuestPath, name: str) -> None:
         lambda p: p.with_stem("s"),
         lambda p: p.with_suffix(".z"),
         lambda p: p.relative_to("/usr"),
-        lambda p: p.relative_to("/usr", "lib"),
         lambda p: p.parents[1],
     ],
 )
@@ -343,6 +342,11 @@ def test_what_is_made_of_it_is_what_a_pure_path_makes(path: GuestPath, change: A
     made = change(path)
     assert isinstance(made, GuestPath)
     assert str(made) == str(change(PurePosixPath(str(path))))
+
+
+def test_several_segments_of_the_start_are_joined_on_every_python(path: GuestPath) -> None:
+    # Python 3.12 warns of this form of a pure path's method, and 3.14 refuses it.
+    assert str(path.relative_to("/usr", "lib")) == str(PurePosixPath(str(path)).relative_to("/usr/lib"))
 
 
 def test_questions_about_it_are_answered_as_by_a_pure_path(path: GuestPath) -> None:
