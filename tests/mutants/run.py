@@ -9,9 +9,11 @@ and processes that are left when the finder has ended are identified by it.
 
 from __future__ import annotations
 
+import compileall
 import contextlib
 import os
 import pathlib
+import py_compile
 import queue
 import re
 import resource
@@ -116,6 +118,11 @@ class Tree:
         for file in source.iterdir():
             if file.is_file() and not file.name.startswith("."):
                 shutil.copy(file, self._root)
+        # Every finder imports the package, and so do its guests. Bytecode with a hash of its source is not used for
+        # a module that was changed, unlike that with a time: a second's change of the same size would not be seen.
+        compileall.compile_dir(
+            self._root / "trio_console", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
+        )
 
     # Mutants
 
@@ -164,7 +171,8 @@ class Tree:
         others = sorted({tuple(finder) for finder in finders if not _is_pytest(finder)})
         bad: list[str] = []
         if nodes:
-            ended = self._start(_pytest(nodes, self._temporary, "-q"), bound=10 * self.bound)
+            # Nothing is changed now, so pytest may keep the bytecode of the tests.
+            ended = self._start(_pytest(nodes, self._temporary, "-q"), bound=10 * self.bound, keep_bytecode=True)
             if ended.status != 0:
                 named = re.findall(r"^(?:FAILED|ERROR:?) .*", ended.output, re.MULTILINE)
                 bad += named or [f"pytest ended with {ended.status}:\n{ended.output[-2000:]}"]
@@ -176,7 +184,14 @@ class Tree:
 
     # Processes
 
-    def _start(self, command: list[str], *, bound: float | None = None, hang: int | None = None) -> _Ended:
+    def _start(
+        self,
+        command: list[str],
+        *,
+        bound: float | None = None,
+        hang: int | None = None,
+        keep_bytecode: bool = False,
+    ) -> _Ended:
         """Run a command until it ends or its time is over; no process of it is left."""
         token = secrets.token_hex(8)
         shutil.rmtree(self._temporary, ignore_errors=True)
@@ -184,7 +199,7 @@ class Tree:
         env = {
             **os.environ,
             "PYTHONPATH": str(self._root),
-            "PYTHONDONTWRITEBYTECODE": "1",  # a second's change of the same size would not be seen
+            "PYTHONDONTWRITEBYTECODE": "" if keep_bytecode else "1",
             "PYTHONHASHSEED": "0",
             "TMPDIR": str(self._temporary),
             _TOKEN: token,
