@@ -1,6 +1,7 @@
 """Plays the cases: in one trio run, on a thread of its own, whose guests are opened once for all of them.
 
-``python -m tests.at_home.runner PLACE CASE DIRECTORY RESULT`` plays one case in a program of its own.
+``python -m tests.at_home.runner CASE RESULT PLACE=DIRECTORY...`` plays one case in a program of its own, which has
+imported all that it needs and then forks for each place.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from tests.tools.limits import ENDING, HANG
 from trio_console import CommandGuest, Guest, ProcessGuest, connect_guest, open_guest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
 __all__ = ["Runner"]
 
@@ -72,12 +73,14 @@ class Runner:
         self._thread.join()
         shutil.rmtree(self.sockets)
 
-    def play(self, case: Case, place: str) -> object:
-        """Play a case, and return its outcome."""
-        with directory() as place_dir:
+    def play(self, case: Case, places: Sequence[str]) -> dict[str, object]:
+        """Play a case in each of the places, and return the outcomes."""
+        with contextlib.ExitStack() as stack:
+            dirs = {place: stack.enter_context(directory()) for place in places}
             if case.alone is not None:
-                return _play_alone(case, place, place_dir)
-            return trio.from_thread.run(self._play_in_time, case, place, place_dir, trio_token=self._token)
+                return _play_alone(case, dirs)
+            play = partial(trio.from_thread.run, self._play_in_time, trio_token=self._token)
+            return {place: play(case, place, dirs[place]) for place in places}
 
     async def _main(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
@@ -145,11 +148,12 @@ def directory() -> Any:
 # In a program of its own
 
 
-def _play_alone(case: Case, place: str, place_dir: str) -> object:
+def _play_alone(case: Case, dirs: dict[str, str]) -> dict[str, object]:
     assert case.alone is not None
     with tempfile.TemporaryDirectory() as scratch:
         result = os.path.join(scratch, "result")
-        program = [sys.executable, "-m", "tests.at_home.runner", place, case.name, place_dir, result]
+        where = [f"{place}={directory}" for place, directory in dirs.items()]
+        program = [sys.executable, "-m", "tests.at_home.runner", case.name, result, *where]
         done = subprocess.run(
             program,
             cwd=Path(__file__).parents[2],
@@ -159,8 +163,9 @@ def _play_alone(case: Case, place: str, place_dir: str) -> object:
             check=False,
             preexec_fn=partial(_close, case.alone),
         )
-        assert os.path.exists(result), f"exit status {done.returncode}, {done.stderr.decode()}"
-        return ast.literal_eval(Path(result).read_text())
+        missing = [place for place in dirs if not os.path.exists(f"{result}-{place}")]
+        assert not missing, f"{missing}, exit status {done.returncode}, {done.stderr.decode()}"
+        return {place: ast.literal_eval(Path(f"{result}-{place}").read_text()) for place in dirs}
 
 
 def _close(descriptors: tuple[int, ...]) -> None:
@@ -168,15 +173,25 @@ def _close(descriptors: tuple[int, ...]) -> None:
         os.close(fd)
 
 
-async def _main_alone(place: str, name: str, place_dir: str, result: str) -> None:
+async def _main_alone(name: str, result: str, place: str, place_dir: str) -> None:
     case = CASES[name]
     if place == "home":
         outcome = await _outcome(case, Home(place_dir))
     else:
-        async with opened(place, os.path.join(os.path.dirname(result), "s")) as guest:
+        async with opened(place, f"{result}.{place}.s") as guest:
             outcome = await _outcome(case, InGuest(place, guest, place_dir))
-    Path(result).write_text(repr(outcome))
+    Path(f"{result}-{place}").write_text(repr(outcome))
+
+
+def _main_in_each(name: str, result: str, *where: str) -> None:
+    for text in where:
+        place, _, place_dir = text.partition("=")
+        if pid := os.fork():
+            os.waitpid(pid, 0)
+        else:
+            trio.run(_main_alone, name, result, place, place_dir)
+            return
 
 
 if __name__ == "__main__":
-    trio.run(_main_alone, *sys.argv[1:])
+    _main_in_each(*sys.argv[1:])

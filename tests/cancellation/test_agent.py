@@ -90,7 +90,7 @@ def sweep(make_sweep: Callable[..., Sweep], tmp_path: Path) -> Sweep:
 
 
 def test_an_agent_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:
-    sweep.sample(24)
+    sweep.sample(12)
 
 
 @pytest.mark.nightly

@@ -576,7 +576,7 @@ def sweep(request: pytest.FixtureRequest, make_sweep: Callable[..., Sweep], tmp_
 
 
 def test_a_part_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:
-    sweep.sample(12)
+    sweep.sample(6)
 
 
 @pytest.mark.nightly

@@ -128,7 +128,7 @@ def sweep(make_sweep: Callable[..., Sweep], tmp_path: Path) -> Callable[..., Swe
 
 @pytest.mark.parametrize(
     ("session", "size"),
-    [(whole_session, 15), (use_a_command_guest, 6), (leave_a_stopped_guest, 4)],
+    [(whole_session, 7), (use_a_command_guest, 3), (leave_a_stopped_guest, 3)],
     ids=lambda value: getattr(value, "__name__", None),
 )
 def test_a_session_cancelled_at_some_moments_leaves_nothing_behind(

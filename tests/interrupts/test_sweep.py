@@ -18,16 +18,16 @@ SECOND = 50
 
 #: Opcodes between two moments that are tried in the gate. Prime to each other and to what loops have in them.
 STRIDES = {
-    "open_console": 61,
-    "open_console_tasks": 97,
-    "open_guest": 2999,
-    "open_guest_quick": 499,
-    "open_guest_quick_tasks": 997,
-    "open_guest_scripted": 499,
-    "open_guest_relay": 997,
-    "connect_guest": 61,
-    "serve_relay": 797,
-    "serve_relay_nursery": 997,
+    "open_console": 127,
+    "open_console_tasks": 199,
+    "open_guest": 4999,
+    "open_guest_quick": 997,
+    "open_guest_quick_tasks": 1999,
+    "open_guest_scripted": 997,
+    "open_guest_relay": 1999,
+    "connect_guest": 127,
+    "serve_relay": 1601,
+    "serve_relay_nursery": 1999,
 }
 
 #: The same for a night with one press, and for one with two. What one night leaves out is tried in those after it.

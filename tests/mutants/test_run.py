@@ -54,7 +54,10 @@ def pid_file(tmp_path: pathlib.Path) -> pathlib.Path:
 
 
 @pytest.fixture
-def tree(tmp_path: pathlib.Path, pid_file: pathlib.Path) -> Tree:
+def tree(tmp_path: pathlib.Path, pid_file: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> Tree:
+    # Only what the runner itself names: importing all other plugins takes longer than the tests.
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("PYTEST_PLUGINS", "_hypothesis_pytestplugin")
     source = tmp_path / "source"
     for folder in ("trio_console", "tests"):
         (source / folder).mkdir(parents=True)

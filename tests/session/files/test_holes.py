@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,15 +12,31 @@ import trio
 
 import trio_console
 from tests.session.files._fake_files import serving_files
+from trio_console import SocketGuest, open_guest
 from trio_console import _wire as wire
+from trio_console.agent import serve_agent
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from trio_console import Guest
 
 #: A hole, data, a hole to the end.
 DATA, END = 1 << 20, 1 << 21
+
+
+@pytest.fixture
+async def guest(tmp_path: Path) -> AsyncIterator[Guest]:
+    """A guest whose agent is the real one, but in this process, where it starts at once."""
+    sock = trio.socket.socket(socket.AF_UNIX)
+    await sock.bind(str(tmp_path / "console"))
+    sock.listen()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(trio.serve_listeners, serve_agent, [trio.SocketListener(sock)])
+        async with open_guest(SocketGuest(tmp_path / "console")) as guest:
+            yield guest
+        nursery.cancel_scope.cancel()
 
 
 @pytest.fixture
