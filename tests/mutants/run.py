@@ -118,8 +118,8 @@ class Tree:
         for file in source.iterdir():
             if file.is_file() and not file.name.startswith("."):
                 shutil.copy(file, self._root)
-        # Every finder imports the package, and so do its guests: its bytecode is kept. It is checked by a hash of the
-        # source, because a time would not show a second's change that leaves the size as it was.
+        # Every finder imports the package, and so do its guests: its bytecode is kept. It is checked by a hash of
+        # the source, because a time would not show a second's change that leaves the size as it was.
         compileall.compile_dir(
             self._root / "trio_console", quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH
         )
