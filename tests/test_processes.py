@@ -200,6 +200,29 @@ def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> N
         assert wait_until_none(lambda: [child] if runs(child) else []) == []
 
 
+def test_none_is_killed_before_all_were_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a parent dies the kernel gives its children another, whatever comes of a look that has begun."""
+    parents = {900: 1, 500: 900, 70: 500, 1: 0}
+    killed = []
+
+    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+        for pid in list(only if only is not None else parents):
+            yield _processes._Process(pid, -1, b"S", parents[pid], pid, pid, 0, 1, b"7")
+
+    def kill(process: _processes._Process) -> None:
+        killed.append(process.pid)
+        for pid, parent in parents.items():
+            if parent == process.pid:
+                parents[pid] = 1
+
+    monkeypatch.setattr(_processes, "_processes", processes)
+    monkeypatch.setattr(_processes, "_environment", lambda _process: b"A=B")
+    monkeypatch.setattr(_processes, "_kill", kill)
+    [look] = kill_found([Wanted(GUEST_MARK, "mark", leader=900)])
+    assert look.found == {900, 500, 70}
+    assert killed == [900, 500, 70]
+
+
 def test_members_are_found_with_their_children_and_other_ids_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     parents = {900: 1, 500: 900, 70: 1, 1: 0}
     killed = []

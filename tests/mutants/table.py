@@ -43,7 +43,7 @@ _ROOMS: Final = (
 
 
 class StaleError(Exception):
-    """The text that a mutant changes is not in the source, or not as often as the table says."""
+    """The text that a mutant changes is not in the source, not as often as the table says, or indented deeper."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +119,8 @@ class Mutant:
         text = source.decode()
         if text.count(self.old) != 1:
             raise StaleError(f"stale: {self.id}\n    its text is {text.count(self.old)} times in the module now")
+        if self.old.startswith(" ") and text.partition(self.old)[0].endswith(" "):
+            raise StaleError(f"stale: {self.id}\n    its text is indented deeper in the module now")
         return text.replace(self.old, self.new).encode()
 
 

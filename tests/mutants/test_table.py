@@ -87,6 +87,14 @@ def test_a_text_by_hand_is_in_the_module_once(old: str) -> None:
         Mutant(module="_door", name="by hand", old=old, new="pass").apply(SOURCE)
 
 
+def test_a_text_by_hand_that_is_indented_deeper_now_is_stale() -> None:
+    """What is left of its indentation would make no Python, or another change than the one that was meant."""
+    by_hand = Mutant(module="_door", name="by hand", old="            raise ValueError\n", new="", finder=("t",))
+    assert b"raise" not in by_hand.apply(SOURCE)
+    with pytest.raises(StaleError, match="by hand"):
+        by_hand.apply(SOURCE.replace(b"            raise", b"                raise"))
+
+
 def test_the_check_names_what_is_wrong(tmp_path: pathlib.Path) -> None:
     (tmp_path / "trio_console").mkdir()
     (tmp_path / "trio_console" / "_door.py").write_bytes(SOURCE)

@@ -17,11 +17,14 @@ from tests.tools.limits import HANG
 from tests.tools.pidfds import pidfd_open
 from trio_console import _wire as wire
 from trio_console.agent._process import session as session_module
+from trio_console.agent._process.hunt import Hunt
+from trio_console.agent._process.spawn import Child
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.agent._host import Host
+    from trio_console._processes import Wanted
 
 TO_THE_END = wire.ExecEnds(None)
 HOLDER = "sleep 1000 & echo $!"
@@ -387,6 +390,30 @@ async def test_a_kill_ends_children_that_carry_no_mark_in_sessions_of_their_own(
     await host.send(wire.ExecKill(10_000), sid)
     assert (await host.collect(sid)).last == wire.ExecExited(-1, 9, alive=0)
     assert not runs(pid)
+
+
+async def test_a_kill_looks_for_all_processes_before_it_kills_the_group(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a leader has started may be found by its parent alone, as long as that lives."""
+    steps = []
+    real_look, real_kill = Hunt.kill, Child.kill_group
+
+    async def look(hunt: Hunt, wanted: Wanted, grace: float) -> int:
+        steps.append("look")
+        return await real_look(hunt, wanted, grace)
+
+    def kill_group(child: Child, number: int) -> None:
+        steps.append("kill the group")
+        real_kill(child, number)
+
+    monkeypatch.setattr(session_module, "_LOOK_TIME", HANG)
+    monkeypatch.setattr(Hunt, "kill", look)
+    monkeypatch.setattr(Child, "kill_group", kill_group)
+    sid = await host.start("sleep", "1000", ends=TO_THE_END)
+    await host.send(wire.ExecKill(10_000), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(-1, 9, alive=0)
+    assert steps == ["look", "kill the group"]
 
 
 async def test_a_look_that_hangs_does_not_keep_the_group_alive(

@@ -299,15 +299,21 @@ async def test_a_guest_that_is_lost_is_not_asked_for_the_rest(talk: Talk) -> Non
 
 
 async def test_an_exit_that_is_told_by_itself_after_an_error_is_no_exit_status(talk: Talk) -> None:
-    result = run(talk, "ls", stdin=None)
-    id_ = (await talk.agent.expect(wire.ExecRequest))[0]
-    await talk.agent.send(wire.ExecStarted(77, 5), id_)
+    process, id_, block = await opened(talk)
     await talk.agent.send(wire.TcpConnected(), id_)  # which has no place there
     await talk.agent.send(wire.ExecLeft(3), id_)
+    await settle()
+    assert process.returncode is None
+    with pytest.raises(ProtocolError, match="no place"):
+        await process.wait()
+    # The session goes on until the guest ends it.
+    assert talk.guest.statistics().active_sessions == 1
     await talk.agent.send(wire.ExecExited(3), id_)
-    await result.done.wait()
-    assert isinstance(result.error, ProtocolError)
-    assert "no place" in str(result.error)
+    await settle()
+    assert talk.guest.statistics().active_sessions == 0
+    assert talk.guest.statistics().frames_dropped == 0
+    block.leave.set()
+    await block.result.done.wait()
 
 
 async def test_a_command_that_was_given_up_is_not_asked_for_again() -> None:
