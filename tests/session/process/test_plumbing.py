@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
+from trio_console._session.process import plumbing
 from trio_console._session.process.plumbing import _pass_on
 from trio_console._session.receiving import Incoming, IncomingStream
 from trio_console._trio.threads import NoThreadError
@@ -123,11 +124,29 @@ async def wait_for_a_full_pipe(writing: int) -> None:
         await trio.sleep(0.001)
 
 
-async def test_a_write_that_ends_at_once_is_left_in_silence() -> None:
+async def test_a_write_that_ends_at_once_is_left_in_silence(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits, written = trio.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+    write = plumbing._Writer.write
+
+    def write_and_tell(writer: plumbing._Writer, data: bytes) -> None:
+        try:
+            write(writer, data)
+        finally:
+            token.run_sync_soon(written.set)  # behind what the end of the write has brought about
+
+    async def ends_soon(done: trio.Event) -> bool:
+        waits.set()
+        await written.wait()
+        return done.is_set()
+
+    monkeypatch.setattr(plumbing._Writer, "write", write_and_tell)
+    monkeypatch.setattr(plumbing, "_ends_soon", ends_soon)
     with pipe(blocking=True) as (reading, writing), trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_pass_on, full_stream(), writing)
             await wait_for_a_full_pipe(writing)
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
+                await waits.wait()
                 assert await read_exactly(reading, CHUNK) == DATA[:CHUNK]
