@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import secrets
@@ -13,7 +14,16 @@ import pytest
 
 from tests.tools.leftovers import runs, wait_until_none
 from trio_console import _processes
-from trio_console._processes import GUEST_MARK, Leftovers, Look, Wanted, is_any_left, kill_found, kill_processes
+from trio_console._processes import (
+    GUEST_MARK,
+    Leftovers,
+    Look,
+    Wanted,
+    is_any_left,
+    kill_found,
+    kill_processes,
+    start_time,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator, Sequence
@@ -221,6 +231,20 @@ def test_none_is_killed_before_all_were_looked_at(monkeypatch: pytest.MonkeyPatc
     [look] = kill_found([Wanted(GUEST_MARK, "mark", leader=900)])
     assert look.found == {900, 500, 70}
     assert killed == [900, 500, 70]
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_look_without_descriptors_or_memory_finds_not_nothing_but_fails(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*_args: object, **_options: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    wanted = Wanted(GUEST_MARK, "mark")
+    for look in (lambda: kill_found([wanted]), lambda: is_any_left(wanted), lambda: start_time(1)):
+        with monkeypatch.context() as patch, pytest.raises(OSError, match=os.strerror(number)):
+            patch.setattr(_processes.os, "open", refuse)
+            look()
 
 
 def test_members_are_found_with_their_children_and_other_ids_are_not(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -65,7 +65,7 @@ async def test_what_a_session_has_started_that_fails_for_lack_of_memory_is_kille
         return None
 
     monkeypatch.setattr(ExecSession, "_read", read)
-    sid = await host.start("sh", "-c", "setsid sleep 1000 & echo $!; wait", ends=wire.ExecEnds(0))
+    sid = await host.start("sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000' & wait", ends=wire.ExecEnds(0))
     pid = int(await host.read_stdout(sid, b"\n"))
     assert isinstance((await host.collect(sid)).last, wire.Error)
     assert not runs(pid)
@@ -150,7 +150,7 @@ async def test_without_a_thread_a_file_operation_fails_and_the_next_one_works(
 async def test_without_a_thread_processes_are_found_and_killed(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sid = await host.start("sh", "-c", "setsid sleep 1000 & echo $!; wait", ends=wire.ExecEnds(0))
+    sid = await host.start("sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000' & wait", ends=wire.ExecEnds(0))
     pid = int(await host.read_stdout(sid, b"\n"))
     monkeypatch.setattr("trio_console.agent._process.hunt.in_thread", no_thread)
     await host.send(wire.ExecKill(10_000), sid)

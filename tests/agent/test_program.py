@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from tests.agent._host import Host, pid_is_taken, popen
-from tests.tools.leftovers import runs
+from tests.tools.leftovers import becomes, runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 
@@ -295,7 +295,7 @@ async def test_a_daemon_that_left_its_group_ends_with_the_agent() -> None:
     async with agent_on_stdio() as (host, process):
         outcome = await host.sh("setsid sleep 60 >/dev/null 2>&1 & echo $!")
         pid = int(outcome.stdout)
-        assert runs(pid)
+        await becomes(pid, b"sleep")
         await host.stream.send_stream.aclose()  # type: ignore[attr-defined]
         assert await exit_status(process) == 0
         assert not runs(pid)

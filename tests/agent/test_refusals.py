@@ -32,6 +32,9 @@ MOST = 400
 
 IDS = slot_ids(1)
 
+#: A command that has started something in a session of its own, which says its number.
+ESCAPE = "setsid sh -c 'echo $$; exec sleep 1000' & wait"
+
 
 async def last_of(host: Host, sid: int) -> wire.Message:
     last = (await host.collect(sid)).last
@@ -58,7 +61,7 @@ async def a_terminal(host: Host, _path: Path) -> None:
 
 
 async def a_kill(host: Host, _path: Path) -> None:
-    await host.request("sh", "-c", "setsid sleep 1000 & echo $!; wait", sid=IDS[0], ends=wire.ExecEnds(0))
+    await host.request("sh", "-c", ESCAPE, sid=IDS[0], ends=wire.ExecEnds(0))
     await after_output(host, wire.ExecKill(1000), IDS[0])
 
 
@@ -80,7 +83,7 @@ async def after_output(host: Host, message: wire.Message, sid: int) -> None:
 
 async def a_client_that_leaves(host: Host, path: Path) -> None:
     handle = await host.fs(wire.OpOpenDir(str(path)), sid=IDS[1])
-    await host.request("sh", "-c", "setsid sleep 1000 & echo $!; wait", sid=IDS[0], ends=wire.ExecEnds(0))
+    await host.request("sh", "-c", ESCAPE, sid=IDS[0], ends=wire.ExecEnds(0))
     await after_output(host, wire.ClientDisconnected(IDS.start, IDS.stop), IDS[0])
     await host.send(wire.ClientDisconnected(IDS.start, IDS.stop))
     if handle.ok:

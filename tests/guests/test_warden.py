@@ -47,7 +47,7 @@ async def main():
             done = await guest.run_process(["sh", "-c", script], capture_stdout=True)
             return [int(word) for word in done.stdout.split()]
         if kind == "process":
-            pids = await ask("echo $PPID; setsid sleep 1000 >/dev/null & echo $!")
+            pids = await ask("echo $PPID; setsid sh -c 'echo $$; exec sleep 1000 >/dev/null' &")
             os.kill(pids[0], signal.SIGSTOP)  # so that it ends nothing itself
         else:
             pids = await ask("echo $LEADER $CHILD")

@@ -185,7 +185,7 @@ async def test_a_program_of_many_threads_counts_once_and_dies(host: Host, pids: 
 
 @as_root
 async def test_what_root_has_moved_out_of_its_cgroup_is_found_by_its_mark(host: Host, pids: list[int]) -> None:
-    sid = await host.start("sh", "-c", "setsid sleep 1000 & echo $!; wait", ends=TO_THE_END)
+    sid = await host.start("sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000' & wait", ends=TO_THE_END)
     pid = await said(host, sid, pids)
     top = cgroup_of(pid).parent.parent
     (top / "cgroup.procs").write_text(str(pid))

@@ -118,7 +118,7 @@ async def test_what_a_late_start_has_started_is_ended_also_out_of_its_group(
     ids, made = slot_ids(0), trio.Event()
     token = trio.lowlevel.current_trio_token()
     plain = spawn_module._fork
-    script = "setsid sleep 60 & echo $! >other; wait"
+    script = "setsid sh -c 'echo $$ >other; exec sleep 60' & wait"
 
     def fork(*args: Any) -> Any:
         child = plain(*args)

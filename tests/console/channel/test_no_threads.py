@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.tools.leftovers import idle_threads, runs
+from tests.tools.leftovers import becomes, idle_threads, runs
 from tests.tools.limits import HANG
 from trio_console import ProcessGuest, connect_guest, open_console, open_guest
 from trio_console._relay.log import SessionLog
@@ -119,6 +119,7 @@ async def test_what_a_guest_has_left_is_killed_all_the_same(threads: Threads) ->
                 ["sh", "-c", "setsid sleep 1000 </dev/null >/dev/null 2>&1 & echo $! $PPID"], capture_stdout=True
             )
             daemon, agent = map(int, done.stdout.split())
+            await becomes(daemon, b"sleep")
             os.kill(agent, signal.SIGKILL)
             threads.left = 0
         assert not runs(daemon)
