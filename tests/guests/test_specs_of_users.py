@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
+from tests.tools.peer import settle
 from trio_console import GuestHost, GuestLostError, GuestSpec, open_guest, run_guest, serve_relay
 from trio_console._guests import carrier
 from trio_console._guests import host as _host
@@ -104,6 +105,7 @@ async def test_a_spec_that_can_kill_has_the_grace_to_end_by_itself_when_its_cons
     async def end_with_the_agent(_stream: object) -> None:
         while "console closed" not in spec.steps:
             await trio.sleep(0.001)
+        await settle()  # so that whoever does not wait for this goes on
 
     spec.after = end_with_the_agent
     with trio.fail_after(HANG):
