@@ -175,6 +175,18 @@ def test_a_waker_keeps_the_interpreter_lock(pipe: _wake.WakePipe) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
+def test_a_waker_makes_no_call_that_gives_the_interpreter_lock_away(
+    pipe: _wake.WakePipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def give_away(*_args: int) -> None:
+        pytest.fail("this lets another thread run")
+
+    monkeypatch.setattr(_wake.os, "eventfd_write", give_away)
+    pipe.wake()
+    assert is_readable(pipe.fileno())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the system call is Linux's")
 def test_a_wake_on_a_descriptor_that_somebody_else_has_closed_is_an_error(pipe: _wake.WakePipe) -> None:
     kept = os.dup(pipe.fileno())
     os.close(pipe.fileno())
