@@ -75,8 +75,8 @@ check: $(STAMP)
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
 	@echo "==> Async rules (flake8-async)"
-	@find trio_console examples benchmarks -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
-	@find tests -name '*.py' | xargs -P 2 -n 16 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
+	@find trio_console examples benchmarks -name '*.py' | xargs -P 2 -n 40 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
+	@find tests -name '*.py' | xargs -P 2 -n 40 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 

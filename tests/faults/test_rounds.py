@@ -17,7 +17,7 @@ from tests.faults._rounds import play
 if TYPE_CHECKING:
     import pathlib
 
-ROUNDS = int(os.environ.get("TRIO_CONSOLE_ROUNDS", "100"))
+ROUNDS = int(os.environ.get("TRIO_CONSOLE_ROUNDS", "60"))
 CHOSEN = os.environ.get("TRIO_CONSOLE_SEED")
 
 

@@ -33,19 +33,20 @@ STRIDES = {
 #: The same for a night with one press, and for one with two. What one night leaves out is tried in those after it.
 #:
 #: One press is tried at every opcode, in three nights. For a guest in a process of its own that is done with an
-#: agent that starts in a millisecond, because what is swept is the host, and in one night; every hundredth moment
-#: has the real one. On an idle machine a moment costs one process 0.3 s with the real agent, else 0.07 s. So
-#: a night takes one process 61 minutes, and about half of that with `--jobs=2` on two processors:
+#: One press is tried at every opcode, in three nights. For a guest in a process of its own that is done with an
+#: agent that starts in a millisecond, because what is swept is the host; every hundredth moment has the real one. On
+#: an idle machine a moment costs one process 0.3 s with the real agent, else 0.07 s. So a night takes one process 51
+#: minutes, and about half of that with `--jobs=2` on two processors:
 #:
-#: * one press: 25 for 22 000 moments of the two other guests and the two relays, 20 for 17 000 of
-#:   `open_guest_quick` and 1 for 170 of `open_guest`, 3.5 for 3 150 of `open_console`, 2.5 for 2 100 of
-#:   `connect_guest`;
-#: * two presses: 9 for 7 100 moments.
+#: * one press: 25 for 22 000 moments of the two other guests and the two relays, 12.5 for 10 600 of
+#:   `open_guest_quick` with threads and with tasks, 1 for 170 of `open_guest`, 2 for 1 850 of `open_console` with
+#:   either, 2.5 for 2 100 of `connect_guest`;
+#: * two presses: 8 for 6 400 moments.
 NIGHTLY_STRIDES = {
-    "open_console": (1, 2),
-    "open_console_tasks": (1, 2),
+    "open_console": (3, 11),
+    "open_console_tasks": (3, 11),
     "open_guest": (101, 997),
-    "open_guest_quick": (1, 37),
+    "open_guest_quick": (3, 37),
     "open_guest_quick_tasks": (3, 37),
     "open_guest_scripted": (3, 11),
     "open_guest_relay": (3, 37),

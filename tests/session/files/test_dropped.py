@@ -60,7 +60,7 @@ async def test_a_dropped_file_is_closed_in_the_guest(
     with trio.fail_after(HANG):
         pid = await agent_pid(guest)
         before = agent_descriptors(pid)
-        for _ in range(10):
+        for _ in range(4):
             holder = [await guest.open_file(file, mode)]
             with pytest.warns(ResourceWarning, match="unclosed <trio_console.GuestFile name="):
                 drop(holder)
