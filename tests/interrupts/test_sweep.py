@@ -33,10 +33,9 @@ STRIDES = {
 #: The same for a night with one press, and for one with two. What one night leaves out is tried in those after it.
 #:
 #: One press is tried at every opcode, in three nights. For a guest in a process of its own that is done with an
-#: One press is tried at every opcode, in three nights. For a guest in a process of its own that is done with an
-#: agent that starts in a millisecond, because what is swept is the host; every hundredth moment has the real one. On
-#: an idle machine a moment costs one process 0.3 s with the real agent, else 0.07 s. So a night takes one process 51
-#: minutes, and about half of that with `--jobs=2` on two processors:
+#: agent that starts in a millisecond, because what is swept is the host; every hundredth moment has the real one.
+#: On an idle machine a moment costs one process 0.3 s with the real agent, else 0.07 s. So a night takes one
+#: process 51 minutes, and about half of that with `--jobs=2` on two processors:
 #:
 #: * one press: 25 for 22 000 moments of the two other guests and the two relays, 12.5 for 10 600 of
 #:   `open_guest_quick` with threads and with tasks, 1 for 170 of `open_guest`, 2 for 1 850 of `open_console` with
