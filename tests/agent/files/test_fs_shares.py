@@ -110,6 +110,7 @@ async def test_the_next_client_with_these_ids_does_not_pay_for_calls_that_hang(h
     await leave(host, 0)
     for sid in slot_ids(0)[:7]:
         await host.send(HANGS, sid)
+    await gate.wait_inside(8)
     await host.ok(ROOT, sid=slot_ids(0)[7])
     gate.release.set()
 
