@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
@@ -46,9 +47,16 @@ async def refused(host: Host, sid: int, name: str) -> str:
     return last.error
 
 
+async def begun(host: Host) -> None:
+    """Wait until each look-up has a thread, or waits for one: the agent's tasks run in any order."""
+    await host.ping()
+    await trio.testing.wait_all_tasks_blocked()
+
+
 async def test_slow_names_of_one_client_stop_no_other_client(host: Host, slow: threading.Event) -> None:
     for sid in slot_ids(0)[:60]:
         await host.send(wire.TcpConnect("slow", 1), sid)
+    await begun(host)
     for slot in (1, 127):
         assert "Connection refused" in await refused(host, slot_ids(slot)[0], "localhost")
     await host.ok(wire.OpStat("/", True), sid=slot_ids(0)[100])
@@ -78,6 +86,7 @@ async def test_a_client_that_has_gone_leaves_its_slow_names_behind(host: Host, s
     ids = slot_ids(0)
     for sid in ids[:60]:
         await host.send(wire.TcpConnect("slow", 1), sid)
+    await begun(host)
     await host.send(wire.ClientDisconnected(ids.start, ids.stop, ids[-1]))
     assert await host.receive(ids[-1]) == wire.ClientForgotten()
     assert "Connection refused" in await refused(host, ids[0], "localhost")
