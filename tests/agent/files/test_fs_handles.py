@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.agent._host import closed, open_fds
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console import _wire as wire
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT, Turns
 
@@ -384,7 +384,7 @@ def slow_opens(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, thread
 
     def slow(fd: int) -> object:
         begun.set()
-        assert release.wait(HANG)
+        assert release.wait(HELD)
         return plain(fd)
 
     monkeypatch.setattr("trio_console.agent._files.paths.os.scandir", slow)
@@ -449,7 +449,7 @@ async def test_a_handle_stays_open_as_long_as_a_call_uses_it(
 
     def slow(*args: object) -> int:
         begun.set()
-        assert release.wait(HANG)
+        assert release.wait(HELD)
         return plain(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)
@@ -502,7 +502,7 @@ async def test_a_call_that_hangs_does_not_hold_the_agents_end_for_long(
         if os.readlink(f"/proc/self/fd/{fd}") != str(path):
             return plain(fd, *args)
         begun.set()
-        release.wait(HANG)
+        release.wait(HELD)
         os.close(fd)  # no other code may have closed it
         returned.set()
         raise OSError(5, "whatever")

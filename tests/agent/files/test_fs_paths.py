@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HELD
 from trio_console import _wire as wire
 from trio_console.agent._files import trees as _trees
 
@@ -528,7 +528,7 @@ async def test_what_takes_long_stops_when_it_is_cancelled(
 
     def slow_check(stop: _trees.Stop) -> None:
         begun.set()
-        assert release.wait(HANG)
+        assert release.wait(HELD)
         try:
             check(stop)
         except OSError:
@@ -579,7 +579,7 @@ class hanging_stat:  # noqa: N801
 
         def slow(path: Any, **options: Any) -> os.stat_result:
             if path == b"/hang":
-                assert self._release.wait(HANG)
+                assert self._release.wait(HELD)
                 path = b"/"
             return plain(path, **options)
 

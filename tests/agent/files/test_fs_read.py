@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ async def test_a_read_that_hangs_is_cancelled_all_the_same(
         if flags:
             raise BlockingIOError
         begun.set()
-        assert release.wait(HANG)
+        assert release.wait(HELD)
         return 0
 
     (tmp_path / "f").write_bytes(b"x")
@@ -265,7 +265,7 @@ async def test_hung_reads_leave_the_console_to_others(
     def preadv(_fd: int, _buffers: object, _offset: int, flags: int = 0) -> int:
         if flags:
             raise BlockingIOError
-        assert release.wait(HANG)
+        assert release.wait(HELD)
         return 0
 
     (tmp_path / "f").write_bytes(b"x")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_ids
 
@@ -36,7 +36,7 @@ class Gate:
         with self._more:
             self.inside += 1
             self._more.notify_all()
-        assert self.release.wait(HANG)
+        assert self.release.wait(HELD)
 
     async def wait_inside(self, count: int) -> None:
         def wait() -> bool:
@@ -147,7 +147,7 @@ async def test_a_close_that_hangs_stops_no_other_close(
     def slow(fd: int) -> None:
         name = os.readlink(f"/proc/self/fd/{fd}")
         if name == str(tmp_path / "a"):
-            assert held.wait(HANG)
+            assert held.wait(HELD)
         plain(fd)
         if name == str(tmp_path / "b"):
             token.run_sync_soon(closed.set)

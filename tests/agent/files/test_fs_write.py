@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HELD
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class hanging_writes:  # noqa: N801
 
         def slow(fd: int, views: list[memoryview], offset: int) -> int:
             self.begun.set()
-            assert self.release.wait(HANG)
+            assert self.release.wait(HELD)
             return plain(fd, views, offset)
 
         monkeypatch.setattr("trio_console.agent._files.handles.os.pwritev", slow)

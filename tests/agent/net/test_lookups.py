@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console import _wire as wire
 from trio_console._trio.threads import NoThreadError
 from trio_console._wire.ids import slot_ids
@@ -30,7 +30,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
     def find(host: Any, *args: Any, **kwargs: Any) -> Any:
         if host == "slow":
-            assert release.wait(HANG)
+            assert release.wait(HELD)
             host = "localhost"
         return plain(host, *args, **kwargs)
 

@@ -11,7 +11,7 @@ import pytest
 import trio
 import trio.testing
 
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console._processes import COMMAND_MARK, Wanted
 from trio_console._trio.threads import NoThreadError
 from trio_console.agent._cgroups import Cgroup, Cgroups, Stay
@@ -79,7 +79,7 @@ class FakeCgroups:
             raise OSError(self.errors[what], what)
 
     def new(self) -> FakeCgroup:
-        assert self.gate.wait(HANG)
+        assert self.gate.wait(HELD)
         self.fail("new")
         self.made.append(FakeCgroup(self, len(self.made) + 1))
         return self.made[-1]
@@ -205,7 +205,7 @@ async def test_a_start_that_is_cancelled_is_waited_for(births: Births) -> None:
 
         def start() -> str:
             trio.from_thread.run_sync(scope.cancel, trio_token=token)
-            assert gate.wait(HANG)
+            assert gate.wait(HELD)
             return "started"
 
         token = trio.lowlevel.current_trio_token()

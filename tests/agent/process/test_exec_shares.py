@@ -11,7 +11,7 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.agent._host import wait_gone
-from tests.tools.limits import HANG
+from tests.tools.limits import HANG, HELD
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_ids
 from trio_console.agent._process import spawn as spawn_module
@@ -45,7 +45,7 @@ def starts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Starts]:
     def slow(path: Any, **options: Any) -> os.stat_result:
         if path == str(tmp_path).encode():
             held.begun.release()
-            assert held.release.wait(HANG)
+            assert held.release.wait(HELD)
         return plain_stat(path, **options)
 
     def plan(request: wire.ExecRequest, *args: Any) -> Any:
