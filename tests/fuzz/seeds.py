@@ -101,6 +101,14 @@ _OUR_OWN: Final = (
     wire.ExecStarted(1, 2**64 - 1),
     wire.KillBackground(2**64 - 1, 2**32 - 1),
     wire.BackgroundKilled(2**32 - 1),
+    wire.FsRequest(
+        wire.OpOpenFile(
+            "f",
+            wire.OpenOptions(read=True, write=False, append=False, create=False, truncate=False, create_new=False),
+        ),
+        window=2**32 - 1,
+        contents=True,
+    ),
 )
 
 

@@ -128,6 +128,7 @@ MESSAGES: list[wire.Message] = [
     wire.FsRequest(wire.OpFSetStat(1, wire.SetAttrs())),
     wire.FsRequest(wire.OpTouch("/n\xff", 0o666, True), octets=True),
     wire.FsRequest(wire.OpHardLink("a", "b"), octets=False),
+    wire.FsRequest(wire.OpRealPath("a"), window=1, contents=True),
     wire.FsRequest(wire.OpAccount("user", "0")),
     wire.FsRequest(wire.OpSeek(1, 2**64 - 1, "hole")),
     wire.FsResponse(True),

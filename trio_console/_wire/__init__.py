@@ -71,9 +71,11 @@ from trio_console._wire.frames import (
     quoted,
 )
 from trio_console._wire.messages import (
+    CONTENTS,
     EXEC_ENDS,
     FILES,
     FORGETS,
+    LARGEST_CONTENTS,
     OCTETS,
     SEEKS,
     SHUTDOWN,
@@ -175,6 +177,7 @@ from trio_console._wire.payloads import (
 )
 
 __all__ = [
+    "CONTENTS",
     "EXEC_ENDS",
     "FILES",
     "FLAG_SESSION_START",
@@ -185,6 +188,7 @@ __all__ = [
     "FS_RESULTS",
     "GENERATION",
     "HEADER_SIZE",
+    "LARGEST_CONTENTS",
     "MAX_FRAME_LENGTH",
     "MESSAGE_TYPES",
     "MIN_FRAME_LENGTH",

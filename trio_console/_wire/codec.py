@@ -222,6 +222,8 @@ def _to_plain(message: Message) -> object:
                 plain["window"] = message.window
             if message.octets is not msgspec.UNSET:
                 plain["octets"] = message.octets
+            if message.contents is not msgspec.UNSET:
+                plain["contents"] = message.contents
             return plain
         case FsResponse():
             data = message.data

@@ -78,6 +78,13 @@ SEEKS: Final = "seeks"
 """A word in ``Ready.features``: the agent knows `OpSeek`. Its answer has the ``position``."""
 
 
+CONTENTS: Final = "contents"
+"""A word in ``Ready.features``: the agent knows ``contents`` in a request."""
+
+LARGEST_CONTENTS: Final = 64 * 1024
+"""Bytes of the largest file that is sent with the answer to its open: those of one frame."""
+
+
 SHUTDOWN: Final = "shutdown"
 """A word in ``Ready.features``, from a relay: it answers a `Shutdown` that it refuses, under its id."""
 
@@ -410,12 +417,15 @@ class ExecSignal(Message, frozen=True):
 class FsRequest(Message, Omitting, frozen=True, omit_defaults=False):
     """Do something with files. ``window`` asks for credit for the bytes of a read or write.
 
-    With ``octets`` (feature `OCTETS`) the paths in the operation and in its result are `packed`.
+    With ``octets`` (feature `OCTETS`) the paths in the operation and in its result are `packed`. With ``contents``
+    (feature `CONTENTS`) a small file that is to be opened is read and closed at once: its bytes come before the
+    answer, which then has no handle.
     """
 
     op: FsOp
     window: Omit[U32] = UNSET
     octets: Omit[bool] = UNSET
+    contents: Omit[bool] = UNSET
 
 
 @final

@@ -389,15 +389,21 @@ class PromptSession(Session):
         self.mute()
         super().depart()
 
-    async def _answer(self, frame: bytes) -> bool:
+    async def _answer(self, frame: bytes, data: bytes = b"") -> bool:
         """Send the encoded terminal frame behind the session's data; returns whether it was sent.
 
         It is not sent if the session was ended in the meantime.
+
+        Args:
+            frame: the terminal frame.
+            data: the whole contents of a file, which are sent in front of it, or with it not at all.
         """
-        await self._sender.outbox.reserve(len(frame))
+        await self._sender.outbox.reserve(len(data) + len(frame))
         if self.muted:
-            self._sender.outbox.release(len(frame))
+            self._sender.outbox.release(len(data) + len(frame))
             return False
+        if data:
+            self._sender.commit_data(wire.FsData, self.id, data, len(data))
         self.let_go_of_id()
         self._sender.commit_frame(frame, len(frame))
         return True

@@ -31,6 +31,9 @@ SIZES: Final = (0, 1, 2, 50, 99, 100, 101, 299, 300, 301, 700, 3000, 40000)
 
 _WINDOWS: Final[Sequence[int | wire.UnsetType]] = (wire.UNSET, 0, 1, 100, 5000, 2**32 - 1)
 
+#: The window of those requests for a handle that ask for the contents of a small file in its place.
+_ASKS_CONTENTS: Final = 5000
+
 _STREAMS: Final[Sequence[wire.StreamName]] = ("stdin", "stdout", "stderr", "data")
 
 
@@ -159,7 +162,9 @@ _PATHS: Final[Sequence[wire.FsOp]] = (
 
 #: Requests for files of all kinds; those that open and close come often.
 FILES: Final[Sequence[Callable[[Script], wire.Message]]] = (
-    lambda s: wire.FsRequest(wire.OpOpenFile("/a", _options(s)), window=s.pick(_WINDOWS)),
+    lambda s: wire.FsRequest(
+        wire.OpOpenFile("/a", _options(s)), window=(window := s.pick(_WINDOWS)), contents=window == _ASKS_CONTENTS
+    ),
     lambda _: wire.FsRequest(wire.OpOpenDir("/a")),
     lambda s: wire.FsRequest(wire.OpCloseHandle(s.byte() % 4)),
     lambda s: wire.FsRequest(s.pick(_PATHS)),

@@ -70,6 +70,17 @@ def test_windows_of_one_client_stay_within_its_budget_until_the_least() -> None:
     assert windows == [16 * KIB] * 4 + [1 * KIB] * 2
 
 
+def test_a_request_for_the_contents_of_a_file_is_passed_on_with_the_window_of_the_relay() -> None:
+    table = Table()
+    client = table.connect()
+    request = wire.FsRequest(wire.OpRealPath("/"), window=64 * KIB, contents=True)
+    ((id_, got),) = table.to_agent(client, table.client_says(client, request, client.ids[0]))
+    assert (id_, got) == (client.ids[0], wire.FsRequest(wire.OpRealPath("/"), window=16 * KIB, contents=True))
+    table.agent_says(wire.FsData(bytes(16 * KIB)), id_)
+    table.agent_says(wire.FsResponse(ok=True), id_)
+    assert table.to_client(client) == [(id_, wire.FsData(bytes(16 * KIB))), (id_, wire.FsResponse(ok=True))]
+
+
 def test_a_command_takes_two_windows() -> None:
     table = Table()
     client = table.connect()

@@ -253,6 +253,17 @@ def test_a_file_that_was_opened_although_its_client_has_given_it_up_counts() -> 
     assert here.asks(here.first, OPEN) is None
 
 
+def test_a_file_whose_contents_come_with_the_answer_is_not_open() -> None:
+    here = Population(client=bounds(handles=1))
+    for _ in range(2):
+        assert here.asks(here.first, wire.FsRequest(OPEN.op, window=1000, contents=True)) is None
+        id_ = here.last_id(here.first)
+        here.table.agent_says(wire.FsData(b"all of it"), id_)
+        here.table.agent_says(wire.FsResponse(ok=True), id_)
+        here.table.client_reads(here.first)
+        assert here.table.router.books.relay.numbers == (0, 0, 0)
+
+
 @pytest.mark.parametrize("bad", [b"", b"\xa0", b"nonsense"])
 def test_an_answer_that_nobody_understands_opens_nothing(bad: bytes) -> None:
     here = Population(client=bounds(handles=1))

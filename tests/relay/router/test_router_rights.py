@@ -118,6 +118,18 @@ def test_who_may_only_read_files_may_not_do_this(op: wire.FsOp) -> None:
     assert is_forwarded(Rights(files="write"), wire.FsRequest(op))
 
 
+def test_the_contents_of_a_file_need_the_rights_of_its_open() -> None:
+    reading, changing = (
+        wire.OpOpenFile("/a", options(read=True, truncate=truncate)) for truncate in (False, True)
+    )
+    for rights, op, passes in (
+        (Rights(files=None), reading, False),
+        (Rights(files="read"), reading, True),
+        (Rights(files="read"), changing, False),
+    ):
+        assert is_forwarded(rights, wire.FsRequest(op, window=10, contents=True)) == passes
+
+
 @pytest.mark.parametrize("allowed", [True, False])
 def test_commands_need_the_right_to_run(allowed: bool) -> None:
     assert is_forwarded(Rights(run=allowed), EXEC) is allowed

@@ -57,6 +57,7 @@ class FilesAgent:
         open: handles that are open, by number.
         held: operations to hold back until their event is set, by type.
         failing: operations to answer with this error text, by type.
+        extra: bytes that are sent in front of the contents of a file, for a client that asks for these.
         lives: requests being served, by id.
     """
 
@@ -66,6 +67,7 @@ class FilesAgent:
         self.open: dict[int, Any] = {}
         self.held: dict[type, trio.Event] = {}
         self.failing: dict[type, str] = {}
+        self.extra = b""
         self.lives: dict[int, Live] = {}
         self.cancelled: list[int] = []
         self.credit_granted = 0
@@ -88,7 +90,7 @@ class FilesAgent:
                     self.requests.append(message)
                     window = None if message.window is wire.UNSET else message.window
                     self.lives[id_] = Live(window)
-                    nursery.start_soon(self._serve, id_, message.op)
+                    nursery.start_soon(self._serve, id_, message)
                 elif id_ in self.lives:
                     if isinstance(message, wire.Cancel):
                         self.cancelled.append(id_)
@@ -101,8 +103,10 @@ class FilesAgent:
                     await self._agent.tell(wire.FsResponse(ok=False, error=text), id_)
             nursery.cancel_scope.cancel()
 
-    async def _serve(self, id_: int, op: Any) -> None:
-        response = await self._respond(id_, op)
+    async def _serve(self, id_: int, request: wire.FsRequest) -> None:
+        response = await self._respond(id_, request.op)
+        if request.contents is True and isinstance(response.data, wire.ResultHandle):
+            response = await self._with_contents(id_, response.data.value, response)
         del self.lives[id_]
         await self._agent.tell(response, id_)
 
@@ -127,6 +131,17 @@ class FilesAgent:
             text = f"{what}: {os.strerror(exc.errno)} (os error {exc.errno})"
             return wire.FsResponse(ok=False, error=text)
         return wire.FsResponse(ok=True, data=data)
+
+    async def _with_contents(self, id_: int, number: int, response: wire.FsResponse) -> wire.FsResponse:
+        fd = self.open[number]
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > wire.LARGEST_CONTENTS:
+            return response
+        data = self.extra + os.pread(fd, wire.LARGEST_CONTENTS, 0)
+        os.close(self.open.pop(number))
+        for start in range(0, len(data), CHUNK):
+            await self._agent.tell(wire.FsData(data[start : start + CHUNK]), id_)
+        return wire.FsResponse(ok=True)
 
     def _add(self, thing: Any) -> wire.ResultHandle:
         self._next += 1

@@ -15,14 +15,14 @@ from trio_console import _wire as wire
 from trio_console._session.files.binary import BinaryFile
 from trio_console._session.files.handle import FileHandle
 from trio_console._session.files.names import checked_name
-from trio_console._session.files.text import TextFile, check_encoding, check_newline
+from trio_console._session.files.text import TextFile, check_encoding, check_newline, make_decoder
 from trio_console._session.sending import SLICE
 
 if TYPE_CHECKING:
     from trio_console._session.files.file import GuestFile
     from trio_console._session.files.operations import FileSystem
 
-__all__ = ["open_guest_file"]
+__all__ = ["open_guest_file", "read_guest_bytes", "read_guest_text"]
 
 #: Bytes of each buffer by default: one frame.
 _BUFFER_SIZE: Final = SLICE
@@ -110,7 +110,7 @@ def _check_arguments(
                 "line buffering (buffering=1) isn't supported in binary mode, "
                 "the default buffer size will be used",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return
     if buffering == 0:
@@ -118,6 +118,33 @@ def _check_arguments(
     check_newline(newline)
     if encoding not in (None, _LOCALE):
         check_encoding(encoding)
+
+
+@final
+@dataclass(frozen=True)
+class _How:
+    """The arguments of `open` that say how a file is opened, checked."""
+
+    mode: _Mode
+    text_mode: str
+    buffering: int
+    encoding: str
+    errors: str
+    newline: str | None
+
+
+def _checked(
+    mode: str,
+    buffering: int = -1,
+    encoding: str | None = None,
+    errors: str | None = None,
+    newline: str | None = None,
+) -> _How:
+    _check_types(mode, buffering, encoding=encoding, errors=errors, newline=newline)
+    parsed = _parse_mode(mode)
+    _check_arguments(parsed, buffering, encoding, errors, newline)
+    name = "utf-8" if encoding is None or encoding == _LOCALE else encoding
+    return _How(parsed, mode, buffering, name, errors or "strict", newline)
 
 
 async def open_guest_file(
@@ -132,15 +159,42 @@ async def open_guest_file(
     opener: object = None,
 ) -> GuestFile[Any]:
     """See `Guest.open_file`."""
-    _check_types(mode, buffering, encoding=encoding, errors=errors, newline=newline)
-    parsed = _parse_mode(mode)
-    _check_arguments(parsed, buffering, encoding, errors, newline)
+    how = _checked(mode, buffering, encoding, errors, newline)
     if not closefd:
         raise ValueError("Cannot use closefd=False with file name")
     if opener is not None:
         raise ValueError("opener must be None: a guest opens its files itself")
     checked_name(path, "path")
-    number, opened = await fs.open(path, parsed.options)
+    number, opened = await fs.open(path, how.mode.options)
+    return await _file_of(fs, path, how, number, opened)
+
+
+async def read_guest_bytes(fs: FileSystem, path: str) -> bytes:
+    """All bytes of a file; see `GuestPath.read_bytes`."""
+    found = await fs.open_whole(path)
+    if isinstance(found, bytes):
+        return found
+    async with await _file_of(fs, path, _checked("rb"), *found) as file:
+        data: bytes = await file.read()
+    return data
+
+
+async def read_guest_text(fs: FileSystem, path: str, encoding: str | None, errors: str | None) -> str:
+    """All text of a file; see `GuestPath.read_text`."""
+    how = _checked("r", encoding=encoding, errors=errors)
+    found = await fs.open_whole(path)
+    if isinstance(found, bytes):
+        return make_decoder(how.encoding, how.errors, None).decode(found, final=True)
+    async with await _file_of(fs, path, how, *found) as file:
+        text: str = await file.read()
+    return text
+
+
+async def _file_of(
+    fs: FileSystem, path: str, how: _How, number: int, opened: wire.Opened | wire.UnsetType
+) -> GuestFile[Any]:
+    """The file of a handle, which is closed if there is an error."""
+    parsed, buffering = how.mode, how.buffering
     seekable = opened is wire.UNSET or opened.seekable
     handle = FileHandle(fs, number, path, positioned=seekable)
     # From here on a handle is open in the guest, which must be closed here if the file does not reach the user.
@@ -172,9 +226,9 @@ async def open_guest_file(
         return binary
     return TextFile(
         binary,
-        encoding="utf-8" if encoding in (None, _LOCALE) else encoding,
-        errors=errors or "strict",
-        newline=newline,
+        encoding=how.encoding,
+        errors=how.errors,
+        newline=how.newline,
         line_buffering=buffering == 1 or (buffering < 0 and terminal),
-        mode=mode,
+        mode=how.text_mode,
     )

@@ -79,7 +79,14 @@ class FsCall(Session):
     `Connection.wait_may_open` before each.
     """
 
-    def __init__(self, connection: Connection, op: wire.FsOp, *filenames: str, window: int | None = None) -> None:
+    def __init__(
+        self,
+        connection: Connection,
+        op: wire.FsOp,
+        *filenames: str,
+        window: int | None = None,
+        contents: bool = False,
+    ) -> None:
         # (Before an id is taken.)
         _check_known(connection, op)
         self._octets: Final = _wants_octets(connection, op)
@@ -89,6 +96,7 @@ class FsCall(Session):
             _packed(op) if self._octets else op,
             window=wire.UNSET if window is None else window,
             octets=True if self._octets else wire.UNSET,
+            contents=True if contents else wire.UNSET,
         )
         self._name = type(op).__name__.removeprefix("Op")
         self._filenames = filenames
@@ -310,6 +318,26 @@ class FsRead(FsCall):
 
 
 @final
+class FsContents(FsCall):
+    """Opening a file to read all of it: ``data`` is that, if the file is small, and otherwise it has a handle.
+
+    (Without credit for more, and so without any grants: the agent sends at most `wire.LARGEST_CONTENTS` bytes.)
+    """
+
+    def __init__(self, connection: Connection, op: wire.OpOpenFile, *filenames: str) -> None:
+        self.data = b""
+        credited = connection.ready.flow is not wire.UNSET
+        window = wire.LARGEST_CONTENTS if credited else None
+        super().__init__(connection, op, *filenames, window=window, contents=True)
+
+    def _on_data(self, data: bytes) -> None:
+        if len(self.data) + len(data) > wire.LARGEST_CONTENTS:
+            self._misplaced("core.fs.data")
+        else:
+            self.data += data
+
+
+@final
 class FsWrite(FsCall):
     """A write of ``op.len`` bytes, which are sent through ``sender``; after them call `end`."""
 
@@ -419,6 +447,18 @@ class FileSystem:
         response = await self._call(op, path)
         return _expected(op, response, wire.ResultHandle).value, response.opened
 
+    async def open_whole(self, path: str) -> bytes | tuple[int, wire.Opened | wire.UnsetType]:
+        """Open a file to read all of it: returns its bytes, if it is small; or else what `open` returns."""
+        op = wire.OpOpenFile(path, _TO_READ)
+        if wire.CONTENTS not in (self.connection.ready.features or ()):
+            return await self.open(path, op.options)
+        await self.connection.wait_may_open()
+        call = FsContents(self.connection, op, path).begin()
+        response = await call.wait()
+        if response.data is None:
+            return call.data
+        return _expected(op, response, wire.ResultHandle).value, response.opened
+
     async def list_entries(self, path: str) -> list[tuple[str, str]]:
         """The names in a directory with their kinds, such as ``file`` or ``symlink``, in no order."""
         handle = (await self.ask(wire.OpOpenDir(path), wire.ResultHandle, path)).value
@@ -445,6 +485,10 @@ def _expected(op: wire.FsOp, response: wire.FsResponse, expected: type[_R]) -> _
 
 
 _BILLION: Final = 1_000_000_000
+
+_TO_READ: Final = wire.OpenOptions(
+    read=True, write=False, append=False, create=False, truncate=False, create_new=False
+)
 
 
 def _stat_result(info: wire.EntryInfo, more: wire.StatMore | wire.UnsetType) -> os.stat_result:

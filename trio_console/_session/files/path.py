@@ -16,7 +16,7 @@ from trio_console import _wire as wire
 from trio_console._errors import UnsupportedByPeer
 from trio_console._session.files.glob import matches, parse
 from trio_console._session.files.names import checked_name
-from trio_console._session.files.open import open_guest_file
+from trio_console._session.files.open import open_guest_file, read_guest_bytes, read_guest_text
 from trio_console._session.files.operations import drop_handle
 from trio_console._session.files.pure_path import PureGuestPath
 
@@ -117,13 +117,11 @@ class GuestPath(PureGuestPath):
 
     async def read_bytes(self) -> bytes:
         """Read the whole file."""
-        async with await self.open("rb") as file:
-            return await file.read()
+        return await read_guest_bytes(self._fs, path_text(self))
 
     async def read_text(self, encoding: str | None = None, errors: str | None = None) -> str:
         """Read the whole file as text, by default UTF-8; every kind of line end becomes a newline."""
-        async with await self.open("r", encoding=encoding, errors=errors) as file:
-            return await file.read()
+        return await read_guest_text(self._fs, path_text(self), encoding, errors)
 
     async def write_bytes(self, data: bytes | bytearray | memoryview) -> int:
         """Replace the file's contents by ``data``; returns their size. If cancelled, any part may be written."""

@@ -22,7 +22,7 @@ from trio_console._trio.conflict import Conflict
 if TYPE_CHECKING:
     from trio_console._session.files.binary import BinaryFile
 
-__all__ = ["TextFile", "check_encoding", "check_newline"]
+__all__ = ["TextFile", "check_encoding", "check_newline", "make_decoder"]
 
 _READ_SIZE: Final = 64 * 1024
 _NEWLINES: Final = (None, "", "\n", "\r", "\r\n")
@@ -67,6 +67,14 @@ def check_newline(newline: str | None) -> None:
         raise ValueError(f"illegal newline value: {newline!r}")
 
 
+def make_decoder(encoding: str, errors: str, newline: str | None) -> _Decoder:
+    """A decoder of text, which makes newlines of the line ends that ``newline`` says, as `open` has it."""
+    decoder = codecs.getincrementaldecoder(encoding)(errors)
+    if newline:
+        return decoder
+    return io.IncrementalNewlineDecoder(decoder, translate=newline is None)
+
+
 @final
 @owned()
 class TextFile(GuestFile[str]):
@@ -89,7 +97,7 @@ class TextFile(GuestFile[str]):
         self._errors = errors
         self._newline = newline
         self._line_buffering = line_buffering
-        self._decoder = self._make_decoder()
+        self._decoder = make_decoder(encoding, errors, newline)
         self._encoder: codecs.IncrementalEncoder | None = None
         self._text = ""
         self._used = 0
@@ -101,12 +109,6 @@ class TextFile(GuestFile[str]):
         if self._layer is None:
             return f"<trio_console.GuestFile detached encoding={self._encoding!r}>"
         return f"<trio_console.GuestFile name={self.name!r} mode={self.mode!r} encoding={self._encoding!r}>"
-
-    def _make_decoder(self) -> _Decoder:
-        decoder = codecs.getincrementaldecoder(self._encoding)(self._errors)
-        if self._newline:
-            return decoder
-        return io.IncrementalNewlineDecoder(decoder, translate=self._newline is None)
 
     # State
 

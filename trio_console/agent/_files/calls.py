@@ -18,7 +18,7 @@ import trio
 from trio_console import _wire as wire
 from trio_console._errors import ProtocolError
 from trio_console._wire.ids import slot_of
-from trio_console.agent._files.handles import FIFO_POLL
+from trio_console.agent._files.handles import FIFO_POLL, Contents, Handle
 from trio_console.agent._files.paths import FsError, NoReaderError, failing, perform, too_large
 from trio_console.agent._files.trees import Stop
 from trio_console.agent._process.spawn import os_error_text
@@ -27,7 +27,6 @@ from trio_console.agent._session import PromptSession, Sender
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console.agent._files.handles import Handle
     from trio_console.agent._files.paths import PathOp, Shown
     from trio_console.agent._files.shared import Files
 
@@ -181,7 +180,7 @@ class FsHandleCall(FsHandleSession):
 
 @final
 class FsOpen(FsSession):
-    """Opening a handle.
+    """Opening a handle; or a file that is read and closed at once, if it is small (`open_contents`).
 
     The open of a FIFO waits, as open(2) does, until another process has opened the other end. It waits without a
     thread and without a permit: others do not wait for it, and it can be cancelled.
@@ -190,7 +189,12 @@ class FsOpen(FsSession):
     __slots__ = ("_open", "_verb")
 
     def __init__(
-        self, sender: Sender, session_id: int, files: Files, open_: Callable[[], Handle], what: str
+        self,
+        sender: Sender,
+        session_id: int,
+        files: Files,
+        open_: Callable[[], Handle | Contents],
+        what: str,
     ) -> None:
         super().__init__(sender, session_id, files)
         self._open = open_
@@ -204,7 +208,11 @@ class FsOpen(FsSession):
         try:
             while handle is None:
                 async with files.disk.permit(self._share):
-                    handle = await files.disk.run(self._open_unless_stopped)
+                    opened = await files.disk.run(self._open_unless_stopped)
+                    if isinstance(opened, Contents):
+                        await self._tell_contents(opened)
+                        return
+                    handle = opened
                     if handle is not None:
                         # The handle is put into the table first, and then the client gets its number. So the
                         # handle is closed if the client leaves in between.
@@ -228,16 +236,24 @@ class FsOpen(FsSession):
         data = wire.ResultHandle(handle.number)
         return await self._answer(wire.encode(wire.FsResponse(ok=True, data=data, opened=handle.opened), self.id))
 
-    def _open_unless_stopped(self) -> Handle | None:
-        """The handle; ``None`` if it has to be tried again."""
+    async def _tell_contents(self, contents: Contents) -> None:
+        """Send the bytes of a file, and the answer behind them, both or neither."""
+        data, opened = contents
+        answer = wire.encode(wire.FsResponse(ok=True, opened=opened), self.id)
+        await self._answer(answer, data)
+        self._sender.activity.fs_bytes += len(data)
+
+    def _open_unless_stopped(self) -> Handle | Contents | None:
+        """What was opened; ``None`` if it has to be tried again."""
         try:
-            handle = self._open()
+            opened = self._open()
         except NoReaderError:
             return None
         if self._stop.asked:
-            handle.close()
+            if isinstance(opened, Handle):
+                opened.close()
             raise FsError("cancelled")
-        return handle
+        return opened
 
 
 @final

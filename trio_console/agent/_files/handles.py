@@ -14,7 +14,7 @@ import os
 import select
 import stat
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, final
 
 import trio
 from msgspec import UNSET, UnsetType
@@ -42,10 +42,12 @@ __all__ = [
     "HANDLES_PER_CLIENT",
     "LARGEST_OFFSET",
     "SLICE",
+    "Contents",
     "DirHandle",
     "FileHandle",
     "Handle",
     "HandleTable",
+    "open_contents",
 ]
 
 HANDLES_PER_CLIENT: Final = 1024
@@ -163,7 +165,7 @@ class FileHandle(Handle):
     does not block, so they need no thread.
     """
 
-    __slots__ = ("_cached", "_fd", "_first", "positioned", "readable", "writable")
+    __slots__ = ("_cached", "_fd", "_first", "_mode", "positioned", "readable", "writable")
 
     is_a = "file"
 
@@ -174,11 +176,11 @@ class FileHandle(Handle):
         self._first = b""  # what was read in the look for a writer
         self.readable = op.options.read
         self.writable = op.options.write or op.options.append
-        mode = os.fstat(self._fd).st_mode
+        self._mode = os.fstat(self._fd).st_mode
         self.positioned = _has_positions(self._fd)
-        self.lonely = stat.S_ISFIFO(mode) and not self.writable
+        self.lonely = stat.S_ISFIFO(self._mode) and not self.writable
         self.opened = wire.Opened(
-            mode=mode, seekable=self.positioned, terminal=not self.positioned and os.isatty(self._fd)
+            mode=self._mode, seekable=self.positioned, terminal=not self.positioned and os.isatty(self._fd)
         )
 
     # Without positions
@@ -264,6 +266,26 @@ class FileHandle(Handle):
             done += count
         return done, False
 
+    def read_whole(self, most: int) -> bytes | None:
+        """All bytes of a regular file; `None` if they are more than ``most``, or cannot be read.
+
+        (Then the file is read as any other: in parts, with the error of the part that cannot be read.)
+        """
+        if not (self.positioned and stat.S_ISREG(self._mode)):
+            return None
+        parts: list[bytes] = []
+        size = 0
+        try:
+            if os.fstat(self._fd).st_size > most:
+                return None
+            # (The size is no more than a hint: the file may grow, and those of /proc say 0.)
+            while size <= most and (part := os.pread(self._fd, most + 1 - size, size)):
+                parts.append(part)
+                size += len(part)
+        except OSError:
+            return None
+        return b"".join(parts) if size <= most else None
+
     def write(self, chunks: Sequence[bytes], offset: int) -> None:
         """Write all chunks from ``offset`` on, or at the end of a file that was opened to append."""
         for start in range(0, len(chunks), _IOV_MAX):
@@ -312,6 +334,37 @@ class FileHandle(Handle):
 
     def disown(self) -> None:
         self._fd = -1
+
+
+class Contents(NamedTuple):
+    """A small file that was opened, read to its end, and closed.
+
+    Attributes:
+        data: all its bytes.
+        opened: what it is, for its client.
+    """
+
+    data: bytes
+    opened: wire.Opened | UnsetType
+
+
+def open_contents(op: wire.OpOpenFile, most: int) -> Contents | FileHandle:
+    """Open a file, and if it is a regular one with at most ``most`` bytes, read and close it at once. Blocks.
+
+    Raises:
+        FsError: it cannot be opened, or its close fails.
+    """
+    file = FileHandle(op)
+    try:
+        data = file.read_whole(most)
+    except BaseException:
+        file.close()
+        raise
+    if data is None:
+        return file
+    with failing("close"):
+        file.close()
+    return Contents(data, file.opened)
 
 
 # A sandbox that forbids calls which it does not know may know only the older of two that do the same.

@@ -16,7 +16,7 @@ import msgspec
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_of
 from trio_console.agent._files.calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
-from trio_console.agent._files.handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle
+from trio_console.agent._files.handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle, open_contents
 from trio_console.agent._files.paths import FsError, Shown, check_paths, unpacked_op, verb
 from trio_console.agent._files.streams import FsRead, FsWrite
 from trio_console.agent._inflow import Inflow
@@ -84,7 +84,9 @@ class FsOpener:
                 )
                 return FsWrite(sender, session_id, files, self._find_stream(op, slot), op, queue)
             case wire.OpOpenFile():
-                return FsOpen(sender, session_id, files, partial(FileHandle, op), verb(op))
+                most = _contents_wanted(message, op)
+                open_ = partial(FileHandle, op) if most is None else partial(open_contents, op, most)
+                return FsOpen(sender, session_id, files, open_, verb(op))
             case wire.OpOpenDir():
                 return FsOpen(sender, session_id, files, partial(DirHandle, op), verb(op))
             case wire.OpCloseHandle():
@@ -114,3 +116,13 @@ class FsOpener:
         if op.offset > LARGEST_OFFSET:
             raise FsError(f"seek: {os_error_text(errno.EINVAL)}")
         return handle
+
+
+def _contents_wanted(message: wire.FsRequest, op: wire.OpOpenFile) -> int | None:
+    """Bytes of the largest file whose contents may come with the answer to its open; `None` if none may."""
+    options = op.options
+    changes = options.write or options.append or options.create or options.truncate or options.create_new
+    if message.contents is not True or changes:
+        return None
+    window = message.window
+    return wire.LARGEST_CONTENTS if window is msgspec.UNSET else min(window, wire.LARGEST_CONTENTS)

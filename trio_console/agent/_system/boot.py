@@ -41,6 +41,11 @@ EXIT_REFUSED: Final = 3
 
 _READ_SIZE: Final = 128 * 1024
 
+#: The words for the additions to the protocol that this agent knows.
+_FEATURES: Final = (
+    *(wire.EXEC_ENDS, wire.FORGETS, wire.OCTETS, wire.FILES, wire.SEEKS, wire.CONTENTS, wire.TCP_BREAKS),
+)
+
 # Settings that this agent cannot make. They must be absent or empty.
 _UNSUPPORTED: Final = (
     "block_root",
@@ -142,7 +147,7 @@ async def boot(
         ready_time_ns=now,
         agent_version=agent_version,
         flow=wire.Flow(stdin_window),
-        features=[wire.EXEC_ENDS, wire.FORGETS, wire.OCTETS, wire.FILES, wire.SEEKS, wire.TCP_BREAKS],
+        features=_FEATURES,
     )
     outbox.send_control(wire.encode(ready))
     return defaults
