@@ -38,7 +38,11 @@ def no_child_is_left_behind() -> Iterator[None]:
 async def running_agent(
     *, boot: bool = True, over_socket: bool = False, bootstrap: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[Host]:
-    """A booted agent; at the end the console is closed and the agent has returned."""
+    """A booted agent; at the end the console is closed and the agent has returned.
+
+    Unless it is told, it takes whole windows of input at once: most tests do not wait for grants.
+    """
+    options.setdefault("first_input", options.get("stdin_window", AgentOptions.stdin_window))
     ours: trio.abc.Stream
     theirs: trio.abc.Stream
     if over_socket:

@@ -8,6 +8,7 @@ import trio
 import trio.testing
 
 from tests.tools.memory import held_by
+from trio_console.agent._held import Held, Holding
 from trio_console.agent._inflow import Inflow, Put
 
 #: More than a chunk costs beside its data.
@@ -20,7 +21,8 @@ def uncredited(budget: int) -> Inflow:
 
 def credited(window: int) -> tuple[Inflow, list[int]]:
     granted: list[int] = []
-    inflow = Inflow(granted.append, window=window, budget=0, patience=1.0, since=trio.current_time())
+    holding = Holding(Held(1 << 30), 0, window, window)
+    inflow = Inflow(granted.append, window=holding, budget=0, patience=1.0, since=trio.current_time())
     return inflow, granted
 
 

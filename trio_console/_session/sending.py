@@ -56,15 +56,23 @@ class DataSender:
     Args:
         outbox: writes the frames.
         kind: the class of their messages.
-        window: bytes that may be sent before a grant, or `None` if the agent counts no credit.
+        window: bytes that may be outstanding, or `None` if the agent counts no credit.
+        held_back: bytes of the window that may only be sent after they were granted.
     """
 
-    def __init__(self, outbox: Outbox, kind: type[wire.DataMessage], session_id: int, window: int | None) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        kind: type[wire.DataMessage],
+        session_id: int,
+        window: int | None,
+        held_back: int = 0,
+    ) -> None:
         self._outbox = outbox
         self._kind = kind
         self._stream: Final = wire.type_of(kind).stream
         self._id = session_id
-        self._credit: Final = SendWindow(window)
+        self._credit: Final = SendWindow(window, held_back)
         self._changed = trio.Event()
         self.state = SENDING.first
         #: Why bytes are refused, or why the session is over; the first reason stays.

@@ -32,8 +32,9 @@ class SendWindow:
     """The sender's side. One task sends at a time: between `may_send` and `sent` only grants may come.
 
     Attributes:
-        window: bytes that may be sent before a grant, or ``None`` if the receiver counts no credit.
-        outstanding: bytes that were sent and not granted again, for others to read.
+        window: bytes that may be outstanding, or ``None`` if the receiver counts no credit.
+        outstanding: bytes that were sent and not granted again, for others to read; at first those of the window
+            that may only be sent after a grant.
     """
 
     window: Final[int | None]
@@ -65,7 +66,7 @@ class Refill:
     __slots__ = ("owed", "window")
 
     def __init__(self, window: int) -> None:
-        self.window: Final = window
+        self.window = window
         self.owed = 0
 
     def consumed(self, size: int) -> int:
@@ -97,6 +98,10 @@ class ReceiveWindow:
             return False
         self._outstanding += size
         return True
+
+    def grow(self, size: int) -> None:
+        """Allow the sender to have more bytes outstanding, which it was granted."""
+        self._refill.window += size
 
     def consumed(self, size: int) -> int:
         """Like `Refill.consumed`, for bytes that have been received."""

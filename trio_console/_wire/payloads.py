@@ -65,9 +65,18 @@ class DefaultUser(Struct, frozen=True):
 
 @final
 class Flow(Struct, frozen=True):
-    """The agent counts credit: ``window`` bytes of stdin may be outstanding for one command."""
+    """The agent counts credit: ``window`` bytes of input may be outstanding in one session.
+
+    ``later`` of these may only be sent after they were granted.
+    """
 
     window: U32
+    later: Omit[U32] = UNSET
+
+    @property
+    def held_back(self) -> int:
+        """The bytes of a window that may only be sent after a grant."""
+        return 0 if isinstance(self.later, UnsetType) else min(self.later, self.window)
 
 
 @final

@@ -4,6 +4,7 @@ A session that does not take its data must pause only its own sender. That depen
 
 * A client that counts credit may send a window of bytes before a grant; more than that violates the protocol. Its
   small chunks are joined while they wait: otherwise a window of chunks of two bytes would hold 26 times its size.
+  A chunk is refused if the agent holds too many bytes of that client (see `Holding`).
 * For a client without credit, data up to a budget is queued. Beyond the budget the router waits as long as bytes
   are being taken, which slows the whole console down but loses nothing. If no byte was taken for ``patience``
   seconds, or three times as many seconds did not make room, the chunk is refused. Further chunks without room are
@@ -23,10 +24,12 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._states import Steps
-from trio_console._wire.credit import ReceiveWindow
+from trio_console.agent._held import Received
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from trio_console.agent._held import Holding
 
 __all__ = ["INFLOW", "Inflow", "InflowState", "Put"]
 
@@ -69,6 +72,7 @@ INFLOW: Final = Steps(
 # Looking into an enum is slow before Python 3.12, and these are looked at for each frame.
 _OPEN: Final = InflowState.OPEN
 _TAKEN: Final = Put.TAKEN
+_KEEP: Final = Received.KEEP
 
 
 @final
@@ -76,8 +80,8 @@ class Inflow:
     """The queue. An empty chunk is the end; no chunk is queued behind it.
 
     Args:
-        grant: called with the number of bytes to grant the client, at least half a window. It must not block.
-        window: bytes that the client may send before a grant, or ``None`` if it counts no credit.
+        grant: called with the number of bytes to grant the client. It must not block.
+        window: the window of a client that counts credit, or ``None`` for others.
         budget: the most bytes queued for a client without credit.
         patience: seconds without progress after which such a client's data is refused.
         since: the moment, on trio's clock, from which patience counts. Before it the router never waits, because
@@ -104,13 +108,13 @@ class Inflow:
         self,
         grant: Callable[[int], object],
         *,
-        window: int | None,
+        window: Holding | None,
         budget: int,
         patience: float,
         since: float,
     ) -> None:
         self._grant = grant
-        self._window: Final = None if window is None else ReceiveWindow(window)
+        self._window: Final = window
         self._budget = budget
         self._patience = patience
         self._chunks: deque[bytes] = deque()
@@ -137,13 +141,22 @@ class Inflow:
             self.put_end()
             return _TAKEN
         if self._window is not None:
-            if not self._window.received(len(data)):
-                return Put.OVER_WINDOW
+            if (received := self._window.receive(len(data))) is not _KEEP:
+                return self._turn_away(self._window, received, len(data))
         elif not await self._wait_for_room(len(data)):
             return Put.FULL
         if self._state is _OPEN:  # the session may have ended while we waited
             self._append(data)
+            if self._window is not None and (granted := self._window.grow()):
+                self._grant(granted)
         return _TAKEN
+
+    def _turn_away(self, window: Holding, received: Received, size: int) -> Put:
+        if received is Received.OVER_WINDOW:
+            return Put.OVER_WINDOW
+        if granted := window.refuse(size):
+            self._grant(granted)
+        return Put.FULL
 
     def put_end(self) -> None:
         """Queue the end, for which there is always room. A second call does nothing."""
@@ -187,6 +200,8 @@ class Inflow:
         """
         if self._state is not InflowState.SHUT:
             self._state = INFLOW.take(self._state, InflowState.SHUT)
+            if self._window is not None:
+                self._window.close()
         self._progress.set()
 
     # The taker's side
@@ -255,5 +270,5 @@ class Inflow:
     def _account(self, nbytes: int) -> None:
         """Note that bytes were taken: that is progress, and they may be granted again."""
         self._last_progress = trio.current_time()
-        if self._window is not None and (granted := self._window.consumed(nbytes)):
+        if self._window is not None and (granted := self._window.consume(nbytes) + self._window.grow()):
             self._grant(granted)

@@ -10,7 +10,7 @@ import errno
 import os
 import secrets
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -25,6 +25,7 @@ from trio_console.agent._cgroups import open_cgroups
 from trio_console.agent._files.handles import HANDLES_PER_CLIENT
 from trio_console.agent._files.session import FsOpener
 from trio_console.agent._files.shared import FILE_PATIENCE, Files
+from trio_console.agent._held import Held, Holding
 from trio_console.agent._net.lookups import Lookups
 from trio_console.agent._net.tcp import TcpSession
 from trio_console.agent._process.background import Background, KillSession
@@ -83,6 +84,12 @@ _BUSY_PAUSE: Final = 0.002
 #: Whether commands have cgroups where that is possible. (For comparisons.)
 _USES_CGROUPS: Final = True
 
+#: Bytes of input that a session may send before it is granted more: as many as are in one frame, or a file is
+#: written with at once. And bytes that are held for all sessions: one client alone may hold half of these, or a
+#: thousand first parts.
+_FIRST_INPUT: Final = 64 * 1024
+_MOST_INPUT: Final = 128 * 1024 * 1024
+
 _SHUTDOWN_GRACE: Final = 1.0
 _KILL_GRACE: Final = 2.0
 
@@ -93,6 +100,11 @@ _LAST_WORDS_TIME: Final = 1.0
 _LAST_DEADLINE: Final = 10
 
 
+def _memory() -> int:
+    """Bytes of memory of the machine."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 @final
 @dataclass(frozen=True)
 class AgentOptions:
@@ -101,6 +113,9 @@ class AgentOptions:
     Attributes:
         stdin_window: input that a client with credit may send for one session before a grant: a command's stdin, a
             file that is written, a connection.
+        first_input: of this, what may be sent before the first grant.
+        most_input: input of clients with credit that is held at most; by default no more than an eighth of the
+            memory.
         stdin_budget: input queued for one session of a client without credit.
         stdin_patience: how long a command or connection of such a client may take no input, before input is
             refused.
@@ -114,6 +129,8 @@ class AgentOptions:
     """
 
     stdin_window: int = STDIN_WINDOW
+    first_input: int = _FIRST_INPUT
+    most_input: int = field(default_factory=lambda: min(_MOST_INPUT, _memory() // 8))
     stdin_budget: int = LEGACY_STDIN_BUDGET
     stdin_patience: float = STDIN_PATIENCE
     file_patience: float = FILE_PATIENCE
@@ -194,6 +211,7 @@ class _Agent:
         self._sinks: Sinks | None = None
         self._lookups: Lookups | None = None
         self._starts = Shares(_STARTS)
+        self._held = Held(options.most_input)
         self._pace = Pace(_STARTS_AT_ONCE, _USUAL_START)
         self._defaults = ExecDefaults()
         self._serial = 0
@@ -249,12 +267,13 @@ class _Agent:
         everything.cancel()  # the host does not read any more
 
     async def _boot_and_serve(self, nursery: trio.Nursery) -> Ending:
+        window, first = self.options.stdin_window, self.options.first_input
         self._defaults = await boot(
             self._source,
             self._outbox,
             times=self._times,
             agent_version=AGENT_VERSION,
-            stdin_window=self.options.stdin_window,
+            flow=wire.Flow(window, window - first) if first < window else wire.Flow(window),
             is_init=self._is_init,
         )
         self._births.prepare()
@@ -291,7 +310,7 @@ class _Agent:
             wire.ExecRequest: _opener(wire.ExecRequest, self._open_exec),
             wire.FsRequest: FsOpener(
                 self._files,
-                window=self.options.stdin_window,
+                window=self._window,
                 budget=self.options.stdin_budget,
                 patience=self.options.file_patience,
             ),
@@ -308,7 +327,7 @@ class _Agent:
             spawn=partial(self._spawn, session_id),
             sinks=self._sinks,
             hunt=self._hunt,
-            stdin_window=self.options.stdin_window,
+            stdin_window=self._window(_slot_of(session_id)),
             stdin_budget=self.options.stdin_budget,
             stdin_patience=self.options.stdin_patience,
         )
@@ -323,7 +342,7 @@ class _Agent:
             sender,
             session_id,
             message,
-            window=self.options.stdin_window,
+            window=self._window(slot),
             budget=self.options.stdin_budget,
             patience=self.options.stdin_patience,
             find=partial(self._lookups.addresses, slot),
@@ -334,6 +353,10 @@ class _Agent:
         # The mark has the client in it, so a client names only its own commands.
         wanted = self._background.wanted(self._hunt.mark_of(self._client(_slot_of(session_id)), message.command))
         return KillSession(sender, session_id, wanted, message.grace / 1000, self._hunt)
+
+    def _window(self, slot: int) -> Holding:
+        """The window of a session of a client, for a client that counts credit."""
+        return Holding(self._held, slot, self.options.stdin_window, self.options.first_input)
 
     def _ensure_headroom(self, handles: int | None = None) -> None:
         """Raise the descriptor limit if the open and the new sessions and files need it."""

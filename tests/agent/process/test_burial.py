@@ -12,6 +12,7 @@ import trio.testing
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
 from trio_console._processes import COMMAND_MARK, Wanted
+from trio_console.agent._held import Held, Holding
 from trio_console.agent._process.session import ExecSession
 
 
@@ -74,7 +75,15 @@ async def test_a_session_whose_agent_is_cancelled_waits_for_the_end_of_its_comma
         return command
 
     fake_sender, fakes, fake_spawn = cast("Any", (Sender(), command, spawn))
-    session = ExecSession(fake_sender, 10, wire.ExecRequest("c"), spawn=fake_spawn, sinks=fakes, hunt=fakes)
+    session = ExecSession(
+        fake_sender,
+        10,
+        wire.ExecRequest("c"),
+        spawn=fake_spawn,
+        sinks=fakes,
+        hunt=fakes,
+        stdin_window=Holding(Held(1000), 0, 100, 100),
+    )
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(session.run)

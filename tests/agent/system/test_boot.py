@@ -15,6 +15,7 @@ from tests.tools.limits import HANG
 from tests.tools.turns import TINY, make_steps_turns, watch
 from trio_console import _wire as wire
 from trio_console.agent import BootError, serve_agent
+from trio_console.agent._serve import AgentOptions
 from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ ACK = wire.encode(wire.InitAck())
 
 
 async def test_the_exchange_in_order(agent: AgentFactory) -> None:
-    async with agent(boot=False) as host:
+    async with agent(boot=False, first_input=AgentOptions().first_input) as host:
         await host.send(wire.Bootstrap())
         resolved = await host.receive(0)
         assert resolved == wire.InitResolved(wire.DefaultUser(os.getuid(), os.getgid()))
@@ -48,7 +49,7 @@ async def test_the_exchange_in_order(agent: AgentFactory) -> None:
         ready = await host.receive(0)
         assert 0 < ready.boot_time_ns < ready.ready_time_ns
         assert ready.agent_version
-        assert ready.flow == wire.Flow(1024 * 1024)
+        assert ready.flow == wire.Flow(1024 * 1024, 960 * 1024)
 
 
 async def test_ready_is_stamped_generation_7(agent: AgentFactory) -> None:

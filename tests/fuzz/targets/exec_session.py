@@ -21,8 +21,9 @@ from tests.fuzz.targets.exec_model import ExecModel
 from tests.fuzz.targets.script import Script
 from trio_console import _wire as wire
 from trio_console._processes import COMMAND_MARK, Wanted
+from trio_console.agent._held import Held, Holding
 from trio_console.agent._process import session as session_module
-from trio_console.agent._process.session import ExecSession
+from trio_console.agent._process.session import STDIN_WINDOW, ExecSession
 from trio_console.agent._session import Activity
 
 if TYPE_CHECKING:
@@ -186,7 +187,10 @@ async def _play(script: Script, clock: trio.testing.MockClock) -> int:
         return command
 
     fake_sender, fakes, fake_spawn = cast("Any", (sender, command, spawn))
-    session = ExecSession(fake_sender, _ID, request, spawn=fake_spawn, sinks=fakes, hunt=fakes)
+    input_ = Holding(Held(4 * STDIN_WINDOW), 0, STDIN_WINDOW, STDIN_WINDOW)
+    session = ExecSession(
+        fake_sender, _ID, request, spawn=fake_spawn, sinks=fakes, hunt=fakes, stdin_window=input_
+    )
     over = trio.Event()
 
     async def run() -> None:

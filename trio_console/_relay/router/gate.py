@@ -90,6 +90,7 @@ class Gate:
         clients: Mapping[int, Client],
     ) -> None:
         self._flow: Final = flow
+        self._held_back: Final = 0 if flow is None else flow.held_back
         self._limits: Final = limits
         self._features: Final = frozenset(features)
         self._books: Final = books
@@ -143,7 +144,7 @@ class Gate:
             return Opening(shape, needs=needs, closes=closes, drops=drops)
         wanted = None if message.window is wire.UNSET else message.window
         window = self._window(client, len(shape.outputs), wanted)
-        return Opening(shape, window, wanted, self._flow.window, needs, closes)
+        return Opening(shape, window, wanted, self._flow.window, self._held_back, needs, closes)
 
     def _allow(self, client: Client, request: wire.Message, row: wire.MessageType) -> tuple[Numbers, int | None]:
         """Check a client's rights and bounds; returns what the session takes, and the handle that it closes."""

@@ -82,7 +82,8 @@ class Opening(NamedTuple):
         window: bytes of the window of each stream from the agent, or `None` if the agent counts no credit, or the
             session has no such stream.
         credit: bytes of each of these that the client accepts at first, or `None` if the client counts no credit.
-        room: bytes of the client's data that the agent accepts at first, or `None` if the agent counts no credit.
+        room: bytes of the client's data that may be outstanding to the agent, or `None` if it counts no credit.
+        held_back: bytes of these that the agent accepts only after a grant.
         needs: what it takes of the numbers that are bounded.
         closes: the handle that it closes, if it is the close of one.
         drops: whether the client is told if output is dropped.
@@ -92,6 +93,7 @@ class Opening(NamedTuple):
     window: int | None = None
     credit: int | None = None
     room: int | None = None
+    held_back: int = 0
     needs: Numbers = Numbers()
     closes: int | None = None
     drops: bool = False
@@ -248,7 +250,7 @@ class RelaySession:
     )
 
     def __init__(self, session_id: int, opening: Opening, books: Books, client: ClientAccount) -> None:
-        shape, window, credit, room, needs, closes, drops = opening
+        shape, window, credit, room, held_back, needs, closes, drops = opening
         outputs = {} if window is None else shape.outputs
         self._books: Final = books
         self.id: Final = session_id
@@ -258,7 +260,7 @@ class RelaySession:
         self.closes: Final = closes
         self.drops: Final = drops
         self.lossy: frozenset[wire.StreamName] = frozenset()
-        self.room: Final = SendWindow(room)
+        self.room: Final = SendWindow(room, held_back)
         self.counts: Final = credit is not None
         self.state = SESSION.first
         self.streams: Final = {

@@ -50,8 +50,8 @@ class FileHandle:
         self._unheard = False  # the answer of the unsettled write is ignored: its caller got an error already
         self._closing: FsCall | None = None
         flow = fs.connection.ready.flow
-        #: Bytes that can be written as a whole: a window holds them, and they fit one frame.
-        self._at_once: Final = SLICE if flow is wire.UNSET else min(SLICE, flow.window)
+        #: Bytes that can be written as a whole: they may be sent without a grant, and fit one frame.
+        self._at_once: Final = SLICE if flow is wire.UNSET else min(SLICE, flow.window - flow.held_back)
         self.unit: Final = max(1, self._at_once)
 
     async def read(self, offset: int, size: int | None = None) -> bytes:

@@ -345,8 +345,8 @@ class FsWrite(FsCall):
         flow = connection.ready.flow
         self._credited = flow is not wire.UNSET
         super().__init__(connection, op, *filenames, window=WINDOW if self._credited else None)
-        window = flow.window if flow is not wire.UNSET else None
-        self.sender: Final = DataSender(connection.outbox, wire.FsData, self.id, window)
+        window, held_back = (flow.window, flow.held_back) if flow is not wire.UNSET else (None, 0)
+        self.sender: Final = DataSender(connection.outbox, wire.FsData, self.id, window, held_back)
 
     def _on_credit(self, credit: wire.Credit) -> None:
         self.sender.grant(credit)

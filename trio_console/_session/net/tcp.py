@@ -99,8 +99,8 @@ class _TcpSession(Session):
         self.incoming: Final = Incoming(
             CreditAccount(self._grant) if self.credited else None, connection.note_discarded
         )
-        window = flow.window if flow is not wire.UNSET else None
-        self.sender: Final = DataSender(connection.outbox, wire.TcpData, self.id, window)
+        window, held_back = (flow.window, flow.held_back) if flow is not wire.UNSET else (None, 0)
+        self.sender: Final = DataSender(connection.outbox, wire.TcpData, self.id, window, held_back)
 
     def open(self) -> None:
         """Request the connection. Not in the constructor: the object is complete when the first frame comes."""

@@ -116,8 +116,9 @@ class ProcessSession(Session):
         self._merged: MergedAccounts | None = None
         self.output: Final = Incoming(self._accounts["stdout"], connection.note_discarded)
         self.error_output: Final = Incoming(self._accounts["stderr"], connection.note_discarded)
-        window = stdin_window(flow.window if flow is not wire.UNSET else None, tty=command.tty)
-        self.input: Final = DataSender(connection.outbox, wire.ExecStdin, self.id, window)
+        window, held_back = (flow.window, flow.held_back) if flow is not wire.UNSET else (None, 0)
+        window = stdin_window(window, tty=command.tty)
+        self.input: Final = DataSender(connection.outbox, wire.ExecStdin, self.id, window, held_back)
 
     def open(self) -> None:
         """Request the start. Not in the constructor: the object is complete when the first frame comes.

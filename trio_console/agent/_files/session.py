@@ -23,7 +23,10 @@ from trio_console.agent._inflow import Inflow
 from trio_console.agent._process.spawn import os_error_text
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_console.agent._files.shared import Files
+    from trio_console.agent._held import Holding
     from trio_console.agent._session import Sender
 
 __all__ = ["FsOpener"]
@@ -38,14 +41,14 @@ class FsOpener:
 
     Args:
         files: the state that all file operations share.
-        window: bytes of a write that a client with credit may send before a grant.
+        window: makes the window of a write of a client (by its number) that counts credit.
         budget: bytes of a write that are queued for a client without credit.
         patience: seconds in which a file may take no data before more data of such a client is refused.
     """
 
     __slots__ = ("_budget", "_files", "_patience", "_window")
 
-    def __init__(self, files: Files, *, window: int, budget: int, patience: float) -> None:
+    def __init__(self, files: Files, *, window: Callable[[int], Holding], budget: int, patience: float) -> None:
         self._files = files
         self._window = window
         self._budget = budget
@@ -77,7 +80,7 @@ class FsOpener:
             case wire.OpWrite():
                 queue = partial(
                     Inflow,
-                    window=None if window is None else self._window,
+                    window=None if window is None else self._window(slot),
                     budget=self._budget,
                     patience=self._patience,
                     since=-math.inf,

@@ -37,6 +37,8 @@ from trio_console.agent._session import PromptSession, SendCredit, Sender
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from trio_console.agent._held import Holding
+
 __all__ = ["TcpSession"]
 
 _CONNECT_TIMEOUT: Final = 30.0
@@ -96,7 +98,7 @@ class TcpSession(PromptSession):
         session_id: int,
         request: wire.TcpConnect,
         *,
-        window: int,
+        window: Holding,
         budget: int,
         patience: float,
         find: Callable[[str, int], Awaitable[list[str]]],

@@ -46,13 +46,14 @@ from trio_console.agent._process.stdin import StdinFeed
 from trio_console.agent._session import SendCredit, Sender, Session
 
 if TYPE_CHECKING:
+    from trio_console.agent._held import Holding
     from trio_console.agent._process.hunt import Hunt
     from trio_console.agent._process.sinks import Sinks
 
 __all__ = ["LEGACY_STDIN_BUDGET", "STDIN_PATIENCE", "STDIN_WINDOW", "ExecSession", "Spawn"]
 
 #: The window for stdin of a client that counts credit. It must last until the next grant comes: with a quarter of
-#: it stdin was half as fast. If a client sends to a thousand commands that do not read, they hold 1 GiB at most.
+#: it stdin was half as fast.
 STDIN_WINDOW: Final = 1024 * 1024
 
 #: Bytes of stdin that are queued for a command whose client counts no credit: two of the largest frames.
@@ -156,7 +157,7 @@ class ExecSession(Session):
         spawn: starts the child.
         sinks: take the output that is not read any more.
         hunt: ends what the command has started.
-        stdin_window: the window that was announced to clients that count credit, in bytes.
+        stdin_window: the window of a client that counts credit.
     """
 
     __slots__ = (
@@ -197,7 +198,7 @@ class ExecSession(Session):
         spawn: Spawn,
         sinks: Sinks,
         hunt: Hunt,
-        stdin_window: int = STDIN_WINDOW,
+        stdin_window: Holding,
         stdin_budget: int = LEGACY_STDIN_BUDGET,
         stdin_patience: float = STDIN_PATIENCE,
     ) -> None:
@@ -562,7 +563,7 @@ class ExecSession(Session):
                 text = "more stdin than the window allows"
                 self.end(wire.Error("invalid_session", text, "core.exec.stdin"))
             case Put.FULL:
-                text = f"stdin queue of {LEGACY_STDIN_BUDGET} bytes is full: the process is not reading enough"
+                text = "stdin queue is full: the process is not reading enough, or others of its client"
                 self._send_stdin_error(errno.ENOSPC, text)
 
     # Called by the feed

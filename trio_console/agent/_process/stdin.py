@@ -12,6 +12,7 @@ import trio
 from trio_console.agent._inflow import Inflow, Put
 
 if TYPE_CHECKING:
+    from trio_console.agent._held import Holding
     from trio_console.agent._process.spawn import Child
 
 __all__ = ["StdinEvents", "StdinFeed"]
@@ -44,7 +45,7 @@ class StdinFeed:
         events: StdinEvents,
         *,
         tty: bool,
-        window: int | None,
+        window: Holding | None,
         budget: int,
         patience: float,
     ) -> None:

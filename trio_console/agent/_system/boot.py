@@ -124,7 +124,7 @@ async def boot(
     *,
     times: BootTimes,
     agent_version: str,
-    stdin_window: int,
+    flow: wire.Flow,
     is_init: bool,
 ) -> ExecDefaults:
     """Exchange all frames of the boot; returns the bootstrap's defaults for commands.
@@ -146,7 +146,7 @@ async def boot(
         init_time_ns=times.initialised - times.started,
         ready_time_ns=now,
         agent_version=agent_version,
-        flow=wire.Flow(stdin_window),
+        flow=flow,
         features=_FEATURES,
     )
     outbox.send_control(wire.encode(ready))
