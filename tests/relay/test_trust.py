@@ -157,6 +157,81 @@ def test_an_access_control_list_that_lets_others_write_is_seen(
     assert why_not(directory) == ""
 
 
+# The directories above it
+
+
+@contextmanager
+def above() -> Iterator[tuple[Path, Path]]:
+    """A directory of root for all to reach, and one two floors below it that only its owner can write."""
+    with shared_directory() as outer:
+        inner = outer / "middle" / "place"
+        inner.mkdir(parents=True)
+        yield outer, inner
+
+
+@as_root
+def test_a_directory_below_one_of_another_user_is_refused() -> None:
+    with above() as (outer, inner):
+        assert why_not(inner) == ""
+        os.chown(outer, OTHER, 0)
+        reason = why_not(inner)
+        assert f"at '{outer}', the directory belongs to user {OTHER}" in reason
+        with pytest.raises(PermissionError, match=f"belongs to user {OTHER}"):
+            RelaySocket(inner / "s")
+        assert list(inner.iterdir()) == []
+
+
+@as_root
+@pytest.mark.parametrize(
+    ("mode", "refused"),
+    [(0o777, True), (0o757, True), (0o775, True), (0o755, False), (0o1777, False), (0o1775, False)],
+)
+def test_others_may_write_above_a_directory_only_with_the_sticky_bit(mode: int, *, refused: bool) -> None:
+    with above() as (outer, inner):
+        os.chown(outer, -1, OTHER)
+        outer.chmod(mode)
+        assert (f"at '{outer}'" in why_not(inner)) is refused
+
+
+@as_root
+def test_a_link_of_another_user_on_the_way_is_refused() -> None:
+    with above() as (outer, inner):
+        outer.chmod(0o1777)
+        link = outer / "link"
+        link.symlink_to("middle")
+        assert why_not(link / inner.name) == ""
+        os.lchown(link, OTHER, 0)
+        assert f"at '{link}', the link belongs to user {OTHER}" in why_not(link / inner.name)
+
+
+@as_root
+@pytest.mark.parametrize("way", ["beside/link", "beside/link/../place"])
+def test_the_directories_on_both_sides_of_a_link_are_looked_at(way: str) -> None:
+    with above() as (outer, inner):
+        beside = outer / "beside"
+        beside.mkdir()
+        (beside / "link").symlink_to("../middle/place" if way.endswith("link") else inner)
+        (inner.parent / "place").chmod(0o755)
+        assert why_not(outer / way) == ""
+        beside.chmod(0o777)
+        assert f"at '{beside}'" in why_not(outer / way)
+        beside.chmod(0o755)
+        inner.parent.chmod(0o777)
+        assert f"at '{inner.parent}'" in why_not(outer / way)
+
+
+@as_root
+def test_users_outside_of_a_namespace_of_users_are_trusted_above(monkeypatch: pytest.MonkeyPatch) -> None:
+    # There root and all others have one number, so that "/" is not root's.
+    with above() as (outer, inner):
+        os.chown(outer, NOBODY, 0)
+        assert f"belongs to user {NOBODY}" in why_not(inner)
+        monkeypatch.setattr(_trust, "_ALL_USERS", ["0", "1000", "1"])
+        assert why_not(inner) == ""
+        os.chown(outer, OTHER, 0)
+        assert f"belongs to user {OTHER}" in why_not(inner)
+
+
 # The relay of a client
 
 _LISTEN = """

@@ -1,8 +1,9 @@
 """The users of this machine that a relay and its clients trust.
 
 A user who can write to a directory can replace the files in it. So a relay puts its socket and its logs only into
-a directory to which no other user can write; root is trusted, because root can do anything. And a client asks the
-kernel which user has made the socket that it has reached, before it takes or sends a byte.
+a directory to which no other user can write; root is trusted, because root can do anything. A user who can
+write to a directory above can replace the directory as a whole, so all on the way there are looked at, too. And a
+client asks the kernel which user has made the socket that it has reached, before it takes or sends a byte.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import grp
 import os
 import pwd
 import stat
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trio_console._addresses import peer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Iterator
 
     import trio
 
@@ -25,12 +27,18 @@ __all__ = ["check_directory", "check_server"]
 
 _ROOT: Final = 0
 
+#: What the kernel says of a user namespace that has all users.
+_ALL_USERS: Final = ["0", "0", "4294967295"]
+
+#: Symbolic links that the kernel follows on the way to a file.
+_MOST_LINKS: Final = 40
+
 #: The attribute of a file with an access control list.
 _ACCESS_LIST: Final = "system.posix_acl_access"
 
 
 def check_directory(directory: int, path: str) -> None:
-    """Check that no other user can replace files in an open directory; ``path`` is its name for the error.
+    """Check that no other user can replace an open directory, nor files in it; ``path`` is its absolute path.
 
     Raises:
         PermissionError: another user can; the message says why.
@@ -39,14 +47,73 @@ def check_directory(directory: int, path: str) -> None:
     if why is not None:
         why = f"{why}, and so replace the files in it: use a directory of your own"
         raise PermissionError(errno.EPERM, why, path)
+    for passed in _passed_on_the_way(path):
+        if (why := _who_can_replace(passed)) is not None:
+            why = f"on the way there, at {passed!r}, {why}, and so replace it as a whole"
+            why += ": use a directory of your own, with only directories of yours or of root above it"
+            raise PermissionError(errno.EPERM, why, path)
+
+
+def _passed_on_the_way(path: str) -> Iterator[str]:
+    """The directories in which the kernel looks for parts of an absolute path, and the links that it follows."""
+    at, parts = "/", path.split("/")[::-1]
+    yield at
+    links = 0
+    while parts:
+        part = parts.pop()
+        if part in ("", "."):
+            continue
+        if part == "..":
+            at = os.path.dirname(at)  # no part of it is a link
+            continue
+        found = os.path.join(at, part)
+        if os.path.islink(found) and links < _MOST_LINKS:
+            links += 1
+            yield found
+            target = os.readlink(found)
+            parts += target.split("/")[::-1]
+            at = "/" if target.startswith("/") else at
+            continue
+        at = found
+        if any(rest not in ("", ".") for rest in parts):
+            yield at
+
+
+def _who_can_replace(passed: str) -> str | None:
+    """Say which other users can replace what a directory has, or where a link leads; `None` if no other user can.
+
+    In a directory with the sticky bit, such as `/tmp`, a user can replace only what is the user's own.
+    """
+    found = os.lstat(passed)
+    if found.st_uid not in (os.geteuid(), _ROOT) and not _is_outside(found.st_uid):
+        kind = "link" if stat.S_ISLNK(found.st_mode) else "directory"
+        return f"the {kind} belongs to user {found.st_uid}, who can change it"
+    if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
+        return None
+    return _others_who_can_write(found, passed)
+
+
+def _is_outside(uid: int) -> bool:
+    """Whether a number stands for all users outside of this process's user namespace, root among them."""
+    try:
+        users = Path("/proc/self/uid_map").read_text().split()
+        outside = int(Path("/proc/sys/kernel/overflowuid").read_text())
+    except OSError:
+        return False
+    return users != _ALL_USERS and uid == outside
 
 
 def _who_can_write(directory: int) -> str | None:
     """Say which other users can write to an open directory; `None` if no other user can."""
     found = os.fstat(directory)
-    mode = f"(mode {stat.S_IMODE(found.st_mode):04o})"
     if found.st_uid not in (os.geteuid(), _ROOT):
         return f"the directory belongs to user {found.st_uid}, who can write to it"
+    return _others_who_can_write(found, directory)
+
+
+def _others_who_can_write(found: os.stat_result, directory: int | str) -> str | None:
+    """Say which users can write to a directory beside its owner; `None` if no other user can."""
+    mode = f"(mode {stat.S_IMODE(found.st_mode):04o})"
     if found.st_mode & stat.S_IWOTH:
         return f"other users can write to the directory {mode}"
     if found.st_mode & stat.S_IWGRP:
@@ -57,7 +124,7 @@ def _who_can_write(directory: int) -> str | None:
     return None
 
 
-def _has_access_list(directory: int) -> bool:
+def _has_access_list(directory: int | str) -> bool:
     try:
         os.getxattr(directory, _ACCESS_LIST)
     except OSError:
