@@ -63,8 +63,9 @@ POOL = random.Random(0).randbytes(1_300_000)
 #: The files that the operations and the rounds make in their directory.
 OWN_FILES = ("file-", "session.log", "disk")
 
-#: The warnings of the package for a guest that does not answer.
-EXPECTED_WARNINGS = ("did not confirm within", "ignored SIGTERM")
+#: The warnings of the package for a guest that does not answer, or that had too little time: the graces are short,
+#: and a busy machine may use one up before all processes were killed. (Afterwards all are gone all the same.)
+EXPECTED_WARNINGS = ("did not confirm within", "could not end", "ignored SIGTERM")
 
 
 async def play(plan: Plan, directory: pathlib.Path) -> Verdict:

@@ -93,7 +93,8 @@ async def _cancel(guest: Guest, _directory: Path) -> None:
     async with guest.open_process(["/bin/sleep", "1000"]) as process:
         process.send_signal(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
-    script = "trap '' TERM; setsid sh -c 'echo $$; exec sleep 1000' & sleep 1000"
+    # (A shell starts what it waits for with vfork, which would be taken for the agent's if it came to that.)
+    script = "trap '' TERM; setsid sh -c 'echo $$; exec sleep 1000' & exec sleep 1000"
     async with guest.open_process(script, shell=True, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         pid = int(await process.stdout.receive_some())

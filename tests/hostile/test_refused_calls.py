@@ -93,6 +93,7 @@ TABLE: Final = {
     "tgkill": Row(234),
     "unlink": Row(87, "unlink"),
     "utimensat": Row(280),
+    "vfork": Row(58),  # with Python 3.13, which starts programs by fork where it is refused
     "waitid": Row(247, NAMED),
     "write": Row(1, NAMED),
     "writev": Row(20, NAMED),

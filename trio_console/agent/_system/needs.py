@@ -138,18 +138,20 @@ def _be_a_child() -> None:
 
 
 def _try_thread(trial: _Trial) -> None:
-    thread = threading.Thread(target=int, name="trial")
+    # It is not joined: that waits for the kernel's thread, since Python 3.13, and so for one that cannot end.
+    ran = threading.Event()
+    thread = threading.Thread(target=ran.set, name="trial", daemon=True)
     try:
         thread.start()
     except RuntimeError:  # it does not say why
         trial.refused.append("clone3 (or the number of threads is limited to this one)")
     else:
-        thread.join()
+        ran.wait()
         trial.check("exit", good=_is_gone(thread))
 
 
 def _is_gone(thread: threading.Thread) -> bool:
-    """Whether a thread that was joined has ended; one whose last call is refused repeats it for ever.
+    """Whether a thread that has run has ended; one whose last call is refused repeats it for ever.
 
     Without ``/proc`` it is taken for granted.
     """
