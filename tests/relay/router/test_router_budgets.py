@@ -82,6 +82,20 @@ def test_whoever_reads_nothing_overflows_by_answers() -> None:
     assert table.router.gate.overflows(client)
 
 
+def test_with_too_many_answers_for_all_whoever_has_more_than_its_own_budget_overflows_and_no_other() -> None:
+    table = Table()  # of 64 KiB for each client, 128 KiB for all, and 64 KiB of answers
+    modest, greedy = table.connect(), [table.connect() for _ in range(3)]
+    data = frame_data()
+    overflows = table.router.gate.overflows
+    while modest.kept_size <= 60 * KIB:
+        table.agent_says(data, modest.ids[0])
+    while not any(map(overflows, greedy)):
+        for client in greedy:
+            table.agent_says(data, client.ids[0])
+    assert all(client.kept_size < 80 * KIB for client in greedy)  # one alone may have 128 KiB
+    assert not overflows(modest)
+
+
 @pytest.mark.parametrize("said", [wire.TcpData(b""), wire.TcpEof()])
 def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) -> None:
     table = Table()
