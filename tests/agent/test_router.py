@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import json
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+import trio.testing
 
 from tests.agent._host import Host
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
+from trio_console._trio.gathering import GatheringStream, Piece
 from trio_console._wire.ids import slot_of
+from trio_console._wire.outbox import Outbox
 from trio_console.agent import Ending, serve_agent
+from trio_console.agent._router import Router
+from trio_console.agent._session import Activity, Sender
+from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from tests.agent.conftest import AgentFactory
 
 MALFORMED = json.loads((Path(__file__).parents[1] / "wire/data/malformed.json").read_text())
@@ -318,3 +327,67 @@ async def test_the_ending_says_why(agent: AgentFactory) -> None:
             else:
                 await ours.aclose()
         assert endings == [expected]
+
+
+# --- answers in few writes ------------------------------------------------------------------------
+
+
+class _Writes(GatheringStream):
+    """Takes all, and notes what was written at once and what by the writer."""
+
+    def __init__(self) -> None:
+        self.at_once: list[bytes] = []
+        self.later: list[bytes] = []
+
+    async def send_all(self, data: Any) -> None:
+        self.later.append(bytes(data))
+
+    async def send_gathered(self, pieces: list[Piece]) -> None:
+        self.later.append(b"".join(pieces))
+
+    def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
+        self.at_once.append(b"".join(pieces))
+        return []
+
+    async def wait_send_all_might_not_block(self) -> None:
+        pass
+
+    async def aclose(self) -> None:
+        pass
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[tuple[trio.abc.SendStream, _Writes]]:
+    """A router without sessions: what is sent to it, and what it writes."""
+    to_router, stream = trio.testing.memory_stream_one_way_pair()
+    writes = _Writes()
+    outbox = Outbox(writes)
+    async with trio.open_nursery() as nursery:
+        router = Router(
+            FrameSource(stream),
+            Sender(outbox, Activity()),
+            nursery,
+            openers={},
+            forget_client=lambda *_: None,
+            set_clock=None,
+            shutdown_grace=1.0,
+        )
+        nursery.start_soon(outbox.run)
+        nursery.start_soon(router.run)
+        await trio.testing.wait_all_tasks_blocked()
+        yield to_router, writes
+        nursery.cancel_scope.cancel()
+
+
+async def test_requests_that_come_together_are_answered_in_one_write() -> None:
+    async with _alone() as (router, writes):
+        await router.send_all(b"".join(wire.encode(wire.Ping(), id_) for id_ in (1, 2, 3)))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (writes.at_once, writes.later) == ([], [b"".join(wire.encode(wire.Pong(), i) for i in (1, 2, 3))])
+
+
+async def test_a_single_request_is_answered_before_another_task_runs() -> None:
+    async with _alone() as (router, writes):
+        await router.send_all(wire.encode(wire.Ping(), 1))
+        await trio.testing.wait_all_tasks_blocked()
+        assert (writes.at_once, writes.later) == ([wire.encode(wire.Pong(), 1)], [])

@@ -166,6 +166,10 @@ class Outbox:
         else:
             self._count(size, bulk_bytes)
 
+    def join_turn(self) -> None:
+        """Write no frame at once in this turn: more frames follow, and one write for all costs less."""
+        self._idle = None
+
     async def _write(self, batch: list[Piece], size: int) -> None:
         if len(batch) > 1 and (self._gathers is None or size < _GATHERED):
             batch = [b"".join(batch)]

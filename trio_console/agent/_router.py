@@ -123,6 +123,8 @@ class Router:
     async def _read(self) -> Ending:
         try:
             while (frame := await self._source.next_frame()) is not None:
+                if self._source.has_more:
+                    self._sender.outbox.join_turn()
                 try:
                     await self._take(frame)
                 except MemoryError:

@@ -173,6 +173,18 @@ async def test_the_first_frame_of_a_turn_is_written_before_another_task_runs() -
         assert (outbox.control_written, outbox.bulk_written) == (outbox.control_queued, outbox.bulk_queued)
 
 
+async def test_the_frames_of_a_turn_that_is_joined_are_written_together() -> None:
+    async with prompt() as (outbox, stream):
+        outbox.join_turn()
+        outbox.send_control(b"first ")
+        outbox.send_control(b"second")
+        assert stream.taken == b""
+        await settle()
+        assert stream.pieces == [[b"first second"]]
+        outbox.send_control(b" third")  # of the next turn
+        assert stream.taken == b"first second third"
+
+
 async def test_a_frame_that_was_taken_in_part_is_finished_before_all_others() -> None:
     async with prompt(room=3) as (outbox, stream):
         outbox.commit((b"head", b"data"), 0)

@@ -94,6 +94,11 @@ class FrameSource:
         self._decoder = wire.FrameDecoder()
         self._turn = Turn()
 
+    @property
+    def has_more(self) -> bool:
+        """Whether bytes of further frames have come."""
+        return self._decoder.pending > 0
+
     async def next_frame(self) -> wire.Frame | None:
         """The next frame, or ``None`` at the end of the stream or when it is broken.
 

@@ -35,16 +35,13 @@ _FIRST_FREE_FD: Final = 10
 _HOST_WAIT: Final = 60.0
 _HOST_POLL: Final = 0.02
 
-#: Bytes of one read, when the caller names no number.
-_READ_SIZE: Final = 64 * 1024
-
 
 @final
 class _Console(trio.abc.Stream, GatheringStream):
     """One descriptor for both directions, or two.
 
-    trio's own stream takes a single buffer, and makes a checkpoint before each read and write. For the outbox that
-    would be a needless copy of all data, and for each request two needless turns of the event loop.
+    trio's own stream takes a single buffer, and makes a checkpoint before each write. For the outbox that would be
+    a needless copy of all data, and for each request a needless turn of the event loop.
     """
 
     def __init__(
@@ -57,7 +54,6 @@ class _Console(trio.abc.Stream, GatheringStream):
         self._send = send
         self._restore = restore  # called before the descriptors are closed
         self._conflict = Conflict("another task is already writing to the console")
-        self._receive_conflict = Conflict("another task is already reading from the console")
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         await trio.lowlevel.checkpoint()
@@ -98,30 +94,10 @@ class _Console(trio.abc.Stream, GatheringStream):
         with self._conflict:
             await trio.lowlevel.wait_writable(self._fd())
 
-    async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        """Read what has come, and wait only if there is nothing; trio's own stream waits a turn before each read.
-
-        If cancelled, nothing was read.
-        """
-        with self._receive_conflict:
-            await trio.lowlevel.checkpoint_if_cancelled()
-            slept = False
-            while True:
-                fd = self._receive.fileno()
-                if fd < 0:
-                    raise trio.ClosedResourceError("this console was closed")
-                try:
-                    data = os.read(fd, _READ_SIZE if max_bytes is None else max_bytes)
-                except BlockingIOError:
-                    await trio.lowlevel.wait_readable(fd)
-                    slept = True
-                except OSError as exc:
-                    raise trio.BrokenResourceError(f"the console cannot be read: {exc}") from exc
-                else:
-                    break
-            if not slept:  # a sleep was a checkpoint already
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            return data
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        # (It begins with a turn of the other tasks. What comes in that turn comes in the same read: with a read at
+        # once, many clients got a tenth fewer answers in a second, and a single one got its answer no sooner.)
+        return await self._receive.receive_some(max_bytes)
 
     async def aclose(self) -> None:
         self._restore()
