@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,6 +13,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_ids
+from trio_console.agent import AgentOptions
 from trio_console.agent._held import Held, Holding, Received
 from trio_console.agent._inflow import Inflow, Put
 
@@ -27,6 +29,16 @@ KEEP, OVER, NO_ROOM = Received.KEEP, Received.OVER_WINDOW, Received.NO_ROOM
 
 
 # What clients may hold
+
+
+@pytest.mark.parametrize(
+    ("pages", "most"), [(4096, 2 << 20), (1 << 30, 128 << 20), (-4143084953965427008, 128 << 20)]
+)
+def test_an_eighth_of_the_memory_is_held_where_that_is_known(
+    monkeypatch: pytest.MonkeyPatch, pages: int, most: int
+) -> None:
+    monkeypatch.setattr(os, "sysconf", {"SC_PHYS_PAGES": pages, "SC_PAGE_SIZE": 4096}.__getitem__)
+    assert AgentOptions().most_input == most
 
 
 @pytest.mark.parametrize(("more", "kept"), [(-1, KEEP), (0, KEEP), (1, NO_ROOM)])

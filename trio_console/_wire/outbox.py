@@ -167,7 +167,7 @@ class Outbox:
             self._count(size, bulk_bytes)
 
     def join_turn(self) -> None:
-        """Write no frame at once in this turn: more frames follow, and one write for all costs less."""
+        """Write no frame at once until the writer has: more frames follow, and one write for all costs less."""
         self._idle = None
 
     async def _write(self, batch: list[Piece], size: int) -> None:

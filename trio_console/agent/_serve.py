@@ -100,9 +100,11 @@ _LAST_WORDS_TIME: Final = 1.0
 _LAST_DEADLINE: Final = 10
 
 
-def _memory() -> int:
-    """Bytes of memory of the machine."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _most_input() -> int:
+    """Bytes of input that are held for all sessions: no more than an eighth of the machine's memory."""
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    # Where a sandbox refuses the call for it, the C library makes up a number, which may be negative.
+    return min(_MOST_INPUT, memory // 8) if memory > 0 else _MOST_INPUT
 
 
 @final
@@ -130,7 +132,7 @@ class AgentOptions:
 
     stdin_window: int = STDIN_WINDOW
     first_input: int = _FIRST_INPUT
-    most_input: int = field(default_factory=lambda: min(_MOST_INPUT, _memory() // 8))
+    most_input: int = field(default_factory=_most_input)
     stdin_budget: int = LEGACY_STDIN_BUDGET
     stdin_patience: float = STDIN_PATIENCE
     file_patience: float = FILE_PATIENCE
