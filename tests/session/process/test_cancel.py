@@ -12,6 +12,7 @@ import trio.testing
 
 from tests.session._fake import begin, talking
 from tests.session.process.test_process import run
+from trio_console import GuestLostError
 from trio_console import _wire as wire
 from trio_console._session.receiving import WINDOW
 
@@ -221,6 +222,27 @@ async def test_a_process_held_by_nursery_start_is_ended_too(autojump_clock: Mock
         assert (await talk.agent.expect(wire.Credit))[1].stream == "stdout"
         await talk.agent.send(wire.ExecExited(-1, signal=15), id_)
         assert await result.wait() == -15
+
+
+async def test_a_start_that_is_cancelled_and_whose_guest_is_lost_then_is_a_cancellation() -> None:
+    async with talking() as talk:
+        result = run(talk, stdin=None)
+        await talk.agent.expect(wire.ExecRequest)
+        result.scope.cancel()
+        await trio.testing.wait_all_tasks_blocked()
+        assert not result.done.is_set()
+        await talk.agent.close()
+        assert await result.wait() is None
+        assert result.scope.cancelled_caught
+
+
+async def test_a_start_that_is_not_cancelled_and_whose_guest_is_lost_has_the_error() -> None:
+    async with talking() as talk:
+        result = run(talk, stdin=None)
+        await talk.agent.expect(wire.ExecRequest)
+        await talk.agent.close()
+        with pytest.raises(GuestLostError, match="nobody knows why"):
+            await result.wait()
 
 
 async def test_a_cancelled_wait_leaves_the_process_alone(autojump_clock: MockClock) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -13,6 +14,7 @@ from trio_console._errors import UnsupportedByPeer
 from trio_console._session.connection import Question
 from trio_console._session.process.plumbing import attach_input, attach_output
 from trio_console._session.process.session import ProcessSession
+from trio_console._trio.lost import GuestLostError
 from trio_console._trio.nursery import grouping_nursery
 
 if TYPE_CHECKING:
@@ -73,9 +75,14 @@ class Commands:
             await session.wait_started()
         except trio.Cancelled:  # noqa: ASYNC103
             # The caller's next checkpoint raises it again, when the process can be told.
+            started = False
             with trio.CancelScope(shield=True):
-                if not await self._confirmations.wait(session.wait_started):
-                    raise
+                # (If the guest is lost meanwhile, no process is left to tell. Perhaps the same cancellation has
+                # ended the guest, and then its user did not ask for that error.)
+                with suppress(GuestLostError):
+                    started = await self._confirmations.wait(session.wait_started)
+            if not started:
+                raise
 
     async def deliver_cancel(
         self,
