@@ -183,18 +183,28 @@ def _session_rows() -> Iterator[Row]:
             turns=3,
             facts={"group": "session"},
         )
-    for name, idle, busy in (
-        ("ping", session.ping_idle, session.ping_under_stdout),
-        ("ping-relay", session.ping_idle_relay, session.ping_under_stdout_relay),
+    tasks = ("tasks",)
+    for name, title, idle, busy, how, bar in (
+        ("ping", "stdout", session.ping_idle, session.ping_under_stdout, (), 5.0),
+        (
+            "ping-relay",
+            "stdout, through a relay",
+            session.ping_idle_relay,
+            session.ping_under_stdout_relay,
+            (),
+            5.0,
+        ),
+        ("ping-stdout-tasks", "stdout, by tasks", session.ping_idle, session.ping_under_stdout, tasks, 2.5),
+        ("ping-stdin-tasks", "stdin, by tasks", session.ping_idle, session.ping_under_stdin, tasks, 3.0),
     ):
         yield Row(
             name,
-            "ping beside 1 GiB of stdout" + (", through a relay" if name == "ping-relay" else ""),
+            f"ping beside 1 GiB of {title}",
             "s",
-            {"beside bulk": _samples_in_trio(busy, gib), "idle": _samples_in_trio(idle, 400)},
+            {"beside bulk": _samples_in_trio(busy, gib, *how), "idle": _samples_in_trio(idle, 400, *how)},
             peers=("idle",),
             higher_is_better=False,
-            statistics=(Statistic("p50"), Statistic("p95", 0.95, 5.0), Statistic("p99", 0.99)),
+            statistics=(Statistic("p50"), Statistic("p95", 0.95, bar), Statistic("p99", 0.99)),
             turns=5,
             facts={"group": "ping"},
         )
@@ -234,6 +244,49 @@ def _session_rows() -> Iterator[Row]:
         turns=3,
         facts={"group": "frames"},
     )
+
+
+def _call_rows() -> Iterator[Row]:
+    """Single calls beside trio's own, and a command where every processor is busy with something else."""
+    for name, title, guests, trios, n in (
+        ("small-read", "read_bytes() of 1 KiB", session.small_read_guest, session.small_read_trio, 300),
+        ("stat", "stat()", session.stat_guest, session.stat_trio, 600),
+    ):
+        yield Row(
+            name,
+            title,
+            "s",
+            {
+                "tasks": _samples_in_trio(guests, n, "tasks"),
+                "threads": _samples_in_trio(guests, n),
+                "trio": _samples_in_trio(trios, n),
+            },
+            peers=("trio",),
+            higher_is_better=False,
+            facts={"group": "session"},
+        )
+    yield Row(
+        "run-process-loaded",
+        'run_process(["true"]) while each processor is busy with a loop as well',
+        "s",
+        {
+            "tasks": _loaded(_samples_in_trio(session.run_process_guest, 40, "tasks")),
+            "threads": _loaded(_samples_in_trio(session.run_process_guest, 40)),
+            "trio": _loaded(_samples_in_trio(session.run_process_trio, 40)),
+        },
+        peers=("trio",),
+        higher_is_better=False,
+        statistics=(Statistic("p50", 0.5, 2.5), Statistic("p95", 0.95)),
+        facts={"group": "session"},
+    )
+
+
+def _loaded(turn: Callable[[], Sequence[float]]) -> Callable[[], Sequence[float]]:
+    def loaded() -> Sequence[float]:
+        with session.busy_processors():
+            return turn()
+
+    return loaded
 
 
 def _tasks_rows() -> Iterator[Row]:
@@ -282,6 +335,6 @@ def _mib(function: Callable[..., Awaitable[float]], nbytes: int, *args: object) 
 
 ROWS: dict[str, Row] = {
     row.name: row
-    for make in (_channel_rows, _session_rows, _tasks_rows, peer.rows, scale.rows, scaling.rows)
+    for make in (_channel_rows, _session_rows, _call_rows, _tasks_rows, peer.rows, scale.rows, scaling.rows)
     for row in make()
 }

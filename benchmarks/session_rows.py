@@ -24,12 +24,13 @@ import trio_console
 from trio_console import _wire as wire
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
     from contextlib import AbstractAsyncContextManager
 
 __all__ = [
     "KIB",
     "MIB",
+    "busy_processors",
     "codec_frames",
     "file_read",
     "file_read_direct",
@@ -40,11 +41,16 @@ __all__ = [
     "helper",
     "ping_idle",
     "ping_idle_relay",
+    "ping_under_stdin",
     "ping_under_stdout",
     "ping_under_stdout_relay",
     "run_process_guest",
     "run_process_relay",
     "run_process_trio",
+    "small_read_guest",
+    "small_read_trio",
+    "stat_guest",
+    "stat_trio",
     "stdin_direct",
     "stdin_guest",
     "stdin_relay",
@@ -145,6 +151,18 @@ async def run_process_guest(n: int, workers: Workers = "threads") -> list[float]
     """``guest.run_process(["true"])`` in the default guest, one after the other."""
     async with _opened(workers) as guest:
         return await _repeat(n, partial(guest.run_process, ["true"]))
+
+
+@contextlib.contextmanager
+def busy_processors() -> Iterator[None]:
+    """Every processor is busy with a loop of another process."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
 
 
 async def run_process_relay(n: int) -> list[float]:
@@ -314,7 +332,17 @@ async def _ping(guest: trio_console.Guest, n: int) -> list[float]:
     return seconds
 
 
+async def ping_under_stdin(nbytes: int, workers: Workers = "threads") -> list[float]:
+    """Round trips while a process is fed as fast as it reads, until it has read all."""
+    async with _opened(workers) as guest:
+        return await _ping_beside(guest, partial(_guest_stdin, guest, nbytes, PIECE))
+
+
 async def _ping_beside_stdout(guest: trio_console.Guest, nbytes: int) -> list[float]:
+    return await _ping_beside(guest, partial(_guest_stdout, guest, nbytes))
+
+
+async def _ping_beside(guest: trio_console.Guest, work: Callable[[], Awaitable[object]]) -> list[float]:
     seconds: list[float] = []
 
     async def ping_for_ever() -> None:
@@ -326,7 +354,7 @@ async def _ping_beside_stdout(guest: trio_console.Guest, nbytes: int) -> list[fl
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ping_for_ever)
-        await _guest_stdout(guest, nbytes)
+        await work()
         nursery.cancel_scope.cancel()
     return seconds
 
@@ -410,6 +438,40 @@ async def file_read(nbytes: int) -> float:
             while data := await file.read(MIB):
                 total += len(data)
             return total / (time.perf_counter() - start)
+
+
+async def small_read_trio(n: int) -> list[float]:
+    """``trio.Path.read_bytes`` of 1 KiB, again and again."""
+    with _small_file() as path:
+        return await _repeat(n, trio.Path(path).read_bytes)
+
+
+async def small_read_guest(n: int, workers: Workers = "threads") -> list[float]:
+    """The same with a `GuestPath` of the default guest."""
+    with _small_file() as path:
+        async with _opened(workers) as guest:
+            return await _repeat(n, guest.path(path).read_bytes)
+
+
+async def stat_trio(n: int) -> list[float]:
+    """``trio.Path.stat`` of a file, again and again."""
+    with _small_file() as path:
+        return await _repeat(n, trio.Path(path).stat)
+
+
+async def stat_guest(n: int, workers: Workers = "threads") -> list[float]:
+    """The same with a `GuestPath` of the default guest."""
+    with _small_file() as path:
+        async with _opened(workers) as guest:
+            return await _repeat(n, guest.path(path).stat)
+
+
+@contextlib.contextmanager
+def _small_file() -> Iterator[str]:
+    with tempfile.NamedTemporaryFile(dir=MEMORY) as file:
+        file.write(bytes(KIB))
+        file.flush()
+        yield file.name
 
 
 async def file_write_direct(nbytes: int) -> float:
