@@ -16,6 +16,7 @@ import trio
 
 from tests.relay.router._world import serving
 from tests.tools.limits import HANG
+from tests.tools.namespaces import called_in_namespace
 from tests.tools.peer import settle
 from tests.tools.users import NOBODY, as_root, shared_directory
 from trio_console import GuestLostError, connect_guest
@@ -221,16 +222,131 @@ def test_the_directories_on_both_sides_of_a_link_are_looked_at(way: str) -> None
         assert f"at '{inner.parent}'" in why_not(outer / way)
 
 
+# User namespaces, in which one number stands for all users outside
+
+INSIDE = 70000  # another user that a namespace has
+ALONE = ""  # without any user: this one has the number of all others, too
+ROOTLESS = f"0 {OTHER} 1"
+AS_NOBODY = f"{NOBODY} {OTHER} 1"
+MANY_USERS = f"0 {OTHER} 1\n1 100000 65536"  # a nobody of the namespace is user 165533 outside
+
+NAMESPACES = pytest.mark.parametrize(
+    "users", [ALONE, ROOTLESS, AS_NOBODY, MANY_USERS], ids=["no user", "root", "nobody", "many users"]
+)
+
+
+def why_not_inside(users: str, what: str, path: Path) -> str:
+    """The reason for which something is refused by a user in a namespace of these users, or an empty text."""
+    answer = called_in_namespace("tests.relay._in_namespace", OTHER, users, what, str(path))
+    assert isinstance(answer, str)
+    return answer
+
+
+def of(directory: Path, uid: int, mode: int = 0o755) -> Path:
+    """A directory that belongs to a user and a group of the same number."""
+    made = directory / f"of-{uid}-{mode:o}"
+    made.mkdir()
+    os.chown(made, uid, uid)
+    made.chmod(mode)
+    return made
+
+
 @as_root
-def test_users_outside_of_a_namespace_of_users_are_trusted_above(monkeypatch: pytest.MonkeyPatch) -> None:
-    # There root and all others have one number, so that "/" is not root's.
-    with above() as (outer, inner):
-        os.chown(outer, NOBODY, 0)
-        assert f"belongs to user {NOBODY}" in why_not(inner)
-        monkeypatch.setattr(_trust, "_ALL_USERS", ["0", "1000", "1"])
-        assert why_not(inner) == ""
-        os.chown(outer, OTHER, 0)
-        assert f"belongs to user {OTHER}" in why_not(inner)
+@NAMESPACES
+def test_ones_own_directory_is_accepted_in_a_namespace_of_users(users: str) -> None:
+    with shared_directory() as directory:
+        assert why_not_inside(users, "directory", of(directory, OTHER)) == ""
+
+
+@as_root
+@NAMESPACES
+@pytest.mark.parametrize("owner", [OTHER + 1, NOBODY, 0])
+def test_a_directory_of_a_user_outside_is_not_ones_own_in_a_namespace_of_users(users: str, owner: int) -> None:
+    with shared_directory() as directory:
+        assert "belongs to user 65534" in why_not_inside(users, "directory", of(directory, owner))
+
+
+@as_root
+def test_a_group_outside_is_not_ones_own_in_a_namespace_of_users() -> None:
+    with shared_directory() as directory:
+        made = of(directory, OTHER, 0o770)
+        os.chown(made, -1, OTHER + 1)
+        assert "group 65534 can write" in why_not_inside(ALONE, "directory", made)
+
+
+@as_root
+@pytest.mark.parametrize(("owner", "refused"), [(165533, True), (OTHER + 1, False), (0, False)])
+def test_a_nobody_inside_is_told_from_the_users_outside(owner: int, *, refused: bool) -> None:
+    with shared_directory() as directory:
+        above = of(directory, owner)
+        reason = why_not_inside(MANY_USERS, "directory", of(above, OTHER))
+        assert ("belongs to user 65534" in reason) is refused
+
+
+@as_root
+@pytest.mark.parametrize(("mode", "refused"), [(0o755, False), (0o1777, True)])
+def test_a_link_of_a_user_outside_is_followed_if_only_the_directorys_owner_can_make_it(
+    mode: int, *, refused: bool
+) -> None:
+    with shared_directory() as directory:
+        place = of(directory, 0, mode)
+        of(directory, OTHER)
+        (place / "link").symlink_to(directory)
+        reason = why_not_inside(MANY_USERS, "directory", place / "link" / f"of-{OTHER}-755")
+        assert ("the link belongs to user 65534" in reason) is refused
+
+
+@as_root
+@NAMESPACES
+def test_users_outside_are_trusted_above_and_users_inside_are_not(users: str) -> None:
+    # (Root and all others have one number there, so that "/" is not root's.)
+    with shared_directory() as directory:
+        assert why_not_inside(users, "directory", of(of(directory, OTHER + 1), OTHER)) == ""
+        inside = f"{users}\n{INSIDE} {OTHER + 2} 1".strip()
+        reason = why_not_inside(inside, "directory", of(of(directory, OTHER + 2), OTHER))
+        assert f"belongs to user {INSIDE}" in reason
+
+
+@as_root
+@NAMESPACES
+@pytest.mark.parametrize(("owner", "refused"), [(OTHER, False), (OTHER + 1, True)])
+def test_a_log_of_a_user_outside_is_refused_in_a_namespace_of_users(
+    users: str, owner: int, *, refused: bool
+) -> None:
+    with shared_directory() as directory:
+        log = of(directory, OTHER) / "log"
+        os.mkfifo(log)
+        os.chown(log, owner, owner)
+        log.chmod(0o622)
+        reader = os.open(log, os.O_RDONLY | os.O_NONBLOCK)
+        try:
+            reason = why_not_inside(users, "log", log)
+        finally:
+            os.close(reader)
+        assert ("belongs to user 65534" in reason) is refused
+
+
+@as_root
+@NAMESPACES
+@pytest.mark.parametrize(
+    ("owner", "mode", "refused"), [(OTHER, 0o755, False), (OTHER + 1, 0o1777, True), (0, 0o1777, True)]
+)
+def test_a_relay_of_a_user_outside_is_not_ones_own_in_a_namespace_of_users(
+    users: str, owner: int, mode: int, *, refused: bool
+) -> None:
+    with shared_directory() as directory:
+        made = of(directory, owner, mode)
+        with another_user_listens(made / "s", OTHER + 1 if refused else OTHER):
+            reason = why_not_inside(users, "server", made / "s")
+    assert ("a program of user 65534 listens there" in reason) is refused
+
+
+@as_root
+def test_ones_own_relay_is_taken_in_any_directory_in_a_namespace_that_has_ones_user() -> None:
+    with shared_directory() as directory:
+        made = of(directory, 0, 0o1777)
+        with another_user_listens(made / "s", OTHER):
+            assert why_not_inside(f"{INSIDE} {OTHER} 1", "server", made / "s") == ""
 
 
 # The relay of a client

@@ -22,7 +22,7 @@ import stat
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._forked import let_go_in_child, no_fork
-from trio_console._relay.trust import check_directory
+from trio_console._relay.trust import check_directory, is_own
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -103,7 +103,7 @@ class LogFile:
 
     def _check(self) -> None:
         about = os.fstat(self._fd)
-        if about.st_uid not in (os.geteuid(), 0):
+        if about.st_uid != 0 and not is_own(about, self._fd):
             why = f"the file belongs to user {about.st_uid}, and a log holds secrets: use a file of your own"
             raise PermissionError(errno.EPERM, why, self._path)
         if not stat.S_ISREG(about.st_mode):

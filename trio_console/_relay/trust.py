@@ -4,17 +4,23 @@ A user who can write to a directory can replace the files in it. So a relay puts
 a directory to which no other user can write; root is trusted, because root can do anything. A user who can
 write to a directory above can replace the directory as a whole, so all on the way there are looked at, too. And a
 client asks the kernel which user has made the socket that it has reached, before it takes or sends a byte.
+
+In a user namespace, such as a container without root has, one number (the overflow id, 65534) stands for all users
+outside of it: root, and any other. So that number is never taken for this process's own, even if this has it as
+well, unless the kernel says that the file is this process's. Above a directory it is trusted, because "/" is
+root's of the outside; there it cannot be told from other users of the outside, who are not to be asked.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import grp
 import os
 import pwd
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from trio_console._addresses import peer_of
 
@@ -23,7 +29,7 @@ if TYPE_CHECKING:
 
     import trio
 
-__all__ = ["check_directory", "check_server"]
+__all__ = ["check_directory", "check_server", "is_own"]
 
 _ROOT: Final = 0
 
@@ -85,7 +91,7 @@ def _who_can_replace(passed: str) -> str | None:
     In a directory with the sticky bit, such as `/tmp`, a user can replace only what is the user's own.
     """
     found = os.lstat(passed)
-    if found.st_uid not in (os.geteuid(), _ROOT) and not _is_outside(found.st_uid):
+    if found.st_uid not in (os.geteuid(), _ROOT) and not _is_outside(found, passed):
         kind = "link" if stat.S_ISLNK(found.st_mode) else "directory"
         return f"the {kind} belongs to user {found.st_uid}, who can change it"
     if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX:
@@ -93,20 +99,69 @@ def _who_can_replace(passed: str) -> str | None:
     return _others_who_can_write(found, passed)
 
 
-def _is_outside(uid: int) -> bool:
-    """Whether a number stands for all users outside of this process's user namespace, root among them."""
+def _is_outside(found: os.stat_result, passed: str) -> bool:
+    """Whether the owner of a directory or a link is outside of this process's user namespace, as root is there.
+
+    If a user of the namespace has the number of those outside, the kernel tells the two apart for the namespace's
+    root alone. For others it is a user of the namespace. A link is made by who can write to its directory.
+    """
+    if not _is_ambiguous(found.st_uid):
+        return False
+    if not _has_user(found.st_uid):
+        return True
+    if stat.S_ISLNK(found.st_mode):
+        return not os.lstat(os.path.dirname(passed)).st_mode & stat.S_ISVTX
+    return os.geteuid() == _ROOT and not _may_act_as_owner(passed)
+
+
+def _is_ambiguous(number: int, kind: Literal["uid", "gid"] = "uid") -> bool:
+    """Whether a number stands for all users, or groups, outside of this process's user namespace.
+
+    Root is among them.
+    """
     try:
-        users = Path("/proc/self/uid_map").read_text().split()
-        outside = int(Path("/proc/sys/kernel/overflowuid").read_text())
+        inside = Path(f"/proc/self/{kind}_map").read_text().split()
+        outside = int(Path(f"/proc/sys/kernel/overflow{kind}").read_text())
     except OSError:
         return False
-    return users != _ALL_USERS and uid == outside
+    return inside != _ALL_USERS and number == outside
+
+
+def _has_user(uid: int) -> bool:
+    """Whether this process's user namespace has a user of its own with a number."""
+    lines = (map(int, line.split()) for line in Path("/proc/self/uid_map").read_text().splitlines())
+    return any(first <= uid < first + count for first, _, count in lines)
+
+
+def _may_act_as_owner(directory: str) -> bool:
+    """Whether this process is a directory's owner, or has the rights of one over its user's files."""
+    try:
+        os.close(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOATIME))
+    except OSError:
+        return False
+    return True
+
+
+def is_own(found: os.stat_result, opened: int) -> bool:
+    """Whether an open file belongs to this process's user."""
+    if found.st_uid != os.geteuid():
+        return False
+    if not _is_ambiguous(found.st_uid):
+        return True
+    # Only a file's owner may set this flag. (It is not inherited, and changes nothing for who holds the file.)
+    flags = fcntl.fcntl(opened, fcntl.F_GETFL)
+    try:
+        fcntl.fcntl(opened, fcntl.F_SETFL, flags | os.O_NOATIME)
+    except OSError:
+        return False
+    fcntl.fcntl(opened, fcntl.F_SETFL, flags)
+    return True
 
 
 def _who_can_write(directory: int) -> str | None:
     """Say which other users can write to an open directory; `None` if no other user can."""
     found = os.fstat(directory)
-    if found.st_uid not in (os.geteuid(), _ROOT):
+    if found.st_uid != _ROOT and not is_own(found, directory):
         return f"the directory belongs to user {found.st_uid}, who can write to it"
     return _others_who_can_write(found, directory)
 
@@ -134,7 +189,7 @@ def _has_access_list(directory: int | str) -> bool:
 
 def _is_own_group(gid: int) -> bool:
     """Whether a group is this process's own and has no other users. (Many systems make one for each user.)"""
-    if gid != os.getegid():
+    if gid != os.getegid() or _is_ambiguous(gid, "gid"):
         return False
     own = os.geteuid()
     try:
@@ -160,7 +215,8 @@ def check_server(sock: trio.socket.SocketType, path: str, server_uids: Collectio
     """
     uid = peer_of(sock).uid
     if server_uids is None:
-        trusted = uid in (os.geteuid(), _ROOT) or _owns(uid, path)
+        own = os.geteuid()
+        trusted = uid == _ROOT or (uid == own and not _is_ambiguous(uid)) or _owns(uid, path)
         who = f"this program's user {os.geteuid()}, root, or the only user who can write to its directory"
     else:
         trusted = uid in server_uids
