@@ -18,6 +18,7 @@ import trio
 
 from trio_console._buffers import flat_view, joined
 from trio_console._trio.conflict import Conflict
+from trio_console._trio.turns import Turn
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -141,8 +142,8 @@ class LaneStream(trio.abc.HalfCloseableStream):
         """Queue many chunks for the other end, as `send_all` for each, and much faster where they are small.
 
         Small chunks are joined, up to 64 KiB, and a large `bytes` object is queued by reference. There is a
-        checkpoint for every 256 KiB or so, and not for each chunk. No more chunks are taken from ``pieces`` than
-        are joined.
+        checkpoint for every half of a millisecond or so, and not for each chunk. No more chunks are taken from
+        ``pieces`` than are joined.
 
         If cancelled, the first of the chunks were queued, each of them whole, and the others were not.
 
@@ -158,15 +159,16 @@ class LaneStream(trio.abc.HalfCloseableStream):
             self._check_may_send()
             await trio.lowlevel.checkpoint_if_cancelled()
             ring = self._send.ring
-            queued = 0  # since the last checkpoint
+            # (The time counts, and not the bytes: joining costs by the chunk. The other end's thread needs the
+            # interpreter to take what was queued, so each checkpoint may also cost a change of threads.)
+            turn = Turn()
             for data in joined(pieces, _SLICE):
-                if queued >= _SLICE * _SLICES_PER_TURN:
-                    await trio.lowlevel.checkpoint()
+                if turn.is_over:
+                    await turn.pause()
                     self._check_may_send()
-                    queued = 0
                 while not ring.offer(data):
                     await self._wait_room(len(data))
-                queued += len(data)
+                    turn.begin()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
     @trio.lowlevel.enable_ki_protection

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,21 +130,32 @@ async def test_no_chunks_are_a_checkpoint() -> None:
             await host.send_pieces([])
 
 
-async def test_other_tasks_run_while_many_chunks_are_sent() -> None:
+async def turns_of_others(monkeypatch: pytest.MonkeyPatch, seconds: float) -> int:
+    """How often another task runs while 49 slices of small chunks are sent, by a clock that goes on at each look."""
+    looks = count()
+    monkeypatch.setattr("trio_console._trio.turns.perf_counter", lambda: next(looks) * seconds)
     async with pair(max_bytes=2**24, capacity=2**16) as (host, _):
         ran = 0
 
-        async def count() -> None:
+        async def run() -> None:
             nonlocal ran
             while True:
                 ran += 1
                 await trio.lowlevel.checkpoint()
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(count)
+            nursery.start_soon(run)
             await host.send_pieces([bytes(16)] * 200_000)
             nursery.cancel_scope.cancel()
-        assert ran >= 3.2e6 / (4 * 65536 + 65536)
+        return ran
+
+
+async def test_other_tasks_run_while_many_chunks_are_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await turns_of_others(monkeypatch, 0.001) >= 48
+
+
+async def test_chunks_that_take_no_time_are_sent_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await turns_of_others(monkeypatch, 0) <= 2
 
 
 async def test_an_iterable_that_raises_leaves_what_came_before() -> None:
