@@ -1,7 +1,7 @@
 """Turns of the event loop for tasks with much to do, above all those that work off what strangers send.
 
 Such a task always has work while the stranger sends, and a frame can be a few bytes or a body that takes
-milliseconds to decode. So work is measured in time, and not in frames (nor in chunks or bytes that are to be sent):
+milliseconds to decode. So work is measured in time, and not in frames (nor in chunks or bytes to send):
 
 * `Turn`: a task that has worked for so long lets all others run.
 * `Meter` and `Line`: tasks that do the same for several strangers share the loop. Those that have used more than a

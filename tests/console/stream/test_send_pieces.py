@@ -131,7 +131,7 @@ async def test_no_chunks_are_a_checkpoint() -> None:
 
 
 async def turns_of_others(monkeypatch: pytest.MonkeyPatch, seconds: float) -> int:
-    """How often another task runs while 49 slices of small chunks are sent, by a clock that goes on at each look."""
+    """How often another task runs while 49 slices of small chunks are sent, by a clock that runs by looks."""
     looks = count()
     monkeypatch.setattr("trio_console._trio.turns.perf_counter", lambda: next(looks) * seconds)
     async with pair(max_bytes=2**24, capacity=2**16) as (host, _):
