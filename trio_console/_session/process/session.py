@@ -473,4 +473,10 @@ def _start_error(failed: wire.ExecFailed, command: Command) -> Exception:
     filename = command.name if failed.filename is wire.UNSET else command.read_name(failed.filename)
     number = failed.errno or _KIND_ERRNO.get(failed.kind)
     words = failed.message if number is None else f"(in the guest: {failed.message})"
-    return system_error(number, words, filename)
+    error = system_error(number, words, filename)
+    if number == errno.EAGAIN:
+        error.add_note(
+            "the guest, or a user or a container in it, has all the processes and threads that it may have: end "
+            "some, or raise the limit (`ulimit -u`, or `pids.max` of the cgroup)"
+        )
+    return error
