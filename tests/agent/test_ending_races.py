@@ -65,7 +65,7 @@ async def check(host: Host, ending: str, sid: int = 5) -> None:
     _, _, answer = ENDINGS[ending]
     if answer is not None:
         assert await host.receive(sid) == answer
-    await host.ok(wire.OpStat("/", True), sid=STEP - 1)
+    await host.ok(wire.OpRealPath("/"), sid=STEP - 1)
     assert await host.nothing_for(sid)
 
 
@@ -99,7 +99,7 @@ async def test_no_answer_comes_after_the_end(
 ) -> None:
     handle = await host.open_file(tmp_path / "f", "read write create", sid=7)
     ops = {
-        "stat": wire.OpStat("/", True),
+        "stat": wire.OpRealPath("/"),
         "read": wire.OpRead(handle, 0, 0),
         "write": wire.OpWrite(handle, 0),
         "close": wire.OpCloseHandle(handle),
@@ -154,5 +154,5 @@ async def test_a_connection_says_nothing_after_its_end(
             await reached.wait()
         if ending == "cancelled":
             assert await host.receive(5) == wire.TcpClosed()
-        await host.ok(wire.OpStat("/", True), sid=STEP - 1)
+        await host.ok(wire.OpRealPath("/"), sid=STEP - 1)
         assert await host.nothing_for(5)

@@ -110,7 +110,8 @@ async def _files(guest: Guest, directory: Path) -> None:
         await file.seek(5)
         assert await file.read(3) == data[5:8]
         await file.flush()
-    assert (await path.stat()).st_size == len(data)
+    for _ in range(2):  # the first one finds out what can be answered without a thread
+        assert (await path.stat()).st_size == len(data)
     assert [entry.name for entry in await guest.path(str(directory)).iterdir()] == ["file"]
 
 

@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from trio_console.agent._session import Sender, Session
     from trio_console.agent._system.boot import FrameSource
 
-    #: Makes a session for an opening message, or returns the terminal message that refuses it.
-    Opener: TypeAlias = Callable[[Sender, int, wire.Message], "Session | wire.Message"]
+    #: Makes a session for an opening message, or returns the terminal message that refuses it; or `None`, when it
+    #: has sent the terminal message itself.
+    Opener: TypeAlias = Callable[[Sender, int, wire.Message], "Session | wire.Message | None"]
 
 __all__ = ["Ending", "Router", "log"]
 
@@ -199,6 +200,8 @@ class Router:
         session = self._openers[type(message)](self._sender, frame.id, message)
         if isinstance(session, wire.Message):
             self._sender.commit_unreserved(session, frame.id)
+            return
+        if session is None:
             return
         assert former is None or (former.muted and former.ended), "only the owner of an id speaks under it"
         self.sessions[frame.id] = session

@@ -248,7 +248,7 @@ async def test_one_that_hangs_is_cancelled_at_once_and_closed_when_it_returns(
     await host.send(wire.Cancel(), 5)
     assert await host.receive(5) == wire.FsResponse(ok=False, error="cancelled")
     # The id is free, and nothing comes under it when the call returns.
-    await host.send(wire.FsRequest(wire.OpStat("/", True)), 5)
+    await host.send(wire.FsRequest(wire.OpRealPath("/")), 5)
     assert (await host.receive(5)).ok
     release.set()
     with trio.fail_after(HANG):

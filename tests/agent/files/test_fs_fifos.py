@@ -118,7 +118,7 @@ async def test_opens_reads_and_writes_that_wait_hold_no_slot_of_the_disk(host: H
     for _ in range(4):
         await host.send(wire.FsData(bytes(64 * 1024)), sid)
     for _ in range(20):
-        await host.ok(wire.OpStat("/", True))
+        await host.ok(wire.OpRealPath("/"))
     assert await host.write_file(wire.OpWrite(writing, 0), b"x") == OK
 
 

@@ -335,7 +335,7 @@ async def test_a_client_that_left_is_told_nothing(host: Host, tmp_path: Path) ->
     )
     # A relay sends this request to learn that all earlier frames have come.
     last_id = STEP - 1
-    await host.ok(wire.OpStat("/", True), sid=last_id)
+    await host.ok(wire.OpRealPath("/"), sid=last_id)
     said = {sid for sid in range(1, 20) if host._kept.get(sid)}
     for sid in range(1, 20):
         assert (sid in said) or await host.nothing_for(sid)
@@ -400,7 +400,7 @@ async def test_operations_on_one_handle_take_turns(host: Host, tmp_path: Path) -
     reader, closer = host.new_id(), host.new_id()
     await host.send(wire.FsRequest(wire.OpRead(handle, 0), window=10), reader)
     await host.send(wire.FsRequest(wire.OpCloseHandle(handle)), closer)
-    await host.ok(wire.OpStat("/", True))  # others overtake
+    await host.ok(wire.OpRealPath("/"))  # others overtake
     assert await host.nothing_for(closer)
     await host.send(wire.Credit("data", 10), reader)
     got = 0

@@ -476,7 +476,7 @@ async def test_an_operation_that_hangs_delays_neither_pings_nor_commands_nor_oth
             await host.send(wire.FsRequest(wire.OpStat("/hang", True)), sid)
         await host.ping()
         assert (await host.run("echo", "hi")).stdout == b"hi\n"
-        await host.ok(wire.OpStat("/", True))
+        await host.ok(wire.OpRealPath("/"))
         release.set()
         for sid in stuck:
             assert (await host.receive(sid)).ok
@@ -490,7 +490,7 @@ async def test_a_cancelled_operation_is_over_at_once(host: Host, monkeypatch: py
         await host.send(wire.Cancel(), sid)
         assert await host.receive(sid) == wire.FsResponse(ok=False, error="cancelled")
         # Its id is free although its thread is not.
-        assert (await host.ok(wire.OpStat("/", True), sid=sid)).path == "/"
+        assert await host.ok(wire.OpRealPath("/"), sid=sid) == "/"
         release.set()
         assert await host.nothing_for(sid)
 
@@ -555,16 +555,16 @@ async def test_a_client_may_have_many_operations_waiting_but_not_any_number(
         sids = [host.new_id() for _ in range(3)]
         for sid in sids:
             await host.send(wire.FsRequest(wire.OpStat("/hang", True)), sid)
-        error = await host.error(wire.OpStat("/", True))
-        assert error == "stat: Resource temporarily unavailable (os error 11)"
-        await host.ok(wire.OpStat("/", True), sid=other)
+        error = await host.error(wire.OpRealPath("/"))
+        assert error == "realpath: Resource temporarily unavailable (os error 11)"
+        await host.ok(wire.OpRealPath("/"), sid=other)
         await host.send(wire.Cancel(), sids.pop())
-        await host.ok(wire.OpStat("/", True))
+        await host.ok(wire.OpRealPath("/"))
         release.set()
         for sid in sids:
             await host.receive(sid)
     for _ in range(4):
-        await host.ok(wire.OpStat("/", True))
+        await host.ok(wire.OpRealPath("/"))
 
 
 class hanging_stat:  # noqa: N801

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.agent._host import Host
 
 HANGS = wire.FsRequest(wire.OpStat("/hang", True))
-ROOT = wire.OpStat("/", True)
+ROOT = wire.OpRealPath("/")
 
 
 class Gate:

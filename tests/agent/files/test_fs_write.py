@@ -157,7 +157,7 @@ async def test_a_bad_frame_ends_a_write(host: Host, tmp_path: Path) -> None:
 async def test_an_id_in_use_is_refused_and_its_write_ends(host: Host, tmp_path: Path) -> None:
     handle = await host.open_file(tmp_path / "f", "write create")
     await host.send(wire.FsRequest(wire.OpWrite(handle, 0)), 5)
-    await host.send(wire.FsRequest(wire.OpStat("/", True)), 5)
+    await host.send(wire.FsRequest(wire.OpRealPath("/")), 5)
     assert (await host.receive(5)).kind == "invalid_session"
     assert await host.nothing_for(5)
     await host.ok(wire.OpCloseHandle(handle))
@@ -171,7 +171,7 @@ async def test_written_bytes_are_granted_anew_by_half_windows(agent: AgentFactor
         handle = await host.open_file(tmp_path / "f", "write create")
         await host.send(wire.FsRequest(wire.OpWrite(handle, 0), window=1), 5)
         await host.send(wire.FsData(b"x" * 499), 5)
-        await host.ok(wire.OpStat("/", True))
+        await host.ok(wire.OpRealPath("/"))
         assert await host.nothing_for(5)
         await host.send(wire.FsData(b"x"), 5)
         assert await host.receive(5) == wire.Credit("data", 500)

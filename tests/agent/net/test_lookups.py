@@ -59,7 +59,7 @@ async def test_slow_names_of_one_client_stop_no_other_client(host: Host, slow: t
     await begun(host)
     for slot in (1, 127):
         assert "Connection refused" in await refused(host, slot_ids(slot)[0], "localhost")
-    await host.ok(wire.OpStat("/", True), sid=slot_ids(0)[100])
+    await host.ok(wire.OpRealPath("/"), sid=slot_ids(0)[100])
     for sid in slot_ids(0)[:60]:
         await host.send(wire.Cancel(), sid)
         assert await host.receive(sid) == wire.TcpClosed()

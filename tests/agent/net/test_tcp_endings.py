@@ -224,9 +224,9 @@ async def test_nothing_of_an_old_connection_reaches_the_next_owner_of_its_id(hos
             await peer.send_all(bytes(300_000))
             await host.receive(5)
             await host.send(wire.ClientDisconnected(1, STEP))
-            await host.ok(wire.OpStat("/", True), sid=STEP - 1)  # as the last request of a relay
+            await host.ok(wire.OpRealPath("/"), sid=STEP - 1)  # as the last request of a relay
             host._kept.pop(5, None)
-            await host.ok(wire.OpStat("/", True), sid=STEP - 1)
+            await host.ok(wire.OpRealPath("/"), sid=STEP - 1)
             assert await host.nothing_for(5)
 
 

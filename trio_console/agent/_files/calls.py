@@ -129,10 +129,14 @@ class FsCall(FsSession):
     async def _work(self) -> None:
         disk = self._files.disk
         async with disk.permit(self._share):
-            call = partial(perform, self._op, self._stop, self._shown)
             with self._files.descriptors(self._slot):
-                answer = await disk.run(partial(_answer_with, call, self.id))
+                answer = await disk.run(partial(_answer_with, self._call, self.id))
             await self._answer(answer)
+
+    def _call(self) -> wire.FsResponse:
+        if isinstance(self._op, wire.OpStat):
+            self._files.cached.refresh()  # so that the next one may need no thread
+        return perform(self._op, self._stop, self._shown)
 
 
 class FsHandleSession(FsSession):

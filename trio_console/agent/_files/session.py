@@ -1,7 +1,8 @@
 """Makes the session of a file request, or refuses the request.
 
 The checks that need no file system are made here: the owner of a handle, the kind of the handle, and the number of
-a client's waiting operations. This module does no I/O.
+a client's waiting operations. The attributes of a file that the kernel has in memory are sent at once, without a
+session. This module does no I/O.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 
 from trio_console import _wire as wire
+from trio_console._wire import name_bytes
 from trio_console._wire.ids import slot_of
 from trio_console.agent._files.calls import FsCall, FsClose, FsHandleCall, FsOpen, FsSession, failure
 from trio_console.agent._files.handles import LARGEST_OFFSET, DirHandle, FileHandle, Handle, open_contents
-from trio_console.agent._files.paths import FsError, Shown, check_paths, unpacked_op, verb
+from trio_console.agent._files.paths import FsError, Shown, check_paths, stat_answer, unpacked_op, verb
 from trio_console.agent._files.streams import FsRead, FsWrite
 from trio_console.agent._inflow import Inflow
 from trio_console.agent._process.spawn import os_error_text
@@ -54,8 +56,8 @@ class FsOpener:
         self._budget = budget
         self._patience = patience
 
-    def __call__(self, sender: Sender, session_id: int, message: wire.Message) -> FsSession | wire.Message:
-        """Make a session of a request, or refuse it."""
+    def __call__(self, sender: Sender, session_id: int, message: wire.Message) -> FsSession | wire.Message | None:
+        """Make a session of a request, or refuse it, or answer it at once: then the result is `None`."""
         assert isinstance(message, wire.FsRequest), "an opener gets the message that it is registered for"
         slot = slot_of(session_id)
         assert slot is not None, "a session has the id of a client"
@@ -65,9 +67,32 @@ class FsOpener:
             octets = message.octets is True
             op = unpacked_op(message.op) if octets else message.op
             check_paths(op)
-            return self._make(sender, session_id, slot, message, op, Shown.OCTETS if octets else Shown.TEXT)
+            shown = Shown.OCTETS if octets else Shown.TEXT
+            if isinstance(op, wire.OpStat) and self._answer_at_once(sender, session_id, slot, op, shown):
+                return None
+            return self._make(sender, session_id, slot, message, op, shown)
         except FsError as exc:
             return failure(exc)
+
+    def _answer_at_once(self, sender: Sender, session_id: int, slot: int, op: wire.OpStat, shown: Shown) -> bool:
+        """Answer with what the kernel has in memory; returns whether it was possible.
+
+        It takes less time than to make a session. (And the router lets others run after a turn.) If the outbox has
+        no room, the answer waits for it as all others do: in the task of a session.
+        """
+        path = name_bytes(op.path)
+        try:
+            with self._files.descriptors(slot):
+                found = self._files.cached.look(path, follow=op.follow_symlink)
+        except OSError:  # the client may have no more descriptors: the session has the error
+            return False
+        if found is None:
+            return False
+        frame = wire.encode(stat_answer(path, found, shown), session_id)
+        if not sender.outbox.reserve_nowait(len(frame)):
+            return False
+        sender.commit_frame(frame, len(frame))
+        return True
 
     def _make(
         self, sender: Sender, session_id: int, slot: int, message: wire.FsRequest, op: wire.FsOp, shown: Shown

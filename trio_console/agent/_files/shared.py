@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._wire.ids import slot_ids, slots_in
+from trio_console.agent._files.cached import Cached
 from trio_console.agent._files.disk import Disk
 from trio_console.agent._files.handles import SLICE, Handle, HandleTable
 from trio_console.agent._files.paths import FsError
@@ -46,6 +47,8 @@ class Files:
 
     def __init__(self, *, handles_per_client: int, has_room: Callable[[int], bool], headroom: FdHeadroom) -> None:
         self.disk = Disk()
+        #: What can be answered without a thread.
+        self.cached = Cached()
         self.handles = HandleTable(handles_per_client, has_room, headroom)
         self._headroom = headroom
         #: The buffer for reads of cached bytes. One is enough for all sessions, because the bytes are queued
@@ -135,12 +138,13 @@ class Files:
         self._closing.discard(slot)
 
     def close(self) -> None:
-        """Close all handles. Called when no session runs any more."""
+        """Close all handles, and all else. Called when no session runs any more."""
         for handle in list(self.handles):
             self.handles.doom(handle)
             self._bury_doomed(handle)
         for doomed in self._doomed.values():
             _close_all(doomed)
+        self.cached.close()
 
 
 def _close_all(handles: Iterable[Handle]) -> None:
