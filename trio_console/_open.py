@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trio_console._relay.options import ServerOptions
     from trio_console._relay.server import RelayServer
     from trio_console._relay.socket import RelaySocket
+    from trio_console._trio.sockets import UnixStream
 
     Watch: TypeAlias = Callable[[], Awaitable[None]]
 
@@ -372,7 +373,7 @@ async def _leave_relay(connection: Connection, grace: float) -> None:
         connection.lose(reason)
 
 
-async def _connect(path: str, server_uids: Collection[int] | None) -> trio.SocketStream:
+async def _connect(path: str, server_uids: Collection[int] | None) -> UnixStream:
     try:
         with named_by_descriptor(path) as name:
             stream = await connect_unix(name)
@@ -390,7 +391,7 @@ async def _connect(path: str, server_uids: Collection[int] | None) -> trio.Socke
 
 
 async def _attached(
-    stream: trio.SocketStream,
+    stream: UnixStream,
     explain: Callable[[], Awaitable[str]],
     cause: Callable[[], Exception | None] = lambda: None,
 ) -> Connection:

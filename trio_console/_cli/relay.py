@@ -47,7 +47,12 @@ def relay(args: argparse.Namespace) -> int:
 
 async def _serve(args: argparse.Namespace) -> None:
     options = relay_options(args)
-    spec = trio_console.ProcessGuest() if args.console is None else trio_console.SocketGuest(args.console)
+    # (Tasks for both: nothing in this program computes for long, and so a frame needs no change between threads.)
+    spec = (
+        trio_console.ProcessGuest(workers="tasks")
+        if args.console is None
+        else trio_console.SocketGuest(args.console)
+    )
     token = trio.lowlevel.current_trio_token()
     socket = _SocketFile()
     with (

@@ -6,6 +6,9 @@ The router decides what to do with each frame. This module decides which task wa
   happens when a client does not read: see `SlowClient`.
 * A client's writer waits for its socket, its feeder waits for the agent's outbox, and its reader waits for these
   two. None of them waits for another client's task, but clients that send much take turns.
+* While a client's writer sleeps, the agent's reader sends in its place: at the end of each turn, what the client's
+  socket takes at once, to each client that has got frames in it. So most frames need no turn of a further task.
+  The writer sends the rest.
 
 A client is cut by cancelling its scope, which runs the same ending as when the client leaves.
 """
@@ -18,7 +21,7 @@ import struct
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 import trio
 
@@ -33,7 +36,7 @@ from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.reports import LoggedReports
-from trio_console._trio.sockets import accept
+from trio_console._trio.sockets import UnixStream, accept
 from trio_console._trio.turns import Costly, Line, Meter, Turn
 from trio_console._wire.outbox import Outbox
 
@@ -44,11 +47,15 @@ if TYPE_CHECKING:
     from trio_console._relay.router import Client, Orders
     from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
+    from trio_console._trio.gathering import Piece
 
 __all__ = ["RelayServer", "RelayStatistics", "ServerOptions", "SlowClient"]
 
 #: Bytes sent to a client's socket, or read from it, at once.
 _BATCH: Final = 64 * 1024
+
+#: Bytes sent to a client's socket by the agent's reader: a read of a console is no more.
+_BATCH_AT_ONCE: Final = 128 * 1024
 
 #: Bytes of control frames for the agent above which clients are not read.
 _CONTROL_BUDGET: Final = 64 * 1024
@@ -77,22 +84,48 @@ _LONGEST_REASON: Final = 800
 _ACCEPT_PAUSE: Final = 0.1
 
 
+class _Batch(NamedTuple):
+    """Frames that are being sent to a client, and the pieces of bytes of them that its socket has not taken."""
+
+    frames: list[Outgoing]
+    rest: list[Piece]
+
+
 @final
 class _ClientTasks:
     """The tasks that serve one client: the events that wake them, and their scope."""
 
-    def __init__(self, client: Client, rates: tuple[Rate, ...]) -> None:
+    def __init__(self, client: Client, stream: UnixStream, rates: tuple[Rate, ...]) -> None:
         self.client: Final = client
+        self.stream: Final = stream
         self.rates: Final = rates
         self.scope: Final = trio.CancelScope()
         #: Ends the talk with it: its deadline is set when its socket takes no more frames, because it has gone.
         self.leaving: Final = trio.CancelScope()
-        self.output = trio.Event()  # there are frames for its socket
+        self.output = trio.Event()  # there are frames for its socket, and its writer is to send them
+        # One party at a time sends to the socket: the writer, or, while it sleeps and nothing is begun, the
+        # agent's reader. No checkpoint comes between the look at these two and the end of such a sending.
+        self.writer_sleeps = False
+        self.begun: _Batch | None = None  # frames of which the socket has not taken all at once
         self.input = trio.Event()  # there are frames for the agent
         self.room = trio.Event()  # its reader may go on, or what it relies on was delivered
         self.was_cut = False
         self.last_active = trio.current_time()
         self.feeding = False  # whether a frame has been taken for the agent, and waits for room in its outbox
+
+    @property
+    def may_send_at_once(self) -> bool:
+        """Whether frames may be sent by another task than its writer."""
+        return self.writer_sleeps and self.begun is None
+
+    async def wait_output(self) -> None:
+        """Let the writer sleep until `output` is set."""
+        self.output = trio.Event()
+        self.writer_sleeps = True
+        try:
+            await self.output.wait()
+        finally:
+            self.writer_sleeps = False
 
     async def wait_room(self) -> None:
         """Wait until `room` is set once more."""
@@ -113,7 +146,8 @@ class _ClientTasks:
         self.scope.deadline = trio.current_time() + timeout
 
     def set_prompt(self) -> None:
-        self.scope.deadline = math.inf
+        if self.is_slow:  # (a new deadline is work for trio, also if it is the old one)
+            self.scope.deadline = math.inf
 
 
 @final
@@ -146,6 +180,7 @@ class RelayServer:
             flow if flow is not wire.UNSET else None, options.limits, booted.ready.features or (), options.rights
         )
         self._tasks: dict[Client, _ClientTasks] = {}
+        self._marked: dict[_ClientTasks, None] = {}  # with frames of the turn that the agent's reader is in
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.
         self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
@@ -253,7 +288,7 @@ class RelayServer:
 
     @interrupt_safe
     @asynccontextmanager
-    async def attach(self) -> AsyncIterator[trio.SocketStream]:
+    async def attach(self) -> AsyncIterator[UnixStream]:
         """Connect a client in this program; yields the client's end of the connection.
 
         Raises:
@@ -266,11 +301,11 @@ class RelayServer:
         client, self._own_client = self._own_client, None
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(ours))
+        stream = UnixStream(trio.socket.from_stdlib_socket(ours))
         self._door.note_own_client(client)
         self._nursery.start_soon(self._serve_client, stream, client)
         with trio.socket.from_stdlib_socket(theirs) as end, shut_down_at_the_end(end):
-            yield trio.SocketStream(end)
+            yield UnixStream(end)
 
     async def _find_reason(self) -> str:
         if self._ending.is_set() or self._front.cancel_called:
@@ -326,7 +361,7 @@ class RelayServer:
             self._nursery.start_soon(self._serve, stream)
 
     @trio.lowlevel.enable_ki_protection
-    async def _serve(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, stream: UnixStream) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
             client = await self._door.admit(peer_of(stream.socket))
             # (No checkpoint until the client is listed: if this were cancelled there, the slot would stay taken.)
@@ -334,13 +369,13 @@ class RelayServer:
                 await self._serve_client(stream, client)
 
     @trio.lowlevel.enable_ki_protection
-    async def _serve_client(self, stream: trio.SocketStream, client: Client) -> None:
+    async def _serve_client(self, stream: UnixStream, client: Client) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
             self._served += 1
-            tasks = self._tasks[client] = _ClientTasks(client, self._door.rates_for(client))
+            tasks = self._tasks[client] = _ClientTasks(client, stream, self._door.rates_for(client))
             try:
                 with tasks.scope:
-                    await self._talk(tasks, stream)
+                    await self._talk(tasks)
             finally:
                 if tasks.is_slow and tasks.scope.cancelled_caught and not tasks.was_cut and not self._lost:
                     self._note_cut(tasks, f"it has read nothing for {self._options.slow_client_timeout:g} s")
@@ -354,15 +389,17 @@ class RelayServer:
                 self._carry_out(orders)
                 self._relief.set()
 
-    async def _talk(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+    async def _talk(self, tasks: _ClientTasks) -> None:
         ids = tasks.client.ids
         try:
-            await stream.send_all(struct.pack(">II", ids.start, ids.stop) + ready_for(tasks.client, self._booted))
+            await tasks.stream.send_all(
+                struct.pack(">II", ids.start, ids.stop) + ready_for(tasks.client, self._booted)
+            )
             with tasks.leaving:
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._write_client, tasks, stream)
+                    nursery.start_soon(self._write_client, tasks)
                     nursery.start_soon(self._feed_agent, tasks)
-                    await self._read_client(tasks, stream)
+                    await self._read_client(tasks)
                     await self._see_off(tasks)
                     nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -386,8 +423,8 @@ class RelayServer:
         self._cut += 1
         self._log.warning("cut the client in slot %d: %s", tasks.client.slot, why)
 
-    async def _read_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
-        client = tasks.client
+    async def _read_client(self, tasks: _ClientTasks) -> None:
+        client, stream = tasks.client, tasks.stream
         decoder = wire.FrameDecoder()
         meter = Meter(self._line)
         try:
@@ -398,7 +435,7 @@ class RelayServer:
                 if not data:
                     return  # an incomplete last frame is dropped
                 tasks.last_active = trio.current_time()
-                decoder.feed(bytes(data))
+                decoder.feed(data)
                 meter.begin()
                 for number, frame in enumerate(decoder):
                     if meter.is_over:
@@ -420,32 +457,53 @@ class RelayServer:
         self._carry_out(self._router.from_client(client, frame))
 
     @trio.lowlevel.enable_ki_protection
-    async def _write_client(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
+    async def _write_client(self, tasks: _ClientTasks) -> None:
         try:
-            await self._write_frames(tasks, stream)
+            await self._write_frames(tasks)
         except trio.BrokenResourceError:
             # The client has gone; its last frames may still have to be read.
             tasks.leave_soon()
             await trio.sleep_forever()
 
-    async def _write_frames(self, tasks: _ClientTasks, stream: trio.SocketStream) -> None:
-        client = tasks.client
+    async def _write_frames(self, tasks: _ClientTasks) -> None:
+        client, stream = tasks.client, tasks.stream
         while True:
-            batch = client.take(_BATCH)
-            if not batch:
+            batch, tasks.begun = tasks.begun or _take(client, _BATCH), None
+            if batch is None:
                 if self._lost:  # all queued frames were sent
                     free = next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
                     await stream.send_all(wire.encode(wire.RelayLost(self._told), free))
                     tasks.scope.cancel()
-                tasks.output = trio.Event()
-                await tasks.output.wait()
+                await tasks.wait_output()
                 continue
-            await stream.send_all(_join(batch))
-            tasks.last_active = trio.current_time()
-            self._carry_out(self._router.sent_to_client(client, batch))
-            tasks.set_prompt()
-            tasks.room.set()
-            self._relief.set()
+            await stream.send_gathered(batch.rest)
+            self._note_sent(tasks, batch)
+            if client.hurried or client.outgoing:
+                await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
+
+    def _send_at_once(self, tasks: _ClientTasks) -> None:
+        """Send a client its frames while its writer sleeps, which sends what the socket does not take now."""
+        client = tasks.client
+        batch = _take(client, _BATCH_AT_ONCE)
+        if batch is None:
+            return
+        # (A failure is the writer's as well: it tries again, and gets the error.)
+        rest = tasks.stream.send_gathered_nowait(batch.rest)
+        if rest:
+            tasks.begun = _Batch(batch.frames, rest)
+            tasks.output.set()
+            return
+        self._note_sent(tasks, batch)
+        if client.hurried or client.outgoing:
+            tasks.output.set()
+
+    def _note_sent(self, tasks: _ClientTasks, batch: _Batch) -> None:
+        """Note that a client's socket has taken frames."""
+        tasks.last_active = trio.current_time()
+        self._carry_out(self._router.sent_to_client(tasks.client, batch.frames))
+        tasks.set_prompt()
+        tasks.room.set()
+        self._relief.set()
 
     @trio.lowlevel.enable_ki_protection
     async def _feed_agent(self, tasks: _ClientTasks) -> None:
@@ -466,7 +524,12 @@ class RelayServer:
             tasks.last_active = trio.current_time()
             tasks.room.set()
 
-    def _carry_out(self, orders: Orders) -> None:
+    def _carry_out(self, orders: Orders, *, mark: bool = False) -> None:
+        """Carry out the router's orders.
+
+        Args:
+            mark: only mark a client with new frames for its socket, if they may be sent at once.
+        """
         if orders.shutdown:
             self._order_shutdown(orders.to_agent[-1])
             if not self._front.cancel_called:  # if it is, the guest is ended by the owner of this server
@@ -477,16 +540,19 @@ class RelayServer:
             for frame in orders.behind:
                 self._outbox.commit(frame, 0)
         if orders.busy is not None:
-            self._wake(orders.busy)
+            self._wake(orders.busy, mark=mark)
         if orders.refused is not None:
             self._log.warning("%s", orders.refused)
 
-    def _wake(self, client: Client) -> None:
+    def _wake(self, client: Client, *, mark: bool = False) -> None:
         """Wake the tasks of a client for its new frames."""
         tasks = self._tasks.get(client)
         if tasks is not None:
             if client.outgoing or client.hurried:
-                tasks.output.set()
+                if mark and tasks.may_send_at_once:
+                    self._marked[tasks] = None
+                else:
+                    tasks.output.set()
             if client.round:
                 tasks.input.set()
             tasks.room.set()  # frames that waited for the agent may have been dropped, which makes room
@@ -532,33 +598,52 @@ class RelayServer:
     async def _handle_frames(self, costly: Costly) -> None:
         """Handle the frames that have come, in turns: a guest's frames may be tiny, and of any number."""
         turn = Turn()
-        for frame in self._decoder:
-            if turn.is_over:
-                await turn.pause()
-            if wire.is_costly(frame):
-                orders = await costly.run(partial(self._hear_agent, frame))
-            else:
-                orders = self._hear_agent(frame)
-            if orders.slot_freed:
-                self._door.note_free_slot()
-            if orders.busy is not None:
-                await self._mind_queue(orders.busy)
+        try:
+            for frame in self._decoder:
+                if turn.is_over:
+                    self._send_marked()
+                    await turn.pause()
+                if wire.is_costly(frame):
+                    self._send_marked()
+                    orders = await costly.run(partial(self._hear_agent, frame))
+                else:
+                    orders = self._hear_agent(frame)
+                if orders.slot_freed:
+                    self._door.note_free_slot()
+                if orders.busy is not None:
+                    await self._mind_queue(orders.busy)
+        finally:
+            self._send_marked()
 
     def _hear_agent(self, frame: wire.Frame) -> Orders:
         self._frames_from_agent += 1
         orders = self._router.from_agent(frame)
-        self._carry_out(orders)
+        self._carry_out(orders, mark=True)
         return orders
+
+    def _send_marked(self) -> None:
+        """Send each client the frames that have come for it since the last call."""
+        marked, self._marked = self._marked, {}
+        for tasks in marked:
+            if tasks.may_send_at_once:
+                self._send_at_once(tasks)
+            else:
+                tasks.output.set()
 
     async def _mind_queue(self, client: Client) -> None:
         """Keep a client's queue within its bounds."""
         tasks = self._tasks.get(client)
         if tasks is None:
             return
-        if not self._credited and client.account.queued > self._limits.client_budget:
+        if self._marked and (self._is_over_budget(client) or self._router.gate.overflows(client)):
+            self._send_marked()
+        if self._is_over_budget(client):
             await self._be_patient(tasks)
         elif self._router.gate.overflows(client):
             self._cut_overflowing(tasks)
+
+    def _is_over_budget(self, client: Client) -> bool:
+        return not self._credited and client.account.queued > self._limits.client_budget
 
     def _cut_overflowing(self, tasks: _ClientTasks) -> None:
         self.cut(tasks, f"it does not read, and {tasks.client.account.queued} bytes are queued for it")
@@ -610,5 +695,7 @@ class RelayServer:
         )
 
 
-def _join(batch: list[Outgoing]) -> bytes:
-    return batch[0].frame if len(batch) == 1 else b"".join([item.frame for item in batch])
+def _take(client: Client, limit: int) -> _Batch | None:
+    """Take frames for a client's socket; `None` if there are none."""
+    frames = client.take(limit)
+    return _Batch(frames, [item.frame for item in frames]) if frames else None

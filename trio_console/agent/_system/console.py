@@ -20,8 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 import trio
 
 from trio_console._standard import CLOSED_AT_START
-from trio_console._trio.conflict import Conflict
-from trio_console._trio.gathering import MOST_PIECES, GatheringStream, Piece, drop_first
+from trio_console._trio.gathering import DescriptorStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -37,12 +36,8 @@ _HOST_POLL: Final = 0.02
 
 
 @final
-class _Console(trio.abc.Stream, GatheringStream):
-    """One descriptor for both directions, or two.
-
-    trio's own stream takes a single buffer, and makes a checkpoint before each write. For the outbox that would be
-    a needless copy of all data, and for each request a needless turn of the event loop.
-    """
+class _Console(DescriptorStream):
+    """One descriptor for both directions, or two."""
 
     def __init__(
         self,
@@ -50,49 +45,13 @@ class _Console(trio.abc.Stream, GatheringStream):
         send: trio.lowlevel.FdStream,
         restore: Callable[[], None] = lambda: None,
     ) -> None:
+        super().__init__("console")
         self._receive = receive
         self._send = send
         self._restore = restore  # called before the descriptors are closed
-        self._conflict = Conflict("another task is already writing to the console")
 
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.lowlevel.checkpoint()
-        await self.send_gathered([bytes(data)])
-
-    async def send_gathered(self, pieces: list[Piece]) -> None:
-        """See `GatheringStream.send_gathered`."""
-        rest = [piece for piece in pieces if piece]
-        with self._conflict:
-            while rest:
-                try:
-                    written = os.writev(self._fd(), rest[:MOST_PIECES])
-                except BlockingIOError:
-                    await trio.lowlevel.wait_writable(self._fd())
-                except OSError as exc:
-                    raise trio.BrokenResourceError(f"the console cannot be written: {exc}") from exc
-                else:
-                    drop_first(rest, written)
-
-    def send_gathered_nowait(self, pieces: list[Piece]) -> list[Piece]:
-        """See `GatheringStream.send_gathered_nowait`."""
-        with self._conflict:
-            try:
-                written = os.writev(self._fd(), pieces[:MOST_PIECES])
-            except (OSError, trio.ClosedResourceError):
-                return pieces
-        drop_first(pieces, written)
-        return pieces
-
-    def _fd(self) -> int:
-        fd = self._send.fileno()
-        if fd < 0:
-            raise trio.ClosedResourceError("this console was closed")
-        return fd
-
-    async def wait_send_all_might_not_block(self) -> None:
-        """See `trio.abc.SendStream`."""
-        with self._conflict:
-            await trio.lowlevel.wait_writable(self._fd())
+    def _send_fd(self) -> int:
+        return self._send.fileno()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         # (It begins with a turn of the other tasks. What comes in that turn comes in the same read: with a read at
