@@ -428,6 +428,28 @@ async def test_requests_that_are_given_up_do_not_pile_up_without_bound(
         assert talk.guest.statistics().active_sessions < 40
 
 
+async def test_a_request_for_which_there_is_room_is_sent_before_another_task_runs() -> None:
+    async with talking() as talk:
+        with pytest.raises(StopIteration):  # it is over in one step: no other task has run
+            talk.connection.wait_may_open().send(None)
+
+
+async def test_a_call_waits_behind_those_that_wait_although_there_is_room_again() -> None:
+    async with talking() as talk:
+        async with talk.connection._door:  # as a call that was told of room, and has not run since
+            call = begin(talk.nursery, talk.guest.ping)
+            await talk.agent.nothing_more()
+        id_, _ = await talk.agent.expect(wire.Ping)
+        await talk.agent.send(wire.Pong(), id_)
+        await call.wait()
+
+
+async def test_a_call_that_needs_no_request_is_a_checkpoint() -> None:
+    async with talking() as talk:
+        with trio.testing.assert_checkpoints():
+            assert await talk.guest.path("/a").absolute() == talk.guest.path("/a")
+
+
 async def test_a_call_that_waits_for_its_turn_is_told_when_the_guest_is_lost(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -383,15 +383,24 @@ class Connection:
                 f"({self.ready.agent_version or 'no version given'}) speaks {self.peer_generation}"
             )
 
+    async def check_in(self) -> None:
+        """Do what a call that needs no request owes: check that the caller may make it, and be a checkpoint."""
+        self._owner.check()
+        await trio.lowlevel.checkpoint()
+
     async def wait_may_open(self) -> None:
         """Wait while too many requests are queued because the guest does not read. Called before every `open`.
 
         Otherwise the requests of cancelled calls would pile up while the guest is stopped.
+
+        If there is room it raises a cancellation that is due, and lets no other task run: the caller waits for the
+        answer.
         """
         self._owner.check()  # also for objects, such as paths, that have no owner of their own
         await trio.lowlevel.checkpoint_if_cancelled()
-        async with self._door:
-            await self.outbox.wait_control_room()
+        if self._door.locked() or not self.outbox.has_control_room:  # (behind those who wait already)
+            async with self._door:
+                await self.outbox.wait_control_room()
 
     def new_id(self) -> int:
         """An id for a new session. `open` must be called with it before the next checkpoint."""

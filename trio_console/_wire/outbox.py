@@ -257,12 +257,17 @@ class Outbox:
         self._control_bytes += len(frame)
         self._work.set()
 
+    @property
+    def has_control_room(self) -> bool:
+        """Whether fewer than ``control_budget`` bytes of control frames are queued."""
+        return self._control_bytes < self._control_budget
+
     async def wait_control_room(self) -> None:
         """Wait until fewer than ``control_budget`` bytes of control frames are queued.
 
         Not a checkpoint when there is room. Also returns when the stream breaks. If cancelled, nothing changes.
         """
-        while self._control_bytes >= self._control_budget and self._broken is None:
+        while not self.has_control_room and self._broken is None:
             if self._control_room.is_set():  # all waiting tasks use one event: a second one would strand the first
                 self._control_room = trio.Event()
             await self._control_room.wait()

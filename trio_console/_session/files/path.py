@@ -270,7 +270,7 @@ class GuestPath(PureGuestPath):
         return await self._matching(parse(pattern, anywhere=True))
 
     async def _matching(self, parts: list[str]) -> Iterator[GuestPath]:
-        await self._fs.connection.wait_may_open()  # (as above)
+        await self._fs.connection.check_in()
         return iter(await matches(self, parts))
 
     # Places
@@ -291,7 +291,7 @@ class GuestPath(PureGuestPath):
         """
         parts = self.parts
         if self.is_absolute() or not parts or not parts[0].startswith("~"):
-            await self._fs.connection.wait_may_open()  # (This checks the caller, and is a checkpoint.)
+            await self._fs.connection.check_in()
             return self
         return self._make(await self._home_of(parts[0][1:])).joinpath(*parts[1:])
 
@@ -304,7 +304,7 @@ class GuestPath(PureGuestPath):
     async def absolute(self) -> GuestPath:
         """The path from the root; links and ``..`` stay as they are."""
         if self.is_absolute():
-            await self._fs.connection.wait_may_open()  # (This checks the caller, and is a checkpoint.)
+            await self._fs.connection.check_in()
             return self
         return (await self.cwd()) / self
 
