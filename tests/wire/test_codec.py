@@ -379,6 +379,16 @@ def test_unknown_keys_are_ignored_whatever_is_in_them() -> None:
     assert wire.decode(Frame(1, 0, body)) == wire.Ping()
 
 
+def test_no_message_with_a_required_field_is_read_out_of_an_empty_payload() -> None:
+    assert refusal("core.tcp.data", b"\xa0").field == "data"
+    assert refusal("core.tcp.connect", b"\xa0").field == "host"
+
+
+def test_a_message_without_fields_with_a_payload_that_is_no_map_is_refused() -> None:
+    for payload in (5, None, [], b""):
+        refusal("core.ping", payload)
+
+
 def test_missing_and_null_are_the_same_for_optional_fields() -> None:
     absent = {"cwd": None, "user": None, "window": None}
     message = wire.decode(frame_with("core.exec.request", {"cmd": "x", **absent}))

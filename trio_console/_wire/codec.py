@@ -199,6 +199,8 @@ _DATA_LEAD_4: Final = Struct(">BI6sBI")
 
 
 def _encode_payload(message: Message) -> bytes:
+    if not message.__struct_fields__:
+        return _NO_FIELDS
     try:
         payload = cbor.dump(_to_plain(message))
         # Structs do not check their values, so a message is read as the peer will read it before it is sent.
@@ -446,6 +448,9 @@ def _error(frame: Frame, envelope: Envelope, kind: str, reason: str, field: str 
 _PLAIN_SHUTDOWN: Final = Shutdown()
 _NULL: Final = b"\xf6"
 
+#: The payload of a message without fields.
+_NO_FIELDS: Final = b"\xa0"
+
 
 def _read_shutdown(payload: bytes) -> Message:
     """Whatever its payload is, the guest must shut down."""
@@ -460,6 +465,8 @@ def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False,
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
         return _PLAIN_SHUTDOWN if payload == _NULL else _read_shutdown(payload)
+    if payload == _NO_FIELDS and not cls.__struct_fields__:
+        return cls()
     value = cbor.load(payload, portable=portable, counted=counted)
     if cls is FsRequest:
         op = _variant(_entry(value, "op"), FS_OPS, "op")
