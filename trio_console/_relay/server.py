@@ -36,7 +36,7 @@ from trio_console._relay.router import Router
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.reports import LoggedReports
-from trio_console._trio.sockets import UnixStream, accept
+from trio_console._trio.sockets import UnixStream, accept, enlarge_buffer
 from trio_console._trio.turns import Costly, Line, Meter, Turn
 from trio_console._wire.outbox import Outbox
 
@@ -301,6 +301,7 @@ class RelayServer:
         client, self._own_client = self._own_client, None
         with no_fork():
             ours, theirs = map(let_go_in_child, socket.socketpair())
+        enlarge_buffer(ours)
         stream = UnixStream(trio.socket.from_stdlib_socket(ours))
         self._door.note_own_client(client)
         self._nursery.start_soon(self._serve_client, stream, client)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -17,10 +18,22 @@ from trio_console._trio.gathering import DescriptorStream
 if TYPE_CHECKING:
     import socket
 
-__all__ = ["UnixStream", "accept", "connect_unix"]
+__all__ = ["UnixStream", "accept", "connect_unix", "enlarge_buffer"]
 
 #: Bytes of one read, when the caller names no number: a frame of data and the beginning of the next.
 _READ: Final = 128 * 1024
+
+
+#: Bytes of socket buffer that are asked for. (By default Linux allows an ordinary user 208 KiB, and doubles the
+#: number it is given.) With the default buffer a GiB of output took a fourth more of this process's time, and
+#: through a relay two fifths more of the relay's: few frames of 128 KiB fitted, and the others went in parts.
+_BUFFER: Final = 256 * 1024
+
+
+def enlarge_buffer(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Let a socket hold more bytes that were sent and not received, if that is allowed: it only helps."""
+    with suppress(OSError):
+        sock.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_SNDBUF, _BUFFER)
 
 
 @final
@@ -82,6 +95,8 @@ async def connect_unix(path: str | bytes | os.PathLike[str]) -> UnixStream:
 async def accept(listener: socket.socket) -> UnixStream:
     """The next connection of a non-blocking listening socket; if cancelled, it stays in the socket's queue.
 
+    The buffer for what is sent to it is enlarged.
+
     Raises:
         OSError: as of ``accept(2)``.
     """
@@ -93,4 +108,5 @@ async def accept(listener: socket.socket) -> UnixStream:
         except BlockingIOError:
             await trio.lowlevel.wait_readable(listener)
         else:
+            enlarge_buffer(accepted)
             return UnixStream(accepted)
