@@ -112,7 +112,7 @@ def last_id(client: Client) -> int:
 MISTAKES: list[tuple[str, Any, str, Callable[..., Any]]] = [
     ("relay_clients/seed-late_data_under_the_id_of_a_command", _router, "may_end", lambda _cls, _kind: True),
     ("relay_clients/seed-late_data_under_the_id_of_the_question", Client, "quiet_id", last_id),
-    ("relay_agent/seed-held_without_data", Gate, "overflows", lambda _gate, _client: False),
+    ("relay_agent/seed-held_without_data", Gate, "to_cut", lambda _gate, _client: None),
     ("relay_agent/seed-ends_and_slots", _router, "may_end", lambda _cls, _kind: True),
     ("relay_clients/seed-ends_credit", _router, "held_before", lambda session, _cls, _frame: session.held),
     ("relay_clients/seed-ends_credit", _router, "held_before", lambda _session, _cls, _frame: None),

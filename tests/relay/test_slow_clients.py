@@ -270,5 +270,5 @@ async def test_an_overflowing_client_of_an_agent_with_credit_is_cut(
                 await world.agent.send(CHUNK, client.ids[7])
         await settle()
         assert world.server.statistics().clients_cut == 1
-        assert "are queued for it" in caplog.text
+        assert "are kept for it" in caplog.text
         await client.leave()

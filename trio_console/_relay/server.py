@@ -418,6 +418,7 @@ class RelayServer:
         if not tasks.scope.cancel_called:
             self._note_cut(tasks, why)
             tasks.scope.cancel()
+        self._router.write_off(tasks.client)
 
     def _note_cut(self, tasks: _ClientTasks, why: str) -> None:
         tasks.was_cut = True
@@ -456,6 +457,7 @@ class RelayServer:
 
     def _hear_client(self, client: Client, frame: wire.Frame) -> None:
         self._carry_out(self._router.from_client(client, frame))
+        self._keep_bounds(client)
 
     @trio.lowlevel.enable_ki_protection
     async def _write_client(self, tasks: _ClientTasks) -> None:
@@ -479,6 +481,7 @@ class RelayServer:
                 continue
             await stream.send_gathered(batch.rest)
             self._note_sent(tasks, batch)
+            self._keep_bounds(client)
             if client.hurried or client.outgoing:
                 await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
 
@@ -510,6 +513,7 @@ class RelayServer:
     async def _feed_agent(self, tasks: _ClientTasks) -> None:
         while True:
             frame = self._router.next_for_agent(tasks.client)
+            self._keep_bounds(tasks.client)
             if frame is None:
                 tasks.input = trio.Event()
                 await tasks.input.wait()
@@ -632,22 +636,33 @@ class RelayServer:
                 tasks.output.set()
 
     async def _mind_queue(self, client: Client) -> None:
-        """Keep a client's queue within its bounds."""
-        tasks = self._tasks.get(client)
-        if tasks is None:
-            return
-        if self._marked and (self._is_over_budget(client) or self._router.gate.overflows(client)):
+        """Keep a client's queue within its bounds, after a frame of the agent for it."""
+        if self._marked and self._is_over_budget(client):
             self._send_marked()
         if self._is_over_budget(client):
-            await self._be_patient(tasks)
-        elif self._router.gate.overflows(client):
+            tasks = self._tasks.get(client)
+            if tasks is not None:
+                await self._be_patient(tasks)
+        else:
+            self._keep_bounds(client)
+
+    def _keep_bounds(self, client: Client) -> None:
+        """Cut the clients for which too much is kept, after the frames or the windows of one have changed."""
+        while (worst := self._router.gate.to_cut(client)) is not None:
+            if self._marked:
+                self._send_marked()  # it may be a client that reads, and was not sent its frames yet
+                continue
+            tasks = self._tasks.get(worst)
+            if tasks is None:
+                return  # the client in this program, which has not attached yet; this is asked again when it has
             self._cut_overflowing(tasks)
 
     def _is_over_budget(self, client: Client) -> bool:
         return not self._credited and client.account.queued > self._limits.client_budget
 
     def _cut_overflowing(self, tasks: _ClientTasks) -> None:
-        self.cut(tasks, f"it does not read, and {tasks.client.account.queued} bytes are queued for it")
+        account = tasks.client.account
+        self.cut(tasks, f"it does not read, and {account.kept} bytes are kept for it ({account.queued} queued)")
 
     async def _be_patient(self, tasks: _ClientTasks) -> None:
         """Apply the policy to a client whose queue is over its budget, with an agent that counts no credit."""

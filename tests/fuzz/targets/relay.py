@@ -417,7 +417,8 @@ def fuzz_relay_clients(data: bytes) -> int:
     for peer in list(world.peers):
         world.drain(peer)
         world.check()
-        world.disconnect(peer)
+        if peer.connected:
+            world.disconnect(peer)
         world.check()
     world.settle()
     assert not world.work, "left running in the guest"
@@ -640,7 +641,8 @@ def fuzz_relay_agent(data: bytes) -> int:
     for peer in list(world.peers):
         world.drain(peer)
         world.check()
-        world.disconnect(peer)
+        if peer.connected:
+            world.disconnect(peer)
         world.check()
     world.check_end()
     return world.trace

@@ -28,6 +28,7 @@ from trio_console._relay.router.states import SessionState
 if TYPE_CHECKING:
     from tests.fuzz.targets.relay_parts import Session
     from trio_console._relay.router import Client
+    from trio_console._relay.router.books import UserAccount
     from trio_console._relay.router.session import Outgoing, RelaySession
 
 __all__ = ["AGENT_WINDOW", "LARGE", "LIMITED", "MOST_CLIENTS", "SMALL", "Peer", "World", "data_size"]
@@ -40,6 +41,8 @@ SMALL: Final = RouterLimits(
     total_budget=1500,
     pending_budget=1500,
     answers_budget=2000,
+    least_answers=150,
+    total_answers=3000,
     slice=100,
     sessions=5,
     quarantine=60.0,
@@ -53,6 +56,8 @@ LARGE: Final = RouterLimits(
     total_budget=512 * 1024,
     pending_budget=256 * 1024,
     answers_budget=256 * 1024,
+    least_answers=4 * 1024,
+    total_answers=384 * 1024,
     slice=16 * 1024,
     sessions=20,
     quarantine=60.0,
@@ -150,7 +155,6 @@ class World:
         self.control: deque[bytes] = deque()  # frames for the guest, as the outbox has them
         self.bulk: deque[bytes] = deque()
         self.wire: deque[bytes] = deque()  # written, and not read
-        self.largest = 0  # frame that anybody has sent
         self.sent: Counter[int] = Counter()  # bytes of data that clients have sent, by id
         self._marks = 0
 
@@ -189,7 +193,8 @@ class World:
         try:
             peer.decoder.feed(data)
             for frame in peer.decoder:
-                self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
+                if not peer.connected:
+                    break  # it was cut, with the rest of what it has sent
                 self.sent[frame.id] += data_size(frame)
                 self._client_frame(peer, frame)
         except ProtocolError:
@@ -209,6 +214,7 @@ class World:
         assert orders.shutdown == verdict.shutdown
         self._check_woken(peer, busy, orders)
         self._carry_out(orders)
+        self._keep_bounds(peer)
 
     def client_sends(self, peer: Peer, message: wire.Message, offset: int) -> None:
         self.client_writes(peer, wire.encode(message, peer.client.ids[offset]))
@@ -230,10 +236,14 @@ class World:
         self.model.took(peer.party, orders.to_agent)
         assert not orders.behind
         self._carry_out(orders)
+        if peer.connected:
+            self._keep_bounds(peer)
         return bool(batch)
 
     def client_reads(self, peer: Peer, limit: int) -> bool:
-        """Both of that."""
+        """Both of that; not if it was cut, for what was kept for another client."""
+        if not peer.connected:
+            return False
         self.client_takes(peer, limit)
         return self.client_took(peer)
 
@@ -242,6 +252,8 @@ class World:
 
     def feed(self, peer: Peer) -> bool:
         """Send some data of a client to the guest; returns whether there was any."""
+        if not peer.connected:
+            return False
         raw = self.router.next_for_agent(peer.client)
         assert raw == self.model.feed(peer.party), "something else is next for the guest"
         if raw is None:
@@ -251,12 +263,12 @@ class World:
         message = wire.decode(frame)
         assert not isinstance(message, wire.DataMessage) or len(message.data) <= self.limits.slice
         self.bulk.append(raw)
+        self._keep_bounds(peer)
         return True
 
     # The guest
 
     def agent_says(self, frame: wire.Frame) -> None:
-        self.largest = max(self.largest, wire.HEADER_SIZE + len(frame.body))
         peer = next((peer for peer in self.peers if frame.id in peer.party.ids), None)
         busy = None if peer is None else _busy(peer.party)
         blocked = peer is not None and not self.router.gate.may_read(peer.client)
@@ -289,14 +301,52 @@ class World:
                 self._carry_out(orders)
             if not told or client.account.queued > self.limits.client_budget:
                 self.disconnect(peer)
-        elif self.router.gate.overflows(client):
-            self.disconnect(peer)
+        else:
+            self._keep_bounds(peer)
+
+    def _keep_bounds(self, peer: Peer) -> None:
+        """Cut the clients for which too much is kept, as the server does."""
+        while (worst := self.router.gate.to_cut(peer.client)) is not None:
+            excess = {other.client: self._excess(other) for other in self.peers}
+            if worst is not peer.client or not self._is_too_much(peer):
+                assert sum(excess.values()) > self.limits.total_answers, "cut for others that keep little"
+                of_users: Counter[UserAccount] = Counter()
+                for client, size in excess.items():
+                    of_users[client.account.user] += size
+                assert of_users[worst.account.user] == max(of_users.values()), "another user has more"
+                assert excess[worst] == max(
+                    size for client, size in excess.items() if client.account.user is worst.account.user
+                ), "another client of the user has more"
+            self.disconnect(next(other for other in self.peers if other.client is worst))
+            if worst is peer.client:
+                break
+
+    def _kept(self, peer: Peer) -> int:
+        """What is really kept for a client, with the costs of the frames."""
+        client = peer.client
+        items = [*client.hurried, *client.outgoing, *peer.batch]
+        items += [item for s in client.sessions.values() for stream in s.streams.values() for item in stream.held]
+        return sum(len(item.frame) + FRAME_COST for item in items)
+
+    def _covered(self, peer: Peer) -> int:
+        if self.credit:
+            return peer.party.committed
+        client, kept = peer.client, self._kept(peer)
+        return client.account.queued if client.account.queued <= self.limits.client_budget else kept
+
+    def _excess(self, peer: Peer) -> int:
+        return max(0, self._kept(peer) - self._covered(peer) - self.limits.least_answers)
+
+    def _is_too_much(self, peer: Peer) -> bool:
+        """Whether more is kept for a client than any client may have."""
+        budget = max(self.limits.client_budget, self._covered(peer))
+        return self._kept(peer) > budget + self.limits.answers_budget
 
     def lose_agent(self) -> None:
         """The guest is gone. Clients still get the frames that are kept for them."""
         self.router.lose_agent()
         self.model.guest_lost()
-        for peer in self.peers:
+        for peer in tuple(self.peers):
             self.drain(peer)
             assert not peer.client.account.held
 
@@ -349,6 +399,9 @@ class World:
         assert model.lost <= dropped <= model.lost_with_frames, "lost and not counted, or counted and not lost"
         for peer in self.peers:
             self._check_client(peer.client, peer.party)
+            assert peer.client.account.excess == self._excess(peer), "another excess"
+            assert not self._is_too_much(peer), "more than a client's budgets"
+        assert sum(map(self._excess, self.peers)) <= self.limits.total_answers, "more than all may have"
 
     def _check_users(self, users: Users) -> None:
         """Each sum in the books is what the model counts, and no bound is exceeded."""
@@ -385,11 +438,8 @@ class World:
         assert client.account.reserved == party.committed
         # The objects that are really kept, and not only the counts, are within the bounds.
         held = [item for s in client.sessions.values() for stream in s.streams.values() for item in stream.held]
-        kept = sum(len(item.frame) for item in (*queued, *held))
-        cost = FRAME_COST * (len(queued) + len(held))
-        assert client.kept_size == kept + sum(len(item.frame) for item in unsent) + cost
-        budget = max(limits.client_budget, client.account.reserved) + limits.answers_budget
-        assert kept <= budget + self.largest, "more than a client's budgets"
+        frames = [*queued, *held, *unsent]
+        assert client.account.kept == sum(len(item.frame) + FRAME_COST for item in frames)
         for id_, session in client.sessions.items():
             self._check_session(client, session, party.sessions[id_])
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_console._relay.router.books import Books
+from trio_console._relay.router.books import FRAME_COST, Books
 from trio_console._relay.router.limits import Numbers
 
 if TYPE_CHECKING:
@@ -165,7 +165,9 @@ def test_more_than_was_put_in_cannot_be_taken_out() -> None:
             operation()
 
 
-@pytest.mark.parametrize("name", ["reserved", "held", "queued", "pending", "open", "processes", "handles"])
+@pytest.mark.parametrize(
+    "name", ["reserved", "held", "queued", "pending", "excess", "open", "processes", "handles"]
+)
 @pytest.mark.parametrize("whole", ["client", "user", "relay"])
 def test_a_sum_that_is_not_of_its_parts_is_found(name: str, whole: str) -> None:
     books, client, _, _ = opened()
@@ -184,6 +186,7 @@ def test_a_byte_of_a_window_that_is_nowhere_is_found(place: str) -> None:
 
 
 SIZES = st.integers(0, 60)
+SPARED = 150
 
 
 class BooksModel(RuleBasedStateMachine):
@@ -191,7 +194,7 @@ class BooksModel(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        self.books = Books()
+        self.books = Books(SPARED)
         self.sessions: list[tuple[SessionAccount, Window]] = []
         self.queue: list[tuple[ClientAccount, int, Window | None, int]] = []
         self.held: list[tuple[Window, int, int]] = []
@@ -348,6 +351,11 @@ class BooksModel(RuleBasedStateMachine):
         assert relay.held == sum(kept for _, kept, _ in self.held)
         assert relay.queued == sum(size for _, size, _, _ in self.queue)
         assert relay.pending == sum(size for _, size in self.pending)
+        for client in self.books.clients:
+            kept = sum(size + FRAME_COST for owner, size, _, _ in self.queue if owner is client)
+            kept += sum(cost for window, cost, _ in self.held if window.session.client is client)
+            assert client.kept == kept
+            assert client.excess == max(0, kept - client.reserved - SPARED)
         for _, window in self.sessions:
             assert window.held == sum(data for owner, _, data in self.held if owner is window)
             assert window.queued == sum(data for _, _, owner, data in self.queue if owner is window)

@@ -76,24 +76,10 @@ def test_whoever_reads_nothing_overflows_by_answers() -> None:
     table = Table()
     client = table.connect()
     data = frame_data()
-    while client.kept_size <= 128 * KIB:
-        assert not table.router.gate.overflows(client)
+    while client.account.kept <= 128 * KIB:
+        assert table.router.gate.to_cut(client) is None
         table.agent_says(data, client.ids[0])
-    assert table.router.gate.overflows(client)
-
-
-def test_with_too_many_answers_for_all_whoever_has_more_than_its_own_budget_overflows_and_no_other() -> None:
-    table = Table()  # of 64 KiB for each client, 128 KiB for all, and 64 KiB of answers
-    modest, greedy = table.connect(), [table.connect() for _ in range(3)]
-    data = frame_data()
-    overflows = table.router.gate.overflows
-    while modest.kept_size <= 60 * KIB:
-        table.agent_says(data, modest.ids[0])
-    while not any(map(overflows, greedy)):
-        for client in greedy:
-            table.agent_says(data, client.ids[0])
-    assert all(client.kept_size < 80 * KIB for client in greedy)  # one alone may have 128 KiB
-    assert not overflows(modest)
+    assert table.router.gate.to_cut(client) is client
 
 
 @pytest.mark.parametrize("said", [wire.TcpData(b""), wire.TcpEof()])
@@ -103,7 +89,7 @@ def test_what_is_held_back_overflows_as_what_is_queued_does(said: wire.Message) 
     id_ = table.open(client, wire.TcpConnect("h", 1, window=1))
     table.agent_says(wire.TcpData(b"ab"), id_)
     table.agent_says(wire.TcpData(b"c"), id_)
-    while not table.router.gate.overflows(client):
+    while table.router.gate.to_cut(client) is None:
         before = client.account.held
         table.agent_says(said, id_)
         assert client.account.held > before
@@ -122,7 +108,7 @@ def test_frames_that_are_nearly_all_header_count_for_what_they_cost(held: bool) 
         table.agent_says(wire.ExecStdout(b"ab"), id_)
         table.agent_says(wire.ExecStdout(b"c"), id_)
     frames = 0
-    while not table.router.gate.overflows(client):
+    while table.router.gate.to_cut(client) is None:
         table.router.from_agent(wire.Frame(id_, 0, b""))
         frames += 1
     # An object in a queue costs more than a hundred bytes, however small its frame is.
@@ -137,7 +123,7 @@ def test_windows_that_were_given_never_overflow() -> None:
         for data in (wire.ExecStdout(bytes(KIB)), wire.ExecStderr(bytes(KIB))):
             table.agent_says(data, id_)
     assert client.account.queued > 64 * KIB + 48 * KIB
-    assert not table.router.gate.overflows(client)
+    assert table.router.gate.to_cut(client) is None
 
 
 def test_a_piece_that_waits_keeps_no_more_than_what_is_left_of_it() -> None:

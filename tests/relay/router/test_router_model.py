@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import hypothesis.strategies as st
@@ -61,6 +62,9 @@ ANSWERS = st.one_of(
 NONSENSE = st.builds(wire.Frame, st.just(0), st.integers(0, 15), st.binary(max_size=40))
 OFFSETS = st.integers(0, 3)
 
+#: Limits so small that a few answers reach them.
+LIMITS = replace(SMALL, answers_budget=30_000, least_answers=500, total_answers=12_000)
+
 
 class RouterModel(RuleBasedStateMachine):
     """Clients and an agent that do anything. The outcome of each step is read at once."""
@@ -68,7 +72,7 @@ class RouterModel(RuleBasedStateMachine):
     @initialize(credit=st.booleans())
     def begin(self, credit: bool) -> None:
         self.credit = credit
-        self.router = Router(wire.Flow(4096) if credit else None, SMALL)
+        self.router = Router(wire.Flow(4096) if credit else None, LIMITS)
         self.clients: list[Client] = []
         self.gone: set[int] = set()
         self.now = 0.0
@@ -87,15 +91,23 @@ class RouterModel(RuleBasedStateMachine):
                 self.commanded.add(id_)
         assert orders.busy is None or orders.busy in self.clients
 
+    def keep_bounds(self) -> None:
+        """Cut as the server does after each step."""
+        for client in tuple(self.clients):
+            while client in self.clients and (worst := self.router.gate.to_cut(client)) is not None:
+                others = [other.account for other in self.clients if other.account.user is worst.account.user]
+                assert worst.account.excess == max(account.excess for account in others), "another has more"
+                self.disconnect(self.clients.index(worst))
+
     def pick(self, number: int) -> Client:
         return self.clients[number % len(self.clients)]
 
     # What may happen
 
-    @rule()
-    def connect(self) -> None:
+    @rule(uid=st.integers(0, 1))
+    def connect(self, uid: int) -> None:
         if len(self.clients) < 4:
-            client = self.router.connect(0)
+            client = self.router.connect(uid)
             assert client is not None
             # The former client of this slot has no session left in the guest.
             assert not [id_ for id_ in self.commanded if id_ in client.ids]
@@ -125,6 +137,7 @@ class RouterModel(RuleBasedStateMachine):
     def client_sends(self, who: int, message: wire.Message, offset: int) -> None:
         client = self.pick(who)
         self.carry_out(self.router.from_client(client, frame(message, client.ids[offset])))
+        self.keep_bounds()
 
     @precondition(lambda self: self.clients)
     @rule(who=st.integers(0, 3), nonsense=NONSENSE, offset=OFFSETS)
@@ -134,6 +147,7 @@ class RouterModel(RuleBasedStateMachine):
             self.carry_out(self.router.from_client(client, nonsense._replace(id=client.ids[offset])))
         except ProtocolError:
             self.disconnect(who)
+        self.keep_bounds()
 
     @precondition(lambda self: self.clients)
     @rule(who=st.integers(0, 3), id_=st.sampled_from([0, 2**32 - 1, slot_ids(100)[0]]))
@@ -157,6 +171,7 @@ class RouterModel(RuleBasedStateMachine):
         if one.flags & wire.FLAG_TERMINAL:
             self.commanded.discard(one.id)
         self.carry_out(self.router.from_agent(one))
+        self.keep_bounds()
 
     @precondition(lambda self: self.clients)
     @rule(who=st.integers(0, 3), limit=st.sampled_from([1, 300, 10000]))
@@ -167,6 +182,7 @@ class RouterModel(RuleBasedStateMachine):
             one = wire.Frame(int.from_bytes(item.frame[4:8], "big"), item.frame[8], item.frame[9:])
             assert one.id in client.ids, "a frame of somebody else"
         self.carry_out(self.router.sent_to_client(client, batch))
+        self.keep_bounds()
 
     @precondition(lambda self: self.clients)
     @rule(who=st.integers(0, 3))
@@ -178,6 +194,7 @@ class RouterModel(RuleBasedStateMachine):
             assert id_ in client.ids
             if isinstance(message, wire.DataMessage):
                 assert len(message.data) <= SMALL.slice
+        self.keep_bounds()
 
     @rule(seconds=st.sampled_from([1.0, 30.0]))
     def time_passes(self, seconds: float) -> None:
@@ -205,7 +222,11 @@ class RouterModel(RuleBasedStateMachine):
     def budgets_hold(self) -> None:
         if not hasattr(self, "router"):
             return
+        assert self.router.books.relay.excess <= LIMITS.total_answers
         for client in self.clients:
+            if self.credit:
+                budget = max(LIMITS.client_budget, client.account.reserved)
+                assert client.account.kept <= budget + LIMITS.answers_budget
             # Beyond the budget, each stream has the least window at most.
             assert client.account.reserved <= SMALL.client_budget + 2 * SMALL.least_window * 8
             for session in client.sessions.values():

@@ -16,6 +16,10 @@ The agent may send the *granted* bytes. Data that it has sent is *held* or *queu
 the data, its bytes are *owed* to the agent, until a grant makes them *granted* again. *Lost* bytes were dropped,
 and are never granted again. If an agent sends more than it was granted, *granted* is negative.
 
+For each client, for its user and for the relay there is also the *excess*: what is kept for the client's socket
+(frames that are queued or held, with the cost of keeping them) beyond what its windows have reserved, and beyond a
+little that every client may have. The gate compares it with a bound.
+
 The books also count, in the same accounts, what clients have in the guest: sessions, processes and handles (see
 `Numbers`). A session has its numbers until its id is free, and its process until the guest has told its end. A
 handle is its session's while it is being opened, and its client's as long as it is open. An account of a client
@@ -48,7 +52,7 @@ __all__ = [
 
 _NOTHING: Final = Numbers()
 
-#: Bytes, about, that a waiting frame costs beside its own: a guest can send frames of nine bytes.
+#: Bytes, about, that a frame that is kept costs beside its own: a guest can send frames of nine bytes.
 FRAME_COST: Final = 128
 
 #: Bytes, about, that a pending piece costs beside its data.
@@ -56,15 +60,16 @@ PIECE_COST: Final = 128
 
 
 class Account:
-    """Four sums in bytes, and three numbers: of the relay."""
+    """Four sums in bytes, the excess, and three numbers: of the relay."""
 
-    __slots__ = ("handles", "held", "open", "pending", "processes", "queued", "reserved")
+    __slots__ = ("excess", "handles", "held", "open", "pending", "processes", "queued", "reserved")
 
     def __init__(self) -> None:
         self.reserved = 0
         self.held = 0
         self.queued = 0
         self.pending = 0
+        self.excess = 0
         self.open = 0  # sessions
         self.processes = 0
         self.handles = 0
@@ -90,7 +95,7 @@ class UserAccount(Account):
 class ClientAccount(Account):
     """The sums of a client, which are parts of the sums of its user."""
 
-    __slots__ = ("numbered", "open_handles", "sessions", "uid", "user")
+    __slots__ = ("is_written_off", "kept", "numbered", "open_handles", "sessions", "uid", "user")
 
     def __init__(self, uid: int | None, user: UserAccount) -> None:
         super().__init__()
@@ -99,6 +104,8 @@ class ClientAccount(Account):
         self.sessions: set[SessionAccount] = set()  # those with windows
         self.numbered: set[SessionAccount] = set()  # those with numbers
         self.open_handles: set[int] = set()
+        self.kept = 0  # the bytes of all frames that are kept for it, with their costs
+        self.is_written_off = False  # it is being cut, and has no excess
 
 
 @final
@@ -133,6 +140,11 @@ class Window:
 class Books:
     """The ledger. Only its methods change the numbers in accounts and windows.
 
+    Args:
+        spared: bytes kept for a client beyond its windows that are not excess.
+        policed: with an agent without credit, which has no windows: the bytes queued for a client above which the
+            slow-client policy bounds all that is kept for it. Below it only the costs of frames can be excess.
+
     Attributes:
         relay: the sums of all clients.
         clients: the accounts of all clients that have slots: of those connected, and of those that have gone and
@@ -141,7 +153,9 @@ class Books:
         dropped_bytes: all bytes that were ever dropped.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, spared: int = 0, policed: int | None = None) -> None:
+        self._spared: Final = spared
+        self._policed: Final = policed
         self.relay: Final = Account()
         self.clients: Final[set[ClientAccount]] = set()
         self.users: Final[dict[int | None, UserAccount]] = {}
@@ -164,7 +178,7 @@ class Books:
         guest closes all that the client had there; only its processes still count, until their ends are told.
         """
         self.dropped_bytes += client.queued
-        self._add_queued(client, -client.queued)
+        self._add_queued(client, -client.queued, client.held + client.queued - client.kept)
         for session in tuple(client.sessions):
             self.release(session)
         for session in tuple(client.numbered):
@@ -173,9 +187,14 @@ class Books:
                 client.numbered.remove(session)
         self._count(client, handles=-len(client.open_handles))
         client.open_handles.clear()
-        assert client.reserved == client.held == client.queued == client.pending == 0, (
+        assert client.reserved == client.kept == client.pending == client.excess == 0, (
             "a client that left keeps nothing"
         )
+
+    def write_off(self, client: ClientAccount) -> None:
+        """Note that a client is being cut: what is kept for it goes with it, and is no excess any more."""
+        client.is_written_off = True
+        self._add_excess(client, -client.excess)
 
     def close_client(self, client: ClientAccount) -> None:
         """Close the account of a client that has gone, because its slot is free."""
@@ -186,7 +205,9 @@ class Books:
         user.clients.remove(client)
         if not user.clients:
             del self.users[client.uid]
-            assert user.reserved == user.held == user.queued == user.pending == 0, "a whole is its parts"
+            assert user.reserved == user.held == user.queued == user.pending == user.excess == 0, (
+                "a whole is its parts"
+            )
             assert user.numbers == (0, 0, 0), "a number is the sum of its parts"
 
     def open_session(
@@ -204,6 +225,8 @@ class Books:
             account.open += needs.sessions
             account.processes += needs.processes
             account.handles += needs.handles
+        if client.excess:
+            self._weigh(client)
         assert client.reserved <= user.reserved <= relay.reserved, "a part is in its whole"
         assert client.open <= user.open <= relay.open, "a number is at most that of its whole"
         return session
@@ -277,12 +300,20 @@ class Books:
 
     # From the agent to a client
 
-    def queue(self, client: ClientAccount, size: int, window: Window | None = None, data: int = 0) -> None:
-        """Note that a client's queue became ``size`` bytes longer, with ``data`` bytes of a window."""
+    def queue(
+        self, client: ClientAccount, size: int, window: Window | None = None, data: int = 0, cost: int = FRAME_COST
+    ) -> None:
+        """Note that a client's queue became ``size`` bytes longer, with ``data`` bytes of a window.
+
+        A frame that was joined to another one has no cost of its own.
+        """
         user, relay = client.user, self.relay
         client.queued += size
         user.queued += size
         relay.queued += size
+        client.kept += size + cost
+        if client.kept > client.reserved + self._spared:
+            self._weigh(client)
         assert 0 <= client.queued <= user.queued <= relay.queued, "a part is in its whole"
         if window is not None:
             window.granted -= data
@@ -297,10 +328,10 @@ class Books:
         window.held += data
         assert _is_whole(window), "every byte of a window is somewhere"
 
-    def let_go(self, window: Window, held: int, queued: int, data: int) -> None:
+    def let_go(self, window: Window, held: int, queued: int, data: int, cost: int = FRAME_COST) -> None:
         """Note that a held frame of cost ``held`` was queued, and the queue became ``queued`` bytes longer."""
         self._add_held(window.session, -held)
-        self._add_queued(window.session.client, queued)
+        self._add_queued(window.session.client, queued, cost)
         window.held -= data
         window.queued += data
         assert _is_whole(window), "every byte of a window is somewhere"
@@ -326,6 +357,9 @@ class Books:
         client.queued -= size
         user.queued -= size
         relay.queued -= size
+        client.kept -= size + FRAME_COST
+        if client.excess or client.kept > client.reserved + self._spared:
+            self._weigh(client)
         assert 0 <= client.queued <= user.queued <= relay.queued, "a part is in its whole"
         if window is None:
             return 0
@@ -342,8 +376,8 @@ class Books:
         assert _is_whole(window), "every byte of a window is somewhere"
 
     def drop_queued(self, client: ClientAccount, size: int) -> None:
-        """Note that frames of ``size`` bytes, without a window, were removed from a client's queue and dropped."""
-        self._add_queued(client, -size)
+        """Note that a frame of ``size`` bytes, without a window, was removed from a client's queue and dropped."""
+        self._add_queued(client, -size, -FRAME_COST)
         self.dropped_bytes += size
 
     # From a client to the agent
@@ -380,6 +414,8 @@ class Books:
         client.reserved += size
         user.reserved += size
         relay.reserved += size
+        if client.kept > client.reserved + self._spared:
+            self._weigh(client)
         assert 0 <= session.reserved <= client.reserved <= user.reserved <= relay.reserved, (
             "a part is in its whole"
         )
@@ -391,14 +427,45 @@ class Books:
         client.held += size
         user.held += size
         relay.held += size
+        client.kept += size
+        if client.excess or client.kept > client.reserved + self._spared:
+            self._weigh(client)
         assert 0 <= session.held <= client.held <= user.held <= relay.held, "a part is in its whole"
 
-    def _add_queued(self, client: ClientAccount, size: int) -> None:
+    def _add_queued(self, client: ClientAccount, size: int, cost: int) -> None:
         user, relay = client.user, self.relay
         client.queued += size
         user.queued += size
         relay.queued += size
+        client.kept += size + cost
+        if client.excess or client.kept > client.reserved + self._spared:
+            self._weigh(client)
         assert 0 <= client.queued <= user.queued <= relay.queued, "a part is in its whole"
+
+    # The excess
+
+    def covered(self, client: ClientAccount) -> int:
+        """The bytes kept for a client that something else bounds: its windows, or the slow-client policy."""
+        if self._policed is None:
+            return client.reserved
+        return client.queued if client.queued <= self._policed else client.kept
+
+    def _excess(self, client: ClientAccount) -> int:
+        return 0 if client.is_written_off else max(0, client.kept - self.covered(client) - self._spared)
+
+    def _weigh(self, client: ClientAccount) -> None:
+        """Find out the excess of a client, for which more or less is kept or reserved than before.
+
+        (Most callers compare first, to save the call: a client that reads has none.)
+        """
+        self._add_excess(client, self._excess(client) - client.excess)
+
+    def _add_excess(self, client: ClientAccount, size: int) -> None:
+        user, relay = client.user, self.relay
+        client.excess += size
+        user.excess += size
+        relay.excess += size
+        assert 0 <= client.excess <= user.excess <= relay.excess, "a part is in its whole"
 
     def check(self) -> None:
         """Check every account and every window, for tests.
@@ -416,6 +483,8 @@ class Books:
             for name in ("open", "processes"):
                 _check_sum(name, client, client.numbered)
             _check_sum("handles", client, client.numbered, len(client.open_handles))
+            expected = self._excess(client)
+            assert client.excess == expected, f"a whole is its parts: {client.excess} are excess, not {expected}"
         for uid, user in self.users.items():
             own = {client for client in self.clients if client.uid == uid}
             assert own, "a user has an account for its clients"
@@ -424,9 +493,11 @@ class Books:
                 _check_sum(name, user, own)
         for name in _SUMS:
             _check_sum(name, self.relay, self.users.values())
+        for client in self.clients:
+            assert client.kept >= client.queued + client.held, "a whole is its parts"
 
 
-_SUMS: Final = ("reserved", "held", "queued", "pending", "open", "processes", "handles")
+_SUMS: Final = ("reserved", "held", "queued", "pending", "excess", "open", "processes", "handles")
 
 
 def _check_sum(name: str, whole: Account, parts: Iterable[Account], own: int = 0) -> None:

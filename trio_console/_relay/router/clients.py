@@ -92,11 +92,6 @@ class Client:
         """
         self.state = CLIENT.take(self.state, state)
 
-    @property
-    def kept_size(self) -> int:
-        """The bytes of all frames that are kept for it, with their costs."""
-        return self.account.queued + FRAME_COST * (len(self.hurried) + len(self.outgoing)) + self.account.held
-
     def open(self, session_id: int, opening: Opening) -> None:
         """Open a session."""
         assert session_id in self.ids, "a session has an id of its client's"
@@ -131,12 +126,12 @@ class Client:
         joined = join_last(queue, item) if queue and self.account.queued > _BACKLOG else None
         if joined is None:
             queue.append(item)
-        added = len(item.frame) if joined is None else joined
+        added, cost = (len(item.frame), FRAME_COST) if joined is None else (joined, 0)
         if held_in is None:
             window = None if item.stream is None else item.stream.window
-            self._books.queue(self.account, added, window, item.size)
+            self._books.queue(self.account, added, window, item.size, cost)
         else:
-            self._books.let_go(held_in.window, len(item.frame) + FRAME_COST, added, item.size)
+            self._books.let_go(held_in.window, len(item.frame) + FRAME_COST, added, item.size, cost)
 
     def take(self, limit: int) -> list[Outgoing]:
         """Take frames for its socket, of about ``limit`` bytes at most, but at least one frame if there is any."""

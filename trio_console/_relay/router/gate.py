@@ -224,21 +224,40 @@ class Gate:
         limits, account = self._limits, client.account
         return account.pending < limits.pending_budget and account.queued < limits.client_budget
 
-    def overflows(self, client: Client) -> bool:
-        """Whether more bytes are kept for a client than for any client that reads its socket and gives credit.
+    def to_cut(self, client: Client) -> Client | None:
+        """The client that must be cut now, if any, after the frames or the windows of a client have changed.
 
-        The windows bound data. This bounds the answers to requests of a client that does not read, and the frames
-        that an agent sends without a request.
+        It is this client, if more is kept for it than any client may have. Otherwise it may be any client: if the
+        excess of all is over its bound, it is the one with the largest excess, of the user whose clients have the
+        largest together. The caller cuts it, which takes its excess out of the books, and asks again.
+
+        The windows bound data. This bounds the answers to requests of a client that does not read, the cost of
+        keeping frames, and the frames that an agent sends without a request.
+
+        An honest client is not cut because of others. While a client reads its socket, only what is on its way is
+        kept for it. That is hardly ever more than what is allowed beyond its windows, and without excess no client
+        is cut here. Data that it does not read, or gives no credit for, is within its windows. If a large answer
+        gives it some excess for a moment, it is cut only if no other client of its user has more. Clients of
+        another user cannot bring that about, however many they are: its user would have to have the largest excess
+        of all.
+
+        Nearly always this compares two numbers. Only when the bound is exceeded it looks at every client.
         """
-        limits = self._limits
-        kept = client.kept_size
-        budget = max(limits.client_budget, client.account.reserved)
-        if kept <= budget:
-            return False
-        return kept > budget + limits.answers_budget or (
-            sum(other.kept_size for other in self._clients.values())
-            > max(limits.total_budget, self._books.relay.reserved) + limits.answers_budget
-        )
+        limits, books, account = self._limits, self._books, client.account
+        # (Without excess it has less than this: its answers are at most the least that it may have.)
+        if account.excess and (
+            account.kept > max(limits.client_budget, books.covered(account)) + limits.answers_budget
+        ):
+            return client
+        if books.relay.excess <= limits.total_answers:
+            return None
+        user = max(books.users.values(), key=_excess)
+        own = (other for other in self._clients.values() if other.account.user is user)
+        return max(own, key=lambda other: other.account.excess)
+
+
+def _excess(account: Account) -> int:
+    return account.excess
 
 
 def _changes(options: wire.OpenOptions) -> bool:

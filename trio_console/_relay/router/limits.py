@@ -92,8 +92,11 @@ class RouterLimits:
         user_budget: the same for all clients of a user together.
         total_budget: the same for all clients together.
         pending_budget: the bytes of a client that wait for the agent, above which the client is not read.
-        answers_budget: the bytes queued for a client beyond its budget (at least two of the largest frames), above
+        answers_budget: the bytes kept for a client beyond its budget (at least two of the largest frames), above
             which it is cut.
+        least_answers: the bytes kept for a client beyond its windows for which it is never cut, whatever is kept
+            for others; at most ``answers_budget``. What is more is its excess.
+        total_answers: the excess of all clients together, above which one of the user with most of it is cut.
         slice: the largest piece of data forwarded to the agent at once.
         sessions: a number: the most ids that a client may use at a time. An agent may have a bound of its own:
             ours takes 4096 file requests, and the relay makes one more when the client has gone.
@@ -115,6 +118,8 @@ class RouterLimits:
     total_budget: int = 64 * 1024 * 1024
     pending_budget: int = 1024 * 1024
     answers_budget: int = 16 * 1024 * 1024
+    least_answers: int = 256 * 1024
+    total_answers: int = 64 * 1024 * 1024
     slice: int = 64 * 1024
     sessions: int = 4000
     client: Numbers = _NO_BOUNDS

@@ -105,7 +105,7 @@ class Router:
         self._slots = Slots()
         self._clients: dict[int, Client] = {}
         self._leaving: dict[int, Client] = {}  # quarantined or retired
-        self.books: Final = Books()
+        self.books: Final = Books(limits.least_answers, limits.client_budget if flow is None else None)
         self.gate: Final = Gate(flow, limits, features, self.books, self._clients)
         self.observer: SessionLog | None = None
         self.auditor: AuditLog | None = None
@@ -171,6 +171,14 @@ class Router:
         self._slots.quarantine(client.slot, now + self._limits.quarantine)
         client.close()
         return orders
+
+    def write_off(self, client: Client) -> None:
+        """Note that a client is being cut, and will disconnect as soon as its tasks have ended.
+
+        Until then its frames are still kept. They are not counted as excess, so that no other client is cut for
+        them.
+        """
+        self.books.write_off(client.account)
 
     def owes(self, client: Client) -> bool:
         """Whether bytes wait here that a client sent before it closed their connection: it relies on them."""
