@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.tools.leftovers import runs, wait_until_none
+from tests.tools.limits import BUSY
 from trio_console import _processes
 from trio_console._processes import (
     GUEST_MARK,
@@ -92,7 +93,7 @@ def test_a_process_in_the_middle_of_an_exec_is_waited_for(in_exec: Callable[[str
     in_exec(mark)
     with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
         try:
-            assert len(kill_processes(Wanted(GUEST_MARK, mark)).killed) == 1
+            assert len(kill_processes(Wanted(GUEST_MARK, mark), BUSY).killed) == 1
             assert process.wait() == -9
         finally:
             process.kill()

@@ -5,17 +5,19 @@ host: each may have a POSIX session of its own, and its parent may be gone. But 
 and in it a mark that no other guest, and no other command, has.
 
 All functions block, and read ``/proc``; on a system without it they find no process. If this process has no
-descriptors or memory for a look, they raise `OSError`: then nothing is known, and the look has to be repeated.
+descriptors or memory for a look, they raise `OSError`: then nothing is known, and the look has to be repeated. A
+process can make a look hang in the kernel, because its environment is in its memory: see `Watch`.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import os
 import signal
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -28,6 +30,7 @@ __all__ = [
     "Leftovers",
     "Look",
     "Wanted",
+    "Watch",
     "is_any_left",
     "kill_found",
     "kill_processes",
@@ -85,6 +88,8 @@ class Wanted(NamedTuple):
             then only the session is wanted, and only if a process in it is as old.
         members: the ids of processes that are wanted whatever they carry, with all their children; other ids in it
             count for nothing.
+        since: when the first of them was started, in `ticks`; 0, the default, if that is not known. An older
+            process whose memory cannot be read is none of them.
     """
 
     variable: str
@@ -92,6 +97,41 @@ class Wanted(NamedTuple):
     leader: int | None = None
     reaped: int | None = None
     members: frozenset[int] = frozenset()
+    since: int = 0
+
+
+@final
+class Watch:
+    """What a scan reads from processes, for who waits for a scan in another thread.
+
+    Args:
+        avoided: processes whose memory is not read, each with its id and its start time.
+        blind: whether no process's memory is read.
+
+    Attributes:
+        at: the process whose memory is read now: a new object for each time; `None` between two. It is set by the
+            scan alone.
+    """
+
+    __slots__ = ("at", "avoided", "blind")
+
+    def __init__(self, avoided: AbstractSet[tuple[int, bytes]] = frozenset(), *, blind: bool = False) -> None:
+        self.avoided: Final = avoided
+        self.blind = blind
+        self.at: tuple[int, bytes] | None = None
+
+    def hides(self, process: _Process) -> bool:
+        """Whether the memory of a process is not read."""
+        return self.blind or (process.pid, process.started) in self.avoided
+
+    @contextmanager
+    def reading(self, process: _Process) -> Iterator[None]:
+        """In this block the memory of a process is read."""
+        self.at = process.pid, process.started
+        try:
+            yield
+        finally:
+            self.at = None
 
 
 class Look(NamedTuple):
@@ -99,7 +139,7 @@ class Look(NamedTuple):
 
     Attributes:
         found: the ids of processes that were killed.
-        unclear: the ids of all processes, wanted or not, that cannot be judged now.
+        unclear: the ids of all processes, wanted or not, that cannot be judged now, for this or for a longer time.
         dying: the same of those that are dying. They start no process any more, and on a busy machine there is
             always one of them, so only those count that were found before.
     """
@@ -137,8 +177,12 @@ class _Process(NamedTuple):
 
 
 def ticks() -> int:
-    """Now, in the clock in which the kernel notes when a process has started."""
-    return int(time.clock_gettime(time.CLOCK_BOOTTIME) * os.sysconf("SC_CLK_TCK"))
+    """Now, in the clock in which the kernel notes when a process has started.
+
+    On a system without that clock it is earlier, by the time for which the machine has slept.
+    """
+    clock = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+    return int(time.clock_gettime(clock) * os.sysconf("SC_CLK_TCK"))
 
 
 def start_time(pid: int) -> str | None:
@@ -176,8 +220,10 @@ def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
     return Leftovers(frozenset(killed), frozenset(left))
 
 
-def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
+def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Look]:
     """Kill the processes that are wanted, in one scan; returns what was found of each.
+
+    With a watch, a process whose memory it hides is found by its group, session and parent alone.
 
     A process that is dead is not found. To be sure that no process is left, see `CLEAN_SCANS`.
 
@@ -195,23 +241,19 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         if each.leader is not None and each.reaped is None
     }
     found: list[set[int]] = [set() for _ in wanted]
-    unclear: set[int] = set()
-    dying: set[int] = set()
+    by_memory: dict[_Memory, set[int]] = {state: set() for state in _Memory}
     living: dict[int, _Process] = {}
+    watch = watch or Watch()
     for process in _processes():
         if process.dead:
             continue
         living[process.pid] = process
+        environment, state = _look_into(process, watch)
+        by_memory[state].add(process.pid)
         numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
-        environment = _environment(process)
-        numbers |= {marks[mark] for mark in _marks(environment or b"", variables) if mark in marks}
+        numbers |= {marks[mark] for mark in _marks(environment, variables) if mark in marks}
         for number in numbers:
             found[number].add(process.pid)
-        with _ended():
-            if environment is None:
-                dying.add(process.pid)
-            elif not numbers and _is_unclear(process, environment):
-                unclear.add(process.pid)
     for number, each in enumerate(wanted):
         found[number] |= each.members & living.keys()
         if each.leader is not None or each.members:
@@ -221,23 +263,60 @@ def kill_found(wanted: Sequence[Wanted]) -> list[Look]:
         if process.started == living[process.pid].started:  # or else another process has got the number
             with _ended():
                 _kill(process)
-    return [Look(each, unclear - each, dying) for each in found]
+    looks = []
+    for what, its in zip(wanted, found, strict=True):
+        hidden = {pid for pid in by_memory[_Memory.HIDDEN] if int(living[pid].started) >= what.since}
+        looks.append(Look(its, (by_memory[_Memory.UNCLEAR] | hidden) - its, by_memory[_Memory.DYING]))
+    return looks
 
 
-def is_any_left(wanted: Wanted) -> bool:
+def is_any_left(wanted: Wanted, watch: Watch | None = None) -> bool:
     """Whether a process lives that carries the mark or follows the leader, or one that cannot be judged now."""
+    watch = watch or Watch()
     needle = f"{wanted.variable}={wanted.mark}".encode()
     for process in _processes():
         if not process.dead and process.pid != wanted.leader:
             with _ended():
-                if wanted.leader in (process.group, process.session):
+                if _follows(process, wanted):
                     return True
-                environment = _environment(process)
-                if needle in _marks(environment or b"", {f"{wanted.variable}=".encode()}):
+                environment, state = _look_into(process, watch)
+                if needle in _marks(environment, {f"{wanted.variable}=".encode()}):
                     return True
-                if environment is not None and _is_unclear(process, environment):
+                if state is _Memory.UNCLEAR:
+                    return True
+                if state is _Memory.HIDDEN and int(process.started) >= wanted.since:
                     return True
     return False
+
+
+def _follows(process: _Process, wanted: Wanted) -> bool:
+    """Whether a process is of the group or the session of a leader."""
+    if wanted.reaped is None:
+        return wanted.leader in (process.group, process.session)
+    return process.session == wanted.leader and int(process.started) <= wanted.reaped
+
+
+class _Memory(enum.Enum):
+    """What is known by the memory of a process."""
+
+    CLEAR = enum.auto()
+    UNCLEAR = enum.auto()  # it may have had the mark a moment ago, or have it in a moment
+    DYING = enum.auto()
+    HIDDEN = enum.auto()
+
+
+def _look_into(process: _Process, watch: Watch) -> tuple[bytes, _Memory]:
+    """The environment of a process, which may be empty, and what is known by it."""
+    if watch.hides(process):
+        return b"", _Memory.HIDDEN
+    with watch.reading(process):
+        environment = _environment(process)
+        if environment is None:
+            return b"", _Memory.DYING
+        with _ended():
+            if _is_unclear(process, environment):
+                return environment, _Memory.UNCLEAR
+    return environment, _Memory.CLEAR
 
 
 def _environment(process: _Process) -> bytes | None:

@@ -152,7 +152,7 @@ async def test_without_a_thread_processes_are_found_and_killed(
 ) -> None:
     sid = await host.start("sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000' & wait", ends=wire.ExecEnds(0))
     pid = int(await host.read_stdout(sid, b"\n"))
-    monkeypatch.setattr("trio_console.agent._process.hunt.in_thread", no_thread)
+    monkeypatch.setattr("trio_console.agent._looks.Looks.prepare", lambda _: None)
     await host.send(wire.ExecKill(10_000), sid)
     assert (await host.collect(sid)).last == wire.ExecExited(-1, 9, alive=0)
     assert not runs(pid)

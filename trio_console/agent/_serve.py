@@ -36,7 +36,7 @@ from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.session import LEGACY_STDIN_BUDGET, STDIN_PATIENCE, STDIN_WINDOW, ExecSession
 from trio_console.agent._process.sinks import Sinks
 from trio_console.agent._process.spawn import Child, StartError, failure, os_error_text, spawn
-from trio_console.agent._router import Ending, Router
+from trio_console.agent._router import Ending, Router, log
 from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._shares import Pace, Shares
 from trio_console.agent._system.boot import BootError, BootTimes, FrameSource, boot
@@ -208,7 +208,7 @@ class _Agent:
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
         self._births = births
-        self._hunt = Hunt(f"{secrets.token_hex(8)}.", births)
+        self._hunt = Hunt(f"{secrets.token_hex(8)}.", births, log)
         self._background = Background()
         self._sinks: Sinks | None = None
         self._lookups: Lookups | None = None
@@ -431,8 +431,8 @@ class _Agent:
         finally:
             self.headroom.release(slot, _FDS_OF_START - kept)
 
-    def _note_reaped(self, slot: int, mark: str, pid: int) -> None:
+    def _note_reaped(self, slot: int, mark: str, pid: int, until: int) -> None:
         self._leaders.discard(pid)
         self.headroom.release(slot, _FDS_OF_CHILD)
-        self._background.note(pid, mark)
+        self._background.note(pid, mark, until)
         self._births.note_over(mark)

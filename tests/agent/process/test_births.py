@@ -283,7 +283,7 @@ async def test_a_cgroup_that_a_thread_cannot_leave_is_left_alone(cgroups: FakeCg
     await stick(cgroups, births)
     assert cgroups.made[0].stay is Stay.THREAD_STUCK
     cgroups.made[0].populated = True
-    hunt = Hunt("a.", births)
+    hunt = Hunt("a.", births, print)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         with trio.fail_after(HANG):
@@ -311,7 +311,7 @@ async def test_after_a_thread_was_stuck_commands_are_started_without_cgroups(
 async def test_a_cgroup_is_not_frozen_before_its_thread_has_left(cgroups: FakeCgroups, births: Births) -> None:
     await births.run("a.1.", cgroups.gate.clear)
     [cgroup] = cgroups.made
-    hunt = Hunt("a.", births)
+    hunt = Hunt("a.", births, print)
     ended: list[int] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
@@ -336,7 +336,7 @@ async def test_a_hunt_does_not_freeze_a_thread_of_the_agent(tmp_path: Path) -> N
     (tmp_path / "cgroup.events").write_text("populated 1\nfrozen 0\n")
     births = Births(None)
     births._born["a.1."] = Cgroup(str(tmp_path))  # which a thread has entered, and not left
-    hunt = Hunt("a.", births)
+    hunt = Hunt("a.", births, print)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "a.1."), 0.2) == 1
@@ -347,7 +347,7 @@ async def test_what_does_not_die_is_told_and_goes_on(cgroups: FakeCgroups, birth
     await births.run("a.1.", int)
     [cgroup, *_] = cgroups.made
     cgroup.populated = True
-    hunt = Hunt("a.", births)
+    hunt = Hunt("a.", births, print)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "a.1."), 0.3) == 1

@@ -367,7 +367,7 @@ async def test_what_cannot_be_ended_is_told(host: Host, monkeypatch: pytest.Monk
     monkeypatch.setattr(_processes, "_kill", spare)
     monkeypatch.setattr(_processes.os, "killpg", lambda *_: None, raising=False)
     monkeypatch.setattr("trio_console.agent._process.spawn.Child.kill_group", lambda *_: None)
-    await host.send(wire.ExecKill(300), sid)
+    await host.send(wire.ExecKill(1000), sid)
     last = (await host.collect(sid)).last
     assert last == wire.ExecExited(-1, 9, alive=1)
     os.kill(pid, signal.SIGKILL)

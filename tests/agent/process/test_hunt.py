@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from trio_console._processes import COMMAND_MARK, Look, Wanted
-from trio_console.agent._process import hunt as _hunt
+from trio_console.agent._looks import Looks
 from trio_console.agent._process.births import Births
 from trio_console.agent._process.hunt import Hunt
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from trio_console._processes import Watch
+
 
 class Searches:
     """Stands for the searches: each takes ten milliseconds, and finds one process that does not die."""
@@ -24,9 +26,7 @@ class Searches:
     def __init__(self) -> None:
         self.count = 0
 
-    async def __call__(
-        self, _purpose: str, _look: Callable[[], object], **_options: object
-    ) -> list[tuple[Look, bool]]:
+    async def __call__(self, _looks: Looks, _look: Callable[[Watch], object]) -> list[tuple[Look, bool]]:
         self.count += 1
         await trio.sleep(0.01)
         return [(Look({1}, set()), False)]  # (nothing is in a cgroup)
@@ -36,8 +36,8 @@ async def test_searches_without_end_leave_time_for_sessions(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     searches = Searches()
-    monkeypatch.setattr(_hunt, "in_thread", searches)
-    hunt = Hunt("m.", Births(None))
+    monkeypatch.setattr(Looks, "look", lambda *args: searches(*args))
+    hunt = Hunt("m.", Births(None), print)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "m.1."), 30.0) == 1
@@ -49,8 +49,8 @@ async def test_the_first_searches_follow_each_other_at_once(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     searches = Searches()
-    monkeypatch.setattr(_hunt, "in_thread", searches)
-    hunt = Hunt("m.", Births(None))
+    monkeypatch.setattr(Looks, "look", lambda *args: searches(*args))
+    hunt = Hunt("m.", Births(None), print)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "m.1."), 0.06) == 1

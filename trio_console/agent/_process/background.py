@@ -36,12 +36,12 @@ class Background:
         self._leaders: dict[int, tuple[str, int]] = {}  # the mark of the command, and when the leader was reaped
         self._many = _FEW
 
-    def note(self, leader: int, mark: str) -> None:
-        """Note that the leader of a command was reaped, in the turn in which that was done."""
+    def note(self, leader: int, mark: str, reaped: int | None = None) -> None:
+        """Note that the leader of a command was reaped: at ``reaped`` at the earliest, by default now."""
         self._leaders.pop(leader, None)
         if not _lives(leader):
             return
-        self._leaders[leader] = mark, ticks()
+        self._leaders[leader] = mark, ticks() if reaped is None else reaped
         if len(self._leaders) >= self._many:
             self._leaders = {each: told for each, told in self._leaders.items() if _lives(each)}
             self._many = max(_FEW, 2 * len(self._leaders))

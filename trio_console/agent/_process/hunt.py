@@ -5,7 +5,7 @@ it started is missed, and nothing starts anything new. Elsewhere, and beside tha
 marks, their POSIX sessions and their parents: root may have moved a process out of its cgroup.
 
 Each scan of ``/proc`` serves all commands that are to end at that moment, so a thousand cancelled commands cost
-little more than one.
+little more than one. A process on whose memory a scan hangs keeps no other command's end (`Looks`).
 
 This module must not know sessions or frames.
 """
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
@@ -29,11 +29,12 @@ from trio_console._processes import (
 from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._trio.turns import Ration
 from trio_console.agent._cgroups import Stay
+from trio_console.agent._looks import HangError, Looks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from trio_console._processes import Look
+    from trio_console._processes import Look, Watch
     from trio_console.agent._cgroups import Cgroup
     from trio_console.agent._process.births import Births
 
@@ -47,10 +48,11 @@ _PAUSE: Final = 0.001
 _PART: Final = 1 / 3
 _BURST: Final = 0.05
 
+#: Later than any process was started, in ticks.
+_NEVER: Final = 2**63
+
 #: The same after a scan for which this process had no descriptors or memory.
 _LACK_PAUSE: Final = 0.02
-
-_T = TypeVar("_T")
 
 
 @final
@@ -73,6 +75,9 @@ class _Quarry:
             if cgroup.stay is Stay.THREAD_OUT:
                 cgroup.freeze()
                 members |= cgroup.members()
+        if self.cgroups and all(cgroup.stay is Stay.THREAD_OUT for cgroup in self.cgroups):
+            # All that the command has started is there. So what cannot be looked at elsewhere is another's.
+            return self.wanted._replace(members=members, since=_NEVER)
         return self.wanted._replace(members=members)
 
     def thaw(self) -> None:
@@ -101,15 +106,16 @@ class Hunt:
     Args:
         mark: the mark of this agent, which ends with a dot; see `Wanted`.
         births: knows the cgroups of commands by their marks.
+        report: told in words when a process cannot be looked at.
     """
 
-    def __init__(self, mark: str, births: Births) -> None:
+    def __init__(self, mark: str, births: Births, report: Callable[[str], object]) -> None:
         self._mark: Final = mark
         self._births: Final = births
         self._quarries: list[_Quarry] = []
         self._begun = trio.Event()
         self._closed = False
-        self._thread: Final = trio.CapacityLimiter(1)
+        self._looks: Final = Looks(report)
 
     def mark_of(self, client: str, serial: int) -> str:
         """The mark of a command of a client, whose text has no dots."""
@@ -118,49 +124,47 @@ class Hunt:
     async def run(self) -> None:
         """Scan as long as processes are wanted, for ever. If cancelled, all that are wanted are given up."""
         ration = Ration(_PART, _BURST)
+        self._looks.prepare()
         try:
             while True:
                 while not self._quarries:
                     self._begun = trio.Event()
                     await self._begun.wait()
                 began = trio.current_time()
-                if await self._scan(list(self._quarries)):
+                try:
+                    could = await self._scan(list(self._quarries))
+                except HangError:
+                    continue  # (the next one does not hang on the same process)
+                if could:
                     await trio.sleep(_PAUSE + ration.rest_after(trio.current_time() - began))
                 else:  # this process has nothing left to look with; what is killed frees something
                     await trio.sleep(_LACK_PAUSE)
         finally:
             self._closed = True
+            self._looks.end()
             for quarry in self._quarries:
                 quarry.over.set()
 
     async def _scan(self, quarries: list[_Quarry]) -> bool:
         """Look once for all that is wanted; returns whether that was possible."""
 
-        # A process whose memory hangs in the kernel may hang the thread that looks at it; no other waits for that.
-        def scan() -> list[tuple[Look, bool]]:
-            looks = kill_found([quarry.freeze() for quarry in quarries])
+        def scan(watch: Watch) -> list[tuple[Look, bool]]:
+            # (All is frozen before the first memory is read: a scan that was given up freezes nothing any more.)
+            looks = kill_found([quarry.freeze() for quarry in quarries], watch)
             return [(look, quarry.look()) for look, quarry in zip(looks, quarries, strict=True)]
 
         try:
-            seen = await self._look(scan)
+            seen = await self._looks.look(scan)
         except OSError:
             return False
         for quarry, (look, is_populated) in zip(quarries, seen, strict=True):
             quarry.note(look, is_populated=is_populated)
         return True
 
-    async def _look(self, look: Callable[[], _T]) -> _T:
-        try:
-            return await in_thread("to look for processes", look, limiter=self._thread, abandon=True)
-        except NoThreadError:
-            # Perhaps what is to be killed has all threads. So this task looks, which takes some milliseconds.
-            await trio.lowlevel.checkpoint()
-            return look()
-
     async def kill(self, wanted: Wanted, grace: float) -> int:
         """Kill what is wanted and wait until it has ended; returns how many processes have not, within ``grace``.
 
-        If cancelled, an unknown part was killed.
+        It is at least 1 if that all have ended could not be confirmed. If cancelled, an unknown part was killed.
         """
         if self._closed:
             return 0
@@ -175,20 +179,23 @@ class Hunt:
             if quarry.is_populated:
                 with contextlib.suppress(OSError):
                     quarry.thaw()
-        return max(len(quarry.left), quarry.is_populated)
+        return max(len(quarry.left), 0 if quarry.over.is_set() else 1)
 
     async def any_left(self, wanted: Wanted) -> bool:
         """Whether a wanted process lives, or that cannot be known now. If cancelled, nothing changes."""
 
         quarry = _Quarry(wanted, self._births.of(wanted.mark))
 
-        def look() -> bool:
-            return quarry.look() or any(is_any_left(wanted) for _ in range(CLEAN_SCANS))
+        def look(watch: Watch) -> bool:
+            return quarry.look() or any(is_any_left(wanted, watch) for _ in range(CLEAN_SCANS))
 
-        try:
-            return await self._look(look)
-        except OSError:
-            return True
+        while True:
+            try:
+                return await self._looks.look(look)
+            except HangError:
+                continue  # (the next one does not hang on the same process)
+            except OSError:
+                return True
 
     async def kill_rest(self) -> None:
         """Kill all commands of the agent, also those whose sessions have ended, in its last moments.

@@ -70,8 +70,9 @@ DRAIN_GRACE: Final = 0.25
 _BURIAL_GRACE: Final = 2.0
 
 #: Seconds for the first look at all processes, before the group of a command is killed in any case. It takes some
-#: milliseconds; but a process whose memory hangs in the kernel may hang it.
-_LOOK_TIME: Final = 0.2
+#: milliseconds; but a process whose memory hangs in the kernel may hang it for two tenths of a second, until it is
+#: left out (`Looks`).
+_LOOK_TIME: Final = 0.5
 
 #: Seconds within which the ends of a command's streams and its exit count as one: a process that exits closes its
 #: streams a moment earlier. So a command that just ends costs no frame but ``exited``.

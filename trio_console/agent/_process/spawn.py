@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, final
 import msgspec
 
 from trio_console import _wire as wire
-from trio_console._processes import COMMAND_MARK, Wanted
+from trio_console._processes import COMMAND_MARK, Wanted, ticks
 from trio_console.agent._process.exits import open_exit_fd
 from trio_console.agent._process.limits import Limit, apply_limit
 from trio_console.agent._process.plan import ExecDefaults, Plan, make_plan
@@ -74,13 +74,15 @@ class Child:
     """The leader of a process group, with the agent's ends of its pipes or its terminal.
 
     The leader stays a zombie until `reap`. Until then no other process can get its number, which is also the
-    number of the group. So `kill_group` never hits a process of another session.
+    number of the group. So `kill_group` never hits a process of another session. Where another part of the program
+    has reaped the leader, the number may be another's from the moment on at which it was last seen here.
 
     Args:
         popen: the leader.
         exit_fd: readable once the leader has ended.
         ends: the pipes, or the terminal. The child closes them in the end.
         mark: the beginning of the mark in the environment of everything that the command starts.
+        since: when the start of the leader began, in `ticks`.
 
     ``stdin`` and the values of ``outputs``, which has the streams by their names, are non-blocking. With a
     terminal there is one output, ``stdout``, and its descriptor is also ``stdin``.
@@ -92,24 +94,29 @@ class Child:
         "_mark",
         "_popen",
         "_reaped",
+        "_seen",
         "exit_fd",
         "number",
         "on_reap",
         "outputs",
         "pid",
+        "since",
         "stdin",
         "tty",
     )
 
-    def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends, mark: str) -> None:
+    def __init__(self, popen: subprocess.Popen[bytes], exit_fd: int, ends: _Ends, mark: str, since: int) -> None:
         self._popen = popen
         popen.args = ()  # these may be long, and nothing reads them
-        self._reaped = False
+        self._reaped = False  # or lost: the number may be another's
+        self._seen = since  # when it was known last that the number is the leader's
         self._mark: Final = mark
+        self.since: Final = since
         #: The number of the command, by which a client may name it.
         self.number = 0
-        #: Called with the pid in `reap`; after that the pid may belong to another process.
-        self.on_reap: Callable[[int], None] | None = None
+        #: Called in `reap`, with the pid and until when it was the leader's, in `ticks`. After that it may belong
+        #: to another process.
+        self.on_reap: Callable[[int, int], None] | None = None
         self.pid = popen.pid
         #: Readable once the leader has ended.
         self.exit_fd = exit_fd
@@ -120,14 +127,15 @@ class Child:
         self._fds = {exit_fd, *ends.own_side(), *ends.kept}
 
     def kill_group(self, number: int) -> None:
-        """Send a signal to every process of the group. Does nothing after `reap`."""
-        if not self._reaped:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self.pid, number)
+        """Send a signal to every process of the group. Does nothing once the leader was reaped, by whomever."""
+        with contextlib.suppress(ChildProcessError, ProcessLookupError, PermissionError):
+            self.status()  # it tells whether the number is still the leader's
+            os.killpg(self.pid, number)
 
     def wanted(self) -> Wanted:
         """All processes of the command, for `kill_processes`."""
-        return Wanted(COMMAND_MARK, self._mark, None if self._reaped else self.pid)
+        reaped = self._seen if self._reaped else None
+        return Wanted(COMMAND_MARK, self._mark, self.pid, reaped, since=self.since)
 
     def resize(self, rows: int, cols: int) -> None:
         """Set the size of the terminal; does nothing if there is none."""
@@ -140,8 +148,15 @@ class Child:
         Raises:
             ChildProcessError: it was reaped by somebody else, so its status is lost.
         """
-        assert not self._reaped, "an exit is learnt before its number may be another's"
-        result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if self._reaped:
+            raise ChildProcessError(errno.ECHILD, os.strerror(errno.ECHILD))
+        now = ticks()
+        try:
+            result = os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            self._reaped = True
+            raise
+        self._seen = now
         if result is None:
             return None
         if result.si_code == os.CLD_EXITED:
@@ -176,15 +191,19 @@ class Child:
 
     def reap(self) -> None:
         """Reap the leader, and close all descriptors. A second call does nothing."""
-        if not self._reaped:
-            self._reaped = True
+        if self._popen.returncode is None:
             # (If it cannot be killed, it has not ended yet; no task waits for it any more.)
-            pid, status = 0, 0
-            with contextlib.suppress(ChildProcessError):
-                pid, status = os.waitpid(self.pid, os.WNOHANG)
+            pid, status, now = 0, 0, ticks()
+            if not self._reaped:
+                try:
+                    pid, status = os.waitpid(self.pid, os.WNOHANG)
+                    self._seen = now
+                except ChildProcessError:
+                    pass
+            self._reaped = True
             self._popen.returncode = os.waitstatus_to_exitcode(status) if pid else -signal.SIGKILL
             if self.on_reap is not None:
-                self.on_reap(self.pid)
+                self.on_reap(self.pid, self._seen)
         while self._fds:
             os.close(self._fds.pop())
 
@@ -350,8 +369,9 @@ def spawn(
         kind = _kind(exc, "pty_setup_failed" if request.tty else "other")
         raise StartError(failure(request, exc, kind=kind)) from exc
     child: Child | None = None
+    since = ticks()
     try:
-        child = _start(plan, ends, mark)
+        child = _start(plan, ends, mark, since)
     except (OSError, ValueError) as exc:
         ends.close_own_side()
         raise StartError(failure(request, exc, filename=_blamed(exc, plan))) from exc
@@ -373,7 +393,7 @@ def _unpacked(request: wire.ExecRequest) -> wire.ExecRequest:
     )
 
 
-def _start(plan: Plan, ends: _Ends, mark: str) -> Child:
+def _start(plan: Plan, ends: _Ends, mark: str, since: int) -> Child:
     _look_at_files(plan)
     popen = _fork(plan, ends)
     try:
@@ -382,7 +402,7 @@ def _start(plan: Plan, ends: _Ends, mark: str) -> Child:
         os.killpg(popen.pid, signal.SIGKILL)
         popen.wait()
         raise
-    return Child(popen, exit_fd, ends, mark)
+    return Child(popen, exit_fd, ends, mark, since)
 
 
 def _look_at_files(plan: Plan) -> None:
