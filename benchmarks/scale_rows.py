@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import trio
 
@@ -24,6 +24,8 @@ from benchmarks._measure import Row, Statistic
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+
+    from benchmarks.session_rows import Workers
 
 __all__ = ["pings_beside_hostile_clients", "rows", "system_calls_per_chunk"]
 
@@ -69,21 +71,22 @@ def _difference(after: Holding, before: Holding, n: int) -> Holding:
 
 
 @contextlib.asynccontextmanager
-async def _guests(n: int) -> AsyncIterator[list[trio_console.Guest]]:
+async def _guests(n: int, workers: Workers) -> AsyncIterator[list[trio_console.Guest]]:
+    spec = trio_console.ProcessGuest(workers=workers)
     async with contextlib.AsyncExitStack() as stack:
-        yield [await stack.enter_async_context(trio_console.open_guest()) for _ in range(n)]
+        yield [await stack.enter_async_context(trio_console.open_guest(spec)) for _ in range(n)]
 
 
 @functools.cache
-def idle_guests(n: int) -> tuple[Holding, Holding]:
+def idle_guests(workers: Workers, n: int) -> tuple[Holding, Holding]:
     """The resources of each of ``n`` idle guests: in this process, and in its agent."""
 
     async def main() -> tuple[Holding, Holding]:
-        async with _guests(1):
+        async with _guests(1, workers):
             pass  # so that the costs of the first guest alone are not counted
         await trio.sleep(THREAD_CACHE_TIME)
         before = holding(os.getpid())
-        async with _guests(n):
+        async with _guests(n, workers):
             here = _difference(holding(os.getpid()), before, n)
             agents = [holding(pid) for pid in children()]
             return here, Holding(*(sum(values) / len(agents) for values in zip(*agents, strict=True)))
@@ -111,9 +114,14 @@ def idle_sessions(n: int) -> tuple[Holding, Holding]:
     return trio.run(main)
 
 
+#: What is not to be exceeded.
+_LIMITS: Final = {("guests-tasks", "kib", 0): 25.0}
+
+
 def _holding_rows() -> Iterator[Row]:
     kinds: tuple[tuple[str, str, Callable[[int], tuple[Holding, Holding]], Sequence[int]], ...] = (
-        ("guest", "guests", idle_guests, GUESTS),
+        ("guest", "guests", partial(idle_guests, "threads"), GUESTS),
+        ("guest moved by tasks", "guests-tasks", partial(idle_guests, "tasks"), GUESTS),
         ("session", "sessions", idle_sessions, SESSIONS),
     )
     for one, many, function, numbers in kinds:
@@ -124,8 +132,12 @@ def _holding_rows() -> Iterator[Row]:
                     f"idle-{many}-{field}-{'host' if side == 0 else 'agent'}",
                     f"{'memory' if field == 'kib' else field} per idle {one}, {where}",
                     unit,
-                    {f"{n} {many}": partial(_held, function, n, side, field) for n in reversed(numbers)},
+                    {
+                        f"{n} {many.partition('-')[0]}": partial(_held, function, n, side, field)
+                        for n in reversed(numbers)
+                    },
                     higher_is_better=False,
+                    statistics=(Statistic(limit=_LIMITS.get((many, field, side))),),
                     turns=1,
                     warm_up=partial(_hold_all, function, numbers),
                     process=f"idle-{many}",
