@@ -300,6 +300,12 @@ def test_the_bounds_hold_for_a_mixed_population() -> None:
                 load(data)
 
 
+@pytest.mark.parametrize("claim", [b"\x9a\x00\x04\x00\x01", b"\xba\x00\x02\x00\x01"], ids=["array", "map"])
+def test_a_claim_of_too_many_items_is_refused_before_they_are_looked_for(claim: bytes) -> None:
+    with pytest.raises(TooManyItemsError, match=f"more than {MAX_ITEMS} items"):
+        load(claim + bytes(MAX_COSTLY_ITEMS))  # far fewer items than claimed
+
+
 @pytest.mark.parametrize("item", [b"\x00", b"\x80", b"\x9f", b"\xc1", b"\x61a", b"\xa0"], ids=bytes.hex)
 def test_the_largest_frame_of_tiny_items_is_refused_before_they_are_built(item: bytes) -> None:
     data = array(2**22 // len(item) - 4, item)

@@ -263,6 +263,8 @@ class _Survey:
             case 0x80 | 0xA0:
                 is_map = major == 0xA0
                 count = _ENDLESS if argument is None else 2 * argument if is_map else argument
+                if argument is not None and count > MAX_ITEMS:  # known without a walk of milliseconds
+                    raise TooManyItemsError(f"more than {MAX_ITEMS} items")
                 return end, self._enter(count, left, is_map=is_map)
             case 0xC0:
                 self._tag(position, end, argument)
