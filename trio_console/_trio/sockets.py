@@ -23,10 +23,8 @@ __all__ = ["UnixStream", "accept", "connect_unix", "enlarge_buffer"]
 #: Bytes of one read, when the caller names no number: a frame of data and the beginning of the next.
 _READ: Final = 128 * 1024
 
-
 #: Bytes of socket buffer that are asked for. (By default Linux allows an ordinary user 208 KiB, and doubles the
-#: number it is given.) With the default buffer a GiB of output took a fourth more of this process's time, and
-#: through a relay two fifths more of the relay's: few frames of 128 KiB fitted, and the others went in parts.
+#: number it is given.) In the default buffer few frames of 128 KiB fit, and the others go in parts.
 _BUFFER: Final = 256 * 1024
 
 
