@@ -91,7 +91,7 @@ def test_a_step_of_the_gate_that_hangs_is_ended_and_named(
 ) -> None:
     (tmp_path / "make").write_text(MAKE)
     (tmp_path / "make").chmod(0o755)
-    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "GATE_SECONDS": "1"}
+    env = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", "GATE_SECONDS": "1", "COLUMNS": "40"}
     gate = [str(ROOT / ".ci/run")]
     ended = subprocess.run(gate, env=env, capture_output=True, text=True, check=False, timeout=HANG)
     assert ended.returncode == 1
