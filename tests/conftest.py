@@ -22,8 +22,8 @@ from tests.tools.cgroups import remove_leftovers
 from tests.tools.dead_workers import pytest_testnodedown as pytest_testnodedown  # a hook, like those below
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
-from trio_console import CommandGuest, ProcessGuest, SocketGuest
-from trio_console._guests import process as guest_process
+from trio_console import BubblewrapGuest, CommandGuest, ProcessGuest, SocketGuest
+from trio_console._guests import leftovers as guest_leftovers
 from trio_console._guests import supervisor
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ hypothesis.settings.register_profile("gate", derandomize=True, database=None, **
 hypothesis.settings.register_profile("explore", **_AT_ANY_SPEED)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "gate"))
 
-guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY  # type: ignore[misc]
+guest_leftovers._SCAN_TIME = supervisor._KILL_TIME = BUSY  # type: ignore[misc]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if workers := config.getoption("--workers"):
-        for kind in (CommandGuest, ProcessGuest, SocketGuest):
+        for kind in (BubblewrapGuest, CommandGuest, ProcessGuest, SocketGuest):
             kind.__init__.__kwdefaults__["workers"] = workers
 
 

@@ -49,6 +49,8 @@ ROOMS = {
         },
         trio=False,
     ),
+    # The files of an agent that is to run elsewhere.
+    "bundle": Room({"_bundle"}, {"ground"}, trio=False),
     "trio": Room({"_trio"}, {"ground"}),
     # The tower of bytes: it knows nothing of frames, and its lower half nothing of trio.
     "console": Room({"_console"}, {"ground"}, trio=False),
@@ -71,7 +73,7 @@ ROOMS = {
         {"_relay"}, {"ground", "trio", "wire", "outbox", "session log", "mind"}, named={"channel", "session"}
     ),
     # Where the towers meet.
-    "guests": Room({"_guests"}, {"ground", "trio", "console", "channel"}, named={"wire", "session"}),
+    "guests": Room({"_guests"}, {"ground", "bundle", "trio", "console", "channel"}, named={"wire", "session"}),
     "host": Room({"_guests.host"}, {"trio", "channel", "guests", "session"}, named={"console", "wire"}),
     "open": Room(
         {"_open"},

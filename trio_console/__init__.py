@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from trio_console._errors import ProtocolError as ProtocolError
     from trio_console._errors import UnsupportedByPeer as UnsupportedByPeer
     from trio_console._guests.command import CommandGuest as CommandGuest
+    from trio_console._guests.namespaces.bubblewrap import BubblewrapGuest as BubblewrapGuest
     from trio_console._guests.process import ProcessGuest as ProcessGuest
+    from trio_console._guests.roots import Limits as Limits
+    from trio_console._guests.roots import Root as Root
+    from trio_console._guests.roots import Share as Share
     from trio_console._guests.socket import SocketGuest as SocketGuest
     from trio_console._guests.spec import GuestHost as GuestHost
     from trio_console._guests.spec import GuestSpec as GuestSpec
@@ -52,6 +56,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AgentConsoleBackend",
+    "BubblewrapGuest",
     "ChunkRing",
     "ClientLimits",
     "CommandGuest",
@@ -69,6 +74,7 @@ __all__ = [
     "GuestSpec",
     "GuestStatistics",
     "LaneStatistics",
+    "Limits",
     "Log",
     "ProcessGuest",
     "ProtocolError",
@@ -76,7 +82,9 @@ __all__ = [
     "RelayOptions",
     "RelayStatistics",
     "Rights",
+    "Root",
     "SessionStatistics",
+    "Share",
     "SocketGuest",
     "StreamStatistics",
     "UnsupportedByPeer",
@@ -91,6 +99,7 @@ __all__ = [
 #: The module of each public name. The block above says the same for type checkers; a test compares the two.
 _LAZY: Final = {
     "AgentConsoleBackend": "_console.backend",
+    "BubblewrapGuest": "_guests.namespaces.bubblewrap",
     "ChunkRing": "_console.ring",
     "ClientLimits": "_relay.options",
     "CommandGuest": "_guests.command",
@@ -108,6 +117,7 @@ _LAZY: Final = {
     "GuestSpec": "_guests.spec",
     "GuestStatistics": "_session.statistics",
     "LaneStatistics": "_console.backend",
+    "Limits": "_guests.roots",
     "Log": "_relay.options",
     "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
@@ -115,7 +125,9 @@ _LAZY: Final = {
     "RelayOptions": "_relay.options",
     "RelayStatistics": "_relay.server",
     "Rights": "_relay.options",
+    "Root": "_guests.roots",
     "SessionStatistics": "_session.statistics",
+    "Share": "_guests.roots",
     "SocketGuest": "_guests.socket",
     "StreamStatistics": "_session.statistics",
     "UnsupportedByPeer": "_errors",

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
+from tests.at_home.beyond import NAMESPACES
 from tests.tools.leftovers import runs
 from tests.tools.limits import ENDING, HANG
 
@@ -318,6 +319,10 @@ class InGuest(Here):
     def __init__(self, name: str, guest: trio_console.Guest, directory: str) -> None:
         super().__init__(name, directory)
         self.guest: Final = guest
+
+    def kill_later(self, pid: int) -> int:
+        assert self.name != NAMESPACES, "this number is another process's here"
+        return super().kill_later(pid)
 
     async def run_process(self, command: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:
         return await self.guest.run_process(command, **options)

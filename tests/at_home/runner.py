@@ -7,6 +7,7 @@ imported all that it needs and then forks for each place.
 from __future__ import annotations
 
 import ast
+import atexit
 import contextlib
 import os
 import shutil
@@ -25,7 +26,7 @@ import tests.at_home.cases as _cases
 from tests.at_home.places import Here, Home, InGuest
 from tests.at_home.table import CASES, GUESTS, Case
 from tests.tools.limits import ENDING, HANG
-from trio_console import CommandGuest, Guest, ProcessGuest, connect_guest, open_guest
+from trio_console import BubblewrapGuest, CommandGuest, Guest, ProcessGuest, Share, connect_guest, open_guest
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -33,8 +34,22 @@ if TYPE_CHECKING:
 __all__ = ["Runner"]
 
 _EXEC = (sys.executable, "-P", "-m", "trio_console", "exec", "--relay")
+#: The variable that names it to programs that are started for a case.
+_CASES_DIR = "TRIO_CONSOLE_TEST_CASES"
+
 _AGENT = [sys.executable, "-P", "-m", "trio_console.agent", "--stdio"]
 _cases.load()
+
+
+def _cases_dir() -> str:
+    """The directory in which the cases have theirs, which guests that see nothing else can be shown."""
+    if given := os.environ.get(_CASES_DIR):
+        return given
+    os.environ[_CASES_DIR] = made = tempfile.mkdtemp()
+    os.chmod(made, 0o755)
+    owner = os.getpid()
+    atexit.register(lambda: os.getpid() == owner and shutil.rmtree(made))
+    return made
 
 
 @asynccontextmanager
@@ -42,6 +57,10 @@ async def opened(place: str, socket: str) -> AsyncIterator[Guest]:
     """A guest, by one of the ways to it. ``socket`` is where its relay listens."""
     if place == "process":
         async with open_guest(ProcessGuest()) as guest:
+            yield guest
+    elif place == "namespaces":
+        shares = {_cases_dir(): Share(_cases_dir(), writable=True)}
+        async with open_guest(BubblewrapGuest(shares=shares)) as guest:
             yield guest
     elif place == "command":
         async with open_guest(CommandGuest(_AGENT)) as guest:
@@ -54,7 +73,8 @@ async def opened(place: str, socket: str) -> AsyncIterator[Guest]:
 class Runner:
     """The thread in which the cases are played. A context manager; `play` is for one thread at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, places: Sequence[str] = GUESTS) -> None:
+        self._places = places  # whose guests are opened at once
         self._ready = threading.Event()
         self._thread = threading.Thread(target=trio.run, args=(self._main,), name="Trio thread of the table")
         self._guests: dict[str, Guest] = {}
@@ -64,7 +84,7 @@ class Runner:
     def __enter__(self) -> Self:
         self._thread.start()
         self._ready.wait()
-        for place in GUESTS:
+        for place in self._places:
             trio.from_thread.run(self._guest, place, trio_token=self._token)
         return self
 
@@ -137,7 +157,7 @@ async def _outcome(case: Case, here: Here) -> object:
 @contextlib.contextmanager
 def directory() -> Any:
     """A directory for a case. Every user may enter it and write to it."""
-    name = tempfile.mkdtemp()
+    name = tempfile.mkdtemp(dir=_cases_dir())
     os.chmod(name, 0o777)
     try:
         yield name

@@ -18,10 +18,9 @@ from tests.tools.peer import Peer, ready_message
 from trio_console import GuestLostError, SocketGuest, open_guest
 from trio_console import _wire as wire
 from trio_console._guests import host as _host
-from trio_console._guests import process as _process
-from trio_console._guests import supervisor
+from trio_console._guests import leftovers, supervisor
 from trio_console._guests.spec import GuestHost
-from trio_console._processes import Leftovers, Wanted
+from trio_console._processes import GUEST_MARK, Leftovers, Wanted
 from trio_console._session.confirmations import Confirmations
 from trio_console.agent import serve_agent
 from trio_console.agent._router import Ending
@@ -75,7 +74,7 @@ async def watched(process: Any) -> AsyncIterator[GuestHost]:
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
     """The times are those of the machine's clock."""
     monkeypatch.setattr(supervisor, "_KILL_TIME", 0.05)
-    monkeypatch.setattr(_process, "_SCAN_TIME", 0.05)
+    monkeypatch.setattr(leftovers, "_SCAN_TIME", 0.05)
 
 
 async def test_a_process_that_does_not_die_is_left_behind_with_a_warning() -> None:
@@ -113,8 +112,8 @@ async def test_leaving_a_process_that_does_not_die_can_be_cancelled_and_is_bound
 async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
     left: frozenset[int], match: str | None, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(_process, "kill_processes", lambda _wanted: Leftovers(left, left))
-    await _process._kill_left_behind("mark", trio.CancelScope())
+    monkeypatch.setattr(leftovers, "kill_processes", lambda _wanted: Leftovers(left, left))
+    await leftovers.kill_left_behind(Wanted(GUEST_MARK, "mark"), trio.CancelScope())
     assert [str(found.message).partition(" were")[0] for found in recwarn] == (
         ["the processes [4, 17] of a guest"] if match else []
     )
@@ -123,27 +122,27 @@ async def test_what_a_guest_has_left_behind_and_cannot_be_killed_is_named(
 async def test_a_second_ctrl_c_does_not_cut_the_search_short(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
-    monkeypatch.setattr(_process, "_SCAN_TIME", HANG)
+    monkeypatch.setattr(leftovers, "_SCAN_TIME", HANG)
     searched: list[str] = []
 
     def search(wanted: Wanted) -> Leftovers:
         searched.append(wanted.mark)
         return Leftovers(frozenset(), frozenset())
 
-    monkeypatch.setattr(_process, "kill_processes", search)
+    monkeypatch.setattr(leftovers, "kill_processes", search)
     patience = trio.CancelScope()
     patience.cancel()  # as `see_through` does at a second Ctrl-C
-    await _process._kill_left_behind("mark", patience)
+    await leftovers.kill_left_behind(Wanted(GUEST_MARK, "mark"), patience)
     assert searched == ["mark"]
     assert not recwarn.list
 
 
 async def test_a_search_that_takes_too_long_is_abandoned(monkeypatch: pytest.MonkeyPatch) -> None:
     reading, writing = os.pipe()
-    monkeypatch.setattr(_process, "kill_processes", lambda _wanted: os.read(reading, 1))
+    monkeypatch.setattr(leftovers, "kill_processes", lambda _wanted: os.read(reading, 1))
     try:
         with pytest.warns(RuntimeWarning, match="may still run"):
-            await _process._kill_left_behind("mark", trio.CancelScope())
+            await leftovers.kill_left_behind(Wanted(GUEST_MARK, "mark"), trio.CancelScope())
     finally:
         os.write(writing, b"x")
         os.close(writing)

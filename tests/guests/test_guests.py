@@ -18,7 +18,8 @@ import trio
 
 from tests.tools.leftovers import runs, state_of
 from tests.tools.limits import HANG
-from trio_console import CommandGuest, GuestLostError, ProcessGuest, SocketGuest, open_guest
+from tests.tools.pids import agent_of, numbers_here
+from trio_console import BubblewrapGuest, CommandGuest, GuestLostError, ProcessGuest, SocketGuest, open_guest
 from trio_console.agent import serve_agent
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ GUESTS: dict[str, OpenGuest] = {
     "process-tasks": partial(open_guest, ProcessGuest(workers="tasks")),
     "command": _over_stdio,
     "socket": _over_a_socket,
+    "bubblewrap": partial(open_guest, BubblewrapGuest()),
 }
 
 
@@ -116,11 +118,6 @@ async def until(condition: Callable[[], bool]) -> None:
     """Wait for a change in the kernel that can only be polled; the test's deadline is the bound."""
     while not condition():
         await trio.sleep(0.001)
-
-
-async def agent_pid(guest: Guest) -> int:
-    done = await guest.run_process(["sh", "-c", "echo $PPID"], capture_stdout=True)
-    return int(done.stdout)
 
 
 def describe(exc: BaseException) -> tuple[Any, ...]:
@@ -249,9 +246,10 @@ async def test_leaving_the_block_ends_the_whole_process_group(any_guest: OpenGue
     async with any_guest() as guest:
         script = "sleep 1000 & echo $!; wait"
         async with guest.open_process(["sh", "-c", script], stdout=PIPE, stderr=PIPE) as process:
-            grandchild = int(await receive_line(process.stdout))
+            there = process.pid, int(await receive_line(process.stdout))
+            child, grandchild = await numbers_here(guest, *there)
         assert process.returncode == -9
-        assert not runs(process.pid)
+        assert not runs(child)
         # (A child whose parent is gone is reaped by another process, which may take time.)
         await until(lambda: not runs(grandchild))
 
@@ -261,8 +259,9 @@ async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the
 ) -> None:
     # (yes and cat end by themselves when the other ends of their pipes are closed.)
     async with any_guest() as guest:
-        pid = await agent_pid(guest)
+        pid = await agent_of(guest)
         async with guest.open_process(["yes", "abc"], stdout=PIPE, stderr=PIPE) as process:
+            [child] = await numbers_here(guest, process.pid)
             got = await process.stdout.receive_some()
             os.kill(pid, signal.SIGKILL)
             with pytest.raises(GuestLostError) as caught:
@@ -272,7 +271,7 @@ async def test_an_agent_killed_in_the_middle_of_output_is_a_lost_guest_after_the
             with pytest.raises(GuestLostError) as waited:
                 await process.wait()
             assert waited.value.reason == caught.value.reason
-        await until(lambda: not runs(process.pid))
+        await until(lambda: not runs(child))
         for call in (guest.ping, lambda: guest.run_process(["true"])):
             with pytest.raises(GuestLostError):
                 await call()
@@ -297,7 +296,7 @@ async def test_a_stopped_agent_costs_no_more_than_the_grace_and_leaves_nothing(
 ) -> None:
     began = 0.0
     async with any_guest(grace=1.0) as guest:
-        pid = await agent_pid(guest)
+        pid = await agent_of(guest)
         os.kill(pid, signal.SIGSTOP)
         await until(lambda: state_of(pid) == "T")
         began = trio.current_time()
@@ -382,7 +381,7 @@ async def test_a_group_that_a_body_raises_comes_out_as_it_is(deadline: None) -> 
 
 async def test_a_daemon_of_a_killed_agent_is_found_and_killed(deadline: None) -> None:
     async with open_guest() as guest:
-        pid = await agent_pid(guest)
+        pid = await agent_of(guest)
         done = await guest.run_process(
             ["sh", "-c", "setsid sh -c 'echo $$; exec sleep 1000 >/dev/null 2>&1' &"], capture_stdout=True
         )

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,19 +27,22 @@ from trio_console._processes import GUEST_MARK, start_time
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+ROOT = Path(__file__).parents[2]
 AGENT = [sys.executable, "-P", "-m", "trio_console.agent", "--stdio"]
 
 #: A program with a guest; prints the processes that are to die with it, and then does what its argument says.
 PROGRAM = """
 import os, signal, subprocess, sys, time, trio
-from trio_console import CommandGuest, ProcessGuest, open_guest
+from trio_console import BubblewrapGuest, CommandGuest, ProcessGuest, open_guest
 from trio_console._guests import warden
+from tests.tools.leftovers import children
 
 kind, how = sys.argv[1:3]
 agent = " ".join([sys.executable, "-P", "-m", "trio_console.agent", "--stdio"])
 specs = {
     "process": ProcessGuest(),
     "command": CommandGuest(["sh", "-c", f"sleep 1000 & export CHILD=$! LEADER=$$; {agent}; exec sleep 1000"]),
+    "bubblewrap": BubblewrapGuest(),
 }
 
 async def main():
@@ -49,6 +53,10 @@ async def main():
         if kind == "process":
             pids = await ask("echo $PPID; setsid sh -c 'echo $$; exec sleep 1000 >/dev/null' &")
             os.kill(pids[0], signal.SIGSTOP)  # so that it ends nothing itself
+        elif kind == "bubblewrap":
+            [pids] = [[inner, outer] for outer in children() for inner in children(outer)]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
         else:
             pids = await ask("echo $LEADER $CHILD")
         if how == "copies":  # as a child has that a C library has forked
@@ -78,11 +86,11 @@ def watched(pid: int) -> Iterator[int]:
 
 
 @pytest.mark.parametrize("how", ["killed", "copies"])
-@pytest.mark.parametrize("kind", ["process", "command"])
+@pytest.mark.parametrize("kind", ["process", "command", "bubblewrap"])
 async def test_the_processes_of_a_guest_die_with_the_program(kind: str, how: str) -> None:
     with trio.fail_after(HANG), ExitStack() as stack:
         command = [sys.executable, "-c", PROGRAM, kind, how]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as program:  # noqa: ASYNC220
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as program:  # noqa: ASYNC220
             assert program.stdout is not None
             pids = [int(word) for word in (await trio.to_thread.run_sync(program.stdout.readline)).split()]
             if how == "copies":
@@ -95,11 +103,11 @@ async def test_the_processes_of_a_guest_die_with_the_program(kind: str, how: str
 
 
 @pytest.mark.nightly  # because it sleeps
-@pytest.mark.parametrize("kind", ["process", "command"])
+@pytest.mark.parametrize("kind", ["process", "command", "bubblewrap"])
 async def test_they_live_when_the_thread_that_has_started_them_has_ended(kind: str) -> None:
     with trio.fail_after(2 * HANG), ExitStack() as stack:
         command = [sys.executable, "-c", PROGRAM, kind, "idle"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE) as program:  # noqa: ASYNC220
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT) as program:  # noqa: ASYNC220
             assert program.stdout is not None
             line = await trio.to_thread.run_sync(program.stdout.readline)
             pids = [int(word) for word in line.split()]

@@ -52,7 +52,7 @@ from trio_console import ProcessGuest, connect_guest, open_console, open_guest, 
 from trio_console import _wire as wire
 from trio_console._console.devices import FdDevice, as_device
 from trio_console._console.polled import open_polled
-from trio_console._guests import process as guest_process
+from trio_console._guests import leftovers as guest_leftovers
 from trio_console._guests import supervisor
 from trio_console.testing import ScriptedGuest
 
@@ -261,7 +261,7 @@ def run_child(context: str, at: list[int], directory: str) -> dict[str, Any]:
     """One run in this process; returns its report."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     mark(str(os.getpid()))
-    guest_process._SCAN_TIME = supervisor._KILL_TIME = BUSY
+    guest_leftovers._SCAN_TIME = supervisor._KILL_TIME = BUSY
     gc.disable()  # an object that waits for the collector counts as left behind
     said: list[str] = []
     sys.unraisablehook = lambda args: said.append(f"unraisable: {args.exc_value!r} in {args.object!r}")

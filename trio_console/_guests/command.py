@@ -28,7 +28,7 @@ class CommandGuest(GuestSpec):
     """A command of this machine whose stdin and stdout are the guest's console.
 
     For example ``["ssh", host, "python3", "-P", "-m", "trio_console.agent", "--stdio"]``, or the same under
-    ``bwrap`` or ``docker exec -i``. The last 4 KiB that the command writes to stderr are kept, for the error that
+    ``docker exec -i``. The last 4 KiB that the command writes to stderr are kept, for the error that
     tells its end. When the guest ends, the command has the rest of the grace to exit, and is then killed.
 
     The command has a POSIX session of its own: signals for this program's process group (Ctrl-C, ``timeout``) are

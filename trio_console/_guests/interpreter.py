@@ -12,7 +12,7 @@ import os
 import sys
 from typing import Final
 
-__all__ = ["absolute_only", "command", "executable", "find_modules", "place_of_this_package"]
+__all__ = ["absolute_only", "command", "executable", "find_modules", "letters", "place_of_this_package"]
 
 #: The flags without a word of their own: the name in `sys.flags`, and the letter, which is repeated.
 _LETTERS: Final = (
@@ -52,15 +52,19 @@ def command(python: str | None = None) -> list[str]:
     Raises:
         RuntimeError: as of `executable`.
     """
-    letters = [f"-{letter * count}" for name, letter in _LETTERS if (count := int(getattr(sys.flags, name)))]
     options = [name if value is True else f"{name}={value}" for name, value in sys._xoptions.items()]
     return [
         executable(python),
-        *letters,
+        *letters(),
         *_isolation(),
         *(f"-W{option}" for option in sys.warnoptions),
         *(part for option in options for part in ("-X", option)),
     ]
+
+
+def letters() -> list[str]:
+    """The flags without a word of their own that this program was started with."""
+    return [f"-{letter * count}" for name, letter in _LETTERS if (count := int(getattr(sys.flags, name)))]
 
 
 def _isolation() -> list[str]:

@@ -1,4 +1,4 @@
-"""The agent in a child process of this program, and the end of the processes that it leaves behind."""
+"""The agent in a child process of this program."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import secrets
 import socket
 import subprocess
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -14,23 +13,21 @@ import trio
 
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.interpreter import absolute_only, command, find_modules
+from trio_console._guests.leftovers import kill_left_behind
 from trio_console._guests.spec import GuestSpec
 from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, check_workers, start, watch
 from trio_console._guests.warden import guarded
-from trio_console._processes import GUEST_MARK, Wanted, kill_processes
-from trio_console._trio.clocks import within
+from trio_console._processes import GUEST_MARK, Wanted
 from trio_console._trio.ending import see_through
 from trio_console._trio.sockets import enlarge_buffer
-from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from trio_console._guests.spec import GuestHost
     from trio_console._guests.supervisor import Workers
-    from trio_console._processes import Leftovers
 
-__all__ = ["ProcessGuest"]
+__all__ = ["PROGRAM", "ProcessGuest"]
 
 #: Where Python finds modules before it runs a program. The agent starts without the relative ones of these; its
 #: commands see what was given.
@@ -38,15 +35,12 @@ _PATHS: Final = "PYTHONPATH"
 
 #: The agent's program, behind the line that lets it find its modules. Its commands are not to read from where it
 #: was read.
-_PROGRAM: Final = """\
+PROGRAM: Final = """\
 import os
 os.dup2(os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC), 0)
 from trio_console.agent.__main__ import main
 sys.exit(main())
 """
-
-#: Seconds to find and kill the processes that a guest has left. (The search itself takes at most half of it.)
-_SCAN_TIME: Final = 2.0
 
 
 @final
@@ -99,7 +93,7 @@ class ProcessGuest(GuestSpec):
         given = os.environ if self._env is None else self._env
         python = command(self._python)
         env = {**given, GUEST_MARK: mark}
-        program = find_modules(also=self._python is not None) + _PROGRAM
+        program = find_modules(also=self._python is not None) + PROGRAM
         if _PATHS in env:
             program = f"import os; os.environ[{_PATHS!r}] = {env[_PATHS]!a}\n{program}"
             env[_PATHS] = absolute_only(env[_PATHS])
@@ -145,25 +139,5 @@ class ProcessGuest(GuestSpec):
             try:
                 await watch(process, "the agent", ours.device, stderr, started, partial(tell, program))
             finally:
-                kill = partial(_kill_left_behind, env[GUEST_MARK])
+                kill = partial(kill_left_behind, Wanted(GUEST_MARK, env[GUEST_MARK]))
                 await see_through(kill)  # noqa: ASYNC102  (shields itself)
-
-
-async def _kill_left_behind(mark: str, _patience: trio.CancelScope) -> None:
-    """Kill the processes that a dead agent has left. This is not cut short: it takes two seconds at most."""
-    search = partial(kill_processes, Wanted(GUEST_MARK, mark))
-    result: Leftovers | None = None
-
-    async def look() -> None:
-        nonlocal result
-        try:
-            # The thread is abandoned when the time is over: reading a process's environment may block for as long
-            # as that process is in a system call.
-            result = await in_thread("to look for processes that a guest has left", search, abandon=True)
-        except NoThreadError:
-            result = search()  # in this thread, although that blocks all tasks for a moment
-
-    await within(_SCAN_TIME, look)
-    if result is None or result.left:
-        which = "processes of a guest" if result is None else f"the processes {sorted(result.left)} of a guest"
-        warnings.warn(f"{which} were killed, but may still run: look for them", RuntimeWarning, stacklevel=1)

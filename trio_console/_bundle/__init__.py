@@ -1,0 +1,1 @@
+"""What an agent needs of this machine in order to run somewhere else."""

@@ -1,0 +1,1 @@
+"""Guests in Linux namespaces of their own, by bubblewrap."""
