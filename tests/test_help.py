@@ -60,7 +60,7 @@ DOCUMENTED: dict[type, str] = {
     trio_console.ProtocolError: "",
     trio_console.Relay: "console_statistics path statistics",
     trio_console.RelayStatistics: f"{SERVED} audit_log bytes_dropped bytes_queued frames_dropped "
-    "frames_from_agent frames_refused",
+    "frames_from_agent frames_refused stalled stalls",
     trio_console.SocketGuest: "run",
     trio_console.UnsupportedByPeer: "",
     trio_console.WakePipe: "close drain fileno wait wake",

@@ -60,7 +60,7 @@ ROOMS = {
     ),
     # The tower of frames: it knows trio's abstract streams, and no console.
     "wire": Room({"_wire"}, {"ground"}, trio=False),
-    "outbox": Room({"_wire.outbox"}, {"trio"}),
+    "outbox": Room({"_wire.outbox"}, {"trio", "wire"}),
     "session": Room({"_session"}, {"ground", "trio", "wire", "outbox"}, named={"channel"}),
     "agent": Room({"agent"}, {"ground", "trio", "wire", "outbox"}),
     # The relay's mind does no I/O and knows no trio; of the session log it knows which methods to call.

@@ -139,7 +139,8 @@ async def open_guest(
         if made is None:
             booted = host.booted
             told = host.explain, host.cause
-            connection = Connection(host.channel, booted.decoder, booted.ready, booted.generation, _IDS, *told)
+            said = booted.decoder, booted.ready, booted.generation
+            connection = Connection(host.channel, *said, _IDS, *told, booted.admission())
             host.progress = lambda: Progress(connection.heard(), connection.waits_for_bytes)
         else:
             server = await stack.enter_async_context(_serving(host, made, options))

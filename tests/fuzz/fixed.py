@@ -36,6 +36,7 @@ COUNTS: Final = {
     "agent_router": 6000,
     "process_session": 4000,
     "exec_session": 2000,
+    "admission": 150,
 }
 
 #: Bytes of an input that is made of nothing, at most.

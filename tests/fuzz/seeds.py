@@ -452,6 +452,28 @@ def _exec_session() -> Iterator[tuple[str, bytes]]:
             yield f"{title}_{number}", bytes([*how, *(byte for step in steps for byte in step)])
 
 
+def _admission() -> Iterator[tuple[str, bytes]]:
+    """The first byte is the window; 64 more writes frames at once, 128 more makes limits come late. Then steps."""
+    ping, end, send, take, cancel, wait, shrink = (32 * what for what in (0, 1, 2, 4, 5, 6, 7))
+    large, much = 7, 79
+    stories = {
+        "stuck_and_flowing": [send + large, much, wait + 3, take + 1, send + 1, much, wait + 4, take, take + 2],
+        "ends": [*range(end, end + 20), wait, take, take + 1],
+        "control": [*range(ping, ping + 20), send, 3, take],
+        "cancelled": [send + large, much, wait + 2, cancel, send + 1, 5, wait + 4, send + large, 9],
+        "shrinks": [send, 9, shrink, shrink + 1, shrink + 2, shrink + 3, send + 3, much],
+        "all_stuck": [
+            *(step for which in range(5) for step in (send + which, much)),
+            wait + 4,
+            wait + 4,
+            take + 2,
+        ],
+    }
+    for name, steps in stories.items():
+        for window in (0, 1, 2, 3, 4, 66, 68, 129):
+            yield f"{name}_{window}", bytes([window, *steps])
+
+
 _SEEDS: Final = {
     "frames": _frames,
     "messages": _messages,
@@ -460,6 +482,7 @@ _SEEDS: Final = {
     "agent_router": _agent_router,
     "process_session": _process_session,
     "exec_session": _exec_session,
+    "admission": _admission,
 }
 
 

@@ -23,6 +23,8 @@ from trio_console._trio.nursery import hidden_nursery
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from trio_console._wire.credit import Admission
+
 WINDOW = 1024 * 1024
 
 
@@ -86,10 +88,12 @@ async def talking(
     explain: Any = nothing_known,
     patience: float = HANG,
     watch: Callable[[Connection], Any] | None = None,
+    admission: Admission | None = None,
 ) -> AsyncIterator[Talk]:
     """A guest whose agent has just said it was ready. ``window=None`` is an agent that knows no credit."""
     ours, theirs = streams()
-    connection = Connection(ours, wire.FrameDecoder(), ready_message(window, *features), generation, ids, explain)
+    said = wire.FrameDecoder(), ready_message(window, *features), generation
+    connection = Connection(ours, *said, ids, explain, admission=admission)
     talk: Talk
     guest = Guest(connection, confirmations=Confirmations(grace, connection.heard), force=lambda: talk.force())
     with trio.fail_after(patience):

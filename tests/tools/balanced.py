@@ -31,4 +31,4 @@ def balanced_outboxes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
     for outbox in made:
         if outbox._broken is None:
-            assert outbox._bulk_used == sum(size for size, _ in outbox._bulk)
+            assert outbox._bulk_used == sum(each.size for each in outbox._bulk)

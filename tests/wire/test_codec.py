@@ -67,6 +67,7 @@ MESSAGES: list[wire.Message] = [
     wire.Pong(),
     wire.Touch(),
     wire.Touched(7),
+    wire.TransportCredit(2**64 - 1, 0, 1, 2),
     wire.Error("invalid_session", "m"),
     wire.Error("a_word_from_the_future_2", "m", "core.ping"),
     wire.ExecRequest("sh"),

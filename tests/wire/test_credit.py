@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 
 import pytest
@@ -9,7 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trio_console._wire.credit import ReceiveWindow, Refill, SendWindow, is_due
+from trio_console._wire.credit import Admission, Admitted, ReceiveWindow, Refill, SendWindow, Turns, is_due
 
 # The sender
 
@@ -183,3 +184,129 @@ class Stream(RuleBasedStateMachine):
 
 TestStream = Stream.TestCase
 TestStream.settings = settings(max_examples=200, stateful_step_count=40)
+
+
+# All that comes over a console
+
+LIMITS = Admitted(control_bytes=100, control_frames=4, bulk_bytes=1000, bulk_frames=64)
+
+
+@pytest.mark.parametrize("bulk", [False, True])
+def test_as_many_bytes_and_frames_are_admitted_as_announced_and_no_more(bulk: bool) -> None:
+    most_bytes, most_frames = LIMITS[2 * bulk : 2 * bulk + 2]
+    admission = Admission(LIMITS)
+    assert admission.admits(most_bytes, bulk=bulk)
+    assert not admission.admits(most_bytes + 1, bulk=bulk)
+    for _ in range(most_frames):
+        assert admission.admits(1, bulk=bulk)
+        admission.take(1, bulk=bulk)
+    assert not admission.admits(1, bulk=bulk)
+    assert admission.admits(1, bulk=not bulk), "each kind has limits of its own"
+
+
+def test_what_is_given_back_may_be_taken_again() -> None:
+    admission = Admission(LIMITS)
+    before = admission.used
+    admission.take(1000, bulk=True)
+    assert not admission.admits(1, bulk=True)
+    admission.shrink(10)
+    assert admission.admits(10, bulk=True)
+    admission.give_back(990)
+    assert admission.used == before
+
+
+@pytest.mark.parametrize("name", LIMITS._fields)
+def test_a_limit_may_grow_and_not_shrink(name: str) -> None:
+    admission = Admission(LIMITS)
+    value = getattr(LIMITS, name)
+    assert admission.announce(LIMITS._replace(**{name: value + 1}))
+    assert admission.announce(LIMITS._replace(**{name: value + 1}))
+    more = Admitted(*(2 * limit for limit in LIMITS))
+    assert not admission.announce(more._replace(**{name: value}))
+    assert not admission.admits(150, bulk=False), "one that is refused changes nothing"
+
+
+def test_half_of_the_window_is_for_all_at_once() -> None:
+    by_bytes, by_frames = Admission(LIMITS), Admission(LIMITS)
+    by_bytes.take(500, bulk=True)
+    assert not by_bytes.is_scarce
+    by_bytes.take(1, bulk=True)
+    assert by_bytes.is_scarce
+    for _ in range(32):
+        by_frames.take(1, bulk=True)
+    assert not by_frames.is_scarce
+    by_frames.take(1, bulk=True)
+    assert by_frames.is_scarce
+    assert by_bytes.announce(LIMITS._replace(bulk_bytes=1001))
+    assert not by_bytes.is_scarce, "it was taken in the guest"
+
+
+def test_the_last_frames_are_for_the_ends_of_streams() -> None:
+    admission = Admission(LIMITS)
+    for _ in range(60):
+        assert admission.has_room(1)
+        admission.take(1, bulk=True)
+    assert not admission.has_room(1)
+    assert admission.admits(1, bulk=True)
+
+
+def test_limits_that_come_late_count_what_was_sent_before() -> None:
+    admission = Admission()
+    admission.take(5000, bulk=True)
+    assert not admission.is_scarce
+    assert admission.announce(LIMITS._replace(bulk_bytes=6000))
+    assert (admission.admits(1000, bulk=True), admission.admits(1001, bulk=True)) == (True, False)
+
+
+# Turns
+
+
+def test_one_session_at_a_time_has_its_turn_until_something_is_taken() -> None:
+    turns = Turns(1.0)
+    turns.took("a", 0.0)
+    assert (turns.holds_back("b", 0.5), turns.holds_back("a", 0.5)) == (True, True)
+    turns.heard(0.5)
+    assert (turns.holds_back("b", 0.5), turns.holds_back("a", 0.5)) == (False, False)
+
+
+def test_a_turn_in_vain_ends_by_itself_and_the_next_comes_after_twice_the_time() -> None:
+    turns, now = Turns(1.0), 0.0
+    for delay in (1.0, 2.0, 4.0, 8.0):
+        turns.took("a", now)
+        assert turns.next_change(now) == now + 1.0
+        assert turns.holds_back("b", now + 0.9)
+        now += 1.0
+        assert not turns.holds_back("b", now)
+        assert turns.next_change(now) == now + delay
+        assert turns.holds_back("a", now + delay - 0.1)
+        now += delay
+        assert not turns.holds_back("a", now)
+
+
+def test_what_is_taken_late_is_that_of_the_last_turn() -> None:
+    turns = Turns(1.0)
+    for key in "ab":
+        turns.took(key, 0.0 if key == "a" else 1.0)
+        assert turns.holds_back(key, 2.0 if key == "b" else 1.0)
+    turns.heard(2.1)
+    assert (turns.holds_back("b", 2.1), turns.holds_back("a", 1.9)) == (False, True)
+
+
+def test_what_is_taken_without_a_turn_lets_all_go_on() -> None:
+    turns = Turns(100.0)
+    for key, now in (("a", 0.0), ("b", 100.0)):
+        turns.took(key, now)
+        assert turns.holds_back(key, now + 100.0)
+    turns.heard(200.0)
+    turns.heard(200.0)
+    assert (turns.holds_back("a", 200.0), turns.holds_back("b", 200.0)) == (False, False)
+    assert turns.next_change(200.0) == math.inf
+
+
+def test_a_turn_that_is_given_up_is_over() -> None:
+    turns = Turns(1.0)
+    turns.took("a", 0.0)
+    turns.gave_up("b")
+    assert turns.holds_back("a", 0.0)
+    turns.gave_up("a")
+    assert not turns.holds_back("a", 0.0)

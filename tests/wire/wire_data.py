@@ -24,6 +24,7 @@ NOT_OURS = {
     "exec_request_rlimit_infinity",
     "sdk0711_mkdir_request",
     "sdk0711_open_request",
+    "agentd0711_ready",
 }
 
 

@@ -65,11 +65,20 @@ def has_hung_up(sock: trio.socket.SocketType) -> bool:
 
 
 def ready_for(client: Client, booted: Booted) -> bytes:
-    """The agent's ready frame, as it came; for a client that may not shut the guest down, with a word more."""
+    """The agent's ready frame, as it came; for a client that may not shut the guest down, with a word more.
+
+    Of a newer agent a client sees what this relay passes on: no generation beyond ours, and no capability of the
+    newer ones. A client of that make would use them, and wait for answers that do not come.
+    """
     ready = booted.ready
+    is_newer = booted.generation > wire.GENERATION
     if "shutdown" in client.granted:
-        return wire.encode_again(booted.frame)
-    ready = msgspec.structs.replace(ready, features=[*(ready.features or ()), wire.SHUTDOWN])
+        if not is_newer:
+            return wire.encode_again(booted.frame)
+    else:
+        ready = msgspec.structs.replace(ready, features=[*(ready.features or ()), wire.SHUTDOWN])
+    if is_newer:
+        ready = msgspec.structs.replace(ready, workload_transport_barrier_version=wire.UNSET)
     return wire.encode(ready, version=min(booted.generation, wire.GENERATION))
 
 

@@ -215,6 +215,8 @@ class RelayStatistics:
         frames_refused: from clients, answered here instead of being forwarded.
         bytes_queued: for clients, now.
         bytes_dropped: queued for, or sent by, clients that had gone or did not read.
+        stalls: how often data of a client had to wait because the guest admitted no more over its console.
+        stalled: the seconds for which it waited so, without a wait that goes on.
         session_log: of the session log, or `None` if there is none.
         audit_log: of the audit log, or `None` if there is none.
     """
@@ -231,5 +233,7 @@ class RelayStatistics:
     frames_refused: int
     bytes_queued: int
     bytes_dropped: int
+    stalls: int
+    stalled: float
     session_log: LogStatistics | None
     audit_log: LogStatistics | None

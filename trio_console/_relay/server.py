@@ -23,6 +23,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
+import msgspec
 import trio
 
 from trio_console import _wire as wire
@@ -33,18 +34,21 @@ from trio_console._relay.door import Door, keep_rates, ready_for
 from trio_console._relay.log_writer import writing
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
+from trio_console._relay.router.orders import Orders
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.reports import LoggedReports
 from trio_console._trio.sockets import UnixStream, accept, enlarge_buffer
 from trio_console._trio.turns import Costly, Line, Meter, Turn
+from trio_console._wire.credit import Admitted
+from trio_console._wire.ids import TRANSPORT_ID
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_console._relay.door import Rate
-    from trio_console._relay.router import Client, Orders
+    from trio_console._relay.router import Client
     from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
     from trio_console._trio.gathering import Piece
@@ -183,7 +187,7 @@ class RelayServer:
         self._marked: dict[_ClientTasks, None] = {}  # with frames of the turn that the agent's reader is in
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.
-        self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET)
+        self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET, admission=booted.admission())
         # This program's own client gets its slot first, before the clients that came while the guest was booting.
         self._own_client = self._router.connect(None) if options.attached else None
         self._log = LoggedReports("trio_console.relay")
@@ -520,7 +524,7 @@ class RelayServer:
                 continue
             tasks.feeding = True
             try:
-                await self._outbox.send_bulk(frame)
+                await self._outbox.send_bulk(frame, wire.id_of(frame))
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 # The guest is gone. The client may still have frames to read, so this task must not end its scope.
                 tasks.room.set()
@@ -622,9 +626,21 @@ class RelayServer:
 
     def _hear_agent(self, frame: wire.Frame) -> Orders:
         self._frames_from_agent += 1
+        if frame.id == TRANSPORT_ID and self._hear_credit(frame):
+            return Orders()
         orders = self._router.from_agent(frame)
         self._carry_out(orders, mark=True)
         return orders
+
+    def _hear_credit(self, frame: wire.Frame) -> bool:
+        """Note how much the agent admits over its console; returns whether the frame says that."""
+        try:
+            message = wire.decode(frame)
+        except ProtocolError:
+            return False
+        return isinstance(message, wire.TransportCredit) and self._outbox.announce(
+            Admitted(*msgspec.structs.astuple(message))
+        )
 
     def _send_marked(self) -> None:
         """Send each client the frames that have come for it since the last call."""
@@ -706,6 +722,8 @@ class RelayServer:
             frames_refused=router.refused_frames,
             bytes_queued=router.books.relay.queued,
             bytes_dropped=router.books.dropped_bytes,
+            stalls=self._outbox.stalls,
+            stalled=self._outbox.stalled,
             session_log=None if log is None else log.statistics(),
             audit_log=None if audit is None else audit.statistics(),
         )

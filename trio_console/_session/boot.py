@@ -13,6 +13,7 @@ import msgspec
 
 from trio_console import _wire as wire
 from trio_console._trio.lost import GuestLostError
+from trio_console._wire.credit import Admission, Admitted
 
 if TYPE_CHECKING:
     import trio
@@ -24,6 +25,16 @@ _AWAITED: Final = frozenset(
     row.name
     for row in wire.MESSAGE_TYPES.values()
     if row.control and wire.Direction.AGENT_TO_HOST in row.direction
+)
+
+#: The generation whose agents may count all that comes over their console.
+_COUNTS: Final = wire.type_of(wire.TransportCredit).generation
+
+#: The limits with which such an agent begins. It does not say them: it says the version of this contract, 2, and
+#: announces limits when it has taken something. By then a host that knows none may have sent too much.
+_VERSION: Final = 2
+_FIRST_LIMITS: Final = Admitted(
+    control_bytes=8 * 1024 * 1024, control_frames=256, bulk_bytes=32 * 1024 * 1024, bulk_frames=256
 )
 
 _FIELDS: Final = frozenset(field.name for field in msgspec.structs.fields(wire.Bootstrap))
@@ -45,6 +56,17 @@ class Booted:
     frame: wire.Frame
     generation: int
     decoder: wire.FrameDecoder
+
+    def admission(self) -> Admission | None:
+        """What this agent admits of all that comes over its console; `None` if it is too old to count that.
+
+        It counts from its ready message on. One that is new enough, and has not said that it counts, may still
+        announce limits.
+        """
+        if self.generation < _COUNTS:
+            return None
+        knows = self.ready.workload_transport_barrier_version == _VERSION
+        return Admission(_FIRST_LIMITS if knows else None)
 
 
 def make_bootstrap(values: Mapping[str, Any]) -> wire.Bootstrap:

@@ -19,6 +19,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
+import msgspec
 import trio
 
 from trio_console import _wire as wire
@@ -28,13 +29,15 @@ from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.reports import LoggedReports
 from trio_console._trio.turns import Costly, Turn
-from trio_console._wire.ids import IdSequence
+from trio_console._wire.credit import Admitted
+from trio_console._wire.ids import TRANSPORT_ID, IdSequence
 from trio_console._wire.outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from trio_console._session.statistics import SessionStatistics
+    from trio_console._wire.credit import Admission
 
 __all__ = ["Connection", "Question", "Session"]
 
@@ -46,6 +49,7 @@ _LAST_WORDS_TIME: Final = 1.0
 
 
 _RELAY_LOST: Final = wire.type_of(wire.RelayLost).name
+_TRANSPORT_CREDIT: Final = wire.type_of(wire.TransportCredit).name
 
 
 class Session(abc.ABC):
@@ -118,6 +122,8 @@ class Connection:
         ids: the correlation ids to use.
         explain: called when the stream has ended; it finds out why, in words. See `explained`.
         cause: called after that; the exception that is the cause, if one is known.
+        admission: what the agent admits of all that comes over its console, if this is the console's owner, and
+            the agent may count that.
     """
 
     def __init__(
@@ -129,11 +135,12 @@ class Connection:
         ids: range,
         explain: Callable[[], Awaitable[str]],
         cause: Callable[[], Exception | None] = lambda: None,
+        admission: Admission | None = None,
     ) -> None:
         self.ready: Final = ready
         self.peer_generation: Final = generation
         self.generation: Final = min(generation, wire.GENERATION)
-        self.outbox: Final = Outbox(stream)
+        self.outbox: Final = Outbox(stream, admission=admission)
         self.lost: GuestLostError | None = None
         self.frames_received = 0
         self.bytes_received = 0
@@ -272,14 +279,22 @@ class Connection:
         return session
 
     def _overhear(self, frame: wire.Frame) -> None:
-        """Drop a frame that belongs to no session, unless a relay says in it why the guest is gone."""
+        """Drop a frame that belongs to no session, unless it speaks of all sessions.
+
+        In such a frame a relay says why the guest is gone, or the agent of a console how much it admits.
+        """
         message: wire.Message | None = None
         if isinstance(frame.body, bytes):  # it is small
             with suppress(ProtocolError):
-                message = wire.decode(frame) if wire.peek_type(frame.body) == _RELAY_LOST else None
+                known = wire.peek_type(frame.body) in (_RELAY_LOST, _TRANSPORT_CREDIT)
+                message = wire.decode(frame) if known else None
         if isinstance(message, wire.RelayLost):
             self._told = message.reason
-        else:
+        elif not (
+            isinstance(message, wire.TransportCredit)
+            and frame.id == TRANSPORT_ID
+            and self.outbox.announce(Admitted(*msgspec.structs.astuple(message)))
+        ):
             self.frames_dropped += 1
 
     def _tell(self, session: Session, error: Exception) -> None:

@@ -157,18 +157,30 @@ class DataSender:
 
     async def _send_slice(self, piece: memoryview) -> bool:
         try:
-            await self._outbox.reserve(len(piece))
+            await self._reserve(len(piece))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             await self._wait_told()
             return False
         # No checkpoint from here: the slice is sent and paid for, or neither. (The writer may have broken, or the
         # session ended, between the reservation and our turn.)
         if self._outbox.closed or self.state is not _OPEN:
-            self._outbox.release(len(piece))
+            self._outbox.release(len(piece), self._id)
             await self._wait_told()
             return False
         self._queue(piece)
         return True
+
+    async def _reserve(self, size: int) -> None:
+        """Reserve room in the outbox. A wait for an agent that admits no more of any session is a stall."""
+        if not self._outbox.holds_back(size, self._id):
+            await self._outbox.reserve(size, self._id)
+            return
+        self._stalls += 1
+        began = trio.current_time()
+        try:
+            await self._outbox.reserve(size, self._id)
+        finally:
+            self._stalled += trio.current_time() - began
 
     async def _wait_told(self) -> None:
         """Wait until the session gets the error of a lost console; the connection finds the reason in seconds."""

@@ -63,6 +63,7 @@ from trio_console._wire.messages import (
     TcpFailed,
     Touch,
     Touched,
+    TransportCredit,
 )
 
 if TYPE_CHECKING:
@@ -135,6 +136,14 @@ class MessageType:
         """Whether it belongs to no session."""
         return self.kind is None
 
+    @property
+    def bulk(self) -> bool:
+        """Whether an agent that counts all that comes over its console counts this as data, not as control.
+
+        Its data are stdin, what files and connections carry, and the end of each of these.
+        """
+        return self.stream is not None or self.cls is TcpEof
+
     def fits(self, kind: SessionKind) -> bool:
         """Whether it can belong to a session of this kind."""
         return self.kind in (kind, "any")
@@ -185,6 +194,7 @@ def _table() -> Mapping[str, MessageType]:
         MessageType("core.tcp.close", TcpClose, 0, 4, down, "tcp", ends),
         MessageType("core.tcp.closed", TcpClosed, last, 4, up, "tcp", ends),
         MessageType("core.tcp.failed", TcpFailed, last, 4, up, "tcp", ends),
+        MessageType("core.workload.transport.credit", TransportCredit, 0, 9, up, activity=False),
         # No generation of the protocol has these; each side announces in other messages that it knows them.
         MessageType("trio.credit", Credit, 0, 7, down | up, "any", within, overtakes=True),
         MessageType("trio.cancel", Cancel, 0, 7, down, "any", within, overtakes=True),

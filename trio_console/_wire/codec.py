@@ -33,7 +33,7 @@ from trio_console._wire.cbor import (
     UnportableError,
     head,
 )
-from trio_console._wire.frames import Frame, encode_header
+from trio_console._wire.frames import HEADER_SIZE, Frame, encode_header
 from trio_console._wire.messages import (
     DataMessage,
     Error,
@@ -59,6 +59,7 @@ __all__ = [
     "encode_error",
     "encode_orphan",
     "encode_with_window",
+    "is_bulk",
     "is_costly",
     "measure_data",
     "peek_type",
@@ -258,6 +259,9 @@ _VERSION_AT: Final = len(_BEFORE_VERSION)
 
 _NAME_HEAD_AT: Final = _VERSION_AT + 1 + len(b"\x61t")
 
+_LONGEST_LEAD: Final = 64
+"""Bytes of a body in its usual form from which its type can be told."""
+
 _LONGEST_DATA_LEAD: Final = 16
 """Bytes of what `_data_lead` returns, at most."""
 
@@ -311,6 +315,17 @@ def measure_data(frame: Frame) -> tuple[type[DataMessage], int] | None:
     """
     found = _find_data(frame)
     return None if found is None else (found[0], len(frame.body) - found[1])
+
+
+def is_bulk(frame: bytes) -> bool:
+    """Whether a whole frame, of a known type and about to be sent, counts as `MessageType.bulk`."""
+    lead = frame[HEADER_SIZE : HEADER_SIZE + _LONGEST_LEAD]
+    if lead.startswith(_BEFORE_VERSION) and lead[_VERSION_AT] < 24:
+        at = _NAME_HEAD_AT + 3 + (lead[_NAME_HEAD_AT] & 31)
+        row = _BY_LEAD.get(lead[_VERSION_AT + 1 : at])
+        if row is not None:
+            return row.bulk
+    return MESSAGE_TYPES[decode_envelope(frame[HEADER_SIZE:]).type].bulk  # written in an unusual form by a client
 
 
 def is_costly(frame: Frame) -> bool:

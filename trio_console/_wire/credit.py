@@ -10,15 +10,29 @@ in one place::
 Half a window is a compromise: with less, a stream of small reads causes more grants; with a whole window, the
 sender would stop each time until the grant comes.
 
+An agent may also count all that comes over its console, in one `Admission` for all sessions. Then one session
+whose bytes are not taken could use up what all share. So when half of that is used, sessions take `Turns`.
+
 This module only computes sums: it does not wait or send, and must not know whose stream it is.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Final, final
+from typing import TYPE_CHECKING, Final, NamedTuple, final
 
-__all__ = ["ReceiveWindow", "Refill", "SendWindow", "is_due"]
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+__all__ = ["Admission", "Admitted", "ReceiveWindow", "Refill", "SendWindow", "Turns", "is_due"]
+
+#: Seconds that a session's turn takes at most, and for which the session waits after its first turn in vain. An
+#: emulated machine on a loaded host answers within some tens of milliseconds.
+_PATIENCE: Final = 0.2
+
+#: The part of the frames that is kept for the ends of streams, which are small and cannot wait for a turn.
+_KEPT_FOR_ENDS: Final = 1 / 16
 
 
 def is_due(owed: int, window: int) -> bool:
@@ -109,3 +123,182 @@ class ReceiveWindow:
         self._outstanding -= granted
         assert self._outstanding >= self._refill.owed, "no more is granted than has come"
         return granted
+
+
+class Admitted(NamedTuple):
+    """What an agent admits, or was sent, since it was ready: bytes of whole frames, and frames, of two kinds."""
+
+    control_bytes: int
+    control_frames: int
+    bulk_bytes: int
+    bulk_frames: int
+
+
+@final
+class Admission:
+    """The sender's side of an agent that counts all that comes over its console.
+
+    It announces limits, which only grow, for two kinds of frames: data (*bulk*), and all others (*control*). If
+    more than that is sent, upstream's agent ends itself, and the guest with it.
+
+    Args:
+        limits: the limits from the start, or `None` if the agent has announced none yet: then all is admitted, and
+            counted.
+    """
+
+    def __init__(self, limits: Admitted | None = None) -> None:
+        self._limits = limits
+        self._window = limits
+        self._used = Admitted(0, 0, 0, 0)
+
+    @property
+    def used(self) -> Admitted:
+        """What was sent, or is about to be."""
+        return self._used
+
+    def announce(self, limits: Admitted) -> bool:
+        """Note new limits; returns false, and changes nothing, if one of them is smaller than before.
+
+        What was admitted may have been sent, so it cannot be taken back.
+        """
+        if self._limits is None:
+            self._window = Admitted(*(max(new - used, 0) for new, used in zip(limits, self._used, strict=True)))
+        elif any(new < old for new, old in zip(limits, self._limits, strict=True)):
+            return False
+        self._limits = limits
+        return True
+
+    def admits(self, size: int, *, bulk: bool) -> bool:
+        """Whether one more frame of this many bytes may be sent."""
+        if self._limits is None:
+            return True
+        if bulk:
+            return (
+                self._used.bulk_bytes + size <= self._limits.bulk_bytes
+                and self._used.bulk_frames < self._limits.bulk_frames
+            )
+        return (
+            self._used.control_bytes + size <= self._limits.control_bytes
+            and self._used.control_frames < self._limits.control_frames
+        )
+
+    def take(self, size: int, *, bulk: bool) -> None:
+        """Note that a frame is sent, which `admits` has allowed."""
+        assert self.admits(size, bulk=bulk), "no more is sent than the agent admits"
+        self._add(size, 1, bulk=bulk)
+
+    def give_back(self, size: int) -> None:
+        """Note that a bulk frame that was taken will not be sent."""
+        self._add(-size, -1, bulk=True)
+
+    def shrink(self, size: int) -> None:
+        """Note that a bulk frame that was taken is so many bytes smaller."""
+        self._add(-size, 0, bulk=True)
+
+    def _add(self, size: int, frames: int, *, bulk: bool) -> None:
+        control_bytes, control_frames, bulk_bytes, bulk_frames = self._used
+        if bulk:
+            self._used = Admitted(control_bytes, control_frames, bulk_bytes + size, bulk_frames + frames)
+        else:
+            self._used = Admitted(control_bytes + size, control_frames + frames, bulk_bytes, bulk_frames)
+
+    def has_room(self, size: int) -> bool:
+        """Whether a bulk frame may be sent that is no end of a stream: some frames are kept for these."""
+        if self._limits is None or self._window is None:
+            return True
+        kept = int(self._window.bulk_frames * _KEPT_FOR_ENDS)
+        return self.admits(size, bulk=True) and self._used.bulk_frames + kept < self._limits.bulk_frames
+
+    @property
+    def room(self) -> tuple[int, int] | None:
+        """The bytes and frames of bulk that the agent has admitted in all; `None` if it has not said."""
+        return None if self._limits is None else (self._limits.bulk_bytes, self._limits.bulk_frames)
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether the agent has not taken half of what it admits at a time."""
+        if self._limits is None or self._window is None:
+            return False
+        return (
+            2 * (self._limits.bulk_bytes - self._used.bulk_bytes) < self._window.bulk_bytes
+            or 2 * (self._limits.bulk_frames - self._used.bulk_frames) < self._window.bulk_frames
+        )
+
+
+@final
+class Turns:
+    """Whose data may go while little of an `Admission` is left, because some session's bytes are not taken.
+
+    The agent says how much it has taken, and not whose. So one session at a time sends one frame, and its turn
+    ends when the agent takes something. If the agent takes nothing for a moment, the turn was in vain, and the
+    session waits for its next one: each time twice as long. So a command that never reads uses up one frame more
+    in twice the time, while sessions whose bytes are taken go on.
+
+    Times are seconds of any clock that does not go backwards; a session is named by any key.
+    """
+
+    def __init__(self, patience: float = _PATIENCE) -> None:
+        self._patience = patience
+        self._turn: Hashable | None = None
+        self._over = math.inf  # when the turn is in vain
+        self._last: Hashable | None = None  # the session with the last turn in vain
+        self._delays: dict[Hashable, float] = {}
+        self._next: dict[Hashable, float] = {}  # when a session may have a turn again
+
+    def holds_back(self, key: Hashable, now: float) -> bool:
+        """Whether a session has to wait."""
+        self._look(now)
+        return self._turn is not None or now < self._next.get(key, 0.0)
+
+    def took(self, key: Hashable, now: float) -> None:
+        """Note that a session that was not held back sends one frame: it is its turn."""
+        assert self._turn is None, "one session has its turn at a time"
+        self._turn, self._over = key, now + self._patience
+
+    def gave_up(self, key: Hashable) -> None:
+        """Note that the frame of a turn is not sent after all."""
+        if self._turn == key:
+            self._turn, self._over = None, math.inf
+
+    def heard(self, now: float) -> None:
+        """Note that the agent has taken data.
+
+        It is that of the session with the turn; or, if there is none, of the one whose turn was the last in vain;
+        or else of any that wait.
+        """
+        self._look(now)
+        if self._turn is not None:
+            self._forgive(self._turn)
+            self._turn, self._over = None, math.inf
+        elif self._last is not None:
+            self._forgive(self._last)
+        else:
+            self._delays.clear()
+            self._next.clear()
+
+    def _forgive(self, key: Hashable) -> None:
+        self._delays.pop(key, None)
+        self._next.pop(key, None)
+        if self._last == key:
+            self._last = None
+
+    def _look(self, now: float) -> None:
+        """Note that the turn was in vain, if it was."""
+        if self._turn is not None and now >= self._over:
+            key, self._turn, self._over = self._turn, None, math.inf
+            self._last = key
+            delay = self._delays[key] = 2 * self._delays.get(key, self._patience / 2)
+            self._next[key] = now + delay
+
+    def forget(self) -> None:
+        """Note that there is enough for all."""
+        self._turn, self._over, self._last = None, math.inf, None
+        self._delays.clear()
+        self._next.clear()
+
+    def next_change(self, now: float) -> float:
+        """When a session that is held back now may go on, unless the agent takes something before."""
+        self._look(now)
+        if self._turn is not None:
+            return self._over
+        return min((time for time in self._next.values() if time > now), default=math.inf)

@@ -36,6 +36,7 @@ __all__ = [
     "FrameDecoder",
     "encode_again",
     "encode_frame",
+    "id_of",
     "parse_frame",
     "parse_size",
     "quoted",
@@ -146,6 +147,11 @@ def parse_size(start: bytes | bytearray) -> int | None:
             f"frame too {'large' if length > MAX_FRAME_LENGTH else 'short'}: length {length}", kind="bad_frame"
         )
     return _LENGTH_SIZE + length
+
+
+def id_of(raw: bytes) -> int:
+    """Return the id in these bytes, which must be one whole frame."""
+    return int.from_bytes(raw[_LENGTH_SIZE : _LENGTH_SIZE + 4], "big")
 
 
 def parse_frame(raw: bytes) -> Frame:

@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING, Final, final
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-__all__ = ["MAX_CLIENTS", "STEP", "IdSequence", "slot_ids", "slot_of", "slots_in"]
+__all__ = ["MAX_CLIENTS", "STEP", "TRANSPORT_ID", "IdSequence", "slot_ids", "slot_of", "slots_in"]
 
 MAX_CLIENTS: Final = 128
 
 STEP: Final = (2**32 - 1) // MAX_CLIENTS
+
+TRANSPORT_ID: Final = 2**32 - 1
+"""The id under which an agent speaks of its console as a whole, to the console's owner alone."""
 
 
 def slot_ids(slot: int) -> range:

@@ -32,6 +32,7 @@ from trio_console._wire.bootstrap import (  # noqa: TC001
 )
 from trio_console._wire.payloads import (
     I32,
+    U8,
     U16,
     U32,
     U64,
@@ -149,6 +150,8 @@ class Ready(OmittingMessage, frozen=True):
 
     ``boot_time_ns`` and ``ready_time_ns`` are of the boot clock, ``init_time_ns`` is a duration. ``flow``
     announces that the agent counts credit; ``features`` are words for the other extensions that it knows.
+    ``workload_transport_barrier_version`` is said by an agent of generation 9 or later that counts all that comes
+    over its console; see `TransportCredit`. A relay's clients are not told.
     """
 
     boot_time_ns: U64
@@ -157,6 +160,21 @@ class Ready(OmittingMessage, frozen=True):
     agent_version: str = ""
     flow: Omit[Flow] = UNSET
     features: Omit[Sequence[str]] = UNSET
+    workload_transport_barrier_version: Omit[U8] = UNSET
+
+
+@final
+class TransportCredit(Message, frozen=True):
+    """Agent to the owner of its console: how much may be sent over the console in all, since the agent was ready.
+
+    The numbers only grow. Bytes are those of whole frames; ``bulk`` frames carry data or its end, and ``control``
+    frames are all others. The frame has the id `TRANSPORT_ID`.
+    """
+
+    control_bytes: U64
+    control_frames: U64
+    bulk_bytes: U64
+    bulk_frames: U64
 
 
 @final

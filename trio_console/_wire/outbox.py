@@ -15,21 +15,30 @@ order of the requests, so no session starves another.
 A frame is bytes, or several pieces of bytes one after another. A `GatheringStream` gets the pieces of large frames
 as they are; any other stream gets them joined.
 
+If the peer counts all that comes to it (an `Admission`), no frame is written that it has not admitted. A
+reservation then waits for that, too; all other frames wait in their queue. Data waits for control frames, because
+the request of a session goes before its data, and control frames never wait for data.
+
 This module knows frames only as bytes. Everything in it belongs to one trio thread.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from typing import TYPE_CHECKING, Final, TypeAlias, final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, final
 
 import outcome
 import trio
 
 from trio_console._trio.gathering import GatheringStream, Piece
+from trio_console._wire.codec import is_bulk
+from trio_console._wire.credit import Turns
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
+
+    from trio_console._wire.credit import Admission, Admitted
 
 __all__ = ["Outbox", "Pieces"]
 
@@ -51,6 +60,24 @@ _BATCH: Final = 64 * 1024
 #: Bytes of a batch from which on joining the pieces costs more than a system call that gathers them.
 _GATHERED: Final = 16 * 1024
 
+#: Bytes that a frame is larger than its reservation, at most: its header, and that of its data.
+_HEADERS: Final = 128
+
+
+class _Queued(NamedTuple):
+    """A bulk frame in the queue: its bytes, and whether the peer has admitted it."""
+
+    size: int
+    frame: Pieces
+    is_admitted: bool
+
+
+class _Request(NamedTuple):
+    """A reservation that a task waits for: its bytes, and the session for which it is."""
+
+    nbytes: int
+    key: Hashable
+
 
 @final
 class Outbox:
@@ -61,12 +88,15 @@ class Outbox:
         bulk_budget: the most bytes of bulk frames that are queued or reserved. A single larger frame is accepted
             when the queue is empty.
         control_budget: bytes, see `wait_control_room`.
+        admission: what the peer admits, if it may count all that comes to it.
 
     Attributes:
         control_queued: bytes of control frames that were ever queued.
         control_written: of those, bytes that the stream has taken. They are written in order.
         bulk_queued, bulk_written: the same of bulk frames.
         written: bytes that the stream has taken.
+        stalls, stalled: how often a reservation waited because the peer admitted no more, and for how many seconds
+            in all, without a wait that goes on.
     """
 
     def __init__(
@@ -75,21 +105,26 @@ class Outbox:
         *,
         bulk_budget: int = BULK_BUDGET,
         control_budget: int = CONTROL_BUDGET,
+        admission: Admission | None = None,
     ) -> None:
         self._stream = stream
+        self._admission = admission
+        self._turns = Turns()
+        self.stalls = 0
+        self.stalled = 0.0
         self._bulk_budget = bulk_budget
         self._control_budget = control_budget
         self._gathers = stream if isinstance(stream, GatheringStream) else None
         self._control: deque[bytes] = deque()
         self._control_bytes = 0
-        self._bulk: deque[tuple[int, Pieces]] = deque()  # with their sizes
+        self._bulk: deque[_Queued] = deque()
         self.control_queued = 0
         self.control_written = 0
         self.bulk_queued = 0
         self.bulk_written = 0
         self.written = 0
         self._bulk_used = 0  # queued, being sent, and reserved
-        self._waiting: dict[trio.lowlevel.Task, int] = {}  # in order of arrival
+        self._waiting: dict[trio.lowlevel.Task, _Request] = {}  # in order of arrival
         self._work = trio.Event()
         self._control_room = trio.Event()
         self._progress = trio.Event()
@@ -115,14 +150,10 @@ class Outbox:
             while True:
                 batch, size, bulk_bytes = self._take_batch()
                 if not batch:
-                    if self._closed:
+                    if self._closed and not (self._control or self._bulk):
                         await trio.lowlevel.checkpoint()
                         return
-                    assert not self._waiting or self._bulk_used > 0, "only used room keeps a task waiting"
-                    self._work = trio.Event()
-                    self._idle = self._gathers
-                    await self._work.wait()
-                    self._idle = None
+                    await self._sleep()
                     continue
                 await self._write(batch, size)
                 self._count(size, bulk_bytes)
@@ -133,6 +164,24 @@ class Outbox:
         except BaseException as exc:
             self._fail(exc)
             raise
+
+    async def _sleep(self) -> None:
+        """Wait for frames, or for the peer to admit those that are queued."""
+        self._work = trio.Event()
+        if self._admission is None:
+            assert not self._waiting or self._bulk_used > 0, "only used room keeps a task waiting"
+            self._idle = self._gathers
+            await self._work.wait()
+            self._idle = None
+            return
+        if not self._control and not self._bulk:
+            self._idle = self._gathers
+        # Without a task that waits for its turn there is nothing to look at when a turn is over.
+        change = self._turns.next_change(trio.current_time()) if self._waiting else math.inf
+        with trio.move_on_at(change):
+            await self._work.wait()
+        self._idle = None
+        self._admit()
 
     def _count(self, size: int, bulk_bytes: int) -> None:
         """Note that the stream has taken ``size`` bytes, of which ``bulk_bytes`` were bulk."""
@@ -189,14 +238,17 @@ class Outbox:
         if self._rest is not None:
             rest, self._rest = self._rest, None
             return rest
-        batch: list[Piece] = list(self._control)
-        self._control.clear()
-        size = self._control_bytes
-        self._control_bytes = 0
+        batch: list[Piece] = list(self._control) if self._admission is None else self._take_admitted()
+        if len(batch) == len(self._control):
+            size = self._control_bytes
+            self._control.clear()
+        else:
+            size = sum(len(self._control.popleft()) for _ in batch)
+        self._control_bytes -= size
         self._control_room.set()
         bulk_bytes = 0
-        while self._bulk and (not bulk_bytes or size + self._bulk[0][0] <= _BATCH):
-            frame_size, frame = self._bulk.popleft()
+        while self._bulk and (not bulk_bytes or size + self._bulk[0][0] <= _BATCH) and self._may_take_bulk():
+            frame_size, frame, _ = self._bulk.popleft()
             if isinstance(frame, tuple):
                 batch += frame
             else:
@@ -204,6 +256,32 @@ class Outbox:
             size += frame_size
             bulk_bytes += frame_size
         return batch, size, bulk_bytes
+
+    def _take_admitted(self) -> list[Piece]:
+        """Return the control frames that the peer admits, which are then to be taken from the queue."""
+        admitted: list[Piece] = []
+        for frame in self._control:
+            if not self._is_admitted(frame, len(frame)):
+                break
+            admitted.append(frame)
+        return admitted
+
+    def _may_take_bulk(self) -> bool:
+        """Whether the first bulk frame may be written, as far as the peer is concerned; it then has to be."""
+        if self._admission is None:
+            return True
+        size, frame, is_admitted = self._bulk[0]
+        return not self._control and (is_admitted or self._is_admitted(frame, size))
+
+    def _is_admitted(self, frame: Pieces, size: int) -> bool:
+        """Whether a frame may be written, as far as the peer is concerned; it then has to be."""
+        if self._admission is None:
+            return True
+        bulk = is_bulk(frame[0] if isinstance(frame, tuple) else frame)
+        if not self._admission.admits(size, bulk=bulk):
+            return False
+        self._admission.take(size, bulk=bulk)
+        return True
 
     def _fail(self, exc: BaseException) -> None:
         self._broken = exc
@@ -250,7 +328,7 @@ class Outbox:
         """
         self._check_open()
         self.control_queued += len(frame)
-        if self._idle is not None:
+        if self._idle is not None and self._is_admitted(frame, len(frame)):
             self._write_at_once(self._idle, [frame], len(frame), 0)
             return
         self._control.append(frame)
@@ -282,10 +360,40 @@ class Outbox:
                 self._progress = trio.Event()
             await self._progress.wait()
 
-    async def reserve(self, nbytes: int) -> None:
+    def announce(self, limits: Admitted) -> bool:
+        """Note what the peer admits in all; returns false, and changes nothing, if it may not say that.
+
+        It may if there is an `Admission`, and no limit is smaller than it was.
+        """
+        if self._admission is None:
+            return False
+        before = self._admission.room
+        if not self._admission.announce(limits):
+            return False
+        if not self._admission.is_scarce:
+            self._turns.forget()
+        elif self._admission.room != before:
+            self._turns.heard(trio.current_time())
+        self._work.set()
+        self._admit()
+        return True
+
+    def holds_back(self, nbytes: int, key: Hashable) -> bool:
+        """Whether a reservation for a session would wait now because the peer admits no more."""
+        if self._admission is None:
+            return False
+        if not self._admission.has_room(nbytes + _HEADERS):
+            return True
+        return self._admission.is_scarce and self._turns.holds_back(key, trio.current_time())
+
+    async def reserve(self, nbytes: int, key: Hashable = None) -> None:
         """Reserve ``nbytes`` of the bulk budget, after the tasks that asked before.
 
         The reservation must be used with `commit` or given back with `release`. If cancelled, nothing is reserved.
+
+        Args:
+            nbytes: the bytes.
+            key: names the session whose data it is. If the peer admits little, sessions take turns.
 
         Raises:
             trio.BrokenResourceError: the stream broke, also while waiting.
@@ -293,11 +401,22 @@ class Outbox:
         """
         await trio.lowlevel.checkpoint_if_cancelled()
         self._check_open()
-        if self._try_reserve(nbytes):
+        if self._try_reserve(nbytes, key):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
+        began = trio.current_time() if self.holds_back(nbytes, key) else None
+        try:
+            await self._wait_reserved(_Request(nbytes, key))
+        finally:
+            if began is not None:
+                self.stalls += 1
+                self.stalled += trio.current_time() - began
+
+    async def _wait_reserved(self, request: _Request) -> None:
         task = trio.lowlevel.current_task()
-        self._waiting[task] = nbytes
+        self._waiting[task] = request
+        if self._admission is not None:
+            self._work.set()  # the writer looks how long it may sleep
 
         def abort(_raise_cancel: Callable[[], object]) -> trio.lowlevel.Abort:
             del self._waiting[task]
@@ -316,19 +435,26 @@ class Outbox:
             trio.BrokenResourceError, trio.ClosedResourceError: as in `reserve`.
         """
         self._check_open()
-        return self._try_reserve(nbytes)
+        return self._try_reserve(nbytes, None)
 
-    def _try_reserve(self, nbytes: int) -> bool:
-        if self._waiting or not self._fits(nbytes):
+    def _try_reserve(self, nbytes: int, key: Hashable) -> bool:
+        if self._first_in_line() is not None or self.holds_back(nbytes, key) or not self._fits(nbytes):
             return False
-        self._bulk_used += nbytes
+        self._reserve(nbytes, key)
         return True
+
+    def _reserve(self, nbytes: int, key: Hashable) -> None:
+        self._bulk_used += nbytes
+        if self._admission is not None and nbytes:
+            if self._admission.is_scarce:
+                self._turns.took(key, trio.current_time())
+            self._admission.take(nbytes + _HEADERS, bulk=True)
 
     def commit(self, frame: Pieces, reserved: int) -> None:
         """Queue a bulk frame, and use up a reservation of ``reserved`` bytes.
 
-        The frame may be a little larger than the reservation (by its header); all its bytes count until it is
-        written. The reservation is used up also if this raises.
+        The frame may be a little larger than the reservation (by its headers); all its bytes count until it is
+        written. The reservation is used up also if this raises. Without a reservation (0) it is a small frame.
 
         Raises:
             trio.BrokenResourceError, trio.ClosedResourceError: the frame was not queued.
@@ -337,30 +463,49 @@ class Outbox:
         self._check_open()
         assert self._bulk_used >= 0, "room is used or given back once"
         size = sum(map(len, frame)) if isinstance(frame, tuple) else len(frame)
+        is_admitted = self._settle(frame, size, reserved)
         self._bulk_used += size
         self.bulk_queued += size
-        if self._idle is not None:
+        if self._idle is not None and (is_admitted or self._is_admitted(frame, size)):
             pieces: list[Piece] = list(frame) if isinstance(frame, tuple) else [frame]
             self._write_at_once(self._idle, pieces, size, size)
             return
-        self._bulk.append((size, frame))
+        self._bulk.append(_Queued(size, frame, is_admitted))
         self._work.set()
         self._admit()
 
-    def release(self, nbytes: int) -> None:
-        """Give back a reservation that is not needed."""
+    def _settle(self, frame: Pieces, size: int, reserved: int) -> bool:
+        """Let a frame have what the peer has admitted for its reservation; returns whether that is for it."""
+        if self._admission is None or not reserved:
+            return False
+        if not is_bulk(frame[0] if isinstance(frame, tuple) else frame):
+            self._admission.give_back(reserved + _HEADERS)
+            return False
+        assert size <= reserved + _HEADERS, "a frame is not larger than what was admitted for it"
+        self._admission.shrink(reserved + _HEADERS - size)
+        return True
+
+    def release(self, nbytes: int, key: Hashable = None) -> None:
+        """Give back a reservation, made for ``key``, that is not needed."""
         self._bulk_used -= nbytes
         assert self._bulk_used >= 0, "room is given back once"
+        if self._admission is not None and nbytes:
+            self._admission.give_back(nbytes + _HEADERS)
+            self._turns.gave_up(key)
         self._admit()
 
-    async def send_bulk(self, frame: bytes) -> None:
+    async def send_bulk(self, frame: bytes, key: Hashable = None) -> None:
         """Queue a bulk frame, and wait for room where there is none. If cancelled, the frame was not queued.
+
+        Args:
+            frame: the frame.
+            key: as in `reserve`.
 
         Raises:
             trio.BrokenResourceError: the stream broke.
             trio.ClosedResourceError: `close` was called.
         """
-        await self.reserve(len(frame))
+        await self.reserve(len(frame), key)
         self.commit(frame, len(frame))
 
     def _fits(self, nbytes: int) -> bool:
@@ -368,10 +513,14 @@ class Outbox:
 
     def _admit(self) -> None:
         """Make the reservations of the waiting tasks, in order, as long as they fit."""
-        while self._waiting:
-            task, nbytes = next(iter(self._waiting.items()))
+        while (task := self._first_in_line()) is not None:
+            nbytes, key = self._waiting[task]
             if not self._fits(nbytes):
                 return
             del self._waiting[task]
-            self._bulk_used += nbytes
+            self._reserve(nbytes, key)
             trio.lowlevel.reschedule(task, outcome.Value(True))
+
+    def _first_in_line(self) -> trio.lowlevel.Task | None:
+        """The first task that waits for a reservation, and not for the peer."""
+        return next((task for task, request in self._waiting.items() if not self.holds_back(*request)), None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from tests.fuzz.targets.admission import fuzz_admission
 from tests.fuzz.targets.agent_router import fuzz_agent_router
 from tests.fuzz.targets.exec_session import fuzz_exec_session
 from tests.fuzz.targets.frames import fuzz_frames
@@ -28,5 +29,6 @@ TARGETS: Final[Mapping[str, Callable[[bytes], int]]] = {
     "agent_router": fuzz_agent_router,
     "process_session": fuzz_process_session,
     "exec_session": fuzz_exec_session,
+    "admission": fuzz_admission,
 }
 """By the name of their corpus."""

@@ -95,7 +95,7 @@ async def serving(
     said = ready or frame(ready_message(window))
     message = wire.decode(said)
     assert isinstance(message, wire.Ready)
-    booted = Booted(message, said, 7, wire.FrameDecoder())
+    booted = Booted(message, said, wire.decode_envelope(said.body).version, wire.FrameDecoder())
     made = RelaySocket(tmp_path / "relay.sock")
     try:
         async with relaying(ours, booted, made, options or ServerOptions(), explain) as server:

@@ -84,8 +84,9 @@ class FileHandle:
     async def _write_unit(self, offset: int, data: memoryview) -> None:
         connection = self._fs.connection
         await connection.wait_may_open()
+        key = "handle", self._number
         try:
-            await connection.outbox.reserve(len(data))
+            await connection.outbox.reserve(len(data), key)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             gone: Exception | None = exc
         else:
@@ -98,7 +99,7 @@ class FileHandle:
         try:
             call = FsWrite(connection, wire.OpWrite(self._number, offset, len(data)), self._path).begin()
         except BaseException:
-            connection.outbox.release(len(data))
+            connection.outbox.release(len(data), key)
             raise
         assert self._unsettled is None, "one write at a time waits for its answer"
         self._unsettled, self._unheard = call, False
