@@ -95,7 +95,7 @@ ROOMS = {
         {"ground", "trio", "console", "channel", "session", "session log", "relay", "guests", "open", "testing"},
     ),
     # The command line does what its users could do, so it takes the public names.
-    "command line": Room({"_cli"}, {"ground", "trio", "doors"}),
+    "command line": Room({"_cli"}, {"ground", "bundle", "trio", "doors"}),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
 

@@ -1,4 +1,4 @@
-"""The command line: ``trio-console relay ...`` and ``trio-console exec ...``, or ``python -P -m trio_console``."""
+"""The command line: ``trio-console relay``, ``exec`` and ``agent-bundle``, or ``python -P -m trio_console``."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trio_console._standard import fill_standard_descriptors
 fill_standard_descriptors()  # before trio
 
 from trio_console._cli.arguments import parser  # noqa: E402
+from trio_console._cli.bundle import bundle  # noqa: E402
 from trio_console._cli.exec import execute  # noqa: E402
 from trio_console._cli.relay import relay  # noqa: E402
 
@@ -27,6 +28,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser().parse_args(argv)
     if args.what == "relay":
         return relay(args)
+    if args.what == "agent-bundle":
+        return bundle(args)
     return execute(args)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 
+from trio_console._bundle.archive import VERSIONS
 from trio_console._cli.options import add_relay_options
 from trio_console._version import __version__
 
@@ -15,9 +16,10 @@ def parser() -> argparse.ArgumentParser:
     """The parser for the whole command line; ``what`` of its result is the command."""
     made = argparse.ArgumentParser(prog="trio-console", description="Share a guest, and use a shared one.")
     made.add_argument("--version", action="version", version=f"trio_console {__version__}")
-    commands = made.add_subparsers(dest="what", required=True, metavar="{relay,exec}")
+    commands = made.add_subparsers(dest="what", required=True, metavar="{relay,exec,agent-bundle}")
     _add_relay(commands)
     _add_exec(commands)
+    _add_bundle(commands)
     return made
 
 
@@ -73,6 +75,28 @@ def _add_exec(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     )
     run.add_argument("--tty", action="store_true", help="give the command a terminal")
     run.add_argument("command", nargs="+", type=_utf8, metavar="COMMAND", help="after --")
+
+
+def _add_bundle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    made = commands.add_parser(
+        "agent-bundle",
+        help="write the agent into one file",
+        description="Write the agent with all that it needs into one executable file, which Python runs without "
+        "anything else being installed: python3 FILE --stdio. It is for this kind of processor and C library.",
+    )
+    made.add_argument("file", metavar="FILE", help="what to write; it is replaced at once")
+    made.add_argument(
+        "--python",
+        action="append",
+        metavar="VERSION",
+        help="a version of Python that is to run it; may be repeated (default: " + ", ".join(VERSIONS) + ")",
+    )
+    made.add_argument(
+        "--wheels",
+        metavar="DIR",
+        help="where the wheels of compiled modules are for other versions of Python than this one; without it pip "
+        "fetches them",
+    )
 
 
 def _utf8(text: str) -> str:

@@ -21,7 +21,14 @@ from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
 from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
-from trio_console.agent._system.console import is_cooked, open_fd, open_port, open_stdio
+from trio_console.agent._system.console import (
+    accept_unix,
+    accept_vsock,
+    is_cooked,
+    open_fd,
+    open_port,
+    open_stdio,
+)
 from trio_console.agent._system.environment import restore_environment
 from trio_console.agent._system.machine import become_subreaper, flush_disks, power_off
 
@@ -52,8 +59,8 @@ _MEANINGLESS: Final = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the agent until it ends; return the exit status.
 
-    As process 1 with a device for its console, the agent is a machine's only program, and turns the machine off at
-    the end: if process 1 only exited, the kernel would panic.
+    As process 1 with a device or a vsock for its console, the agent is a machine's only program, and turns the
+    machine off at the end: if process 1 only exited, the kernel would panic.
     """
     began = BootTimes.now()
     arguments = _parse(argv)
@@ -64,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         return EXIT_FAILED
     is_init = os.getpid() == 1
-    owns_machine = is_init and arguments.port is not None
+    owns_machine = is_init and (arguments.port is not None or arguments.vsock is not None)
     restore_environment()
     _prepare_signals()
     signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
@@ -124,6 +131,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     console.add_argument("--stdio", action="store_true", help="use standard input and output")
     console.add_argument("--fd", type=int, metavar="N", help="use an inherited descriptor")
     console.add_argument("--port", metavar="PATH", help="open a console device")
+    console.add_argument("--listen", metavar="PATH", help="wait for the host on a Unix socket, which is made")
+    console.add_argument(
+        "--vsock", type=int, metavar="PORT", help="wait for the host on a port of a machine's vsock"
+    )
     return parser.parse_args(argv)
 
 
@@ -132,6 +143,10 @@ def _open_console(arguments: argparse.Namespace) -> trio.abc.Stream:
         return open_stdio()
     if arguments.fd is not None:
         return open_fd(arguments.fd)
+    if arguments.listen is not None:
+        return accept_unix(arguments.listen)
+    if arguments.vsock is not None:
+        return accept_vsock(arguments.vsock)
     return open_port(arguments.port)
 
 

@@ -13,19 +13,22 @@ import fcntl
 import os
 import select
 import signal
+import socket
+import stat
 import termios
 import time
 from typing import TYPE_CHECKING, Any, Final, final
 
 import trio
 
+from trio_console._addresses import named_by_descriptor
 from trio_console._standard import CLOSED_AT_START
 from trio_console._trio.gathering import DescriptorStream
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["is_cooked", "open_fd", "open_port", "open_stdio"]
+__all__ = ["accept_unix", "accept_vsock", "is_cooked", "open_fd", "open_port", "open_stdio"]
 
 #: Descriptors up to this number are not used, because programs expect the standard descriptors there.
 _FIRST_FREE_FD: Final = 10
@@ -124,6 +127,66 @@ def open_port(path: str) -> trio.abc.Stream:
     while _no_host(poll.poll(0)) and time.monotonic() < deadline:
         time.sleep(_HOST_POLL)
     return _both_ways(fd)
+
+
+def accept_unix(path: str) -> trio.abc.Stream:
+    """Listen on a Unix socket that only this user can reach, and wait for a host, as long as it takes.
+
+    It blocks, so it must be called before the event loop runs. The socket has its name when it can be connected
+    to; it serves one host, and is removed when that has come. One that an agent has left that was killed is
+    replaced.
+
+    Raises:
+        OSError: the socket cannot be made, or another program listens there.
+    """
+    with named_by_descriptor(path) as name, socket.socket(socket.AF_UNIX) as listener:
+        new = os.fsencode(name) + b".%d" % os.getpid()
+        umask = os.umask(0o177)
+        try:
+            listener.bind(new)
+        finally:
+            os.umask(umask)
+        try:
+            listener.listen(1)
+            if _is_taken(name):
+                raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE), path)
+            os.rename(new, name)
+        except BaseException:
+            os.unlink(new)
+            raise
+        try:
+            return _accept(listener)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name)
+
+
+def _is_taken(name: str | bytes) -> bool:
+    """Whether there is something that may not be replaced: no socket, or one on which a program listens."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(name).st_mode):
+            return True
+    except FileNotFoundError:
+        return False
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(name) != errno.ECONNREFUSED
+
+
+def accept_vsock(port: int) -> trio.abc.Stream:
+    """Listen on a port of this virtual machine's own socket to its host, and wait for the host, as `accept_unix`.
+
+    Raises:
+        OSError: there is no such socket, or another program has the port.
+    """
+    with socket.socket(socket.AF_VSOCK) as listener:
+        listener.bind((socket.VMADDR_CID_ANY, port))
+        listener.listen(1)
+        return _accept(listener)
+
+
+def _accept(listener: socket.socket) -> trio.abc.Stream:
+    host, _ = listener.accept()
+    return open_fd(host.detach())
 
 
 def _both_ways(fd: int) -> trio.abc.Stream:
