@@ -21,13 +21,15 @@ PathLike: TypeAlias = "str | os.PathLike[str]"
 
 @final
 class Root(enum.Enum):
-    """What a guest has for its root directory, where that is no path of this machine."""
+    """What a guest has for its root directory, where that is no path of this machine.
+
+    Attributes:
+        HOST: this machine's programs (``/usr`` and what belongs to it), read-only.
+        MINIMAL: the agent, its Python and a shell, all in the memory of a virtual machine.
+    """
 
     HOST = "host"
-    """This machine's programs (``/usr`` and what belongs to it), read-only."""
-
     MINIMAL = "minimal"
-    """The agent, its Python and a shell, all in the memory of a virtual machine."""
 
 
 @final
