@@ -56,6 +56,10 @@ demo: $(STAMP)
 	@$(BIN)/python examples/agent_session.py
 	@echo "==> Running examples/embed_vmm.py"
 	@$(BIN)/python examples/embed_vmm.py
+	@echo "==> Running examples/supervised.py"
+	@$(BIN)/python examples/supervised.py
+	@if command -v bwrap >/dev/null; then echo "==> Running examples/bubblewrap.py"; $(BIN)/python examples/bubblewrap.py; \
+	    else echo "==> examples/bubblewrap.py needs bubblewrap: apt-get install bubblewrap, and run it"; fi
 
 test: $(STAMP)
 	@echo "==> Running the tests"
