@@ -31,6 +31,7 @@ PURE = (
 #: What each public class has beyond what it inherits from other packages.
 DOCUMENTED: dict[type, str] = {
     trio_console.AgentConsoleBackend: "read read_wake_fd readinto readv wait_until_writable write writev",
+    trio_console.BubblewrapGuest: "run",
     trio_console.ChunkRing: "capacity max_bytes nbytes pop push",
     trio_console.CommandGuest: "run",
     trio_console.ConsoleSharedState: "close_wakes guest_gone host_gone rx_ring rx_wake tx_ring tx_wake",
@@ -61,6 +62,7 @@ DOCUMENTED: dict[type, str] = {
     trio_console.Relay: "console_statistics path statistics",
     trio_console.RelayStatistics: f"{SERVED} audit_log bytes_dropped bytes_queued frames_dropped "
     "frames_from_agent frames_refused stalled stalls",
+    trio_console.Root: "HOST MINIMAL",
     trio_console.SocketGuest: "run",
     trio_console.UnsupportedByPeer: "",
     trio_console.WakePipe: "close drain fileno wait wake",
