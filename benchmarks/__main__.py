@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks import _report, _versions
 from benchmarks._measure import measure
-from benchmarks._surroundings import MOST_LOAD, OthersLoad, handover
+from benchmarks._surroundings import MOST_LOAD, OthersLoad, adopt_orphans, collect_orphans, handover
 from benchmarks.rows import ROWS
 
 #: Seconds that one process may take: the slowest row needs two minutes or so.
@@ -64,6 +64,7 @@ def run(names: list[str], turns: int | None) -> list[dict[str, Any]]:
             command += ["--turns", str(turns)]
         others = OthersLoad()
         done = subprocess.run(command, stdout=subprocess.PIPE, check=False, timeout=TIMEOUT)
+        collect_orphans()
         load = others.so_far()
         if done.returncode:
             raise SystemExit(f"measuring {rows} failed with status {done.returncode}: {' '.join(command)}")
@@ -109,6 +110,7 @@ def main() -> None:
     if options.child:
         child(options.rows, options.turns)
         return
+    adopt_orphans()
     skipped = COUNTED if options.against is not None and not options.rows else ()
     names = [
         name

@@ -6,12 +6,31 @@ import os
 import statistics
 import threading
 import time
+from contextlib import suppress
 from typing import Final
 
-__all__ = ["MOST_LOAD", "OthersLoad", "handover"]
+from trio_console.agent._system.machine import become_subreaper
+
+__all__ = ["MOST_LOAD", "OthersLoad", "adopt_orphans", "collect_orphans", "handover"]
 
 #: The most processors that other programs may keep busy if the result is to be kept.
 MOST_LOAD: Final = 0.2
+
+
+def adopt_orphans() -> None:
+    """Make processes whose parent has ended children of this one, where the system can do that.
+
+    A daemon's processes often outlive the one that started them. What they have used would count as others'.
+    """
+    with suppress(OSError):
+        become_subreaper()
+
+
+def collect_orphans() -> None:
+    """Wait for the adopted processes that have ended. Not while anything else waits for children of this one."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG) != (0, 0):
+            pass
 
 
 class OthersLoad:

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from benchmarks._measure import quantile
-from benchmarks._surroundings import OthersLoad
+from benchmarks._surroundings import OthersLoad, collect_orphans
 
 if TYPE_CHECKING:
     import pathlib
@@ -179,6 +179,7 @@ def compare(row: Row, here: pathlib.Path, there: pathlib.Path, pairs: int) -> It
     """Measure a row in both folders; a comparison for each of its statistics."""
     others = OthersLoad()
     turns = list(_pairs(row, here, there, pairs))
+    collect_orphans()
     load = others.so_far()
     for statistic in row.statistics:
         ratios = []

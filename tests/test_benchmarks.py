@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pathlib
 import shutil
 import statistics
 import subprocess
@@ -19,9 +20,9 @@ from benchmarks.rows import ROWS
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:
-    import pathlib
     from collections.abc import Callable, Sequence
 
+ROOT = pathlib.Path(__file__).parents[1]
 
 OURS = ("trio_console, tasks", "trio_console, threads", "trio_console, relay", "trio alone")
 
@@ -172,6 +173,25 @@ def test_what_others_keep_busy_is_not_what_we_do() -> None:
     subprocess.run([sys.executable, "-c", "for _ in range(2_000_000): pass"], check=True, timeout=HANG)
     # Whatever runs on this machine, at most all processors are busy.
     assert 0 <= others.so_far() <= (os.cpu_count() or 1)
+
+
+ORPHAN = """
+import os, subprocess, sys
+from benchmarks._surroundings import adopt_orphans, collect_orphans
+adopt_orphans()
+busy = [sys.executable, "-c", "for _ in range(5_000_000): pass"]
+subprocess.run(["sh", "-c", '"$@" & exit', "sh", *busy], check=True)
+before = os.times().children_user
+os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # it has ended
+collect_orphans()
+print(os.times().children_user > before)
+"""
+
+
+def test_what_an_orphan_has_used_is_ours() -> None:
+    command = [sys.executable, "-c", ORPHAN]
+    done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=HANG)
+    assert done.stdout == "True\n"
 
 
 def test_a_hand_over_takes_some_time_and_leaves_nothing() -> None:
