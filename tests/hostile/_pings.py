@@ -25,7 +25,7 @@ async def ping_for(seconds: float, path: str, clients: int) -> list[float]:
         subprocess.CalledProcessError: a client has lost the relay or was refused.
     """
     command = [sys.executable, "-m", "tests.hostile._pings", path, str(clients), str(seconds)]
-    done = await trio.run_process(command, capture_stdout=True)
+    done = await trio.run_process(command, capture_stdout=True, start_new_session=True)
     return sorted(map(float, done.stdout.split()))
 
 

@@ -1,6 +1,8 @@
 """The hostile soak: honest clients of a relay work beside hostile ones, and lose nothing.
 
-The relay with its guest, the hostile clients and the honest ones are three processes.
+The relay with its guest, the hostile clients and the honest ones are three processes. Each has a POSIX session of
+its own, as services have: where the kernel shares the processors among sessions, the relay would have to share its
+part with what its clients do for themselves.
 """
 
 from __future__ import annotations
@@ -131,7 +133,9 @@ async def a_relay(folder: Path, *, limits: str = "") -> AsyncIterator[tuple[str,
     if limits:
         command = ["sh", "-c", f'{limits}; exec "$0" "$@"', *command]
     with (folder / "relay.log").open("wb") as log:
-        relay = await trio.lowlevel.open_process(command, stdout=subprocess.PIPE, stderr=log)
+        relay = await trio.lowlevel.open_process(
+            command, stdout=subprocess.PIPE, stderr=log, start_new_session=True
+        )
     try:
         with trio.fail_after(HANG):
             assert relay.stdout is not None
