@@ -67,6 +67,12 @@ _CONTROL_BUDGET: Final = 64 * 1024
 #: Frames of one client that are handled before a checkpoint, however little they cost.
 _ROW: Final = 32
 
+#: Commands of one client that the guest may have to start at a time. While it has so many, the client's next frame
+#: waits for it, for so many seconds at most. A guest starts two commands at a time, whosever they are, and handles
+#: all frames in their order: what a client asks for beyond that only waits there, in front of other clients' work.
+_STARTS: Final = 4
+_START_PATIENCE: Final = 0.1
+
 #: Seconds between two readings of the clocks; as upstream's relay does, the guest is sent the time at least every
 #: 60 s, and at once when the wall clock has jumped by 6 s against the monotonic clock.
 _TICK: Final = 2.0
@@ -456,8 +462,16 @@ class RelayServer:
                         meter.begin()
                         self._hear_client(client, frame)
                         meter.end()
+                    if len(client.starting) >= _STARTS:
+                        await self._wait_started(tasks)
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
+
+    async def _wait_started(self, tasks: _ClientTasks) -> None:
+        """Wait until the guest has started some of a client's commands, for a moment at most."""
+        with trio.move_on_after(_START_PATIENCE):
+            while len(tasks.client.starting) >= _STARTS:
+                await tasks.wait_room()
 
     def _hear_client(self, client: Client, frame: wire.Frame) -> None:
         self._carry_out(self._router.from_client(client, frame))

@@ -62,6 +62,7 @@ class Client:
         outgoing: frames for its socket.
         round: sessions with frames for the agent, in the order of their turns. (Also sessions whose frames were
             dropped before their turn: they keep their places.)
+        starting: its commands of which the guest has said nothing yet.
         last_words: after it has gone, the ids for which the guest has not sent a terminal frame yet, and the kinds
             of their sessions.
     """
@@ -78,6 +79,7 @@ class Client:
         self.hurried: deque[Outgoing] = deque()
         self.outgoing: deque[Outgoing] = deque()
         self.round: OrderedDict[RelaySession, None] = OrderedDict()
+        self.starting: set[RelaySession] = set()
         self.last_words: dict[int, wire.SessionKind] = {}
         self._unended: dict[int, SessionAccount] = {}  # after it has gone: its commands, by their ids
         # The last ids of its range, and which of them it has used, in the order of last use.
@@ -95,7 +97,9 @@ class Client:
     def open(self, session_id: int, opening: Opening) -> None:
         """Open a session."""
         assert session_id in self.ids, "a session has an id of its client's"
-        self.sessions[session_id] = RelaySession(session_id, opening, self._books, self.account)
+        session = self.sessions[session_id] = RelaySession(session_id, opening, self._books, self.account)
+        if session.kind == "exec":
+            self.starting.add(session)
         if session_id in self._tail:
             self._recent.pop(session_id, None)
             self._recent[session_id] = None

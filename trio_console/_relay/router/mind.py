@@ -425,6 +425,9 @@ class Router:
             self._hear_last_word(None if slot is None else self._leaving.get(slot), frame, orders)
             return orders
         session = client.sessions.get(frame.id)
+        if session in client.starting:
+            client.starting.discard(session)
+            orders.busy = client
         data = wire.measure_data(frame)
         if data is None:
             self._deliver(client, session, frame, orders)
