@@ -55,6 +55,23 @@ async def test_a_turn_is_over_after_half_a_millisecond_of_work(time: Time) -> No
     assert turn.is_over
 
 
+@pytest.mark.parametrize(("others", "turn"), [(0.0, 0.0005), (0.0004, 0.0005), (0.002, 0.002), (1.0, 0.004)])
+async def test_a_turn_is_as_long_as_the_others_took_before_it_within_bounds(
+    time: Time, monkeypatch: pytest.MonkeyPatch, others: float, turn: float
+) -> None:
+    async def let_others_work() -> None:
+        time.now += others
+
+    own = Turn()
+    with monkeypatch.context() as patch:
+        patch.setattr(trio.lowlevel, "checkpoint", let_others_work)
+        await own.pause()
+    time.now += turn - 0.00001
+    assert not own.is_over
+    time.now += 0.00002
+    assert own.is_over
+
+
 async def test_a_pause_lets_all_others_run_and_begins_a_new_turn(time: Time) -> None:
     turn, passes = Turn(), Passes()
     async with trio.open_nursery() as nursery:

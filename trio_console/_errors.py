@@ -10,7 +10,7 @@ import copy
 import os
 from typing import TypeVar
 
-__all__ = ["ProtocolError", "UnsupportedByPeer", "again", "in_words", "system_error"]
+__all__ = ["ProtocolError", "UnsupportedByPeer", "again", "in_words", "system_error", "without_frames"]
 
 _E = TypeVar("_E", bound=BaseException)
 
@@ -23,6 +23,25 @@ def again(error: _E) -> _E:
     twin = copy.copy(error)
     twin.__cause__ = error.__cause__
     return twin
+
+
+def without_frames(error: _E) -> _E:
+    """The error, without its traceback and those of all that it comes from.
+
+    For an error that is expected and that is handed on, by a thread or in a list. Its traceback leads to the
+    frames through which it is handed on, and these refer to the error: only the garbage collector would free them.
+    """
+    seen: set[int] = set()
+    todo: list[BaseException | None] = [error]
+    while todo:
+        one = todo.pop()
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            one.__traceback__ = None
+            todo += [one.__cause__, one.__context__]
+            if isinstance(one, BaseExceptionGroup):
+                todo += one.exceptions
+    return error
 
 
 def system_error(number: int | None, words: str, *filenames: str) -> OSError:

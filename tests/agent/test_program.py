@@ -393,3 +393,18 @@ async def test_collections_of_garbage_look_only_at_what_sessions_have_made() -> 
     with trio.fail_after(HANG):
         done = await trio.run_process([sys.executable, "-c", FREEZING], capture_stderr=True, check=False)
     assert done.returncode == 42
+
+
+COLLECTING = """
+import gc, sys
+from trio_console.agent import main
+before = gc.get_threshold()
+main(["--stdio"])
+sys.exit(42 if gc.get_threshold() == (*before[:2], 5 * 10) else 0)
+"""
+
+
+async def test_full_collections_of_garbage_are_rare() -> None:
+    with trio.fail_after(HANG):
+        done = await trio.run_process([sys.executable, "-c", COLLECTING], capture_stderr=True, check=False)
+    assert done.returncode == 42

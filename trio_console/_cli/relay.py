@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from contextlib import suppress
 from typing import TYPE_CHECKING, final
@@ -17,6 +16,7 @@ from trio_console._cli.signals import act_by_default, caught, die_of
 from trio_console._cli.standard import Output, say
 from trio_console._errors import in_words
 from trio_console._trio.threads import NoThreadError
+from trio_console._trio.turns import keep_collections_short
 
 if TYPE_CHECKING:
     import argparse
@@ -74,7 +74,7 @@ async def _serve(args: argparse.Namespace) -> None:
 
             relay = await nursery.start(serve)
             socket.note(relay.path)
-            gc.freeze()  # a full collection of garbage holds up all clients, and need not look at what stays
+            keep_collections_short()
             await Output(1).write(b"ready %s\n" % os.fsencode(relay.path))
 
 

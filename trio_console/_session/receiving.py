@@ -216,6 +216,7 @@ class Incoming:
             self._error = error
         elif self.state is Receiving.CLOSED:
             self._become(Receiving.OVER)
+        self.account = None  # it refers to the session, which refers to this object
 
     def _become(self, state: Receiving) -> None:
         self.state = RECEIVING.take(self.state, state)

@@ -49,6 +49,7 @@ async def hidden_nursery() -> AsyncIterator[trio.Nursery]:
     except BaseExceptionGroup as group:
         lone = _foremost(body_error, group)
         if lone is group:
+            del lone, body_error  # their tracebacks refer to this frame
             raise
     else:
         if body_error is None:

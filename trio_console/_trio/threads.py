@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 import outcome
 import trio
 
+from trio_console._errors import without_frames
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["NoThreadError", "in_thread"]
+__all__ = ["NoThreadError", "captured", "in_thread"]
 
 _T = TypeVar("_T")
 
@@ -29,6 +31,22 @@ class NoThreadError(RuntimeError):
             "as it may have, or there is too little memory. Raise the limit (`ulimit -u`, or `pids.max` of the "
             "cgroup), or run fewer threads"
         )
+
+
+def captured(function: Callable[[], _T]) -> outcome.Outcome[_T]:
+    """The outcome of a function, to be handed to another thread.
+
+    An error of the system, or one of this package, is expected: it loses its frames (see `without_frames`). All
+    others are faults, and whoever logs one needs its traceback.
+    """
+    result = outcome.capture(function)
+    if isinstance(result, outcome.Error) and _is_expected(result.error):
+        without_frames(result.error)
+    return result
+
+
+def _is_expected(error: BaseException) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.startswith(f"{__package__.partition('.')[0]}.")
 
 
 async def in_thread(
@@ -54,7 +72,7 @@ async def in_thread(
         nonlocal called
         called = True  # read by the task when this thread has ended, or never: an abandoned call is not answered
         # The function's exception is captured, so that a RuntimeError of it is not taken for the lack of a thread.
-        return outcome.capture(function)
+        return captured(function)
 
     try:
         result = await trio.to_thread.run_sync(
@@ -66,4 +84,7 @@ async def in_thread(
     except RuntimeError as exc:
         assert not called, "what lacked a thread was not called: the caller may call it again"
         raise NoThreadError(purpose) from exc
-    return result.unwrap()
+    try:
+        return result.unwrap()
+    finally:
+        del result  # the traceback of its error refers to this frame

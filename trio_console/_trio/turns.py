@@ -3,16 +3,19 @@
 Such a task always has work while the stranger sends, and a frame can be a few bytes or a body that takes
 milliseconds to decode. So work is measured in time, and not in frames (nor in chunks or bytes to send):
 
-* `Turn`: a task that has worked for so long lets all others run.
+* `Turn`: a task that has worked for so long lets all others run. If these take longer, so may its next turn:
+  it gets up to half of the time, or else what came for it would wait behind all that the others begin.
 * `Meter` and `Line`: tasks that do the same for several strangers share the loop. Those that have used more than a
   share of it go on one at a time, so that the others wait for one of them, and not for all. When all of them
   together use much, the share of each is a small one.
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
 * `Ration`: work that is done again and again gets no more than a part of the time.
+* `keep_collections_short`: nor does the garbage collector keep the loop.
 """
 
 from __future__ import annotations
 
+import gc
 import math
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Final, TypeVar, final
@@ -22,13 +25,16 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Costly", "Line", "Meter", "Ration", "Turn"]
+__all__ = ["Costly", "Line", "Meter", "Ration", "Turn", "keep_collections_short"]
 
 _T = TypeVar("_T")
 
 #: Seconds of work after which a task lets the others run. A turn of an idle loop takes 20 µs or more, so it costs
 #: a few percent.
 _TURN: Final = 0.0005
+
+#: The same where the others have taken that long, at most.
+_LONG_TURN: Final = 0.004
 
 #: The part of the loop's time that a task may use without waiting in a line.
 _SHARE: Final = 1 / 8
@@ -43,6 +49,9 @@ _STEP: Final = 0.005
 
 #: A rest, as a multiple of what a step has taken beyond that.
 _REST: Final = 9
+
+#: Collections of garbage of the middle generation for each full one: five times as many as Python makes.
+_EACH_FULL: Final = 50
 
 
 @final
@@ -63,9 +72,11 @@ class Turn:
         return perf_counter() > self._end
 
     async def pause(self) -> None:
-        """Let the other tasks run, and begin anew."""
+        """Let the other tasks run, and begin anew, for as long as they took if that is longer, up to a bound."""
+        began = perf_counter()
         await trio.lowlevel.checkpoint()
-        self.begin()
+        now = perf_counter()
+        self._end = now + min(max(now - began, _TURN), _LONG_TURN)
 
 
 @final
@@ -194,3 +205,16 @@ class Ration:
         self._used = max(0.0, self._used - self._part * (now - self._at)) + seconds
         self._at = now
         return max(0.0, self._used - self._burst) / self._part
+
+
+def keep_collections_short() -> None:
+    """Leave out of all collections of garbage what is there now, because it stays; and make full ones less often.
+
+    For programs of ours that serve many sessions. (A library does not do this to the program that uses it.) A full
+    collection looks at every object, and no session goes on meanwhile. What ends in this package leaves no objects
+    that refer to each other in a circle, so a collection finds nothing, and few are needed. They are not switched
+    off: what another library or a fault leaves must be freed at last.
+    """
+    young, middle, _ = gc.get_threshold()
+    gc.set_threshold(young, middle, _EACH_FULL)
+    gc.freeze()

@@ -338,7 +338,7 @@ class FrameDecoder:
         self._chunks.clear()
         self._forget_partial()
         self._pending = self._position = 0
-        raise self._error
+        raise again(self._error)
 
     def _raise_if_broken(self) -> None:
         if self._error is not None:

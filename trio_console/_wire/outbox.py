@@ -160,9 +160,9 @@ class Outbox:
                 if self._gathers is not None and (self._bulk or self._control):
                     await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._fail(exc)
+            self._fail(exc.with_traceback(None))  # which leads to this frame, and so to this object
         except BaseException as exc:
-            self._fail(exc)
+            self._fail(trio.BrokenResourceError(f"its writer was ended by {exc!r}"))
             raise
 
     async def _sleep(self) -> None:

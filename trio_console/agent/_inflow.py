@@ -45,6 +45,10 @@ _WRITE_SIZE: Final = 256 * 1024
 _LONGEST_WAIT: Final = 3
 
 
+def _grant_nobody(_nbytes: int) -> None:
+    """Stands for the grants of a queue that is closed, to which nothing is granted."""
+
+
 class Put(enum.Enum):
     """The outcome of a chunk."""
 
@@ -202,6 +206,7 @@ class Inflow:
             self._state = INFLOW.take(self._state, InflowState.SHUT)
             if self._window is not None:
                 self._window.close()
+            self._grant = _grant_nobody  # the session refers to this object, and must not be referred to by it
         self._progress.set()
 
     # The taker's side

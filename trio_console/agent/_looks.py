@@ -134,7 +134,10 @@ class Looks:
                 )
                 raise HangError
             seen = now
-        return result.unwrap()
+        try:
+            return result.unwrap()
+        finally:
+            result = None  # the traceback of its error refers to this frame
 
 
 def _obey(orders: queue.SimpleQueue[Callable[[], object] | None]) -> None:

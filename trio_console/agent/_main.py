@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gc
 import os
 import signal
 from typing import TYPE_CHECKING, Final
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._standard import fill_standard_descriptors
+from trio_console._trio.turns import keep_collections_short
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
@@ -84,9 +84,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
     if not is_init:
         _try_to_be_subreaper()
-    # What is there now stays. Each full collection of garbage would look at it, for ten milliseconds and more in
-    # which no session goes on, and that again and again while sessions come and go.
-    gc.freeze()
+    keep_collections_short()
     try:
         return trio.run(_serve, stream, began, note)
     finally:

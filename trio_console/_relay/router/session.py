@@ -277,6 +277,8 @@ class RelaySession:
             IllegalStepError: the table of states does not allow this step.
         """
         self.state = SESSION.take(self.state, state)
+        if state is SessionState.OVER:
+            self.streams.clear()  # they refer to this session
 
     # From the client to the agent
 

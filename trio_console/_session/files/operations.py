@@ -205,7 +205,10 @@ class FsCall(Session):
         """The answer to an operation that is done; raises its error."""
         error = self.failure()
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
         answer = self._answer()
         return _unpacked(answer) if self._octets else answer
 

@@ -215,6 +215,7 @@ class _TcpSession(Session):
             heard = not self.ended
             self.state = TCP.take(self.state, TcpState.CLOSED)
             self.incoming.close()
+            self.incoming.end()
             self.sender.stop()
             if heard:
                 self.connection.send_behind(wire.TcpClose(), self.id)

@@ -109,13 +109,12 @@ class ProcessSession(Session):
         self.alive = 0
         self._command: int | None = None  # the guest's number of the command, if it has told one
         flow = connection.ready.flow
-        credited = flow is not wire.UNSET
-        self._accounts = {
-            name: CreditAccount(partial(self._grant, name)) if credited else None for name in _OUTPUTS
-        }
+        self._credited: Final = flow is not wire.UNSET
+        #: Of both outputs, if the agent counts credit. Empty behind the end, because they refer to this object.
+        self._accounts = {name: CreditAccount(partial(self._grant, name)) for name in _OUTPUTS if self._credited}
         self._merged: MergedAccounts | None = None
-        self.output: Final = Incoming(self._accounts["stdout"], connection.note_discarded)
-        self.error_output: Final = Incoming(self._accounts["stderr"], connection.note_discarded)
+        self.output: Final = Incoming(self._accounts.get("stdout"), connection.note_discarded)
+        self.error_output: Final = Incoming(self._accounts.get("stderr"), connection.note_discarded)
         window, held_back = (flow.window, flow.held_back) if flow is not wire.UNSET else (None, 0)
         window = stdin_window(window, tty=command.tty)
         self.input: Final = DataSender(connection.outbox, wire.ExecStdin, self.id, window, held_back)
@@ -248,7 +247,7 @@ class ProcessSession(Session):
     def _put(self, incoming: Incoming, name: wire.StreamName, data: bytes) -> None:
         if self._merged is not None:
             incoming = self.output
-            account = self._accounts[name]
+            account = self._accounts.get(name)
             if account is not None:
                 self._merged.note(account, len(data))
         incoming.put(data)
@@ -268,8 +267,8 @@ class ProcessSession(Session):
         self._connection.send(wire.ExecSignal(signal.SIGKILL), self.id)
         # The agent reports the end behind the output, and this side grants no more credit after this. So enough is
         # granted now for the rest of the output: at most a window in a relay, and the bytes in the process's pipe.
-        for name, account in self._accounts.items():
-            if account is not None:
+        if self._credited:
+            for name in _OUTPUTS:
                 self._grant(name, 2 * WINDOW)
         self._killed_unheard = True
 
@@ -285,6 +284,7 @@ class ProcessSession(Session):
         self.input.stop(input_error)
         self.output.end(output_error)
         self.error_output.end(output_error)
+        self._accounts.clear()
         self._started.set()
         self._left.set()
         self._ended.set()
@@ -453,7 +453,10 @@ class ProcessSession(Session):
         if check and status:
             error = CalledProcessError(status, args, output=stdout, stderr=stderr)
             error.output_open = self.output_open
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
         result = CompletedProcess(args, status, stdout, stderr)
         result.output_open = self.output_open
         return result

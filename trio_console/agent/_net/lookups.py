@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, final
 import outcome
 import trio
 
+from trio_console._errors import without_frames
 from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console.agent._shares import Share, Shares
 
@@ -68,7 +69,7 @@ class Lookups:
 
         self._nursery.start_soon(look_up)
         await done.wait()
-        return found[0].unwrap()
+        return found.pop().unwrap()  # (not kept: the traceback of an error leads to this frame)
 
     async def _look_up(self, share: Share, host: str, port: int) -> list[str]:
         call = partial(_find, host, port)
@@ -106,7 +107,7 @@ async def dial(addresses: Sequence[str], port: int) -> trio.SocketStream:
         try:
             stream = await trio.open_tcp_stream(address, port)
         except OSError as exc:
-            errors.append(exc)
+            errors.append(without_frames(exc))
             failed.set()
         else:
             made.append(stream)
@@ -127,4 +128,4 @@ async def dial(addresses: Sequence[str], port: int) -> trio.SocketStream:
         stream.socket.close()
     if made:
         return made[0]
-    raise errors[-1]
+    raise errors.pop()  # (not kept: its traceback will lead to this frame)

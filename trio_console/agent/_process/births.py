@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 import outcome
 import trio
 
-from trio_console._trio.threads import NoThreadError, in_thread
+from trio_console._trio.threads import NoThreadError, captured, in_thread
 from trio_console.agent._cgroups import Stay
 
 if TYPE_CHECKING:
@@ -75,8 +75,9 @@ class _Start(Generic[_T]):
 
     def run(self, cgroup: Cgroup | None) -> None:
         """Run in this thread; the task goes on while the thread does."""
-        result = outcome.capture(self._function), cgroup
-        self._token.run_sync_soon(trio.lowlevel.reschedule, self._task, outcome.Value(result))
+        self._token.run_sync_soon(
+            trio.lowlevel.reschedule, self._task, outcome.Value((captured(self._function), cgroup))
+        )
 
 
 @final
@@ -134,7 +135,10 @@ class Births:
                 self._born[mark] = cgroup
             else:
                 self._over.append(cgroup)
-        return result.unwrap()
+        try:
+            return result.unwrap()
+        finally:
+            del result  # the traceback of its error refers to this frame
 
     def of(self, mark: str) -> list[Cgroup]:
         """The cgroups that were named with a mark, or with one that begins with it, and are not removed yet."""

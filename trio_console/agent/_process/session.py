@@ -227,7 +227,7 @@ class ExecSession(Session):
         self._exit: wire.ExecExited | None = None
         self._failure: wire.ExecFailed | None = None
         self._feed = StdinFeed(
-            self,
+            self.stdin_granted,
             tty=request.tty,
             window=None if request.window is msgspec.UNSET else stdin_window,
             budget=stdin_budget,
@@ -307,7 +307,7 @@ class ExecSession(Session):
 
     async def _feed_stdin(self, child: Child, scope: trio.CancelScope) -> None:
         with scope:
-            await self._feed.run(child)
+            await self._feed.run(child, self.stdin_failed)
 
     def _begin_drain(self, child: Child) -> None:
         self._last_output = trio.current_time()

@@ -5,27 +5,19 @@ This module must not know frames.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol, final
+from typing import TYPE_CHECKING, final
 
 import trio
 
 from trio_console.agent._inflow import Inflow, Put
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_console.agent._held import Holding
     from trio_console.agent._process.spawn import Child
 
-__all__ = ["StdinEvents", "StdinFeed"]
-
-
-class StdinEvents(Protocol):
-    """The calls that a feed makes to its owner. They must not block."""
-
-    def stdin_failed(self, exc: OSError) -> None:
-        """A queued chunk could not be written, or only in part."""
-
-    def stdin_granted(self, nbytes: int) -> None:
-        """The client may send this many more bytes."""
+__all__ = ["StdinFeed"]
 
 
 @final
@@ -33,27 +25,26 @@ class StdinFeed:
     """The queue and its writer.
 
     Args:
-        events: see `StdinEvents`.
+        granted: see `Inflow`.
         tty: whether the child has a terminal, which knows end of file only as a character.
         window: see `Inflow`, also for ``budget`` and ``patience``.
     """
 
-    __slots__ = ("_events", "_queue", "_tty")
+    __slots__ = ("_queue", "_tty")
 
     def __init__(
         self,
-        events: StdinEvents,
+        granted: Callable[[int], object],
         *,
         tty: bool,
         window: Holding | None,
         budget: int,
         patience: float,
     ) -> None:
-        self._events = events
         self._tty = tty
         # Patience counts from here: a start takes its time, but it does not wait for the client.
         now = trio.current_time()
-        self._queue = Inflow(events.stdin_granted, window=window, budget=budget, patience=patience, since=now)
+        self._queue = Inflow(granted, window=window, budget=budget, patience=patience, since=now)
 
     async def put(self, data: bytes) -> Put:
         """Queue a chunk as `Inflow.put` does; an empty one means end of file."""
@@ -65,11 +56,15 @@ class StdinFeed:
         """See `Inflow.close`."""
         self._queue.close()
 
-    async def run(self, child: Child) -> None:
+    async def run(self, child: Child, failed: Callable[[OSError], object]) -> None:
         """Write to the child until end of file. When the child is gone, cancel this, and call `close`.
 
         If a write fails, that is reported once, and the rest of its chunk is dropped. Each later chunk is tried
         again, and each failure is reported.
+
+        Args:
+            child: what is written to.
+            failed: told that a queued chunk could not be written, or only in part. It must not block.
         """
         if child.stdin is None:
             return
@@ -79,7 +74,7 @@ class StdinFeed:
             try:
                 await self._queue.write_first(child.stdin)
             except OSError as exc:
-                self._events.stdin_failed(exc)
+                failed(exc)
             self._queue.pop()
         await trio.lowlevel.checkpoint()
         child.close_stdin()
