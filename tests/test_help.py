@@ -33,11 +33,13 @@ DOCUMENTED: dict[type, str] = {
     trio_console.AgentConsoleBackend: "read read_wake_fd readinto readv wait_until_writable write writev",
     trio_console.BubblewrapGuest: "run",
     trio_console.ChunkRing: "capacity max_bytes nbytes pop push",
+    trio_console.BubblewrapGuest: "run",
     trio_console.CommandGuest: "run",
     trio_console.ConsoleSharedState: "close_wakes guest_gone host_gone rx_ring rx_wake tx_ring tx_wake",
     trio_console.ConsoleStatistics: "closed rx tasks_waiting_receive tasks_waiting_send tx",
     trio_console.ConsoleStream: "send_nowait send_pieces statistics",
-    trio_console.Guest: "open_file open_process open_tcp_stream path ping ready run_process shutdown statistics "
+    trio_console.Guest: "machine open_file open_process open_tcp_stream path ping ready run_process shutdown "
+    "statistics "
     "touch wait_lost",
     trio_console.GuestDevice: "close close_write read write",
     trio_console.GuestFile: f"{STATE} detach fileno flush peek read read1 readall readinto readinto1 readline "
@@ -50,13 +52,14 @@ DOCUMENTED: dict[type, str] = {
     trio_console.GuestProcess: "args kill pid poll resize returncode send_signal stderr stdin stdio stdout "
     "terminate wait",
     trio_console.GuestReady: "agent_version boot_time_ns generation init_time_ns ready_time_ns",
-    trio_console.GuestHost: "explain kill",
+    trio_console.GuestHost: "explain kill machine",
     trio_console.GuestSpec: "run",
     trio_console.GuestStatistics: "active_sessions bytes_discarded console frames_dropped frames_received "
     "sessions",
     trio_console.SessionStatistics: "kind name streams",
     trio_console.StreamStatistics: "moved name stalled stalls waiting",
     trio_console.LaneStatistics: f"{LANE} max_buffer_bytes max_buffer_size wakes",
+    trio_console.MicroVMGuest: "run",
     trio_console.ProcessGuest: "run",
     trio_console.ProtocolError: "",
     trio_console.Relay: "console_statistics path statistics",

@@ -43,6 +43,7 @@ ROOMS = {
             "_buffers",
             "_version",
             "_forked",
+            "_machine",
             "_processes",
             "_standard",
             "_warden",
@@ -74,7 +75,8 @@ ROOMS = {
     ),
     # Where the towers meet.
     "guests": Room({"_guests"}, {"ground", "bundle", "trio", "console", "channel"}, named={"wire", "session"}),
-    "host": Room({"_guests.host"}, {"trio", "channel", "guests", "session"}, named={"console", "wire"}),
+    "machines": Room({"_guests.machine"}, {"ground", "trio", "guests"}),
+    "host": Room({"_guests.host"}, {"trio", "channel", "guests", "session"}, named={"console", "wire", "ground"}),
     "open": Room(
         {"_open"},
         {"ground", "trio", "wire", "session", "session log", "mind", "relay", "host"},
@@ -92,10 +94,12 @@ ROOMS = {
     "testing": Room({"testing"}, {"ground", "console", "channel"}, named={"faults", "odd guests", "left behind"}),
     "doors": Room(
         {"", "__main__"},
-        {"ground", "trio", "console", "channel", "session", "session log", "relay", "guests", "open", "testing"},
+        {"ground", "trio", "console", "channel", "session", "session log", "relay", "guests", "machines"}
+        | {"open", "testing"},
     ),
-    # The command line does what its users could do, so it takes the public names.
-    "command line": Room({"_cli"}, {"ground", "bundle", "trio", "doors"}),
+    # The command line does what its users could do, so it takes the public names. What is got for machines, and
+    # looked at, has none.
+    "command line": Room({"_cli"}, {"ground", "bundle", "trio", "doors", "machines"}),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
 

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from trio_console._errors import ProtocolError as ProtocolError
     from trio_console._errors import UnsupportedByPeer as UnsupportedByPeer
     from trio_console._guests.command import CommandGuest as CommandGuest
+    from trio_console._guests.machine.guest import MicroVMGuest as MicroVMGuest
     from trio_console._guests.namespaces.bubblewrap import BubblewrapGuest as BubblewrapGuest
     from trio_console._guests.process import ProcessGuest as ProcessGuest
     from trio_console._guests.roots import Limits as Limits
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from trio_console._guests.socket import SocketGuest as SocketGuest
     from trio_console._guests.spec import GuestHost as GuestHost
     from trio_console._guests.spec import GuestSpec as GuestSpec
+    from trio_console._machine.described import Machine as Machine
     from trio_console._open import connect_guest as connect_guest
     from trio_console._open import open_guest as open_guest
     from trio_console._open import run_guest as run_guest
@@ -76,6 +78,8 @@ __all__ = [
     "LaneStatistics",
     "Limits",
     "Log",
+    "Machine",
+    "MicroVMGuest",
     "ProcessGuest",
     "ProtocolError",
     "Relay",
@@ -119,6 +123,8 @@ _LAZY: Final = {
     "LaneStatistics": "_console.backend",
     "Limits": "_guests.roots",
     "Log": "_relay.options",
+    "Machine": "_machine.described",
+    "MicroVMGuest": "_guests.machine.guest",
     "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
     "Relay": "_relay.serve",

@@ -1,4 +1,4 @@
-"""The command line: ``trio-console relay``, ``exec`` and ``agent-bundle``, or ``python -P -m trio_console``."""
+"""The command line: ``trio-console relay``, ``exec``, ``agent-bundle``, ``vm``; ``python -P -m trio_console``."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from trio_console._cli.arguments import parser  # noqa: E402
 from trio_console._cli.bundle import bundle  # noqa: E402
 from trio_console._cli.exec import execute  # noqa: E402
 from trio_console._cli.relay import relay  # noqa: E402
+from trio_console._cli.vm import vm  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return relay(args)
     if args.what == "agent-bundle":
         return bundle(args)
+    if args.what == "vm":
+        return vm(args)
     return execute(args)
 
 

@@ -147,7 +147,13 @@ async def open_guest(
             stream = await stack.enter_async_context(server.attach())
             connection = await _attached(stream, host.explain, host.cause)
         confirmations = Confirmations(grace, connection.heard)
-        guest = Guest(connection, confirmations=confirmations, force=host.kill, console=host.statistics)
+        guest = Guest(
+            connection,
+            confirmations=confirmations,
+            force=host.kill,
+            console=host.statistics,
+            machine=host.machine,
+        )
         tell, wait_ended = guest._tell_to_end, connection.wait_ended
         if server is not None:
             tell, wait_ended = partial(_tell_through_relay, server, guest), server.wait_ended

@@ -1,1 +1,1 @@
-"""The command line's two commands: ``relay`` shares a guest, ``exec`` runs one command in a shared one."""
+"""The command line: ``relay`` shares a guest, ``exec`` runs a command in a shared one, ``vm`` sets machines up."""

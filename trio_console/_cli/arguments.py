@@ -16,10 +16,11 @@ def parser() -> argparse.ArgumentParser:
     """The parser for the whole command line; ``what`` of its result is the command."""
     made = argparse.ArgumentParser(prog="trio-console", description="Share a guest, and use a shared one.")
     made.add_argument("--version", action="version", version=f"trio_console {__version__}")
-    commands = made.add_subparsers(dest="what", required=True, metavar="{relay,exec,agent-bundle}")
+    commands = made.add_subparsers(dest="what", required=True, metavar="{relay,exec,agent-bundle,vm}")
     _add_relay(commands)
     _add_exec(commands)
     _add_bundle(commands)
+    _add_vm(commands)
     return made
 
 
@@ -96,6 +97,35 @@ def _add_bundle(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -
         metavar="DIR",
         help="where the wheels of compiled modules are for other versions of Python than this one; without it pip "
         "fetches them",
+    )
+
+
+def _add_vm(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    vm = commands.add_parser(
+        "vm",
+        help="get what virtual machines need, and see what works here",
+        description="Get what virtual machines (MicroVMGuest) need, see what works here, remove what is kept.",
+    )
+    actions = vm.add_subparsers(dest="action", required=True, metavar="{setup,doctor,prune}")
+    actions.add_parser(
+        "setup",
+        help="get QEMU and a kernel where they are missing",
+        description="Get QEMU and Linux kernels where they are missing, and say what is done. QEMU is installed "
+        "by the system's package manager, which needs root; otherwise it says what to install. Kernels are "
+        "fetched by apt-get and unpacked into the cache, without root and without installing them. Needs no "
+        "network if nothing is missing.",
+    )
+    actions.add_parser(
+        "doctor",
+        help="say what works here, and what does not, and why",
+        description="Say what works here, and what does not, and why. The status is 1 if no machine can be "
+        "started.",
+    )
+    actions.add_parser(
+        "prune",
+        help="remove all that is kept for virtual machines",
+        description="Remove all that is kept for virtual machines in $XDG_CACHE_HOME/trio_console "
+        "(~/.cache/trio_console), also the kernels that setup has fetched. Running machines go on.",
     )
 
 

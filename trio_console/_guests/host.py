@@ -7,6 +7,7 @@ on that makes no difference: a console that is given is run like a spec that has
 from __future__ import annotations
 
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from trio_console._console.devices import ConsoleDevice, GuestDevice
     from trio_console._console.stream import ConsoleStatistics
     from trio_console._guests.carrier import Carrier
+    from trio_console._machine.described import Machine
     from trio_console._session.boot import Booted
     from trio_console._session.confirmations import Confirmations
     from trio_console._wire import Bootstrap
@@ -78,6 +80,7 @@ class Host:
         carrier: what carries it.
         channel: its console.
         booted: what it has said when it was ready.
+        machine: the virtual machine that it is, if it is one.
         progress: tells how far the reading of the console has come; set by whoever reads it.
     """
 
@@ -85,6 +88,7 @@ class Host:
         self.carrier: Final = carrier
         self.channel: Final = channel
         self.booted: Booted
+        self.machine: Machine | None = carrier.host.machine
         self.progress: Callable[[], Progress] = partial(Progress, 0, waits=True)
 
     def explain(self) -> Awaitable[str]:
@@ -201,7 +205,11 @@ async def booted_host(
         nursery = await stack.enter_async_context(hidden_nursery())
         nursery.start_soon(host.close_behind)
         try:
+            since = trio.current_time()
             host.booted = await _boot(host, bootstrap, ready_timeout)
+            if (machine := host.machine) is not None:
+                seconds = {**machine.seconds, "ready": trio.current_time() - since}
+                host.machine = replace(machine, seconds=seconds)
             yield host
         finally:
             nursery.cancel_scope.cancel()

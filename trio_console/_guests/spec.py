@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import trio
 
     from trio_console._console.devices import ConsoleDevice
+    from trio_console._machine.described import Machine
 
 __all__ = ["GuestHost", "GuestSpec"]
 
@@ -30,6 +31,8 @@ class GuestHost:
             has ended; only from trio's thread. `None`, the default, if there is no way but to close the console.
         explain: an async function that finds out in words why the guest is gone, within 0.25 seconds. `None`, the
             default, if nobody knows.
+        machine: the virtual machine that the guest is, if it is one and that is to be seen as `Guest.machine`;
+            `None`, the default, if not.
 
     What ``kill`` and ``explain`` raise is logged, and changes nothing else.
     """
@@ -37,6 +40,7 @@ class GuestHost:
     console: ConsoleDevice | trio.abc.Stream
     kill: Callable[[], object] | None = None
     explain: Callable[[], Awaitable[str]] | None = None
+    machine: Machine | None = None
 
 
 class GuestSpec(ABC):

@@ -31,7 +31,18 @@ if TYPE_CHECKING:
 
     from trio_console._console.devices import GuestDevice
 
-__all__ = ["Ours", "ProcessHost", "TheirEnds", "Workers", "beyond_standard", "check_workers", "start", "watch"]
+__all__ = [
+    "Ours",
+    "ProcessHost",
+    "Tail",
+    "TheirEnds",
+    "Workers",
+    "attend",
+    "beyond_standard",
+    "check_workers",
+    "start",
+    "watch",
+]
 
 #: What moves a guest's bytes on this side.
 Workers: TypeAlias = Literal["threads", "tasks"]
@@ -213,7 +224,31 @@ async def watch(
         started: is told of it.
         tell: gives the process what it is to read first, meanwhile.
     """
-    tail = _Tail(process, name)
+
+    def begun(tail: Tail) -> None:
+        started(ProcessHost(console, tail.kill, tail.explain, process=process))
+
+    await attend(process, name, stderr, begun, tell)
+
+
+@trio.lowlevel.enable_ki_protection
+async def attend(
+    process: trio.Process,
+    name: str,
+    stderr: trio.abc.ReceiveStream,
+    begun: Callable[[Tail], None],
+    tell: Callable[[], Awaitable[None]] | None = None,
+) -> None:
+    """Read the error output of a process until it ends; if cancelled, or if ``tell`` raises, end it.
+
+    Args:
+        process: it was started just now.
+        name: of the process, for messages.
+        stderr: our end of its error output.
+        begun: is told by whom the output is kept.
+        tell: is run meanwhile.
+    """
+    tail = Tail(process, name)
     # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
     # not block in the write.
     reading = trio.CancelScope(shield=True)
@@ -221,32 +256,27 @@ async def watch(
         nursery.start_soon(tail.keep, stderr, reading)
         if tell is not None:
             nursery.start_soon(tell)
-        kill = partial(_kill, process)
         try:
-            started(ProcessHost(console, kill, tail.explain, process=process))
+            begun(tail)
             await process.wait()
         finally:
-            kill()
+            tail.kill()
             reap = partial(_reap, tail, reading)
             await see_through(reap, grace=math.inf, hurried=math.inf)  # noqa: ASYNC102  (shields itself)
 
 
-def _kill(process: trio.Process) -> None:
-    """Kill a process with its whole process group, which it leads. From any thread."""
-    # Its number is the group's, and no other process can get it before the process is reaped.
-    if process.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    process.kill()
-
-
 @final
-class _Tail:
-    """The last that a process has said on its error output."""
+class Tail:
+    """A process, and the last that it has said on its error output.
+
+    Attributes:
+        heard: how many bytes it has said so far.
+    """
 
     def __init__(self, process: trio.Process, name: str) -> None:
         self.process: Final = process
         self.name: Final = name
+        self.heard = 0
         self._said = bytearray()
         self._ended = trio.Event()
 
@@ -258,11 +288,20 @@ class _Tail:
                     async for data in stderr:
                         assert not self._ended.is_set(), "what a guest has said is complete when its end is told"
                         self._said += data
+                        self.heard += len(data)
                         del self._said[:-_STDERR_TAIL]
                 self._ended.set()
 
     async def wait_ended(self) -> None:
         await self._ended.wait()
+
+    def kill(self) -> None:
+        """Kill the process with its whole process group, which it leads. From any thread."""
+        # Its number is the group's, and no other process can get it before the process is reaped.
+        if self.process.returncode is None:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.kill()
 
     async def explain(self) -> str:
         """How the process has ended, and what it has said last. Waits for its end for up to 0.2 seconds."""
@@ -280,7 +319,7 @@ class _Tail:
         return f"{what}, and said: {said}" if said else what
 
 
-async def _reap(tail: _Tail, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
+async def _reap(tail: Tail, reading: trio.CancelScope, patience: trio.CancelScope) -> None:
     """Wait for a process that was killed. If it does not end in time, warn, and leave it to the system."""
     process = tail.process
     with patience:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from _typeshed import OpenBinaryMode, OpenTextMode
 
     from trio_console._console.stream import ConsoleStatistics
+    from trio_console._machine.described import Machine
     from trio_console._session.confirmations import Confirmations
     from trio_console._session.files.file import GuestFile
     from trio_console._session.files.names import Name
@@ -86,6 +87,7 @@ class Guest:
         confirmations: Confirmations,
         force: Callable[[], None],
         console: Callable[[], ConsoleStatistics | None] = lambda: None,
+        machine: Machine | None = None,
     ) -> None:
         self._owner: Final = Owner()
         self._connection = connection
@@ -93,6 +95,7 @@ class Guest:
         self._commands: Final = Commands(connection, confirmations)
         self._force = force
         self._console = console
+        self._machine = machine
         self._was_shut_down = False
         ready = connection.ready
         self._ready: Final = GuestReady(
@@ -111,6 +114,12 @@ class Guest:
     def ready(self) -> GuestReady:
         """What the agent said when it was ready: boot times, its version, the generation of the protocol."""
         return self._ready
+
+    @property
+    def machine(self) -> Machine | None:
+        """The virtual machine that the guest is, as it was started; `None` if it is none, or is another
+        program's."""
+        return self._machine
 
     # Processes
 

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import os
 import signal
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 import trio
@@ -33,9 +34,9 @@ from trio_console.agent._system.environment import restore_environment
 from trio_console.agent._system.machine import become_subreaper, flush_disks, power_off
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
-__all__ = ["main"]
+__all__ = ["main", "run"]
 
 #: Functions of `os` that are looked for at the start, so that no session fails later because one is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
@@ -73,20 +74,41 @@ def main(argv: Sequence[str] | None = None) -> int:
     is_init = os.getpid() == 1
     owns_machine = is_init and (arguments.port is not None or arguments.vsock is not None)
     restore_environment()
-    _prepare_signals()
-    signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
     note = _COOKED if arguments.stdio and (is_cooked(0) or is_cooked(1)) else ""
     fill_standard_descriptors()  # done already, unless another program has called this function
+    options = AgentOptions(owns_process=True)
+    return run(partial(_open_console, arguments), options, began=began, note=note, owns_machine=owns_machine)
+
+
+def run(
+    open_console: Callable[[], trio.abc.Stream],
+    options: AgentOptions,
+    *,
+    began: int,
+    note: str = "",
+    owns_machine: bool = False,
+) -> int:
+    """Run the agent as what this process is for; return the exit status.
+
+    Args:
+        open_console: makes the stream to the host.
+        options: how the agent behaves.
+        began: when it began, in ns of the boot clock.
+        note: is added to the reason of a failed boot.
+        owns_machine: whether the machine is turned off at the end.
+    """
+    _prepare_signals()
+    signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
     try:
-        stream = _open_console(arguments)
+        stream = open_console()
     except OSError as exc:
         log(f"cannot open the console: {exc}")
         return EXIT_FAILED
-    if not is_init:
+    if os.getpid() != 1:
         _try_to_be_subreaper()
     keep_collections_short()
     try:
-        return trio.run(_serve, stream, began, note)
+        return trio.run(_serve, stream, options, began, note)
     finally:
         if owns_machine:
             trio.run(flush_disks)
@@ -111,9 +133,9 @@ def _give_up(*, owns_machine: bool) -> None:
     os._exit(EXIT_FAILED)
 
 
-async def _serve(stream: trio.abc.Stream, began: int, note: str) -> int:
+async def _serve(stream: trio.abc.Stream, options: AgentOptions, began: int, note: str) -> int:
     try:
-        ending = await serve_agent(stream, options=AgentOptions(owns_process=True), boot_time_ns=began)
+        ending = await serve_agent(stream, options=options, boot_time_ns=began)
     except BootError as exc:
         log(f"{exc}{note}")
         return exc.exit_code

@@ -128,6 +128,8 @@ class AgentOptions:
             every descendant that is left at the end, has cgroups for its commands where it may, and requests a
             SIGALRM in case the end takes too long. Only in the main thread.
         activity_dir: a directory. If it exists, the activity file (``heartbeat.json``) is written into it.
+        user: the user of commands for which neither they nor the bootstrap name one; `None`, the default, for the
+            agent's own.
     """
 
     stdin_window: int = STDIN_WINDOW
@@ -140,6 +142,7 @@ class AgentOptions:
     shutdown_grace: float = _SHUTDOWN_GRACE
     owns_process: bool = False
     activity_dir: str = ACTIVITY_DIR
+    user: str | None = None
 
 
 async def serve_agent(
@@ -277,6 +280,7 @@ class _Agent:
             agent_version=AGENT_VERSION,
             flow=wire.Flow(window, window - first) if first < window else wire.Flow(window),
             is_init=self._is_init,
+            user=self.options.user,
         )
         self._births.prepare()
         sender = Sender(self._outbox, Activity())

@@ -131,14 +131,17 @@ async def boot(
     agent_version: str,
     flow: wire.Flow,
     is_init: bool,
+    user: str | None = None,
 ) -> ExecDefaults:
     """Exchange all frames of the boot; returns the bootstrap's defaults for commands.
+
+    ``user`` is that of commands if the bootstrap names none.
 
     Raises:
         BootError: the host sent another frame or none, or a setting that cannot be made.
     """
     frame = await _wait_for(source, "core.bootstrap")
-    apply = partial(_apply, _decode_bootstrap(frame), is_init)
+    apply = partial(_apply, _decode_bootstrap(frame), is_init, user)
     try:
         defaults, default_user = await in_thread("for the agent's settings", apply)
     except NoThreadError as exc:
@@ -192,7 +195,7 @@ def _check_ack(frame: wire.Frame) -> None:
         raise BootError(f"the host sent {wire.type_of(message).name}, not core.init.ack")
 
 
-def _apply(bootstrap: wire.Bootstrap, is_init: bool) -> tuple[ExecDefaults, wire.DefaultUser]:
+def _apply(bootstrap: wire.Bootstrap, is_init: bool, user: str | None) -> tuple[ExecDefaults, wire.DefaultUser]:
     for name in _UNSUPPORTED:
         if getattr(bootstrap, name) not in (msgspec.UNSET, None, [], ()):
             raise _refused(name, "not supported by this agent")
@@ -200,7 +203,8 @@ def _apply(bootstrap: wire.Bootstrap, is_init: bool) -> tuple[ExecDefaults, wire
         raise _refused("security_profile", "only 'default' is supported by this agent")
     if bootstrap.hostname is not msgspec.UNSET:
         _set_hostname(bootstrap.hostname, is_init=is_init)
-    user = bootstrap.user if bootstrap.user is not msgspec.UNSET and bootstrap.user.strip() else None
+    if bootstrap.user is not msgspec.UNSET and bootstrap.user.strip():
+        user = bootstrap.user
     default_user = wire.DefaultUser(os.geteuid(), os.getegid())
     if user is not None:
         try:

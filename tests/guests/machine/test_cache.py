@@ -1,0 +1,140 @@
+"""The cache: entries are made once, and are whole or not there."""
+
+from __future__ import annotations
+
+import fcntl
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.tools.limits import HANG
+from trio_console._guests.machine import cache
+
+if TYPE_CHECKING:
+    from io import FileIO
+    from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "trio_console"
+
+
+def write(place: Path) -> None:
+    (place / "file").write_text("whole")
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
+    """Is set when somebody has found a lock taken."""
+    event = trio.Event()
+    try_lock = cache._try_lock
+
+    def tried(path: Path) -> FileIO | None:
+        if (lock := try_lock(path)) is None:
+            event.set()
+        return lock
+
+    monkeypatch.setattr(cache, "_try_lock", tried)
+    return event
+
+
+async def test_an_entry_is_made_and_kept(here: Path) -> None:
+    place = await cache.kept("things", "one", write)
+    assert place == here / "things/one"
+    assert await cache.kept("things", "one", lambda _place: pytest.fail("made again")) == place
+    assert (place / "file").read_text() == "whole"
+
+
+async def test_two_at_once_make_an_entry_once(refused: trio.Event) -> None:
+    made = []
+    both = threading.Event()
+
+    def make(place: Path) -> None:
+        made.append(place)
+        assert both.wait(HANG)
+        write(place)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(cache.kept, "things", "one", make)
+        await refused.wait()
+        both.set()
+    assert len(made) == 1
+
+
+async def test_what_fails_is_no_entry(here: Path) -> None:
+    def fail(place: Path) -> None:
+        write(place)
+        raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        await cache.kept("things", "one", fail)
+    assert [path.name for path in (here / "things").iterdir()] == ["one.lock"]
+
+
+async def test_what_a_killed_program_has_left_is_no_part_of_an_entry(here: Path) -> None:
+    (here / "things/one.new").mkdir(parents=True)
+    (here / "things/one.new/half").touch()
+    place = await cache.kept("things", "one", write)
+    assert [path.name for path in place.iterdir()] == ["file"]
+
+
+async def test_a_wait_for_an_entry_can_be_cancelled() -> None:
+    going_on, begun = threading.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def make(_place: Path) -> None:
+        token.run_sync_soon(begun.set)
+        assert going_on.wait(HANG)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(cache.kept, "things", "one", make)
+        await begun.wait()
+        with trio.move_on_after(0.05) as scope:
+            await cache.kept("things", "one", write)
+        assert scope.cancelled_caught
+        going_on.set()
+
+
+async def test_nothing_is_left_when_it_was_pruned(here: Path) -> None:
+    await cache.kept("things", "one", write)
+    await cache.kept("others", "two", write)
+    assert await cache.prune(["things"]) > 0
+    assert [path.name for path in here.iterdir()] == ["others"]
+
+
+async def test_whoever_gets_the_lock_of_an_entry_that_was_pruned_takes_another(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It has opened the lock's file; whoever prunes removes that; then it locks a file that nobody else will find.
+    flock, removed = fcntl.flock, []
+
+    def late(file: FileIO, operation: int) -> None:
+        if not removed:
+            removed.append(here / "things/one.lock")
+            removed[0].unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(cache.fcntl, "flock", late)
+    await cache.kept("things", "one", write)
+    assert removed[0].exists()
+
+
+def test_the_directory_is_the_users_unless_the_environment_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/user")
+    for value in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", value)
+        assert str(cache.directory()) == "/home/user/.cache/trio_console"
+
+
+def test_a_name_is_that_of_what_it_was_made_of(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_text("one")
+    first = cache.key_of(cache.stamp(path))
+    assert first == cache.key_of(cache.stamp(path))
+    path.write_text("longer")
+    assert first != cache.key_of(cache.stamp(path))

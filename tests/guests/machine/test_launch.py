@@ -1,0 +1,102 @@
+"""How it is noticed that a machine does not start: it has stopped, or is in a loop. A slow one is waited for."""
+
+from __future__ import annotations
+
+import socket
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from trio_console._guests.machine import launch
+from trio_console._guests.machine.launch import NotBootedError
+from trio_console._machine.welcome import GREETING
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator
+
+    Wait = Callable[["Machine"], Awaitable[None]]
+
+
+class Machine:
+    """In place of a process and its output: what it uses of a processor in each look, and what it says."""
+
+    pid = 0
+
+    def __init__(self, work: Callable[[int], float], says: Callable[[int], int] = lambda _look: 0) -> None:
+        self.process = self
+        self.looks = 0
+        self._work = work
+        self._says = says
+
+    @property
+    def heard(self) -> int:
+        return self._says(self.looks)
+
+    def worked(self, _pid: int) -> float:
+        self.looks += 1
+        return self._work((self.looks - 1) // 2)
+
+    async def explain(self) -> str:
+        await trio.lowlevel.checkpoint()
+        return "QEMU still runs"
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours, theirs
+
+
+@pytest.fixture
+def wait(monkeypatch: pytest.MonkeyPatch, ends: tuple[socket.socket, socket.socket]) -> Wait:
+    def wait(machine: Machine) -> Awaitable[None]:
+        monkeypatch.setattr(launch, "_worked", machine.worked)
+        return launch._hear_greeting(ends[0], machine)  # type: ignore[arg-type]
+
+    return wait
+
+
+async def test_a_machine_that_has_stopped_is_given_up(autojump_clock: object, wait: Wait) -> None:
+    with pytest.raises(NotBootedError, match="it has stopped; QEMU still runs"):
+        await wait(Machine(lambda _look: 3.0))
+
+
+async def test_a_machine_in_a_loop_is_given_up(autojump_clock: object, wait: Wait) -> None:
+    machine = Machine(lambda look: 5.0 * look)
+    with pytest.raises(NotBootedError, match="it said nothing in 15 seconds of work"):
+        await wait(machine)
+
+
+async def test_a_machine_that_gets_no_processor_is_waited_for(
+    autojump_clock: object, wait: Wait, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    # It gets a fiftieth of one, for a hundred seconds.
+    def work(look: int) -> float:
+        if look == 20:
+            ends[1].send(GREETING)
+        return 0.1 * look
+
+    await wait(Machine(work))
+
+
+async def test_a_machine_that_says_something_is_waited_for(
+    autojump_clock: object, wait: Wait, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    def work(look: int) -> float:
+        if look == 20:
+            ends[1].send(GREETING)
+        return 5.0 * look
+
+    await wait(Machine(work, says=lambda calls: calls // 4))
+
+
+async def test_a_machine_that_ends_is_given_up(
+    autojump_clock: object, wait: Wait, ends: tuple[socket.socket, socket.socket]
+) -> None:
+    ends[1].send(GREETING[:5])
+    ends[1].shutdown(socket.SHUT_WR)
+    with pytest.raises(NotBootedError, match="QEMU still runs"):
+        await wait(Machine(lambda look: float(look)))

@@ -1,0 +1,67 @@
+"""The command that starts QEMU, and the arguments of a guest that are refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trio_console import MicroVMGuest
+from trio_console._guests.machine.qemu import Plan, command
+from trio_console._guests.machine.view import Shared
+
+PLAN = Plan("qemu", Path("/kernel"), Path("/initramfs"), "tcg", 256, 1, (), ())
+
+
+def value_of(option: str, made: list[str]) -> list[str]:
+    return [made[at + 1] for at, word in enumerate(made) if word == option]
+
+
+@pytest.mark.parametrize("model", ["microvm", "q35"])
+def test_qemu_may_start_no_program_and_has_no_network(model: str) -> None:
+    made = command(PLAN, model, 7)
+    assert "spawn=deny" in value_of("-sandbox", made)[0]
+    assert "-nodefaults" in made
+    assert not any("net" in word for word in [*value_of("-device", made), *value_of("-netdev", made)])
+
+
+def test_a_share_is_read_only_unless_it_is_writable() -> None:
+    shared = [Shared("a", "/x,y", False), Shared("b", "/z", True)]
+    first, second = value_of("-fsdev", command(replace(PLAN, shared=shared), "q35", 7))
+    assert "path=/x,,y," in first
+    assert "readonly=on" in first
+    assert "readonly=off" in second
+
+
+def test_an_emulated_machine_is_told_how_fast_its_clock_counts() -> None:
+    (arguments,) = value_of("-append", command(PLAN, "microvm", 7))
+    assert "tsc_early_khz=" in arguments
+    assert value_of("-cpu", command(PLAN, "microvm", 7)) == ["max,-cx16"]
+
+
+def test_a_machine_on_the_processor_measures_its_clock_itself() -> None:
+    made = command(replace(PLAN, accelerator="kvm"), "microvm", 7)
+    assert "tsc" not in value_of("-append", made)[0]
+    assert value_of("-accel", made) == ["kvm"]
+
+
+def test_further_arguments_come_last() -> None:
+    assert command(replace(PLAN, extra_args=("-x", "y")), "q35", 7)[-2:] == ["-x", "y"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        ({"root": "/"}, "root must be"),
+        ({"memory_mib": 127}, "memory_mib must be at least 128"),
+        ({"cpus": 0}, "cpus must be at least 1"),
+        ({"accel": "hvf"}, "accel must be"),
+        ({"workers": "x"}, "workers must be"),
+        ({"shares": {"mnt": "/"}}, "must be absolute"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments: dict[str, Any], what: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=what):
+        MicroVMGuest(**arguments)

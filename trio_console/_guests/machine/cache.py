@@ -1,0 +1,153 @@
+"""A directory of things that take time to make, each named by what it was made of: whole, or not there.
+
+Several programs may use it at once. An entry is made under a lock, beside its place, and then renamed; so it is
+made once, and a program that is killed leaves nothing that could be taken for an entry. An entry never changes.
+
+This module must not know what the entries are.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import shutil
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from trio_console._forked import let_go_in_child, no_fork
+from trio_console._trio.threads import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterable
+    from io import FileIO
+
+__all__ = ["directory", "kept", "key_of", "prune", "stamp"]
+
+#: Seconds between two looks at a lock that another program has. (A thread that waited for it could not be
+#: cancelled.)
+_PAUSE: Final = 0.02
+
+_LOCK: Final = ".lock"
+_NEW: Final = ".new"
+
+
+def directory() -> Path:
+    """The directory: ``trio_console`` in ``$XDG_CACHE_HOME``, or in ``~/.cache`` if that is no absolute path."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    return Path(base if os.path.isabs(base) else os.path.expanduser("~/.cache")) / "trio_console"
+
+
+def key_of(*parts: object) -> str:
+    """A name for what is made of these parts: another one if any of them is another."""
+    return hashlib.sha256(repr(parts).encode(errors="surrogateescape")).hexdigest()[:32]
+
+
+def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
+    """What tells a file from an older one in its place, without reading it: path, size and time of change."""
+    found = os.stat(path)
+    return os.fspath(path), found.st_size, found.st_mtime_ns
+
+
+async def kept(kind: str, key: str, make: Callable[[Path], object]) -> Path:
+    """The directory of an entry; it is made first if it is not there.
+
+    If cancelled, it waits for the thread that makes the entry.
+
+    Args:
+        kind: the directory of all entries of its kind.
+        key: the name of the entry.
+        make: is called in a thread with a new, empty directory, which becomes the entry when it returns. What it
+            raises comes out, and there is no entry.
+    """
+    place = directory() / kind / key
+    if place.is_dir():
+        return place
+    async with _locked(place):
+        if not place.is_dir():
+            await in_thread(f"to make what virtual machines need ({kind})", lambda: _make(place, make))
+    return place
+
+
+def _make(place: Path, make: Callable[[Path], object]) -> None:
+    new = place.with_name(place.name + _NEW)
+    shutil.rmtree(new, ignore_errors=True)  # of a program that was killed
+    new.mkdir()
+    try:
+        make(new)
+        new.rename(place)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
+
+
+async def prune(kinds: Iterable[str]) -> int:
+    """Remove all entries of these kinds; returns how many bytes they took. Waits for one that is being made.
+
+    A running machine keeps its files. If cancelled, some entries are left.
+    """
+    freed = 0
+    for kind in kinds:
+        folder = directory() / kind
+        names = {name.removesuffix(_LOCK).removesuffix(_NEW) for name in _listed(folder)}
+        for name in sorted(names):
+            place = folder / name
+            async with _locked(place) as lock:
+                for path in (place, place.with_name(name + _NEW)):
+                    freed += await in_thread("to remove files", lambda path=path: _remove(path))  # type: ignore[misc]
+                os.unlink(lock)
+        with suppress(OSError):
+            folder.rmdir()
+    return freed
+
+
+def _listed(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except FileNotFoundError:
+        return []
+
+
+def _remove(path: Path) -> int:
+    # (A sparse file takes less than its size.)
+    blocks = sum(entry.lstat().st_blocks for entry in path.rglob("*")) if path.is_dir() else 0
+    shutil.rmtree(path, ignore_errors=True)
+    return 512 * blocks
+
+
+@asynccontextmanager
+async def _locked(place: Path) -> AsyncIterator[Path]:
+    """Be the only program that makes or removes an entry; yields the path of the lock."""
+    path = place.with_name(place.name + _LOCK)
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            file = _try_lock(path)
+        except FileNotFoundError:  # removed just now, with its directory
+            file = None
+        if file is not None:
+            break
+        await trio.sleep(_PAUSE)
+    with file:
+        yield path
+
+
+def _try_lock(path: Path) -> FileIO | None:
+    """The lock, or `None` if another program has it; it is given up when the file is closed."""
+    with no_fork():
+        file = let_go_in_child(open(path, "ab", buffering=0))  # noqa: SIM115  (the caller closes it)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Whoever has pruned meanwhile has removed the file: then this is a lock that nobody else will see.
+        if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+            return file
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        file.close()
+        raise
+    file.close()
+    return None

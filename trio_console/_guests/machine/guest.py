@@ -1,0 +1,187 @@
+"""A guest that is a virtual machine of its own, run by QEMU."""
+
+from __future__ import annotations
+
+import platform
+import secrets
+import time
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+import trio
+
+from trio_console._guests.machine.accelerator import check_accelerator, choose
+from trio_console._guests.machine.initramfs import initramfs_of
+from trio_console._guests.machine.kernel import find_kernel
+from trio_console._guests.machine.launch import NotBootedError, run_machine
+from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
+from trio_console._guests.machine.view import view_of
+from trio_console._guests.roots import Root, check_shares
+from trio_console._guests.spec import GuestSpec
+from trio_console._guests.supervisor import Ours, ProcessHost, check_workers
+from trio_console._machine.described import Machine
+from trio_console._machine.welcome import Welcome, pack
+from trio_console._trio.lost import GuestLostError
+from trio_console._trio.threads import in_thread
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Mapping, Sequence
+
+    from trio_console._guests.machine.accelerator import Accelerator
+    from trio_console._guests.machine.kernel import Kernel
+    from trio_console._guests.machine.view import View
+    from trio_console._guests.roots import PathLike, Share
+    from trio_console._guests.spec import GuestHost
+    from trio_console._guests.supervisor import Tail, Workers
+
+__all__ = ["MicroVMGuest"]
+
+#: Below this an emulated machine does not get as far as its agent.
+_LEAST_MEMORY: Final = 128
+
+_SEED_BYTES: Final = 256
+
+
+@final
+class MicroVMGuest(GuestSpec):
+    """A virtual machine (QEMU) with a kernel of its own, in which the agent is the first program.
+
+    It needs QEMU and a Linux kernel, which ``trio-console vm setup`` gets where they are missing, and neither
+    root, KVM nor an image. The first start makes an archive of this program's Python and the agent, which is kept
+    in ``$XDG_CACHE_HOME/trio_console`` (``~/.cache/trio_console``); ``trio-console vm prune`` removes it.
+
+    The machine has no network, and sees nothing of this machine but what is named here. What it writes vanishes
+    with it, except in a share that is writable. It ends with the block, and with this program if that is killed. A
+    guest is shut down by a shutdown frame, as every guest, and what it leaves is what QEMU has in memory: nothing.
+
+    **What isolates it** is QEMU, with its system calls restricted (seccomp): no program can be started from
+    within. With KVM that is what clouds rely on. For emulation, which is used where KVM does not run guests,
+    QEMU's authors promise no security: it keeps out what makes mistakes, and much of what means harm, but treat
+    it as one wall of several.
+
+    Args:
+        root: `Root.HOST`, the default, is this machine's ``/usr`` and what belongs to it, under a layer in memory;
+            `Root.MINIMAL` the agent, its Python, a shell and some fifty small commands, all in memory, which
+            starts faster.
+        shares: directories of this machine by their paths in the guest; a `Share` may be writable.
+        env: the environment of commands, beside ``PATH``, ``HOME`` and the agent's own mark. Nothing of this
+            program's environment is in it.
+        user: the user of commands that name none: a name or number of the guest. `None`, the default, is root.
+        memory_mib: the machine's memory in MiB, by default 256. QEMU takes it as it is used, and
+            some more.
+        cpus: its processors, by default 1.
+        kernel: path of the image (``vmlinuz``) of a Linux kernel for x86-64, with its modules in
+            ``../lib/modules`` or in ``/lib/modules``; `None`, the default, is the one of ``trio-console vm
+            setup``, or else one of this machine's.
+        accel: ``"kvm"``, ``"tcg"`` (QEMU's emulation), or ``"auto"``, the default: KVM if a test shows that it
+            runs guests, and else emulation. That ``/dev/kvm`` exists shows nothing.
+        extra_args: further arguments for QEMU. They can undo everything that is said here.
+        workers: what moves the console's bytes in this program: ``"tasks"``, the default, or ``"threads"``. Tasks
+            need no threads and less processor time; docs/embedding.md says when to take which.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid.
+
+    Opening it raises `RuntimeError` on a machine of another kind than x86-64, `FileNotFoundError` if QEMU, a
+    kernel or a share is missing, `NotADirectoryError` for a share that is no directory, and `GuestLostError` if
+    the machine does not start in three attempts. The message has the last that its kernel and QEMU have said.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: Root = Root.HOST,
+        shares: Mapping[str, PathLike | Share] | None = None,
+        env: Mapping[str, str] | None = None,
+        user: str | None = None,
+        memory_mib: int = 256,
+        cpus: int = 1,
+        kernel: PathLike | None = None,
+        accel: Accelerator = "auto",
+        extra_args: Sequence[str] = (),
+        workers: Workers = "tasks",
+    ) -> None:
+        if not isinstance(root, Root):
+            raise TypeError(f"root must be Root.HOST or Root.MINIMAL, not {root!r:.100}")
+        if memory_mib < _LEAST_MEMORY:
+            raise ValueError(f"memory_mib must be at least {_LEAST_MEMORY}, not {memory_mib}")
+        if cpus < 1:
+            raise ValueError(f"cpus must be at least 1, not {cpus}")
+        self._root = root
+        self._shares = check_shares(shares or {})
+        self._env = dict(env or {})
+        self._user = user
+        self._memory_mib = memory_mib
+        self._cpus = cpus
+        self._kernel = None if kernel is None else Path(kernel)
+        self._accel = check_accelerator(accel)
+        self._extra_args = tuple(extra_args)
+        self._workers = check_workers(workers)
+
+    def __repr__(self) -> str:
+        return f"MicroVMGuest(root={self._root})"
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
+        failures: list[str] = []
+        for model in MODELS:
+            try:
+                await self._start(model, len(failures) + 1, task_status)
+            except NotBootedError as exc:
+                failures.append(f"as {model}: {exc}")
+            else:
+                return
+        raise GuestLostError(f"the machine did not start {len(failures)} times. {'. '.join(failures)}")
+
+    @trio.lowlevel.enable_ki_protection
+    async def _start(self, model: str, attempt: int, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """Start the machine as one of QEMU's kinds, and return when it has ended."""
+        began = time.monotonic()
+        view = await in_thread("to look at a guest's shares", partial(view_of, self._root, self._shares))
+        kernel, plan = await self._plan(view)
+        planned = time.monotonic()
+
+        def hand_over(console: socket.socket, tail: Tail) -> None:
+            seconds = {"prepare": planned - began, "boot": time.monotonic() - planned}
+            machine = Machine(plan.accelerator, model, kernel.release, attempt, seconds)
+            with Ours(lambda: console, self._workers) as ours:
+                host = ProcessHost(ours.device, tail.kill, tail.explain, machine, process=tail.process)
+                ours.hand_over(host, task_status)
+
+        await run_machine(plan, model, partial(self._settings, view), hand_over)
+
+    async def _plan(self, view: View) -> tuple[Kernel, Plan]:
+        if platform.machine() != "x86_64":
+            raise RuntimeError(f"virtual machines need a machine with x86-64 processors, not {platform.machine()}")
+        qemu = find_qemu()
+        modules = modules_for(shares=bool(view.shared))
+        kernel = await in_thread("to look for a kernel", partial(find_kernel, self._kernel, modules))
+        return kernel, Plan(
+            qemu=qemu,
+            kernel=kernel.image.absolute(),
+            initramfs=await initramfs_of(kernel, modules),
+            accelerator=await choose(self._accel),
+            memory_mib=self._memory_mib,
+            cpus=self._cpus,
+            shared=view.shared,
+            extra_args=self._extra_args,
+        )
+
+    def _settings(self, view: View) -> bytes:
+        name = secrets.token_hex(4)
+        welcome = Welcome(
+            seed=secrets.token_bytes(_SEED_BYTES),
+            time_ns=time.time_ns(),
+            hostname=f"guest-{name}",
+            machine_id=secrets.token_hex(16),
+            env=self._env,
+            user=self._user,
+            lower=view.lower,
+            links=dict(view.links),
+            files=dict(view.files),
+            mounts=view.mounts,
+        )
+        return pack(welcome)

@@ -1,0 +1,140 @@
+"""The command that starts QEMU.
+
+This module must not know how the process is started or watched, or what is said on its console.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, final
+
+from trio_console._machine.welcome import PORT
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from trio_console._guests.machine.view import Shared
+
+__all__ = ["MODELS", "Plan", "command", "find_qemu", "modules_for"]
+
+#: The kinds of machine, in the order in which they are tried. The first boots fastest; some kernels do not know
+#: it.
+MODELS: Final = ("microvm", "microvm", "q35")
+
+#: For each kind how its devices are attached.
+_BUS: Final = {"microvm": "device", "q35": "pci"}
+
+#: Modules of the kernel, for both kinds.
+_MODULES: Final = ("virtio_mmio", "virtio_pci", "virtio_console")
+_SHARE_MODULES: Final = ("9pnet_virtio", "9p", "overlay")
+
+#: MiB for what the emulation has translated. QEMU would take up to a gigabyte.
+_TRANSLATED: Final = 256
+
+#: What a QEMU that a guest has taken over may not do any more: start programs, change its rights.
+_SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
+
+
+@final
+@dataclass(frozen=True)
+class Plan:
+    """A machine to be started."""
+
+    qemu: str
+    kernel: Path
+    initramfs: Path
+    accelerator: str
+    memory_mib: int
+    cpus: int
+    shared: Sequence[Shared]
+    extra_args: Sequence[str]
+
+
+def find_qemu() -> str:
+    """The path of the program.
+
+    Raises:
+        FileNotFoundError: it is not installed.
+    """
+    name = "qemu-system-x86_64"
+    if (found := shutil.which(name)) is None:
+        raise FileNotFoundError(
+            errno.ENOENT, "QEMU for x86-64 is not installed; get it with: trio-console vm setup", name
+        )
+    return os.path.realpath(found)
+
+
+def modules_for(*, shares: bool) -> tuple[str, ...]:
+    """The kernel's modules that a machine needs, in case they are not built in."""
+    return (*_MODULES, *_SHARE_MODULES) if shares else _MODULES
+
+
+def command(plan: Plan, model: str, console: int) -> list[str]:
+    """The command for one kind of machine, whose console is a descriptor that QEMU inherits.
+
+    The kernel's own console is QEMU's error output: so the last that either has said is in one place.
+    """
+    bus = _BUS[model]
+    made = [
+        *(plan.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SANDBOX),
+        *("-m", f"{plan.memory_mib}M", "-smp", str(plan.cpus)),
+        *_processor(plan.accelerator),
+        *_machine(model),
+        *("-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)),
+        *("-append", _kernel_arguments(plan.accelerator)),
+        *("-chardev", "file,id=kernel,path=/dev/fd/2", "-serial", "chardev:kernel"),
+        *("-device", f"virtio-serial-{bus},id=ports"),
+        *("-chardev", f"socket,id=console,fd={console}"),
+        *("-device", f"virtserialport,bus=ports.0,chardev=console,name={PORT}"),
+    ]
+    for share in plan.shared:
+        path = share.path.replace(",", ",,")
+        rights = "off" if share.writable else "on"
+        made += [
+            "-fsdev",
+            f"local,id={share.tag},path={path},security_model=none,readonly={rights},multidevs=remap",
+        ]
+        made += ["-device", f"virtio-9p-{bus},fsdev={share.tag},mount_tag={share.tag}"]
+    return [*made, *plan.extra_args]
+
+
+def _processor(accelerator: str) -> list[str]:
+    if accelerator == "kvm":
+        return ["-accel", "kvm", "-cpu", "host"]
+    # Without cmpxchg16b, which QEMU 7.2 emulates so that some kernels crash.
+    return ["-accel", f"tcg,thread=multi,tb-size={_TRANSLATED}", "-cpu", "max,-cx16"]
+
+
+def _machine(model: str) -> list[str]:
+    if model == "microvm":
+        return ["-M", "microvm,rtc=on", "-global", "virtio-mmio.force-legacy=false"]
+    return ["-M", model]
+
+
+def _kernel_arguments(accelerator: str) -> str:
+    # A panic ends QEMU, because a restart does, which is made by an error that every processor answers so.
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t"]
+    if accelerator == "tcg":
+        # On a busy machine the kernel cannot find out how fast its clock counts, and would never start. It counts
+        # as fast as that of this machine.
+        words += ["tsc=reliable", "no_timer_check"]
+        if (rate := _clock_rate()) is not None:
+            words.append(f"tsc_early_khz={rate}")
+    return " ".join(words)
+
+
+def _clock_rate() -> int | None:
+    """How fast the clock of this machine's processors counts, in kHz, as the kernel has measured it."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            for line in file:
+                name, _, value = line.partition(":")
+                if name.strip() == "bogomips":
+                    return round(float(value) * 500)
+    except (OSError, ValueError):
+        pass
+    return None

@@ -1,0 +1,115 @@
+"""The first words between a virtual machine and its host: the machine greets, and is told its settings.
+
+They go over the agent's console before its first frame. So a machine is the same for all of its hosts until it is
+told what belongs to one of them: nothing of that is in its kernel's command line, or in its initramfs.
+
+This module must not know who carries the bytes, or what is done with the settings.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, final
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["GREETING", "LARGEST_WELCOME", "PORT", "Mount", "Welcome", "pack", "unpack"]
+
+#: The name of the virtio port that is the agent's console.
+PORT: Final = "trio_console"
+
+#: What a machine says when it has started, and can be told its settings.
+GREETING: Final = b"trio_console: started\n"
+
+#: Bytes of the settings' length, which comes before them.
+_LENGTH: Final = 4
+
+#: The most bytes of settings. (An environment of a command has a few MiB at most.)
+LARGEST_WELCOME: Final = 16 * 1024 * 1024
+
+
+@final
+class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A directory of the host that the machine is to mount.
+
+    Attributes:
+        tag: its name among the machine's devices.
+        path: where it is mounted in the guest.
+        writable: whether the guest may change it.
+    """
+
+    tag: str
+    path: str
+    writable: bool = False
+
+
+@final
+class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The settings of a machine.
+
+    Attributes:
+        seed: random bytes of the host, which no other machine gets.
+        time_ns: the host's time, in ns since 1970.
+        hostname: the name of the machine.
+        machine_id: what is in ``/etc/machine-id``: 32 hexadecimal digits.
+        env: the environment of commands, beside what every command has.
+        user: the user of commands that name none; `None` for root.
+        lower: directories of the host of which the root directory is made; none if it stays in memory.
+        links: symbolic links in this root directory, by their paths.
+        files: small files in it, by their paths.
+        mounts: directories of the host that are mounted on the root directory.
+    """
+
+    seed: bytes
+    time_ns: int
+    hostname: str
+    machine_id: str
+    env: dict[str, str]
+    user: str | None = None
+    lower: tuple[Mount, ...] = ()
+    links: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    mounts: tuple[Mount, ...] = ()
+
+
+def pack(welcome: Welcome) -> bytes:
+    """The settings as the host sends them.
+
+    Raises:
+        ValueError: they are too long, or a name in them is not valid text.
+    """
+    body = msgspec.json.encode(welcome)
+    if len(body) > LARGEST_WELCOME:
+        raise ValueError(f"the settings of a machine have {len(body)} bytes; they may have {LARGEST_WELCOME}")
+    return len(body).to_bytes(_LENGTH, "big") + body
+
+
+def unpack(read: Callable[[int], bytes]) -> Welcome | None:
+    """Read settings, and no byte more; `None` if the stream ends before them.
+
+    Args:
+        read: returns at most so many bytes, and none at the end.
+
+    Raises:
+        ValueError: it was something else that was read.
+    """
+    head = _read_exactly(read, _LENGTH)
+    if head is None:
+        return None
+    length = int.from_bytes(head, "big")
+    if length > LARGEST_WELCOME:
+        raise ValueError(f"the host announces settings of {length} bytes, so it is no host of ours")
+    body = _read_exactly(read, length)
+    return None if body is None else msgspec.json.decode(body, type=Welcome)
+
+
+def _read_exactly(read: Callable[[int], bytes], count: int) -> bytes | None:
+    found = bytearray()
+    while len(found) < count:
+        data = read(count - len(found))
+        if not data:
+            return None
+        found += data
+    return bytes(found)

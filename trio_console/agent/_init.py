@@ -1,0 +1,264 @@
+"""The first program of a virtual machine: it makes a system of a bare kernel, and is then the agent.
+
+It runs as process 1 of a machine that `MicroVMGuest` has started, from the machine's initramfs. What it needs it
+imports before it greets its host: from then on the root directory may be another one, without a Python in it.
+
+Everything that goes wrong is said on the serial console, which the host keeps for its error. This program never
+returns, because the kernel panics when process 1 ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import importlib
+import os
+import pkgutil
+import random
+import socket
+import struct
+import sys
+import time
+import traceback
+from functools import partial
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from trio_console._machine.welcome import GREETING, PORT, unpack
+from trio_console.agent._system.boot import BootTimes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from trio_console._machine.welcome import Mount, Welcome
+
+__all__ = ["main", "modules_of_agent"]
+
+#: Where the initramfs has the kernel's modules, named in the order in which they are loaded.
+MODULES: Final = "/lib/modules"
+
+#: What the agent may import later, beside modules of its own packages.
+_LATER: Final = ("encodings.idna", "encodings.latin_1", "grp", "pwd", "stringprep", "tty", "unicodedata")
+_PACKAGES: Final = ("trio_console.agent", "trio_console._wire", "trio_console._trio")
+
+_PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+#: Directories of a root directory that is made here, and what is mounted where no program is started without it.
+_DIRECTORIES: Final = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var/log", "var/tmp")
+
+#: Seconds for the console's port to appear; the kernel makes it while this program is already running.
+_PORT_TIME: Final = 20.0
+_PORT_PAUSE: Final = 0.002
+
+# Of <sys/mount.h>, <linux/random.h>, <linux/sockios.h>, <sys/reboot.h>, and the number of a system call on x86-64.
+_MS_RDONLY: Final = 1
+_MS_NOSUID: Final = 2
+_MS_NODEV: Final = 4
+_MS_MOVE: Final = 8192
+_RNDADDENTROPY: Final = 0x40085203
+_RNDRESEEDCRNG: Final = 0x5207
+_SIOCSIFFLAGS: Final = 0x8914
+_IFF_UP_RUNNING: Final = 0x41
+_RB_AUTOBOOT: Final = 0x01234567
+_FINIT_MODULE: Final = 313
+
+_libc: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> NoReturn:
+    """Be the machine's first program, until the guest ends; then end the machine."""
+    began = BootTimes.now()
+    try:
+        _run(began)
+    except BaseException:  # noqa: ASYNC103, BLE001  (there is nobody else to tell)
+        traceback.print_exc()
+    finally:
+        # Not the call for turning off: without a driver for that, the kernel would halt, and QEMU go on. QEMU is
+        # told to end when the machine restarts.
+        os.sync()
+        while True:
+            _libc.reboot(_RB_AUTOBOOT)
+            time.sleep(1)
+
+
+def _run(began: int) -> None:
+    _mount_kernel_systems()
+    _take_console()
+    _load_modules()
+    _set_up_loopback()
+    for name in modules_of_agent():
+        importlib.import_module(name)
+    port = _open_port()
+    _write_all(port, GREETING)
+    welcome = unpack(partial(os.read, port))
+    if welcome is None:
+        return  # the host has gone
+    _be_unlike_others(welcome)
+    if welcome.lower:
+        _change_root(welcome)
+    for mount in welcome.mounts:
+        os.makedirs(mount.path, exist_ok=True)
+        _mount_share(mount, mount.path)
+    os.environ.clear()
+    os.environ.update({"PATH": _PATH, **welcome.env})
+    _serve(port, welcome, began)
+
+
+def _serve(port: int, welcome: Welcome, began: int) -> None:
+    # Imported late, although long since loaded: what comes before must be able to say what is wrong.
+    from trio_console.agent._main import run
+    from trio_console.agent._serve import AgentOptions
+    from trio_console.agent._system.console import open_fd
+
+    run(partial(open_fd, port), AgentOptions(owns_process=True, user=welcome.user), began=began)
+
+
+def modules_of_agent() -> Iterator[str]:
+    """The names of all modules that the agent imports, now or later, beside those that they import themselves."""
+    for package in _PACKAGES:
+        yield package
+        places = importlib.import_module(package).__path__
+        for module in pkgutil.walk_packages(places, f"{package}."):
+            if not module.name.endswith("__main__"):  # which is another program
+                yield module.name
+    yield from _LATER
+
+
+# --- the system -----------------------------------------------------------------------------------
+
+
+def _mount(source: str, target: str, kind: str | None, flags: int = 0, data: str = "") -> None:
+    if _libc.mount(source.encode(), target.encode(), kind and kind.encode(), flags, data.encode()):
+        code = ctypes.get_errno()
+        raise OSError(code, f"mounting {source} ({kind}): {os.strerror(code)}", target)
+
+
+def _mount_kernel_systems() -> None:
+    safe = _MS_NOSUID
+    _mount("proc", "/proc", "proc", safe | _MS_NODEV)
+    _mount("sys", "/sys", "sysfs", safe | _MS_NODEV)
+    _mount("dev", "/dev", "devtmpfs", safe, "mode=755")
+    for name in ("pts", "shm"):
+        os.mkdir(f"/dev/{name}")
+    _mount("devpts", "/dev/pts", "devpts", safe, "ptmxmode=666,mode=620,gid=5")
+    _mount("shm", "/dev/shm", "tmpfs", safe | _MS_NODEV, "mode=1777")
+    for link, target in (
+        ("fd", "self/fd"),
+        ("stdin", "self/fd/0"),
+        ("stdout", "self/fd/1"),
+        ("stderr", "self/fd/2"),
+    ):
+        os.symlink(f"/proc/{target}", f"/dev/{link}")
+    with contextlib.suppress(OSError):  # without it commands are found by their marks
+        _mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | _MS_NODEV)
+
+
+def _take_console() -> None:
+    """Let standard descriptors be the serial console, where errors are heard."""
+    console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
+    for number in range(3):
+        os.dup2(console, number)
+    if console > 2:
+        os.close(console)
+
+
+def _load_modules() -> None:
+    for name in sorted(os.listdir(MODULES)) if os.path.isdir(MODULES) else ():
+        with open(f"{MODULES}/{name}", "rb") as file:
+            if _libc.syscall(_FINIT_MODULE, file.fileno(), b"", 0):
+                sys.stderr.write(f"the kernel does not load {name}: {os.strerror(ctypes.get_errno())}\n")
+
+
+def _set_up_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        fcntl.ioctl(sock, _SIOCSIFFLAGS, struct.pack("16sH14x", b"lo", _IFF_UP_RUNNING))
+
+
+# --- the host -------------------------------------------------------------------------------------
+
+
+def _open_port() -> int:
+    deadline = time.monotonic() + _PORT_TIME
+    ports = "/sys/class/virtio-ports"
+    while True:
+        for device in os.listdir(ports) if os.path.isdir(ports) else ():
+            with contextlib.suppress(OSError), open(f"{ports}/{device}/name") as file:
+                if file.read().strip() == PORT:
+                    return os.open(f"/dev/{device}", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(
+                f"this kernel shows no virtio port {PORT!r}: it needs the drivers virtio_console, and virtio_mmio "
+                "or virtio_pci, built in or as modules"
+            )
+        time.sleep(_PORT_PAUSE)
+
+
+def _write_all(fd: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(fd, data) :]
+
+
+def _be_unlike_others(welcome: Welcome) -> None:
+    """Take what no other machine may have, before anything runs here that could notice."""
+    with open("/dev/urandom", "wb", buffering=0) as pool:
+        seed = welcome.seed
+        fcntl.ioctl(pool, _RNDADDENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
+        fcntl.ioctl(pool, _RNDRESEEDCRNG)
+    random.seed()
+    time.clock_settime_ns(time.CLOCK_REALTIME, welcome.time_ns)
+    socket.sethostname(welcome.hostname)
+    _write("/etc/hostname", f"{welcome.hostname}\n".encode())
+    _write("/etc/hosts", f"127.0.0.1 localhost {welcome.hostname}\n::1 localhost\n".encode())
+    _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
+
+
+def _write(path: str, data: bytes) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(data)
+
+
+# --- the root directory ---------------------------------------------------------------------------
+
+
+def _mount_share(mount: Mount, target: str) -> None:
+    """Mount a directory of the host. One that may change here is asked about every time it is looked at."""
+    flags = _MS_NODEV | _MS_NOSUID if mount.writable else _MS_NODEV | _MS_RDONLY
+    cache = "none" if mount.writable else "loose"
+    _mount(mount.tag, target, "9p", flags, f"trans=virtio,version=9p2000.L,msize=262144,cache={cache}")
+
+
+def _change_root(welcome: Welcome) -> None:
+    """Make a root directory of directories of the host, each under a layer of memory, and take it for ours."""
+    new = "/newroot"
+    os.mkdir(new)
+    _mount("root", new, "tmpfs", 0, "mode=755")
+    for name in _DIRECTORIES:
+        os.makedirs(f"{new}/{name}", exist_ok=True)
+    for name in ("tmp", "var/tmp"):
+        os.chmod(f"{new}/{name}", 0o1777)
+    os.chmod(f"{new}/root", 0o700)
+    os.mkdir("/layers")
+    _mount("layers", "/layers", "tmpfs", 0, "mode=700")
+    for number, mount in enumerate(welcome.lower):
+        layers = f"/layers/{number}"
+        for layer in ("lower", "upper", "work"):
+            os.makedirs(f"{layers}/{layer}")
+        _mount_share(mount, f"{layers}/lower")
+        os.makedirs(new + mount.path, exist_ok=True)
+        data = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        _mount("overlay", new + mount.path, "overlay", 0, data)
+    for name in os.listdir("/etc"):
+        with open(f"/etc/{name}", "rb") as file:
+            _write(f"{new}/etc/{name}", file.read())
+    for path, data_of_file in welcome.files.items():
+        _write(new + path, data_of_file)
+    for path, target in welcome.links.items():
+        os.makedirs(os.path.dirname(new + path), exist_ok=True)
+        os.symlink(target, new + path)
+    for name in ("dev", "proc", "sys"):
+        _mount(f"/{name}", f"{new}/{name}", None, _MS_MOVE)
+    os.chdir(new)
+    _mount(".", "/", None, _MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
