@@ -400,11 +400,11 @@ import gc, sys
 from trio_console.agent import main
 before = gc.get_threshold()
 main(["--stdio"])
-sys.exit(42 if gc.get_threshold() == (*before[:2], 5 * 10) else 0)
+sys.exit(42 if gc.get_threshold() == (before[0], 3, 150) else 0)
 """
 
 
-async def test_full_collections_of_garbage_are_rare() -> None:
+async def test_collections_of_garbage_are_short_or_rare() -> None:
     with trio.fail_after(HANG):
         done = await trio.run_process([sys.executable, "-c", COLLECTING], capture_stderr=True, check=False)
     assert done.returncode == 42

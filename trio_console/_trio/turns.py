@@ -50,8 +50,10 @@ _STEP: Final = 0.005
 #: A rest, as a multiple of what a step has taken beyond that.
 _REST: Final = 9
 
-#: Collections of garbage of the middle generation for each full one: five times as many as Python makes.
-_EACH_FULL: Final = 50
+#: Collections of new objects for each of the middle generation, and of these for each full one. Python makes ten
+#: of both. So a collection of the middle generation looks at a third as much, and a fifth as many are full.
+_EACH_MIDDLE: Final = 3
+_EACH_FULL: Final = 150
 
 
 @final
@@ -208,13 +210,13 @@ class Ration:
 
 
 def keep_collections_short() -> None:
-    """Leave out of all collections of garbage what is there now, because it stays; and make full ones less often.
+    """Leave out of all collections of garbage what is there now, because it stays; and make them shorter or rarer.
 
     For programs of ours that serve many sessions. (A library does not do this to the program that uses it.) A full
     collection looks at every object, and no session goes on meanwhile. What ends in this package leaves no objects
     that refer to each other in a circle, so a collection finds nothing, and few are needed. They are not switched
     off: what another library or a fault leaves must be freed at last.
     """
-    young, middle, _ = gc.get_threshold()
-    gc.set_threshold(young, middle, _EACH_FULL)
+    young, *_ = gc.get_threshold()
+    gc.set_threshold(young, _EACH_MIDDLE, _EACH_FULL)
     gc.freeze()
