@@ -11,8 +11,10 @@ import trio
 import trio.testing
 
 from tests.relay.router._world import RawClient, World, serving
+from tests.tools.limits import HANG
 from tests.tools.peer import frame, settle
 from trio_console import _wire as wire
+from trio_console._relay import server as _server
 from trio_console._wire.ids import TRANSPORT_ID
 
 if TYPE_CHECKING:
@@ -135,6 +137,27 @@ async def test_other_clients_are_served_while_one_is_paused(tmp_path: Path) -> N
             await taken.changed.wait()
         await world.agent.tell(wire.Pong(), other.ids.start)
         assert await other.expect(wire.Pong) == (other.ids.start, wire.Pong())
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_client_that_goes_while_its_input_waits_has_its_command_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_server, "_PROMISE_TIME", 0.1)
+    async with counted(tmp_path) as (world, client, _other), trio.open_nursery() as nursery:
+        taken = Taken(world)
+        nursery.start_soon(taken.run)
+        id_ = await start(client)
+        async with trio.open_nursery() as flooding:
+            flooding.start_soon(flood, client, id_)
+            await taken.wait(id_, FRAMES // 2 * len(PIECE))
+            await settle()  # the relay reads no more of it
+            flooding.cancel_scope.cancel()
+        await client.leave()
+        with trio.fail_after(HANG):
+            while (id_, wire.ExecSignal(9)) not in taken.others:
+                taken.changed = trio.Event()
+                await taken.changed.wait()
         nursery.cancel_scope.cancel()
 
 

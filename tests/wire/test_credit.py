@@ -265,7 +265,7 @@ def test_one_session_at_a_time_has_its_turn_until_something_is_taken() -> None:
     turns = Turns(1.0)
     turns.took("a", 0.0)
     assert (turns.holds_back("b", 0.5), turns.holds_back("a", 0.5)) == (True, True)
-    turns.heard(0.5)
+    turns.heard(1, 0.5)
     assert (turns.holds_back("b", 0.5), turns.holds_back("a", 0.5)) == (False, False)
 
 
@@ -288,7 +288,7 @@ def test_what_is_taken_late_is_that_of_the_last_turn() -> None:
     for key in "ab":
         turns.took(key, 0.0 if key == "a" else 1.0)
         assert turns.holds_back(key, 2.0 if key == "b" else 1.0)
-    turns.heard(2.1)
+    turns.heard(1, 2.1)
     assert (turns.holds_back("b", 2.1), turns.holds_back("a", 1.9)) == (False, True)
 
 
@@ -297,10 +297,20 @@ def test_what_is_taken_without_a_turn_lets_all_go_on() -> None:
     for key, now in (("a", 0.0), ("b", 100.0)):
         turns.took(key, now)
         assert turns.holds_back(key, now + 100.0)
-    turns.heard(200.0)
-    turns.heard(200.0)
+    turns.heard(2, 200.0)
     assert (turns.holds_back("a", 200.0), turns.holds_back("b", 200.0)) == (False, False)
     assert turns.next_change(200.0) == math.inf
+
+
+def test_an_end_that_is_taken_is_nobodys_turn() -> None:
+    turns = Turns(1.0)
+    turns.took("a", 0.0)
+    assert not turns.holds_back("b", 1.0), "the turn was in vain"
+    turns.passed()
+    turns.heard(1, 1.0)
+    assert turns.holds_back("a", 1.0)
+    turns.heard(1, 1.0)
+    assert not turns.holds_back("a", 1.0)
 
 
 def test_a_turn_that_is_given_up_is_over() -> None:

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from trio_console._session.boot import Booted
     from trio_console._trio.reports import LoggedReports
 
-__all__ = ["Door", "Rate", "keep_rates", "ready_for"]
+__all__ = ["LOOK_TIME", "Door", "Rate", "keep_rates", "ready_for"]
 
 #: Seconds that a new client waits for a slot in quarantine. (Clients give up after ten.)
 _SLOT_PATIENCE: Final = 5.0
 
 #: Seconds between two looks whether a client has gone whose frames are held back by its rate.
-_LOOK_TIME: Final = 1.0
+LOOK_TIME: Final = 1.0
 
 
 @final
@@ -91,7 +91,7 @@ async def keep_rates(rates: Iterable[Rate], sock: trio.socket.SocketType, leave_
     for rate in rates:
         time = rate.take(trio.current_time())
         while (now := trio.current_time()) < time:
-            await trio.sleep_until(min(time, now + _LOOK_TIME))
+            await trio.sleep_until(min(time, now + LOOK_TIME))
             if has_hung_up(sock):
                 leave_soon()
 

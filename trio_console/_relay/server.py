@@ -30,7 +30,7 @@ from trio_console import _wire as wire
 from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
-from trio_console._relay.door import Door, keep_rates, ready_for
+from trio_console._relay.door import LOOK_TIME, Door, has_hung_up, keep_rates, ready_for
 from trio_console._relay.log_writer import writing
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
@@ -142,6 +142,16 @@ class _ClientTasks:
         if self.room.is_set():  # more than one task may wait: a new event would strand the others
             self.room = trio.Event()
         await self.room.wait()
+
+    async def wait_room_or_end(self) -> None:
+        """Wait for room, and look from time to time whether the client has gone: its socket is not read meanwhile.
+
+        Its commands would otherwise live on for as long as the agent does not take what it has sent.
+        """
+        with trio.move_on_after(LOOK_TIME):
+            await self.wait_room()
+        if has_hung_up(self.stream.socket):
+            self.leave_soon()
 
     def leave_soon(self) -> None:
         """End the talk with a client that has gone, after the time for its last frames."""
@@ -442,7 +452,7 @@ class RelayServer:
         try:
             while True:
                 while not self._router.gate.may_read(client):
-                    await tasks.wait_room()
+                    await tasks.wait_room_or_end()
                 data = await stream.receive_some(_BATCH)
                 if not data:
                     return  # an incomplete last frame is dropped

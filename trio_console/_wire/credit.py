@@ -210,9 +210,9 @@ class Admission:
         return self.admits(size, bulk=True) and self._used.bulk_frames + kept < self._limits.bulk_frames
 
     @property
-    def room(self) -> tuple[int, int] | None:
-        """The bytes and frames of bulk that the agent has admitted in all; `None` if it has not said."""
-        return None if self._limits is None else (self._limits.bulk_bytes, self._limits.bulk_frames)
+    def bulk_frames(self) -> int:
+        """The frames of bulk that the agent has admitted in all; 0 if it has not said."""
+        return 0 if self._limits is None else self._limits.bulk_frames
 
     @property
     def is_scarce(self) -> bool:
@@ -242,6 +242,7 @@ class Turns:
         self._turn: Hashable | None = None
         self._over = math.inf  # when the turn is in vain
         self._last: Hashable | None = None  # the session with the last turn in vain
+        self._ends = 0  # frames that went without a turn, and were not taken yet
         self._delays: dict[Hashable, float] = {}
         self._next: dict[Hashable, float] = {}  # when a session may have a turn again
 
@@ -260,19 +261,28 @@ class Turns:
         if self._turn == key:
             self._turn, self._over = None, math.inf
 
-    def heard(self, now: float) -> None:
-        """Note that the agent has taken data.
+    def passed(self) -> None:
+        """Note that a frame is sent without a turn: the end of a stream."""
+        self._ends += 1
 
-        It is that of the session with the turn; or, if there is none, of the one whose turn was the last in vain;
-        or else of any that wait.
+    def heard(self, frames: int, now: float) -> None:
+        """Note that the agent has taken data, and how many frames.
+
+        The first is that of the session with the turn; others are ends of streams, if some are on their way; one
+        more is that of the session whose turn was the last in vain; and all others are of any that wait.
         """
         self._look(now)
         if self._turn is not None:
             self._forgive(self._turn)
             self._turn, self._over = None, math.inf
-        elif self._last is not None:
+            frames -= 1
+        ends = min(max(frames, 0), self._ends)
+        self._ends -= ends
+        frames -= ends
+        if frames > 0 and self._last is not None:
             self._forgive(self._last)
-        else:
+            frames -= 1
+        if frames > 0:
             self._delays.clear()
             self._next.clear()
 
@@ -292,7 +302,7 @@ class Turns:
 
     def forget(self) -> None:
         """Note that there is enough for all."""
-        self._turn, self._over, self._last = None, math.inf, None
+        self._turn, self._over, self._last, self._ends = None, math.inf, None, 0
         self._delays.clear()
         self._next.clear()
 

@@ -280,6 +280,8 @@ class Outbox:
         bulk = is_bulk(frame[0] if isinstance(frame, tuple) else frame)
         if not self._admission.admits(size, bulk=bulk):
             return False
+        if bulk and self._admission.is_scarce:
+            self._turns.passed()
         self._admission.take(size, bulk=bulk)
         return True
 
@@ -367,13 +369,13 @@ class Outbox:
         """
         if self._admission is None:
             return False
-        before = self._admission.room
+        before = self._admission.bulk_frames
         if not self._admission.announce(limits):
             return False
         if not self._admission.is_scarce:
             self._turns.forget()
-        elif self._admission.room != before:
-            self._turns.heard(trio.current_time())
+        elif self._admission.bulk_frames > before:
+            self._turns.heard(self._admission.bulk_frames - before, trio.current_time())
         self._work.set()
         self._admit()
         return True

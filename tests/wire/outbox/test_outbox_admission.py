@@ -126,6 +126,21 @@ async def test_a_turn_in_vain_is_over_by_itself(autojump_clock: trio.testing.Moc
         outbox.release(SLICE, FLOWING)
 
 
+async def test_short_inputs_with_their_ends_use_up_nothing_that_a_stuck_session_then_gets(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with counting(consumes=reads(FLOWING)) as (outbox, agent), trio.open_nursery() as nursery:
+        nursery.start_soon(send, outbox, STUCK, 100 * WINDOW.bulk_bytes, 1)
+        await trio.sleep(5)
+        before = len(agent.kept[STUCK])
+        for _ in range(10 * WINDOW.bulk_frames):
+            await send(outbox, FLOWING, 10)
+            outbox.commit(wire.encode(wire.ExecStdin(b""), FLOWING), 0)
+            await trio.testing.wait_all_tasks_blocked()
+        assert len(agent.kept[STUCK]) <= before + 2
+        nursery.cancel_scope.cancel()
+
+
 async def test_two_that_begin_at_once_are_told_apart(autojump_clock: trio.testing.MockClock) -> None:
     async with counting(consumes=reads(FLOWING)) as (outbox, agent), trio.open_nursery() as nursery:
         nursery.start_soon(send, outbox, STUCK, 100 * WINDOW.bulk_bytes)
