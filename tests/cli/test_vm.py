@@ -11,7 +11,7 @@ import pytest
 
 from tests.cli._programs import PROGRAM
 from tests.guests.machine.conftest import setup as setup  # a fixture
-from tests.guests.machine.test_kernel import add, module
+from tests.guests.machine.stock.test_kernel import add, module
 from tests.tools.limits import HANG
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ from trio_console._cli.signals import act_by_default
 from trio_console._cli.standard import say
 from trio_console._errors import in_words
 from trio_console._guests.machine.accelerator import ANSWERS, kvm_runs
-from trio_console._guests.machine.cache import directory, prune
-from trio_console._guests.machine.initramfs import INITRAMFS
-from trio_console._guests.machine.kernel import KERNELS, find_kernel
 from trio_console._guests.machine.qemu import find_qemu, modules_for
-from trio_console._guests.machine.setup import SetupError, get_kernels, get_qemu
+from trio_console._guests.machine.stock.cache import directory, prune
+from trio_console._guests.machine.stock.initramfs import INITRAMFS
+from trio_console._guests.machine.stock.kernel import KERNELS, find_kernel
+from trio_console._guests.machine.stock.setup import SetupError, get_kernels, get_qemu
+from trio_console._guests.machine.template import TEMPLATES
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["vm"]
 
-_KINDS: Final = (ANSWERS, INITRAMFS, KERNELS)
+_KINDS: Final = (ANSWERS, INITRAMFS, KERNELS, TEMPLATES)
 
 
 def vm(args: argparse.Namespace) -> int:

@@ -20,14 +20,16 @@ class Machine:
         accelerator: ``"kvm"``, or ``"tcg"`` for a processor that QEMU emulates.
         model: QEMU's name for the kind of machine: ``"microvm"``, or ``"q35"``, with which a start is tried last.
         kernel: the release of its kernel, as ``uname -r`` says it.
+        cloned: whether it goes on from a machine that was started before.
         attempts: how many starts it took; 1 unless a machine said nothing and was given up.
         seconds: the seconds that each phase took, in this order: ``"prepare"`` (find or make kernel and
-            initramfs), ``"boot"`` (of the last attempt, until the agent asks for its settings), ``"ready"`` (from
-            then on).
+            initramfs, and the template), ``"boot"`` or, of a clone, ``"load"`` (of the last attempt, until the
+            agent was told its settings), ``"ready"`` (from then on).
     """
 
     accelerator: str
     model: str
     kernel: str
+    cloned: bool
     attempts: int
     seconds: Mapping[str, float]

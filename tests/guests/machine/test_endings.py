@@ -37,10 +37,13 @@ def is_qemu(pid: int) -> bool:
 
 
 async def test_a_machine_is_described_and_leaves_nothing() -> None:
-    async with open_guest(MicroVMGuest(root=Root.MINIMAL, accel="tcg"), launch_timeout=BOOT) as guest:
+    async with open_guest(
+        MicroVMGuest(root=Root.MINIMAL, accel="tcg", template=False), launch_timeout=BOOT
+    ) as guest:
         machine = guest.machine
         assert machine is not None
         assert (machine.accelerator, machine.model, machine.attempts) == ("tcg", "microvm", 1)
+        assert not machine.cloned
         assert list(machine.seconds) == ["prepare", "boot", "ready"]
         release = await guest.run_process(["uname", "-r"], capture_stdout=True)
         assert release.stdout.decode().strip() == machine.kernel
@@ -75,7 +78,7 @@ def test_a_machine_ends_with_a_program_that_is_killed() -> None:
 
 
 async def test_the_reason_has_what_qemu_says() -> None:
-    spec = MicroVMGuest(root=Root.MINIMAL, extra_args=["-nonsense"])
+    spec = MicroVMGuest(root=Root.MINIMAL, template=False, extra_args=["-nonsense"])
     with pytest.raises(GuestLostError, match=r"did not start 3 times.*QEMU exited with status 1.*-nonsense"):
         async with open_guest(spec):
             pass
@@ -83,7 +86,7 @@ async def test_the_reason_has_what_qemu_says() -> None:
 
 async def test_the_reason_has_what_the_kernel_says() -> None:
     spec = MicroVMGuest(
-        root=Root.MINIMAL, extra_args=["-append", "console=ttyS0 panic=-1 rdinit=/none init=/none"]
+        root=Root.MINIMAL, template=False, extra_args=["-append", "console=ttyS0 panic=-1 rdinit=/none init=/none"]
     )
     with pytest.raises(GuestLostError, match=r"Kernel panic") as info:
         async with open_guest(spec, launch_timeout=BOOT):
@@ -103,7 +106,7 @@ async def test_a_cancelled_start_leaves_nothing() -> None:
 
 
 async def _open() -> None:
-    async with open_guest(MicroVMGuest(root=Root.MINIMAL)):
+    async with open_guest(MicroVMGuest(root=Root.MINIMAL, template=False)):
         await trio.sleep_forever()
 
 
@@ -118,7 +121,7 @@ async def test_a_missing_kernel_is_an_error_that_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr("trio_console._guests.machine.kernel.BOOT", tmp_path)
+    monkeypatch.setattr("trio_console._guests.machine.stock.kernel.BOOT", tmp_path)
     with pytest.raises(FileNotFoundError, match="trio-console vm setup"):
         async with open_guest(MicroVMGuest(root=Root.MINIMAL)):
             pass

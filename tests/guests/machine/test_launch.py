@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -100,3 +101,22 @@ async def test_a_machine_that_ends_is_given_up(
     ends[1].shutdown(socket.SHUT_WR)
     with pytest.raises(NotBootedError, match="QEMU still runs"):
         await wait(Machine(lambda look: float(look)))
+
+
+async def test_only_so_many_machines_start_at_once_as_there_are_processors(
+    autojump_clock: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    turns = [launch._Turn() for _ in range(5)]
+    async with trio.open_nursery() as nursery:
+        for turn in turns:
+            nursery.start_soon(turn.wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert [turn._taken for turn in turns].count(True) == 3
+        for turn in [turn for turn in turns if turn._taken]:
+            turn.give_up()
+            turn.give_up()  # at its end, too
+        await trio.testing.wait_all_tasks_blocked()
+        assert [turn._taken for turn in turns].count(True) == 2
+        for turn in turns:
+            turn.give_up()

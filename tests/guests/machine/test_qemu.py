@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trio_console import MicroVMGuest
-from trio_console._guests.machine.qemu import Plan, command
+from trio_console._guests.machine.qemu import Memory, Plan, command
 from trio_console._guests.machine.view import Shared
 
 PLAN = Plan("qemu", Path("/kernel"), Path("/initramfs"), "tcg", 256, 1, (), ())
@@ -45,6 +45,20 @@ def test_a_machine_on_the_processor_measures_its_clock_itself() -> None:
     made = command(replace(PLAN, accelerator="kvm"), "microvm", 7)
     assert "tsc" not in value_of("-append", made)[0]
     assert value_of("-accel", made) == ["kvm"]
+
+
+def test_a_clones_memory_is_its_own() -> None:
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a,b"), private=True))
+    (memory,) = value_of("-object", made)
+    assert "mem-path=/a,,b" in memory
+    assert "share=off" in memory
+    assert value_of("-incoming", made) == ["defer"]
+
+
+def test_what_is_saved_is_written_to_the_file() -> None:
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=False))
+    assert "share=on" in value_of("-object", made)[0]
+    assert not value_of("-incoming", made)
 
 
 def test_further_arguments_come_last() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
 from trio_console._guests.interpreter import executable, place_of_this_package
-from trio_console._guests.machine.cache import kept, key_of
+from trio_console._guests.machine.stock.cache import by_thread, kept, key_of
 
 __all__ = ["ANSWERS", "Accelerator", "check_accelerator", "choose", "kvm_runs"]
 
@@ -48,7 +48,7 @@ async def kvm_runs() -> bool:
     """
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return False
-    place = await kept(ANSWERS, key_of(os.uname().release, _start_of_this_machine()), _ask)
+    place = await kept(ANSWERS, key_of(os.uname().release, _start_of_this_machine()), by_thread(_ask))
     return (place / _ANSWER).read_text() == _YES
 
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._guests.machine.accelerator import check_accelerator, choose
-from trio_console._guests.machine.initramfs import initramfs_of
-from trio_console._guests.machine.kernel import find_kernel
 from trio_console._guests.machine.launch import NotBootedError, run_machine
 from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
+from trio_console._guests.machine.stock.initramfs import initramfs_of
+from trio_console._guests.machine.stock.kernel import find_kernel
+from trio_console._guests.machine.template import clone, template_of
 from trio_console._guests.machine.view import view_of
 from trio_console._guests.roots import Root, check_shares
 from trio_console._guests.spec import GuestSpec
@@ -26,15 +27,15 @@ from trio_console._trio.lost import GuestLostError
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Mapping, Sequence
 
     from trio_console._guests.machine.accelerator import Accelerator
-    from trio_console._guests.machine.kernel import Kernel
+    from trio_console._guests.machine.launch import Started
+    from trio_console._guests.machine.stock.kernel import Kernel
     from trio_console._guests.machine.view import View
     from trio_console._guests.roots import PathLike, Share
     from trio_console._guests.spec import GuestHost
-    from trio_console._guests.supervisor import Tail, Workers
+    from trio_console._guests.supervisor import Workers
 
 __all__ = ["MicroVMGuest"]
 
@@ -49,8 +50,9 @@ class MicroVMGuest(GuestSpec):
     """A virtual machine (QEMU) with a kernel of its own, in which the agent is the first program.
 
     It needs QEMU and a Linux kernel, which ``trio-console vm setup`` gets where they are missing, and neither
-    root, KVM nor an image. The first start makes an archive of this program's Python and the agent, which is kept
-    in ``$XDG_CACHE_HOME/trio_console`` (``~/.cache/trio_console``); ``trio-console vm prune`` removes it.
+    root, KVM nor an image. The first start makes an archive of this program's Python and the agent, starts a
+    machine and saves it; all later guests of its kind are clones of that. Both are kept in
+    ``$XDG_CACHE_HOME/trio_console`` (``~/.cache/trio_console``); ``trio-console vm prune`` removes them.
 
     The machine has no network, and sees nothing of this machine but what is named here. What it writes vanishes
     with it, except in a share that is writable. It ends with the block, and with this program if that is killed. A
@@ -72,6 +74,8 @@ class MicroVMGuest(GuestSpec):
         memory_mib: the machine's memory in MiB, by default 256. QEMU takes it as it is used, and
             some more.
         cpus: its processors, by default 1.
+        template: whether it goes on from a machine that was started once and kept, by default `True`: then only
+            the first guest of its kind takes the time of a start.
         kernel: path of the image (``vmlinuz``) of a Linux kernel for x86-64, with its modules in
             ``../lib/modules`` or in ``/lib/modules``; `None`, the default, is the one of ``trio-console vm
             setup``, or else one of this machine's.
@@ -98,6 +102,7 @@ class MicroVMGuest(GuestSpec):
         user: str | None = None,
         memory_mib: int = 256,
         cpus: int = 1,
+        template: bool = True,
         kernel: PathLike | None = None,
         accel: Accelerator = "auto",
         extra_args: Sequence[str] = (),
@@ -115,6 +120,7 @@ class MicroVMGuest(GuestSpec):
         self._user = user
         self._memory_mib = memory_mib
         self._cpus = cpus
+        self._template = template
         self._kernel = None if kernel is None else Path(kernel)
         self._accel = check_accelerator(accel)
         self._extra_args = tuple(extra_args)
@@ -142,16 +148,26 @@ class MicroVMGuest(GuestSpec):
         began = time.monotonic()
         view = await in_thread("to look at a guest's shares", partial(view_of, self._root, self._shares))
         kernel, plan = await self._plan(view)
-        planned = time.monotonic()
+        # The last attempt does without, in case that it is the saving or loading that does not work here.
+        template = await template_of(plan, model) if self._template and attempt < len(MODELS) else None
+        prepared = time.monotonic()
 
-        def hand_over(console: socket.socket, tail: Tail) -> None:
-            seconds = {"prepare": planned - began, "boot": time.monotonic() - planned}
-            machine = Machine(plan.accelerator, model, kernel.release, attempt, seconds)
-            with Ours(lambda: console, self._workers) as ours:
-                host = ProcessHost(ours.device, tail.kill, tail.explain, machine, process=tail.process)
+        async def talk(machine: Started) -> None:
+            if template is None:
+                await machine.hear_greeting()
+            await machine.say(self._settings(view))
+            phase = "boot" if template is None else "load"
+            seconds = {"prepare": prepared - began, phase: time.monotonic() - prepared}
+            described = Machine(plan.accelerator, model, kernel.release, template is not None, attempt, seconds)
+            tail = machine.tail
+            with Ours(lambda: machine.console, self._workers) as ours:
+                host = ProcessHost(ours.device, tail.kill, tail.explain, described, process=tail.process)
                 ours.hand_over(host, task_status)
 
-        await run_machine(plan, model, partial(self._settings, view), hand_over)
+        if template is None:
+            await run_machine(plan, model, None, talk)
+        else:
+            await clone(plan, model, template, talk)
 
     async def _plan(self, view: View) -> tuple[Kernel, Plan]:
         if platform.machine() != "x86_64":

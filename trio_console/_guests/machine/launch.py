@@ -6,11 +6,13 @@ import os
 import secrets
 import socket
 import subprocess
-from typing import TYPE_CHECKING, Final
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Final, final
 
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._guests.machine.monitor import Monitor
 from trio_console._guests.machine.qemu import command
 from trio_console._guests.supervisor import TheirEnds, attend, beyond_standard, start
 from trio_console._guests.warden import guarded
@@ -19,12 +21,12 @@ from trio_console._processes import GUEST_MARK
 from trio_console._trio.sockets import enlarge_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
-    from trio_console._guests.machine.qemu import Plan
+    from trio_console._guests.machine.qemu import Memory, Plan
     from trio_console._guests.supervisor import Tail
 
-__all__ = ["NotBootedError", "run_machine"]
+__all__ = ["NotBootedError", "Started", "run_machine"]
 
 #: Seconds between two looks at a machine that says nothing.
 _LOOK: Final = 5.0
@@ -40,49 +42,128 @@ class NotBootedError(Exception):
     """A machine did not start; the message has the last that it and QEMU have said."""
 
 
+@final
+class Started:
+    """A machine whose QEMU runs.
+
+    Attributes:
+        console: our end of its console.
+        monitor: QEMU's monitor.
+        tail: QEMU, and the last that it and the machine's kernel have said.
+    """
+
+    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail) -> None:
+        self.console: Final = console
+        self.monitor: Final = monitor
+        self.tail: Final = tail
+
+    async def hear_greeting(self) -> None:
+        """Wait until the machine can be told its settings.
+
+        Raises:
+            NotBootedError: it has ended, or does not come so far.
+        """
+        await _hear_greeting(self.console, self.tail)
+
+    async def say(self, settings: bytes) -> None:
+        """Tell the machine its settings.
+
+        Raises:
+            NotBootedError: it has ended.
+        """
+        await _say(self.console, settings, self.tail)
+
+
+@final
+class _Turn:
+    """The right to start a machine. Only so many start at once as there are processors, or two.
+
+    More would only hold each other up, until each of them takes longer than its host waits.
+    """
+
+    _free: Final[trio.lowlevel.RunVar[trio.Semaphore]] = trio.lowlevel.RunVar("trio_console.machines")
+
+    def __init__(self) -> None:
+        try:
+            self._semaphore = self._free.get()
+        except LookupError:
+            self._semaphore = trio.Semaphore(max(2, os.cpu_count() or 1))
+            self._free.set(self._semaphore)
+        self._taken = False
+
+    async def wait(self) -> None:
+        """Wait for it; if cancelled, it was not got."""
+        await self._semaphore.acquire()
+        self._taken = True
+
+    def give_up(self) -> None:
+        """Let the next one have it, unless that was done."""
+        if self._taken:
+            self._taken = False
+            self._semaphore.release()
+
+
 @trio.lowlevel.enable_ki_protection
 async def run_machine(
-    plan: Plan, model: str, settings: Callable[[], bytes], hand_over: Callable[[socket.socket, Tail], None]
+    plan: Plan, model: str, memory: Memory | None, talk: Callable[[Started], Awaitable[None]]
 ) -> None:
-    """Start a machine, and return when it has ended; if cancelled, end it.
+    """Start QEMU when it is its turn, and return when it has ended; if cancelled, or ``talk`` raises, end it.
 
     Args:
         plan: what is started.
         model: QEMU's name for the kind of machine.
-        settings: makes what the machine is told when it has greeted.
-        hand_over: gets the machine's console when it was told.
+        memory: a file for its memory; `None` for none.
+        talk: what is said to the machine meanwhile. It runs protected from Ctrl-C.
 
     Raises:
-        NotBootedError: it did not come so far.
         OSError: QEMU could not be started.
     """
+    turn = _Turn()
+    await turn.wait()
+    try:
+        await _run(plan, model, memory, turn, talk)
+    finally:
+        turn.give_up()
+
+
+@trio.lowlevel.enable_ki_protection
+async def _run(
+    plan: Plan, model: str, memory: Memory | None, turn: _Turn, talk: Callable[[Started], Awaitable[None]]
+) -> None:
     mark = secrets.token_hex(16)
     with no_fork():
-        ours, theirs = map(let_go_in_child, socket.socketpair())
-    with ours, theirs, beyond_standard(theirs) as theirs, TheirEnds() as ends, ends.error_pipe() as stderr:
-        for end in (ours, theirs):
-            enlarge_buffer(end)
+        pairs = [tuple(map(let_go_in_child, socket.socketpair())) for _ in range(2)]
+    with ExitStack() as stack:
+        for pair in pairs:
+            for end in pair:
+                stack.enter_context(end)
+                enlarge_buffer(end)
+        (console, _), (control, _) = pairs
+        theirs = [stack.enter_context(beyond_standard(end)) for _, end in pairs]
+        ends = stack.enter_context(TheirEnds())
+        stderr = stack.enter_context(ends.error_pipe())
+        numbers = [end.fileno() for end in theirs]
         async with guarded(mark, whole=True) as guard:
             process = await start(
-                command(plan, model, theirs.fileno()),
+                command(plan, model, numbers[0], monitor=numbers[1], memory=memory),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=ends.numbers[0],
-                pass_fds=(theirs.fileno(),),
+                pass_fds=numbers,
                 env={**os.environ, GUEST_MARK: mark},
                 cwd="/",
             )
             guard(process.pid)
-            theirs.close()
+            for end in theirs:
+                end.close()
             ends.close()
             tails: list[Tail] = []
+            monitor = Monitor(stack.enter_context(trio.socket.from_stdlib_socket(control)))
 
             @trio.lowlevel.enable_ki_protection
             async def tell() -> None:
-                (tail,) = tails
-                await _hear_greeting(ours, tail)
-                await _say(ours, settings(), tail)
-                hand_over(ours, tail)
+                await talk(Started(console, monitor, tails[0]))
+                turn.give_up()
 
             await attend(process, "QEMU", stderr, tails.append, tell)
 

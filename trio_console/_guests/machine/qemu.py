@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.view import Shared
 
-__all__ = ["MODELS", "Plan", "command", "find_qemu", "modules_for"]
+__all__ = ["MODELS", "Memory", "Plan", "command", "find_qemu", "modules_for"]
 
 #: The kinds of machine, in the order in which they are tried. The first boots fastest; some kernels do not know
 #: it.
@@ -54,6 +54,21 @@ class Plan:
     extra_args: Sequence[str]
 
 
+@final
+@dataclass(frozen=True)
+class Memory:
+    """A file that is the memory of a machine.
+
+    Attributes:
+        path: the file, which has the size of the memory.
+        private: whether what the machine changes is its own: then it goes on where the file's machine was saved.
+            Otherwise it is written to the file.
+    """
+
+    path: Path
+    private: bool
+
+
 def find_qemu() -> str:
     """The path of the program.
 
@@ -73,8 +88,10 @@ def modules_for(*, shares: bool) -> tuple[str, ...]:
     return (*_MODULES, *_SHARE_MODULES) if shares else _MODULES
 
 
-def command(plan: Plan, model: str, console: int) -> list[str]:
-    """The command for one kind of machine, whose console is a descriptor that QEMU inherits.
+def command(
+    plan: Plan, model: str, console: int, *, monitor: int | None = None, memory: Memory | None = None
+) -> list[str]:
+    """The command for one kind of machine, whose console and monitor are descriptors that QEMU inherits.
 
     The kernel's own console is QEMU's error output: so the last that either has said is in one place.
     """
@@ -83,7 +100,7 @@ def command(plan: Plan, model: str, console: int) -> list[str]:
         *(plan.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SANDBOX),
         *("-m", f"{plan.memory_mib}M", "-smp", str(plan.cpus)),
         *_processor(plan.accelerator),
-        *_machine(model),
+        *_machine(model, ",memory-backend=memory" if memory else ""),
         *("-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)),
         *("-append", _kernel_arguments(plan.accelerator)),
         *("-chardev", "file,id=kernel,path=/dev/fd/2", "-serial", "chardev:kernel"),
@@ -99,7 +116,18 @@ def command(plan: Plan, model: str, console: int) -> list[str]:
             f"local,id={share.tag},path={path},security_model=none,readonly={rights},multidevs=remap",
         ]
         made += ["-device", f"virtio-9p-{bus},fsdev={share.tag},mount_tag={share.tag}"]
+    if monitor is not None:
+        made += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
+    if memory is not None:
+        made += _memory(memory, plan.memory_mib)
     return [*made, *plan.extra_args]
+
+
+def _memory(memory: Memory, mib: int) -> list[str]:
+    path = str(memory.path).replace(",", ",,")
+    shared = "off" if memory.private else "on"
+    made = ["-object", f"memory-backend-file,id=memory,size={mib}M,mem-path={path},share={shared}"]
+    return [*made, "-incoming", "defer"] if memory.private else made
 
 
 def _processor(accelerator: str) -> list[str]:
@@ -109,10 +137,10 @@ def _processor(accelerator: str) -> list[str]:
     return ["-accel", f"tcg,thread=multi,tb-size={_TRANSLATED}", "-cpu", "max,-cx16"]
 
 
-def _machine(model: str) -> list[str]:
+def _machine(model: str, options: str) -> list[str]:
     if model == "microvm":
-        return ["-M", "microvm,rtc=on", "-global", "virtio-mmio.force-legacy=false"]
-    return ["-M", model]
+        return ["-M", f"microvm,rtc=on{options}", "-global", "virtio-mmio.force-legacy=false"]
+    return ["-M", f"{model}{options}"]
 
 
 def _kernel_arguments(accelerator: str) -> str:

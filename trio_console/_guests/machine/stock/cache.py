@@ -13,6 +13,7 @@ import hashlib
 import os
 import shutil
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -22,10 +23,10 @@ from trio_console._forked import let_go_in_child, no_fork
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
     from io import FileIO
 
-__all__ = ["directory", "kept", "key_of", "prune", "stamp"]
+__all__ = ["by_thread", "directory", "discard", "kept", "key_of", "prune", "stamp"]
 
 #: Seconds between two looks at a lock that another program has. (A thread that waited for it could not be
 #: cancelled.)
@@ -52,36 +53,49 @@ def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
     return os.fspath(path), found.st_size, found.st_mtime_ns
 
 
-async def kept(kind: str, key: str, make: Callable[[Path], object]) -> Path:
+async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]]) -> Path:
     """The directory of an entry; it is made first if it is not there.
-
-    If cancelled, it waits for the thread that makes the entry.
 
     Args:
         kind: the directory of all entries of its kind.
         key: the name of the entry.
-        make: is called in a thread with a new, empty directory, which becomes the entry when it returns. What it
-            raises comes out, and there is no entry.
+        make: is awaited with a new, empty directory, which becomes the entry when it returns. What it raises, also
+            if it is cancelled, comes out, and there is no entry.
     """
     place = directory() / kind / key
     if place.is_dir():
         return place
     async with _locked(place):
         if not place.is_dir():
-            await in_thread(f"to make what virtual machines need ({kind})", lambda: _make(place, make))
+            await _make(place, make)
     return place
 
 
-def _make(place: Path, make: Callable[[Path], object]) -> None:
+async def _make(place: Path, make: Callable[[Path], Awaitable[None]]) -> None:
     new = place.with_name(place.name + _NEW)
     shutil.rmtree(new, ignore_errors=True)  # of a program that was killed
     new.mkdir()
     try:
-        make(new)
+        await make(new)
         new.rename(place)
     except BaseException:
         shutil.rmtree(new, ignore_errors=True)
         raise
+
+
+def by_thread(function: Callable[[Path], object]) -> Callable[[Path], Awaitable[None]]:
+    """A maker of entries, for `kept`, that runs in a thread. If cancelled, it waits for the thread."""
+
+    async def make(place: Path) -> None:
+        await in_thread("to make what virtual machines need", partial(function, place))
+
+    return make
+
+
+async def discard(place: Path) -> None:
+    """Remove an entry that turned out to be of no use, so that it is made anew."""
+    async with _locked(place):
+        await in_thread("to remove files", partial(_remove, place))
 
 
 async def prune(kinds: Iterable[str]) -> int:
@@ -97,7 +111,7 @@ async def prune(kinds: Iterable[str]) -> int:
             place = folder / name
             async with _locked(place) as lock:
                 for path in (place, place.with_name(name + _NEW)):
-                    freed += await in_thread("to remove files", lambda path=path: _remove(path))  # type: ignore[misc]
+                    freed += await in_thread("to remove files", partial(_remove, path))
                 os.unlink(lock)
         with suppress(OSError):
             folder.rmdir()

@@ -16,18 +16,19 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+from functools import partial
 from importlib.util import MAGIC_NUMBER, find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from trio_console._guests.interpreter import find_modules, place_of_this_package
-from trio_console._guests.machine.cache import kept, key_of, stamp
-from trio_console._guests.machine.cpio import Archive
+from trio_console._guests.machine.stock.cache import by_thread, kept, key_of, stamp
+from trio_console._guests.machine.stock.cpio import Archive
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from trio_console._guests.machine.kernel import Kernel
+    from trio_console._guests.machine.stock.kernel import Kernel
 
 __all__ = ["INITRAMFS", "initramfs_of"]
 
@@ -131,7 +132,7 @@ async def initramfs_of(kernel: Kernel, modules: Iterable[str]) -> Path:
     """
     modules = tuple(modules)
     key = key_of(_EDITION, sys.version, _ingredients(), stamp(kernel.image), kernel.modules, modules)
-    return await kept(INITRAMFS, key, lambda place: _make(place / _FILE, kernel, modules)) / _FILE
+    return await kept(INITRAMFS, key, by_thread(partial(_make, kernel, modules))) / _FILE
 
 
 def _python() -> str:
@@ -148,9 +149,9 @@ def _ingredients() -> list[object]:
     return [stamp(path) for path in [Path(_python()), *files, *origins] if path.exists()]
 
 
-def _make(path: Path, kernel: Kernel, modules: Iterable[str]) -> None:
+def _make(kernel: Kernel, modules: Iterable[str], place: Path) -> None:
     """Write the archive. Blocks for about a second."""
-    with open(path, "wb") as file:
+    with open(place / _FILE, "wb") as file:
         archive = Archive(file)
         for directory, mode in (("dev", 0o755), ("proc", 0o755), ("sys", 0o755), ("run", 0o755), ("root", 0o700)):
             archive.directory(directory, mode)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from trio_console._guests.machine.cache import directory
+from trio_console._guests.machine.stock.cache import directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from trio_console._guests.machine.cache import directory, kept
-from trio_console._guests.machine.kernel import KERNELS, find_kernel
 from trio_console._guests.machine.qemu import find_qemu, modules_for
+from trio_console._guests.machine.stock.cache import by_thread, directory, kept
+from trio_console._guests.machine.stock.kernel import KERNELS, find_kernel
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -97,7 +97,7 @@ async def get_kernels(say: Callable[[str], object]) -> None:
         except FileNotFoundError:
             newest, options = _newest(package, say)
             say(f"{what}: fetching {newest}")
-            await kept(KERNELS, newest, partial(_fetch, newest, options))
+            await kept(KERNELS, newest, by_thread(partial(_fetch, newest, options)))
             kernel = find_kernel(None, modules_for(shares=shares))
         say(f"{what}: {kernel.image}")
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from trio_console._guests.machine import kernel
-from trio_console._guests.machine.kernel import Kernel, find_kernel
+from trio_console._guests.machine.stock import kernel
+from trio_console._guests.machine.stock.kernel import Kernel, find_kernel
 
 if TYPE_CHECKING:
     from pathlib import Path

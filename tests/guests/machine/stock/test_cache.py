@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from tests.tools.limits import HANG
-from trio_console._guests.machine import cache
+from trio_console._guests.machine.stock import cache
 
 if TYPE_CHECKING:
     from io import FileIO
@@ -43,9 +43,9 @@ def refused(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
 
 
 async def test_an_entry_is_made_and_kept(here: Path) -> None:
-    place = await cache.kept("things", "one", write)
+    place = await cache.kept("things", "one", cache.by_thread(write))
     assert place == here / "things/one"
-    assert await cache.kept("things", "one", lambda _place: pytest.fail("made again")) == place
+    assert await cache.kept("things", "one", cache.by_thread(lambda _place: pytest.fail("made again"))) == place
     assert (place / "file").read_text() == "whole"
 
 
@@ -60,7 +60,7 @@ async def test_two_at_once_make_an_entry_once(refused: trio.Event) -> None:
 
     async with trio.open_nursery() as nursery:
         for _ in range(2):
-            nursery.start_soon(cache.kept, "things", "one", make)
+            nursery.start_soon(cache.kept, "things", "one", cache.by_thread(make))
         await refused.wait()
         both.set()
     assert len(made) == 1
@@ -72,14 +72,14 @@ async def test_what_fails_is_no_entry(here: Path) -> None:
         raise OSError("no space")
 
     with pytest.raises(OSError, match="no space"):
-        await cache.kept("things", "one", fail)
+        await cache.kept("things", "one", cache.by_thread(fail))
     assert [path.name for path in (here / "things").iterdir()] == ["one.lock"]
 
 
 async def test_what_a_killed_program_has_left_is_no_part_of_an_entry(here: Path) -> None:
     (here / "things/one.new").mkdir(parents=True)
     (here / "things/one.new/half").touch()
-    place = await cache.kept("things", "one", write)
+    place = await cache.kept("things", "one", cache.by_thread(write))
     assert [path.name for path in place.iterdir()] == ["file"]
 
 
@@ -92,17 +92,36 @@ async def test_a_wait_for_an_entry_can_be_cancelled() -> None:
         assert going_on.wait(HANG)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(cache.kept, "things", "one", make)
+        nursery.start_soon(cache.kept, "things", "one", cache.by_thread(make))
         await begun.wait()
         with trio.move_on_after(0.05) as scope:
-            await cache.kept("things", "one", write)
+            await cache.kept("things", "one", cache.by_thread(write))
         assert scope.cancelled_caught
         going_on.set()
 
 
+async def test_an_entry_whose_making_is_cancelled_is_none(here: Path) -> None:
+    with trio.CancelScope() as scope:
+
+        async def make(place: Path) -> None:
+            write(place)
+            scope.cancel()
+            await trio.sleep_forever()
+
+        await cache.kept("things", "one", make)
+    assert [path.name for path in (here / "things").iterdir()] == ["one.lock"]
+
+
+async def test_an_entry_that_was_discarded_is_made_anew() -> None:
+    place = await cache.kept("things", "one", cache.by_thread(write))
+    await cache.discard(place)
+    assert not place.exists()
+    assert await cache.kept("things", "one", cache.by_thread(write)) == place
+
+
 async def test_nothing_is_left_when_it_was_pruned(here: Path) -> None:
-    await cache.kept("things", "one", write)
-    await cache.kept("others", "two", write)
+    await cache.kept("things", "one", cache.by_thread(write))
+    await cache.kept("others", "two", cache.by_thread(write))
     assert await cache.prune(["things"]) > 0
     assert [path.name for path in here.iterdir()] == ["others"]
 
@@ -120,7 +139,7 @@ async def test_whoever_gets_the_lock_of_an_entry_that_was_pruned_takes_another(
         flock(file, operation)
 
     monkeypatch.setattr(cache.fcntl, "flock", late)
-    await cache.kept("things", "one", write)
+    await cache.kept("things", "one", cache.by_thread(write))
     assert removed[0].exists()
 
 

@@ -1,0 +1,109 @@
+"""Clones of a machine that was started once: nothing that must be one's own is common to two of them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from tests.guests.machine.test_minimal import output
+from trio_console import MicroVMGuest, Root, open_guest
+from trio_console._guests.machine import template
+from trio_console._guests.machine.stock.cache import directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio_console._guests.machine.qemu import Plan
+
+pytestmark = pytest.mark.usefixtures("setup", "no_process_is_left")
+
+#: Seconds for a machine to start on a busy machine; less than pytest's own limit.
+BOOT = 100.0
+
+#: What no two machines may have in common.
+OWN = """\
+cat /proc/sys/kernel/random/boot_id /proc/sys/kernel/random/uuid /etc/machine-id /etc/hostname
+python3 -c 'print(hash("text"))'
+dd if=/dev/urandom bs=16 count=1 2>/dev/null | sha256sum
+mktemp -u
+"""
+
+SPEC = MicroVMGuest(root=Root.MINIMAL, accel="tcg")
+
+
+@pytest.fixture
+def cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A cache with nothing in it but kernels."""
+    kernels = directory() / "kernels"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    directory().mkdir()
+    (directory() / "kernels").symlink_to(kernels)
+    return directory()
+
+
+async def test_clones_have_nothing_in_common_that_must_be_ones_own() -> None:
+    async with open_guest(SPEC, launch_timeout=BOOT) as one, open_guest(SPEC, launch_timeout=BOOT) as other:
+        assert one.machine is not None
+        assert one.machine.cloned
+        assert list(one.machine.seconds) == ["prepare", "load", "ready"]
+        first, second = [(await output(guest, OWN)).splitlines() for guest in (one, other)]
+        assert len(first) == len(second) == 7
+        assert not set(first) & set(second)
+        assert abs(float(await output(other, "date +%s.%N")) - time.time()) < 5
+
+
+async def test_a_template_is_made_once_by_two_that_want_it(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    make = template._make
+
+    async def counted(*arguments: object) -> None:
+        made.append(arguments)
+        await make(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(template, "_make", counted)
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(_open)
+    assert len(made) == 1
+
+
+async def _open() -> None:
+    async with open_guest(SPEC, launch_timeout=BOOT) as guest:
+        assert guest.machine is not None
+        assert guest.machine.cloned
+
+
+async def test_a_clone_does_not_harm_its_template() -> None:
+    await _open()
+    before = _templates()
+    async with open_guest(SPEC, launch_timeout=BOOT) as guest:
+        await output(guest, "head -c 20000000 /dev/urandom > /tmp/file")
+    assert _templates() == before
+
+
+def _templates() -> dict[Path, str]:
+    files = [path for path in (directory() / "templates").rglob("*") if path.is_file()]
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+async def test_a_template_that_cannot_be_loaded_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    states = []
+
+    async def noted(plan: Plan, model: str) -> Path:
+        place = await template.template_of(plan, model)
+        states.append(place / "state")
+        return place
+
+    monkeypatch.setattr("trio_console._guests.machine.guest.template_of", noted)
+    await _open()
+    good = states[0].read_bytes()
+    states[0].write_bytes(good[: len(good) // 2])
+    async with open_guest(SPEC, launch_timeout=BOOT) as guest:
+        assert guest.machine is not None
+        assert guest.machine.attempts == 2
+    assert set(states) == {states[0]}
+    assert len(states[0].read_bytes()) > len(good) // 2

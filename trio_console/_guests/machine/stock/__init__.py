@@ -1,0 +1,1 @@
+"""What machines are made of, made or got once and kept."""
