@@ -148,6 +148,7 @@ async def test_a_client_that_goes_while_its_input_waits_has_its_command_killed(
         taken = Taken(world)
         nursery.start_soon(taken.run)
         id_ = await start(client)
+        world.server._outbox._turns._patience = 10 * HANG  # a turn in vain would make room for a frame
         async with trio.open_nursery() as flooding:
             flooding.start_soon(flood, client, id_)
             await taken.wait(id_, FRAMES // 2 * len(PIECE))
