@@ -33,9 +33,8 @@ _T = TypeVar("_T")
 #: a few percent.
 _TURN: Final = 0.0005
 
-#: The same where the others have taken that long, at most. (With a fifth of it, pings beside clients that call
-#: their starts off were two to four times as late.)
-_LONG_TURN: Final = 0.02
+#: The same where the others have taken that long, at most.
+_LONG_TURN: Final = 0.004
 
 #: The part of the loop's time that a task may use without waiting in a line.
 _SHARE: Final = 1 / 8
@@ -59,11 +58,16 @@ _EACH_FULL: Final = 150
 
 @final
 class Turn:
-    """The time for which a task has kept the loop. It begins with the object."""
+    """The time for which a task has kept the loop. It begins with the object.
 
-    __slots__ = ("_end",)
+    Args:
+        longest: seconds that it may be at most, where the others have taken that long.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("_end", "_longest")
+
+    def __init__(self, longest: float = _LONG_TURN) -> None:
+        self._longest: Final = longest
         self._end = perf_counter() + _TURN
 
     def begin(self) -> None:
@@ -79,7 +83,7 @@ class Turn:
         began = perf_counter()
         await trio.lowlevel.checkpoint()
         now = perf_counter()
-        self._end = now + min(max(now - began, _TURN), _LONG_TURN)
+        self._end = now + min(max(now - began, _TURN), self._longest)
 
 
 @final
