@@ -75,7 +75,10 @@ ROOMS = {
     ),
     # Where the towers meet.
     "guests": Room({"_guests"}, {"ground", "bundle", "trio", "console", "channel"}, named={"wire", "session"}),
-    "machines": Room({"_guests.machine"}, {"ground", "trio", "guests"}),
+    # What strangers' images say is read without trio; the door of the room alone waits for threads.
+    "images": Room({"_guests.images"}, trio=False),
+    "disks": Room({"_guests.images.disk"}, {"trio", "images"}),
+    "machines": Room({"_guests.machine"}, {"ground", "trio", "guests", "disks"}),
     "host": Room({"_guests.host"}, {"trio", "channel", "guests", "session"}, named={"console", "wire", "ground"}),
     "open": Room(
         {"_open"},
@@ -99,7 +102,7 @@ ROOMS = {
     ),
     # The command line does what its users could do, so it takes the public names. What is got for machines, and
     # looked at, has none.
-    "command line": Room({"_cli"}, {"ground", "bundle", "trio", "doors", "machines"}),
+    "command line": Room({"_cli"}, {"ground", "bundle", "trio", "doors", "machines", "disks"}),
     "plugin": Room({"testing.pytest_plugin"}, {"doors", "testing"}),
 }
 

@@ -12,6 +12,7 @@ import trio
 from trio_console._cli.signals import act_by_default
 from trio_console._cli.standard import say
 from trio_console._errors import in_words
+from trio_console._guests.images.disk import KIND as DISKS
 from trio_console._guests.machine.accelerator import ANSWERS, kvm_runs
 from trio_console._guests.machine.qemu import find_qemu, modules_for
 from trio_console._guests.machine.stock.cache import directory, prune
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["vm"]
 
-_KINDS: Final = (ANSWERS, INITRAMFS, KERNELS, TEMPLATES)
+_KINDS: Final = (ANSWERS, DISKS, INITRAMFS, KERNELS, TEMPLATES)
 
 
 def vm(args: argparse.Namespace) -> int:

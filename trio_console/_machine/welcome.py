@@ -59,6 +59,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lower: directories of the host of which the root directory is made; none if it stays in memory.
         links: symbolic links in this root directory, by their paths.
         files: small files in it, by their paths.
+        disk: the root directory is what the machine's disk has; then there is nothing in ``lower``.
         mounts: directories of the host that are mounted on the root directory.
     """
 
@@ -72,6 +73,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     links: dict[str, str] = {}
     files: dict[str, bytes] = {}
     mounts: tuple[Mount, ...] = ()
+    disk: bool = False
 
 
 def pack(welcome: Welcome) -> bytes:

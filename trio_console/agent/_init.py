@@ -50,6 +50,9 @@ _DIRECTORIES: Final = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp"
 _PORT_TIME: Final = 20.0
 _PORT_PAUSE: Final = 0.002
 
+#: The disk with the root directory, if the machine has one: it has no other.
+_DISK: Final = "/dev/vda"
+
 # Of <sys/mount.h>, <linux/random.h>, <linux/sockios.h>, <sys/reboot.h>, and the number of a system call on x86-64.
 _MS_RDONLY: Final = 1
 _MS_NOSUID: Final = 2
@@ -94,7 +97,10 @@ def _run(began: int) -> None:
     if welcome is None:
         return  # the host has gone
     _be_unlike_others(welcome)
-    if welcome.lower:
+    _name(welcome)
+    if welcome.disk:
+        _change_to_disk(welcome)
+    elif welcome.lower:
         _change_root(welcome)
     for mount in welcome.mounts:
         os.makedirs(mount.path, exist_ok=True)
@@ -207,6 +213,10 @@ def _be_unlike_others(welcome: Welcome) -> None:
     random.seed()
     time.clock_settime_ns(time.CLOCK_REALTIME, welcome.time_ns)
     socket.sethostname(welcome.hostname)
+
+
+def _name(welcome: Welcome) -> None:
+    """Write the machine's names into its root directory."""
     _write("/etc/hostname", f"{welcome.hostname}\n".encode())
     _write("/etc/hosts", f"127.0.0.1 localhost {welcome.hostname}\n::1 localhost\n".encode())
     _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
@@ -226,6 +236,39 @@ def _mount_share(mount: Mount, target: str) -> None:
     flags = _MS_NODEV | _MS_NOSUID if mount.writable else _MS_NODEV | _MS_RDONLY
     cache = "none" if mount.writable else "loose"
     _mount(mount.tag, target, "9p", flags, f"trans=virtio,version=9p2000.L,msize=262144,cache={cache}")
+
+
+def _change_to_disk(welcome: Welcome) -> None:
+    """Take for our root directory what the disk has, under a layer of memory."""
+    new, layers = "/newroot", "/layers"
+    for name in (new, layers):
+        os.mkdir(name)
+    _mount("layers", layers, "tmpfs", 0, "mode=700")
+    for layer in ("lower", "upper", "work"):
+        os.mkdir(f"{layers}/{layer}")
+    _mount(_DISK, f"{layers}/lower", "ext4", _MS_RDONLY)
+    _mount("overlay", new, "overlay", 0, f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work")
+    # What is missing is made. (A link in its place leads nowhere that matters: the agent is alone here.)
+    for name in _DIRECTORIES:
+        if not os.path.lexists(f"{new}/{name}"):
+            os.makedirs(f"{new}/{name}", 0o1777 if name in ("tmp", "var/tmp") else 0o755)
+            os.chmod(f"{new}/{name}", 0o1777 if name in ("tmp", "var/tmp") else 0o755)
+    _enter(new)
+    # As the new root has them: a link among them would have led out of it before.
+    for path in ("/etc/hostname", "/etc/hosts", "/etc/machine-id"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+    _name(welcome)
+
+
+def _enter(new: str) -> None:
+    """Take a directory for our root directory, with the kernel's file systems."""
+    for name in ("dev", "proc", "sys"):
+        _mount(f"/{name}", f"{new}/{name}", None, _MS_MOVE)
+    os.chdir(new)
+    _mount(".", "/", None, _MS_MOVE)
+    os.chroot(".")
+    os.chdir("/")
 
 
 def _change_root(welcome: Welcome) -> None:
@@ -256,9 +299,4 @@ def _change_root(welcome: Welcome) -> None:
     for path, target in welcome.links.items():
         os.makedirs(os.path.dirname(new + path), exist_ok=True)
         os.symlink(target, new + path)
-    for name in ("dev", "proc", "sys"):
-        _mount(f"/{name}", f"{new}/{name}", None, _MS_MOVE)
-    os.chdir(new)
-    _mount(".", "/", None, _MS_MOVE)
-    os.chroot(".")
-    os.chdir("/")
+    _enter(new)

@@ -30,7 +30,8 @@ import json, sys
 import trio, trio_console
 path, root, shares, writable = json.loads(sys.argv[1])
 shares = {at: trio_console.Share(here, writable=at in writable) for at, here in shares.items()}
-spec = trio_console.MicroVMGuest(root=trio_console.Root[root], shares=shares, env={"GIVEN": "ü"})
+root = trio_console.Root[root] if root in trio_console.Root.__members__ else root
+spec = trio_console.MicroVMGuest(root=root, shares=shares, env={"GIVEN": "ü"})
 
 async def main():
     async with trio.open_nursery() as nursery:

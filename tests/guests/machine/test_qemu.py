@@ -68,7 +68,7 @@ def test_further_arguments_come_last() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what"),
     [
-        ({"root": "/"}, "root must be"),
+        ({"root": 1}, "root must be"),
         ({"memory_mib": 127}, "memory_mib must be at least 128"),
         ({"cpus": 0}, "cpus must be at least 1"),
         ({"accel": "hvf"}, "accel must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import secrets
 import time
@@ -11,9 +12,11 @@ from typing import TYPE_CHECKING, Final, final
 
 import trio
 
+from trio_console._guests.images.disk import disk_of
 from trio_console._guests.machine.accelerator import check_accelerator, choose
 from trio_console._guests.machine.launch import NotBootedError, run_machine
 from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
+from trio_console._guests.machine.stock.cache import kept
 from trio_console._guests.machine.stock.initramfs import initramfs_of
 from trio_console._guests.machine.stock.kernel import find_kernel
 from trio_console._guests.machine.template import clone, template_of
@@ -66,7 +69,11 @@ class MicroVMGuest(GuestSpec):
     Args:
         root: `Root.HOST`, the default, is this machine's ``/usr`` and what belongs to it, under a layer in memory;
             `Root.MINIMAL` the agent, its Python, a shell and some fifty small commands, all in memory, which
-            starts faster.
+            starts faster. A path is that of a root directory, of an OCI image layout (a directory or an archive),
+            or of an archive of ``docker save``. It becomes a disk image that is only read, made once in the cache
+            by mke2fs (package e2fsprogs), without root; what is written lies in memory above it. It needs no
+            Python. Only its files are used: commands, variables and users of an image's configuration are not.
+            docs/images.md says what is kept of them, and what is refused.
         shares: directories of this machine by their paths in the guest; a `Share` may be writable.
         env: the environment of commands, beside ``PATH``, ``HOME`` and the agent's own mark. Nothing of this
             program's environment is in it.
@@ -89,14 +96,15 @@ class MicroVMGuest(GuestSpec):
         TypeError, ValueError: an argument is not valid.
 
     Opening it raises `RuntimeError` on a machine of another kind than x86-64, `FileNotFoundError` if QEMU, a
-    kernel or a share is missing, `NotADirectoryError` for a share that is no directory, and `GuestLostError` if
+    kernel, mke2fs, a root or a share is missing, `ValueError` for a root that is no image, a damaged one, or one
+    for another kind of machine, `NotADirectoryError` for a share that is no directory, and `GuestLostError` if
     the machine does not start in three attempts. The message has the last that its kernel and QEMU have said.
     """
 
     def __init__(
         self,
         *,
-        root: Root = Root.HOST,
+        root: Root | PathLike = Root.HOST,
         shares: Mapping[str, PathLike | Share] | None = None,
         env: Mapping[str, str] | None = None,
         user: str | None = None,
@@ -108,13 +116,14 @@ class MicroVMGuest(GuestSpec):
         extra_args: Sequence[str] = (),
         workers: Workers = "tasks",
     ) -> None:
-        if not isinstance(root, Root):
-            raise TypeError(f"root must be Root.HOST or Root.MINIMAL, not {root!r:.100}")
+        if not isinstance(root, (Root, str, os.PathLike)):
+            raise TypeError(f"root must be Root.HOST, Root.MINIMAL or a path, not {root!r:.100}")
         if memory_mib < _LEAST_MEMORY:
             raise ValueError(f"memory_mib must be at least {_LEAST_MEMORY}, not {memory_mib}")
         if cpus < 1:
             raise ValueError(f"cpus must be at least 1, not {cpus}")
-        self._root = root
+        self._root = root if isinstance(root, Root) else Root.MINIMAL
+        self._disk_of = None if isinstance(root, Root) else Path(root)
         self._shares = check_shares(shares or {})
         self._env = dict(env or {})
         self._user = user
@@ -127,7 +136,7 @@ class MicroVMGuest(GuestSpec):
         self._workers = check_workers(workers)
 
     def __repr__(self) -> str:
-        return f"MicroVMGuest(root={self._root})"
+        return f"MicroVMGuest(root={self._disk_of or self._root})"
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
@@ -173,7 +182,8 @@ class MicroVMGuest(GuestSpec):
         if platform.machine() != "x86_64":
             raise RuntimeError(f"virtual machines need a machine with x86-64 processors, not {platform.machine()}")
         qemu = find_qemu()
-        modules = modules_for(shares=bool(view.shared))
+        disk = None if self._disk_of is None else await disk_of(self._disk_of, kept)
+        modules = modules_for(shares=bool(view.shared), disk=disk is not None)
         kernel = await in_thread("to look for a kernel", partial(find_kernel, self._kernel, modules))
         return kernel, Plan(
             qemu=qemu,
@@ -184,6 +194,7 @@ class MicroVMGuest(GuestSpec):
             cpus=self._cpus,
             shared=view.shared,
             extra_args=self._extra_args,
+            disk=disk,
         )
 
     def _settings(self, view: View) -> bytes:
@@ -199,5 +210,6 @@ class MicroVMGuest(GuestSpec):
             links=dict(view.links),
             files=dict(view.files),
             mounts=view.mounts,
+            disk=self._disk_of is not None,
         )
         return pack(welcome)

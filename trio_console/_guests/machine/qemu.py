@@ -31,6 +31,7 @@ _BUS: Final = {"microvm": "device", "q35": "pci"}
 #: Modules of the kernel, for both kinds.
 _MODULES: Final = ("virtio_mmio", "virtio_pci", "virtio_console")
 _SHARE_MODULES: Final = ("9pnet_virtio", "9p", "overlay")
+_DISK_MODULES: Final = ("virtio_blk", "ext4", "overlay")
 
 #: MiB for what the emulation has translated. QEMU would take up to a gigabyte.
 _TRANSLATED: Final = 256
@@ -52,6 +53,7 @@ class Plan:
     cpus: int
     shared: Sequence[Shared]
     extra_args: Sequence[str]
+    disk: Path | None = None
 
 
 @final
@@ -83,9 +85,9 @@ def find_qemu() -> str:
     return os.path.realpath(found)
 
 
-def modules_for(*, shares: bool) -> tuple[str, ...]:
+def modules_for(*, shares: bool, disk: bool = False) -> tuple[str, ...]:
     """The kernel's modules that a machine needs, in case they are not built in."""
-    return (*_MODULES, *_SHARE_MODULES) if shares else _MODULES
+    return tuple(dict.fromkeys((*_MODULES, *(_SHARE_MODULES * shares), *(_DISK_MODULES * disk))))
 
 
 def command(
@@ -120,6 +122,10 @@ def command(
         made += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
     if memory is not None:
         made += _memory(memory, plan.memory_mib)
+    if plan.disk is not None:
+        path = str(plan.disk).replace(",", ",,")
+        made += ["-drive", f"if=none,id=root,format=raw,readonly=on,file={path}"]
+        made += ["-device", f"virtio-blk-{bus},drive=root"]
     return [*made, *plan.extra_args]
 
 
