@@ -24,12 +24,13 @@ ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,A
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
 FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
 
-.PHONY: help demo test test-pythons package check model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
+.PHONY: help demo test machines test-pythons package check model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
 	@echo "make test    set up what is needed and run the tests (ARGS=... goes to pytest, JOBS=0 for one process)"
 	@echo "make test-pythons  the quick part of the tests on Python 3.12 and 3.13 (ARGS=... instead: what to run)"
+	@echo "make machines  run the tests that start virtual machines (emulated; as root it gets QEMU and kernels)"
 	@echo "make package build the wheel and the sdist twice, compare, install and use them, and check types against them"
 	@echo "make check   lint, formatting, async rules and types"
 	@echo "make model   check the wake protocol's model over all interleavings (spin; installed if missing and root)"
@@ -64,6 +65,11 @@ demo: $(STAMP)
 test: $(STAMP)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
+
+# Two processes: a machine that is emulated needs a processor for itself, and each process starts its own.
+machines: $(STAMP)
+	@echo "==> Running the tests that start virtual machines"
+	@$(BIN)/python -m pytest -n 2 --dist loadscope -m machines tests/guests/machine tests/cli/test_vm.py tests/agentd $(ARGS)
 
 test-pythons:
 	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))
@@ -132,6 +138,8 @@ nightly: $(FUZZ_STAMP)
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --workers=$(WORKERS) --task-order=$(NIGHT) tests/guests tests/session tests/relay tests/faults
 	@echo "==> Models with inputs that have not been tried before"
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --task-order=$(NIGHT) tests/wire tests/console tests/session tests/relay tests/testing
+	@echo "==> Virtual machines, and the makers' agents in them"
+	@$(MAKE) machines
 	@echo "==> Commands of eight clients at once"
 	@$(BIN)/python -m tests.soak 60
 	@echo "==> Hostile clients beside honest ones, for an hour"

@@ -64,6 +64,14 @@ def pytest_configure(config: pytest.Config) -> None:
             kind.__init__.__kwdefaults__["workers"] = workers
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what needs QEMU and a kernel."""
+    for item in items:
+        if "machines" in getattr(item, "fixturenames", ()) or HERE / "agentd" in item.path.parents:
+            item.add_marker("machines")
+
+
 def pytest_collection_finish() -> None:
     """Exempt the objects that exist now from the thousands of collections below: they live until the end."""
     _run_nothing()  # the first run of hypothesis makes what it has to find by a collection afterwards

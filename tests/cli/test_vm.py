@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.cli._programs import PROGRAM
-from tests.guests.machine.conftest import setup as setup  # a fixture
+from tests.guests.machine.conftest import machines as machines  # a fixture
 from tests.guests.machine.stock.test_kernel import add, module
 from tests.tools.limits import HANG
 
@@ -34,7 +34,7 @@ def kernels(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_setup_needs_no_network_where_nothing_is_missing(setup: None, kernels: Path, tmp_path: Path) -> None:
+def test_setup_needs_no_network_where_nothing_is_missing(machines: None, kernels: Path, tmp_path: Path) -> None:
     qemu = tmp_path / "bin/qemu-system-x86_64"
     qemu.parent.mkdir()
     qemu.touch(0o755)
@@ -61,7 +61,7 @@ def test_the_doctor_says_what_is_missing_and_how_to_get_it(tmp_path: Path) -> No
     assert "trio-console vm setup" in qemu
 
 
-def test_the_doctor_finds_what_setup_has_got(setup: None) -> None:
+def test_the_doctor_finds_what_setup_has_got(machines: None) -> None:
     done = run("doctor")
     assert done.returncode == 0
     findings = {line.split("  ")[0]: line for line in done.stdout.splitlines()}

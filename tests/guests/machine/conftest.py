@@ -44,7 +44,7 @@ trio.run(main)
 
 
 @pytest.fixture(scope="session")
-def setup() -> None:
+def machines() -> None:
     """QEMU and kernels are there: as root they are installed and fetched if they are missing."""
     done = subprocess.run(
         [sys.executable, "-m", "trio_console", "vm", "setup"], capture_output=True, text=True, timeout=SETUP
@@ -82,13 +82,13 @@ def serving(folder: Path, root: str, *, shares: bool) -> Iterator[Served]:
 
 
 @pytest.fixture(scope="session")
-def minimal_machine(setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def minimal_machine(machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("minimal"), "MINIMAL", shares=False) as served:
         yield served
 
 
 @pytest.fixture(scope="session")
-def sharing_machine(setup: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def sharing_machine(machines: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("sharing"), "HOST", shares=True) as served:
         yield served
 

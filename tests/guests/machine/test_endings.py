@@ -18,7 +18,7 @@ from trio_console import GuestLostError, MicroVMGuest, Root, open_guest
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = pytest.mark.usefixtures("setup", "no_process_is_left")
+pytestmark = pytest.mark.usefixtures("machines", "no_process_is_left")
 
 #: Seconds for a machine to start on a busy machine; less than pytest's own limit.
 BOOT = 100.0

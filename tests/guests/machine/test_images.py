@@ -56,7 +56,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def image_machine(setup: None, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def image_machine(machines: None, image: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     with serving(tmp_path_factory.mktemp("image"), str(image), shares=False) as served:
         yield served
 

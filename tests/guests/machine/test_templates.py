@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.qemu import Plan
 
-pytestmark = pytest.mark.usefixtures("setup", "no_process_is_left")
+pytestmark = pytest.mark.usefixtures("machines", "no_process_is_left")
 
 #: Seconds for a machine to start on a busy machine; less than pytest's own limit.
 BOOT = 100.0
