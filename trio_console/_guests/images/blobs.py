@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import os
 import re
 import shutil
@@ -17,7 +16,7 @@ import subprocess
 import tempfile
 import zlib
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, final
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, cast, final
 
 from trio_console._guests.images.bounds import BadImageError
 from trio_console._guests.images.layer import members_of
@@ -25,7 +24,7 @@ from trio_console._guests.images.layer import members_of
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
     from trio_console._guests.images.bounds import Bounds
 
@@ -305,18 +304,16 @@ def _zstd(packed: BinaryIO, stack: ExitStack) -> _Readable:
     process = subprocess.Popen(
         [program, "-q", "-d", "-c"], stdin=packed, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
-    assert process.stdout is not None
     stack.callback(process.wait)
     stack.callback(process.kill)
-    return _Output(stack.enter_context(process.stdout), process)
+    return _Output(stack.enter_context(cast("IO[bytes]", process.stdout)), process)
 
 
 @final
 class _Output:
     """What a program writes; an error in place of the end if it has failed."""
 
-    def __init__(self, pipe: object, process: subprocess.Popen[bytes]) -> None:
-        assert isinstance(pipe, io.BufferedReader)
+    def __init__(self, pipe: IO[bytes], process: subprocess.Popen[bytes]) -> None:
         self._pipe = pipe
         self._process = process
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Final, final
 
+from trio_console._guests.images.bounds import BadImageError
 from trio_console._guests.images.tree import Kind, Node
 
 if TYPE_CHECKING:
@@ -64,8 +65,8 @@ class _Staging:
     def fill(self, directory: Node, fd: int, path: bytes) -> None:
         """Write what is in a directory; ``path`` is its own from the root on, with a slash at its end."""
         for name, node in directory.children.items():
-            assert name not in (b"", b".", b".."), "a name is a part of a path"
-            assert b"/" not in name, "a name is one part of a path"
+            if name in (b"", b".", b"..") or b"/" in name:
+                raise BadImageError(f"{name!r:.100} is no name of an entry")
             self._look()
             first = self._names.setdefault(id(node), path + name)
             if first != path + name:
@@ -91,7 +92,8 @@ class _Staging:
             case Kind.FIFO:
                 os.mkfifo(name, 0o600, dir_fd=fd)
             case Kind.FILE:
-                assert node.content is not None, "a file has a content, if only an empty one"
+                if node.content is None:
+                    raise BadImageError(f"the file {path + name!r:.200} has no content")
                 file = os.open(name, _NEW, 0o600, dir_fd=fd)
                 try:
                     self._copy(node.content, file)
@@ -108,5 +110,6 @@ class _Staging:
             while done < piece.size:
                 self._look()
                 chunk = os.pread(layer, min(_COPIED, piece.size - done), piece.source + done)
-                assert chunk, "the pieces of a file lie within its layer"
+                if not chunk:
+                    raise BadImageError("a layer ends before the file that is in it")
                 done += os.pwrite(file, chunk, piece.at + done)

@@ -202,10 +202,8 @@ class Tree:
             missing = path[:length]
             if self._find(missing) is None:
                 parent = self._find(missing[:-1])
-                assert parent is not None, "the directory above was found, or made"
-                if (
-                    missing[-1] in parent.children or not parent.is_directory
-                ):  # a symbolic link to nowhere, or a file
+                # (A symbolic link to nowhere, or a file.)
+                if parent is None or missing[-1] in parent.children or not parent.is_directory:
                     raise BadImageError(f"{_shown(b'/'.join(missing))} leads to no directory, but holds an entry")
                 self._count(1)
                 self._add(parent, missing[-1], Node(Kind.DIRECTORY))

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
@@ -132,6 +133,7 @@ def _remove(path: Path) -> int:
     return 512 * blocks
 
 
+@interrupt_safe
 @asynccontextmanager
 async def _locked(place: Path) -> AsyncIterator[Path]:
     """Be the only program that makes or removes an entry; yields the path of the lock."""
