@@ -69,7 +69,7 @@ def _chosen(mutants: list[Mutant], arguments: argparse.Namespace) -> list[Mutant
         mutant for mutant in mutants if not arguments.patterns or any(p in mutant.id for p in arguments.patterns)
     ]
     if arguments.sample:
-        firsts = {m.module: m for m in reversed(chosen) if not (m.equivalent or m.hangs)}
+        firsts = {m.module: m for m in reversed(chosen) if not (m.equivalent or m.hangs or m.machines)}
         chosen = [mutant for mutant in chosen if firsts.get(mutant.module) is mutant]
     return chosen[tonight(2) :: 2] if arguments.tonight else chosen
 

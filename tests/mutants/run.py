@@ -277,6 +277,7 @@ def _command(finder: Sequence[str], root: pathlib.Path, temporary: pathlib.Path)
 
 def _pytest(nodes: Sequence[str], temporary: pathlib.Path, *options: str) -> list[str]:
     plain = ("-p", "no:cacheprovider", "--tb=short", "--hypothesis-seed=0", f"--basetemp={temporary}/b")
+    plain += ("-m", "not nightly")  # also what starts machines, which other runs leave out
     return [sys.executable, "-m", "pytest", *plain, *options, *nodes]
 
 

@@ -60,6 +60,7 @@ class Mutant:
             ``fuzz:TARGET`` (those, and a fixed number of others).
         seconds: the time that took.
         hangs: the finder does not end with this one, so it is not waited for as long as others.
+        machines: the finder starts virtual machines, so this one is not in the sample.
         breaks: the message of the assert by which the finder finds it, if it is found by one: the fact that does
             not hold any more.
         equivalent: why it is no fault. A finder of such a one has to pass.
@@ -76,6 +77,7 @@ class Mutant:
     finder: tuple[str, ...] = ()
     seconds: float = 0.0
     hangs: bool = False
+    machines: bool = False
     breaks: str = ""
     equivalent: str = ""
 
