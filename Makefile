@@ -22,7 +22,7 @@ ASYNC_OPTIONAL := ASYNC910,ASYNC911,ASYNC912,ASYNC913,ASYNC114,ASYNC128
 ASYNC_STAGED := ASYNC100,ASYNC103,ASYNC105,ASYNC110,ASYNC111,ASYNC112,ASYNC120,ASYNC124,ASYNC126,ASYNC401
 
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
-FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py
+FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py tests/test_garbage.py
 
 .PHONY: help demo test machines test-pythons package check model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
 

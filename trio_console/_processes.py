@@ -410,14 +410,20 @@ def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
                 os.close(fd)
 
 
-@contextmanager
-def _ended() -> Iterator[None]:
-    """In this block errors mean that the process has ended, or that there is no ``/proc``; others are raised."""
-    try:
-        yield
-    except OSError as exc:
-        if exc.errno in _LACKING:
-            raise
+@final
+class _ended:  # noqa: N801  (used as a function)
+    """In this block errors mean that the process has ended, or that there is no ``/proc``; others are raised.
+
+    (Not a generator: an error that is thrown into one leads to the frame that throws it, and that to the error.)
+    """
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: type[BaseException] | None, exc: BaseException | None, _traceback: object) -> bool:
+        return isinstance(exc, OSError) and exc.errno not in _LACKING
 
 
 def _look(pid: int, proc_fd: int) -> _Process:

@@ -63,4 +63,9 @@ class _Safe(AbstractAsyncContextManager[_T]):
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool | None:
-        return await self._inner.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  (the inner one shields itself)
+        try:
+            return await self._inner.__aexit__(exc_type, exc, traceback)  # noqa: ASYNC102  (the inner one shields itself)
+        finally:
+            # It was thrown into a generator, and would lead to the frame that has thrown it, which leads to it.
+            if exc is not None:
+                exc.__traceback__ = traceback

@@ -13,7 +13,7 @@ import enum
 import errno
 import os
 import stat
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Final, assert_never, final
 
 import msgspec
@@ -100,15 +100,26 @@ def verb(op: wire.FsOp) -> str:
     return _VERBS.get(cls, cls.__name__.removeprefix("Op").lower())
 
 
-@contextmanager
-def failing(what: str) -> Iterator[None]:
-    """Turn errors of the system into an `FsError` that names the operation."""
-    try:
-        yield
-    except OSError as exc:
-        raise FsError(f"{what}: {os_error_text(exc.errno or errno.EIO)}") from exc
-    except (ValueError, OverflowError) as exc:  # a NUL in a path, or a number that no system call takes
-        raise FsError(f"{what}: {os_error_text(errno.EINVAL)}") from exc
+@final
+class failing:  # noqa: N801  (used as a function)
+    """Turn errors of the system in a block into an `FsError` that names the operation.
+
+    (Not a generator: an error that is thrown into one leads to the frame that throws it, and that to the error.)
+    """
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _type: type[BaseException] | None, exc: BaseException | None, _traceback: object) -> None:
+        if isinstance(exc, OSError):
+            raise FsError(f"{self._what}: {os_error_text(exc.errno or errno.EIO)}") from exc
+        if isinstance(exc, (ValueError, OverflowError)):  # a NUL in a path, or a number that no system call takes
+            raise FsError(f"{self._what}: {os_error_text(errno.EINVAL)}") from exc
 
 
 def check_paths(op: wire.FsOp) -> None:
