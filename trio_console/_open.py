@@ -153,6 +153,7 @@ async def open_guest(
             force=host.kill,
             console=host.statistics,
             machine=host.machine,
+            open_port=host.open_port,
         )
         tell, wait_ended = guest._tell_to_end, connection.wait_ended
         if server is not None:

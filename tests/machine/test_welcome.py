@@ -19,6 +19,7 @@ WELCOME = Welcome(
     links={"/bin": "usr/bin"},
     files={"/etc/x": b"\0\xff"},
     mounts=(Mount("share0", "/mnt", writable=True),),
+    ports=("a", "b"),
 )
 
 

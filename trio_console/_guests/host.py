@@ -81,6 +81,7 @@ class Host:
         channel: its console.
         booted: what it has said when it was ready.
         machine: the virtual machine that it is, if it is one.
+        open_port: opens a further port of it, if it has any.
         progress: tells how far the reading of the console has come; set by whoever reads it.
     """
 
@@ -89,6 +90,7 @@ class Host:
         self.channel: Final = channel
         self.booted: Booted
         self.machine: Machine | None = carrier.host.machine
+        self.open_port: Final = carrier.host.open_port
         self.progress: Callable[[], Progress] = partial(Progress, 0, waits=True)
 
     def explain(self) -> Awaitable[str]:

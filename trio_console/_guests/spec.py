@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from contextlib import AbstractAsyncContextManager
 
     import trio
 
@@ -33,6 +34,8 @@ class GuestHost:
             default, if nobody knows.
         machine: the virtual machine that the guest is, if it is one and that is to be seen as `Guest.machine`;
             `None`, the default, if not.
+        open_port: what `Guest.open_port` does, if the guest has further ports: a function that takes the name of
+            one, and returns an async context manager of a stream. `None`, the default, if it has none.
 
     What ``kill`` and ``explain`` raise is logged, and changes nothing else.
     """
@@ -41,6 +44,7 @@ class GuestHost:
     kill: Callable[[], object] | None = None
     explain: Callable[[], Awaitable[str]] | None = None
     machine: Machine | None = None
+    open_port: Callable[[str], AbstractAsyncContextManager[trio.abc.Stream]] | None = None
 
 
 class GuestSpec(ABC):

@@ -61,6 +61,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         files: small files in it, by their paths.
         disk: the root directory is what the machine's disk has; then there is nothing in ``lower``.
         mounts: directories of the host that are mounted on the root directory.
+        ports: names of virtio ports, beside the agent's own, which programs find below ``/dev/virtio-ports``.
     """
 
     seed: bytes
@@ -74,6 +75,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     files: dict[str, bytes] = {}
     mounts: tuple[Mount, ...] = ()
     disk: bool = False
+    ports: tuple[str, ...] = ()
 
 
 def pack(welcome: Welcome) -> bytes:

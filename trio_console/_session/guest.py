@@ -29,6 +29,7 @@ from trio_console._trio.nursery import hidden_nursery
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from _typeshed import OpenBinaryMode, OpenTextMode
 
@@ -67,7 +68,7 @@ class GuestReady:
 
 
 @final
-@owned("open_process")
+@owned("open_process", "open_port")
 class Guest:
     """A running guest, reached over a console. `open_guest`, `run_guest` and `connect_guest` make them.
 
@@ -88,6 +89,7 @@ class Guest:
         force: Callable[[], None],
         console: Callable[[], ConsoleStatistics | None] = lambda: None,
         machine: Machine | None = None,
+        open_port: Callable[[str], AbstractAsyncContextManager[trio.abc.Stream]] | None = None,
     ) -> None:
         self._owner: Final = Owner()
         self._connection = connection
@@ -96,6 +98,7 @@ class Guest:
         self._force = force
         self._console = console
         self._machine = machine
+        self._open_port = open_port
         self._was_shut_down = False
         ready = connection.ready
         self._ready: Final = GuestReady(
@@ -427,6 +430,49 @@ class Guest:
             TypeError, ValueError: an argument is not valid. Nothing was sent.
         """
         return await open_guest_tcp_stream(self._connection, host, port)
+
+    # Ports
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def open_port(self, name: str) -> AsyncIterator[trio.abc.Stream]:
+        """Open a further port of a `MicroVMGuest`, and yield a stream of bytes to and from the guest's program.
+
+        The program opens ``/dev/virtio-ports/NAME``, before or after this, and may close it and open it again. A
+        port has one stream here at a time, and one program there. What a port cannot do, a stream over it cannot:
+        this side does not see that the program opens or closes it, and there is no `send_eof`, because the end of
+        one direction is that of both. So the program sees the end of the block as an end of file, and what it has
+        to say it must frame.
+
+        Bytes wait until the program takes them, in either direction: a program that writes before this side has
+        opened the port sleeps, and so it does while this side does not read. (Bytes that came to a program which
+        closes the port without reading them are lost.) No other port waits for that, nor does the guest's agent.
+
+        Leaving the block closes the port. Up to 5 seconds are waited for bytes that nobody in the guest has taken;
+        then a `RuntimeWarning` says that they are dropped. If cancelled, they are dropped at once.
+
+        It can be used by the program that has opened the guest, and not by clients of its relay.
+
+        Args:
+            name: one of the ``ports`` of the `MicroVMGuest`.
+
+        Yields:
+            The stream. Its methods raise `GuestLostError` once the machine has ended.
+
+        Raises:
+            LookupError: the guest has no port of that name.
+            trio.BusyResourceError: the port is open already.
+            GuestLostError: the guest is gone.
+            trio.BrokenResourceError: QEMU does not connect it.
+            ValueError: the guest is no `MicroVMGuest`, or this is a client of a relay.
+        """
+        if self._open_port is None:
+            raise ValueError(
+                f"port {name!r:.100}: only the program that has opened a MicroVMGuest can open its ports, "
+                "and neither another kind of guest has any, nor a client of a relay"
+            )
+        async with self._open_port(name) as stream:
+            yield stream
 
     # Maintenance
 

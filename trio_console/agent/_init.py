@@ -28,7 +28,7 @@ from trio_console._machine.welcome import GREETING, PORT, unpack
 from trio_console.agent._system.boot import BootTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from trio_console._machine.welcome import Mount, Welcome
 
@@ -91,13 +91,14 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
-    port = _open_port()
+    port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
     _write_all(port, GREETING)
     welcome = unpack(partial(os.read, port))
     if welcome is None:
         return  # the host has gone
     _be_unlike_others(welcome)
     _name(welcome)
+    _link_ports(welcome.ports)
     if welcome.disk:
         _change_to_disk(welcome)
     elif welcome.lower:
@@ -183,20 +184,29 @@ def _set_up_loopback() -> None:
 # --- the host -------------------------------------------------------------------------------------
 
 
-def _open_port() -> int:
+def _device_of(name: str) -> str:
+    """The path of a virtio port, once the kernel has it."""
     deadline = time.monotonic() + _PORT_TIME
     ports = "/sys/class/virtio-ports"
     while True:
         for device in os.listdir(ports) if os.path.isdir(ports) else ():
             with contextlib.suppress(OSError), open(f"{ports}/{device}/name") as file:
-                if file.read().strip() == PORT:
-                    return os.open(f"/dev/{device}", os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+                if file.read().strip() == name:
+                    return f"/dev/{device}"
         if time.monotonic() > deadline:
             raise FileNotFoundError(
-                f"this kernel shows no virtio port {PORT!r}: it needs the drivers virtio_console, and virtio_mmio "
+                f"this kernel shows no virtio port {name!r}: it needs the drivers virtio_console, and virtio_mmio "
                 "or virtio_pci, built in or as modules"
             )
         time.sleep(_PORT_PAUSE)
+
+
+def _link_ports(names: Sequence[str]) -> None:
+    """Let programs find ports by their names, as udev does elsewhere."""
+    if names:
+        os.mkdir("/dev/virtio-ports")
+    for name in names:
+        os.symlink(f"../{os.path.basename(_device_of(name))}", f"/dev/virtio-ports/{name}")
 
 
 def _write_all(fd: int, data: bytes) -> None:

@@ -15,6 +15,7 @@ import trio
 from trio_console._guests.images.disk import disk_of
 from trio_console._guests.machine.accelerator import check_accelerator, choose
 from trio_console._guests.machine.launch import NotBootedError, run_machine
+from trio_console._guests.machine.ports import Ports, check_ports
 from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
 from trio_console._guests.machine.stock.cache import kept
 from trio_console._guests.machine.stock.initramfs import initramfs_of
@@ -81,6 +82,9 @@ class MicroVMGuest(GuestSpec):
         memory_mib: the machine's memory in MiB, by default 256. QEMU takes it as it is used, and
             some more.
         cpus: its processors, by default 1.
+        ports: names of further virtio ports, by default none, and at most 29: `Guest.open_port` opens one on this
+            side, and in the guest a program of root opens ``/dev/virtio-ports/NAME``. A name has at most 63
+            letters, digits, and ``.``, ``_`` or ``-``, and begins with a letter or digit.
         template: whether it goes on from a machine that was started once and kept, by default `True`: then only
             the first guest of its kind takes the time of a start.
         kernel: path of the image (``vmlinuz``) of a Linux kernel for x86-64, with its modules in
@@ -110,6 +114,7 @@ class MicroVMGuest(GuestSpec):
         user: str | None = None,
         memory_mib: int = 256,
         cpus: int = 1,
+        ports: Sequence[str] = (),
         template: bool = True,
         kernel: PathLike | None = None,
         accel: Accelerator = "auto",
@@ -129,6 +134,7 @@ class MicroVMGuest(GuestSpec):
         self._user = user
         self._memory_mib = memory_mib
         self._cpus = cpus
+        self._ports = check_ports(ports)
         self._template = template
         self._kernel = None if kernel is None else Path(kernel)
         self._accel = check_accelerator(accel)
@@ -169,8 +175,12 @@ class MicroVMGuest(GuestSpec):
             seconds = {"prepare": prepared - began, phase: time.monotonic() - prepared}
             described = Machine(plan.accelerator, model, kernel.release, template is not None, attempt, seconds)
             tail = machine.tail
+            if self._ports:
+                await machine.monitor.begin()
+            open_port = Ports(self._ports, machine.monitor, tail).open
             with Ours(lambda: machine.console, self._workers) as ours:
-                host = ProcessHost(ours.device, tail.kill, tail.explain, described, process=tail.process)
+                told = ours.device, tail.kill, tail.explain, described, open_port
+                host = ProcessHost(*told, process=tail.process)
                 ours.hand_over(host, task_status)
 
         if template is None:
@@ -195,6 +205,7 @@ class MicroVMGuest(GuestSpec):
             shared=view.shared,
             extra_args=self._extra_args,
             disk=disk,
+            ports=self._ports,
         )
 
     def _settings(self, view: View) -> bytes:
@@ -211,5 +222,6 @@ class MicroVMGuest(GuestSpec):
             files=dict(view.files),
             mounts=view.mounts,
             disk=self._disk_of is not None,
+            ports=self._ports,
         )
         return pack(welcome)

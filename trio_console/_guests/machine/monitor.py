@@ -26,19 +26,25 @@ class MonitorError(Exception):
 
 @final
 class Monitor:
-    """The conversation over a connected socket, which the caller closes. For one task at a time.
+    """The conversation over a connected socket, which the caller closes.
 
-    A call that is cancelled leaves it unusable.
+    Any task may call it; they get their turns one after the other. A call that is cancelled may have been carried
+    out or not; the next one is not disturbed by it.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
         self._socket: Final = sock
         self._read = b""
+        self._turn: Final = trio.Lock()
+        self._begun = False
+        self._calls = 0
 
     async def begin(self) -> None:
-        """Exchange what comes before commands."""
-        await self._receive()
-        await self.execute("qmp_capabilities")
+        """Exchange what comes before commands, unless that was done. If cancelled, it is of no use."""
+        if not self._begun:
+            await self._receive()
+            await self.execute("qmp_capabilities")
+            self._begun = True
 
     async def execute(self, command: str, **arguments: Any) -> Any:
         """Have a command carried out, and return what it returns.
@@ -62,25 +68,29 @@ class Monitor:
             await trio.sleep(_PAUSE)
 
     async def _execute(self, command: str, arguments: dict[str, Any], ancillary: list[Any]) -> Any:
-        line = json.dumps({"execute": command, "arguments": arguments}).encode() + b"\n"
-        try:
-            sent = await self._socket.sendmsg([line], ancillary)
-        except OSError as exc:
-            raise MonitorError(f"QEMU has ended before {command}") from exc
-        if sent != len(line):  # it reads a line before it answers the one before, so there is room for one
-            raise MonitorError(f"QEMU does not listen to {command}")
-        while True:
-            answer = await self._receive()
+        async with self._turn:
+            self._calls += 1
+            number = self._calls
+            asked = {"execute": command, "arguments": arguments, "id": number}
+            line = json.dumps(asked).encode() + b"\n"
+            try:
+                sent = await self._socket.sendmsg([line], ancillary)
+            except (OSError, trio.ClosedResourceError) as exc:
+                raise MonitorError(f"QEMU has ended before {command}") from exc
+            if sent != len(line):  # it reads a line before it answers the one before, so there is room for one
+                raise MonitorError(f"QEMU does not listen to {command}")
+            answer: dict[str, Any] = {}
+            while answer.get("id") != number:  # an event, or the answer to a call that was cancelled
+                answer = await self._receive()
             if "error" in answer:
                 raise MonitorError(f"QEMU has refused {command}: {answer['error'].get('desc')}")
-            if "return" in answer:
-                return answer["return"]  # and not an event, which may come at any time
+            return answer["return"]
 
     async def _receive(self) -> dict[str, Any]:
         while b"\n" not in self._read:
             try:
                 data = await self._socket.recv(_READ_SIZE)
-            except OSError:
+            except (OSError, trio.ClosedResourceError):
                 data = b""
             if not data:
                 raise MonitorError("QEMU has ended")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.view import Shared
 
-__all__ = ["MODELS", "Memory", "Plan", "command", "find_qemu", "modules_for"]
+__all__ = ["MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for"]
 
 #: The kinds of machine, in the order in which they are tried. The first boots fastest; some kernels do not know
 #: it.
@@ -54,6 +54,7 @@ class Plan:
     shared: Sequence[Shared]
     extra_args: Sequence[str]
     disk: Path | None = None
+    ports: Sequence[str] = ()
 
 
 @final
@@ -110,6 +111,9 @@ def command(
         *("-chardev", f"socket,id=console,fd={console}"),
         *("-device", f"virtserialport,bus=ports.0,chardev=console,name={PORT}"),
     ]
+    for number, name in enumerate(plan.ports):
+        made += ["-chardev", f"null,id={chardev_of(number)}"]  # until the host opens it: see `ports`
+        made += ["-device", f"virtserialport,bus=ports.0,chardev={chardev_of(number)},name={name}"]
     for share in plan.shared:
         path = share.path.replace(",", ",,")
         rights = "off" if share.writable else "on"
@@ -127,6 +131,11 @@ def command(
         made += ["-drive", f"if=none,id=root,format=raw,readonly=on,file={path}"]
         made += ["-device", f"virtio-blk-{bus},drive=root"]
     return [*made, *plan.extra_args]
+
+
+def chardev_of(number: int) -> str:
+    """QEMU's name for this machine's end of the further port with this number."""
+    return f"port{number}"
 
 
 def _memory(memory: Memory, mib: int) -> list[str]:
