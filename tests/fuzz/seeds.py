@@ -101,6 +101,8 @@ _OUR_OWN: Final = (
     wire.ExecStarted(1, 2**64 - 1),
     wire.KillBackground(2**64 - 1, 2**32 - 1),
     wire.BackgroundKilled(2**32 - 1),
+    wire.Reset(2**32 - 1),
+    wire.ResetDone(),
     wire.FsRequest(
         wire.OpOpenFile(
             "f",

@@ -84,6 +84,7 @@ def test_only_a_relay_sends_what_sets_up_the_guest() -> None:
         wire.InitAck,
         wire.ClientDisconnected,
         wire.ClockSync,
+        wire.Reset,
     }
 
 

@@ -81,6 +81,8 @@ MESSAGES: list[wire.Message] = [
     wire.ExecStarted(1, 2**64 - 1),
     wire.KillBackground(2**64 - 1, 2**32 - 1),
     wire.BackgroundKilled(2**32 - 1),
+    wire.Reset(2**32 - 1),
+    wire.ResetDone(),
     wire.ExecStdin(b""),
     wire.ExecStdinError(errno=32, errno_name="EPIPE", message="m"),
     wire.ExecStdinError(message=""),

@@ -16,7 +16,7 @@ FLAGS = {
     wire.FLAG_TERMINAL: {
         *("core.pong", "core.touched", "core.error", "core.exec.exited", "core.exec.failed"),
         *("core.fs.response", "core.tcp.closed", "core.tcp.failed"),
-        *("trio.relay.forgotten", "trio.background.killed"),
+        *("trio.relay.forgotten", "trio.background.killed", "trio.reset.done"),
     },
 }
 GENERATIONS = {
@@ -28,12 +28,13 @@ GENERATIONS = {
         *("core.bootstrap", "trio.credit", "trio.cancel", "trio.tcp.broken"),
         *("trio.exec.ended", "trio.exec.left", "trio.exec.release", "trio.exec.kill", "trio.relay.lost"),
         *("trio.exec.dropped", "trio.relay.forgotten", "trio.background.kill", "trio.background.killed"),
+        *("trio.reset", "trio.reset.done"),
     },
     9: {"core.workload.transport.credit"},
 }
 CONTROL = {
     *("core.bootstrap", "core.init.resolved", "core.init.ack", "core.ready", "core.shutdown"),
-    *("core.relay.client.disconnected", "core.clock.sync", "trio.relay.lost"),
+    *("core.relay.client.disconnected", "core.clock.sync", "trio.relay.lost", "trio.reset"),
     "core.workload.transport.credit",
 }
 BOTH_WAYS = {"core.fs.data", "core.tcp.data", "core.tcp.eof", "trio.credit"}
@@ -43,14 +44,15 @@ AGENT_SENDS = {
     *("core.exec.exited", "core.exec.failed", "core.fs.response", "core.tcp.connected"),
     *("core.tcp.closed", "core.tcp.failed", "trio.exec.ended", "trio.exec.left", "trio.relay.lost"),
     *("trio.tcp.broken", "trio.exec.dropped", "trio.relay.forgotten", "trio.background.killed"),
+    *("trio.reset.done",),
     "core.workload.transport.credit",
 }
 
 
-def test_there_are_the_32_types_of_generation_7_one_of_a_newer_and_twelve_of_our_own() -> None:
+def test_there_are_the_32_types_of_generation_7_one_of_a_newer_and_fourteen_of_our_own() -> None:
     core = [row for row in wire.MESSAGE_TYPES.values() if row.name.startswith("core.")]
     assert len([row for row in core if row.generation <= wire.GENERATION]) == 32
-    assert (len(core), len(wire.MESSAGE_TYPES)) == (33, 45)
+    assert (len(core), len(wire.MESSAGE_TYPES)) == (33, 47)
 
 
 @pytest.mark.parametrize("row", wire.MESSAGE_TYPES.values(), ids=lambda row: row.name)

@@ -62,6 +62,8 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         disk: the root directory is what the machine's disk has; then there is nothing in ``lower``.
         mounts: directories of the host that are mounted on the root directory.
         ports: names of virtio ports, beside the agent's own, which programs find below ``/dev/virtio-ports``.
+        stays: whether the machine waits for another host when this one has gone, and is not turned off. To that
+            one only the names, the time, the seed, the environment and the user are its own.
     """
 
     seed: bytes
@@ -76,6 +78,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mounts: tuple[Mount, ...] = ()
     disk: bool = False
     ports: tuple[str, ...] = ()
+    stays: bool = False
 
 
 def pack(welcome: Welcome) -> bytes:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, final, get_arg
 from trio_console._wire.frames import FLAG_SESSION_START, FLAG_SHUTDOWN, FLAG_TERMINAL
 from trio_console._wire.messages import (
     EXEC_ENDS,
+    RESETS,
     BackgroundKilled,
     Bootstrap,
     Cancel,
@@ -51,6 +52,8 @@ from trio_console._wire.messages import (
     Pong,
     Ready,
     RelayLost,
+    Reset,
+    ResetDone,
     Shutdown,
     StreamName,
     TcpBroken,
@@ -212,6 +215,8 @@ def _table() -> Mapping[str, MessageType]:
             "trio.background.kill", KillBackground, 0, 7, down, "call", opens, overtakes=True, feature=EXEC_ENDS
         ),
         MessageType("trio.background.killed", BackgroundKilled, last, 7, up, "call", ends, overtakes=True),
+        MessageType("trio.reset", Reset, 0, 7, down, host_only=True, feature=RESETS),
+        MessageType("trio.reset.done", ResetDone, last, 7, up, "call", ends),
     )
     return MappingProxyType({row.name: row for row in rows})
 

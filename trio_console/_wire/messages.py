@@ -94,6 +94,10 @@ FORGETS: Final = "forgets"
 """A word in ``Ready.features``: the agent answers a `ClientDisconnected` with ``confirm``."""
 
 
+RESETS: Final = "resets"
+"""A word in ``Ready.features``: the agent goes back to where it was before its host came, if it gets a `Reset`."""
+
+
 class Message(Struct, frozen=True):
     """Base of all messages."""
 
@@ -396,6 +400,21 @@ class BackgroundKilled(Message, frozen=True):
     """Answer to `KillBackground`: how many processes had not ended when the grace was over."""
 
     alive: U32
+
+
+@final
+class Reset(Message, frozen=True):
+    """To the agent, from its console's owner: end all sessions, forget all settings, and wait for another host.
+
+    ``confirm`` is the id for the answer to it.
+    """
+
+    confirm: U32
+
+
+@final
+class ResetDone(Message, frozen=True):
+    """Answer to `Reset`, when all sessions are over: nothing more comes, and the agent closes its console."""
 
 
 @final

@@ -91,11 +91,7 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
-    port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-    _write_all(port, GREETING)
-    welcome = unpack(partial(os.read, port))
-    if welcome is None:
-        return  # the host has gone
+    port, welcome = _wait_for_host()
     _be_unlike_others(welcome)
     _name(welcome)
     _link_ports(welcome.ports)
@@ -106,18 +102,29 @@ def _run(began: int) -> None:
     for mount in welcome.mounts:
         os.makedirs(mount.path, exist_ok=True)
         _mount_share(mount, mount.path)
-    os.environ.clear()
-    os.environ.update({"PATH": _PATH, **welcome.env})
     _serve(port, welcome, began)
 
 
 def _serve(port: int, welcome: Welcome, began: int) -> None:
+    """Be the agent of one host, and of the next ones, if the machine stays."""
     # Imported late, although long since loaded: what comes before must be able to say what is wrong.
     from trio_console.agent._main import run
-    from trio_console.agent._serve import AgentOptions
+    from trio_console.agent._serve import AgentOptions, Lasting
     from trio_console.agent._system.console import open_fd
 
-    run(partial(open_fd, port), AgentOptions(owns_process=True, user=welcome.user), began=began)
+    lasting = Lasting()
+    while True:
+        os.environ.clear()
+        os.environ.update({"PATH": _PATH, **welcome.env})
+        options = AgentOptions(owns_process=True, user=welcome.user)
+        run(partial(open_fd, port), options, began=began, lasting=lasting if welcome.stays else None)
+        if not lasting.goes_on:
+            return
+        # The console was closed. What the last host has sent, or was to get, is not the next one's.
+        former = welcome.hostname
+        port, welcome = _wait_for_host()
+        _be_unlike_others(welcome)
+        _rename(welcome, former)
 
 
 def modules_of_agent() -> Iterator[str]:
@@ -209,6 +216,20 @@ def _link_ports(names: Sequence[str]) -> None:
         os.symlink(f"../{os.path.basename(_device_of(name))}", f"/dev/virtio-ports/{name}")
 
 
+def _wait_for_host() -> tuple[int, Welcome]:
+    """Wait for a host, as long as it takes; returns its console, and what it has said first.
+
+    A virtio port without a host reads as if it were at end of file, and a write waits for a host. So this waits
+    for the next one also if a host goes before it has said all, and while the machine is being saved.
+    """
+    port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+    while True:
+        _write_all(port, GREETING)
+        welcome = unpack(partial(os.read, port))
+        if welcome is not None:
+            return port, welcome
+
+
 def _write_all(fd: int, data: bytes) -> None:
     while data:
         data = data[os.write(fd, data) :]
@@ -230,6 +251,16 @@ def _name(welcome: Welcome) -> None:
     _write("/etc/hostname", f"{welcome.hostname}\n".encode())
     _write("/etc/hosts", f"127.0.0.1 localhost {welcome.hostname}\n::1 localhost\n".encode())
     _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
+
+
+def _rename(welcome: Welcome, former: str) -> None:
+    """Change the machine's names, and nothing else that programs may have written beside them."""
+    _write("/etc/hostname", f"{welcome.hostname}\n".encode())
+    _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
+    with contextlib.suppress(OSError):
+        with open("/etc/hosts", "rb") as file:
+            text = file.read()
+        _write("/etc/hosts", text.replace(former.encode(), welcome.hostname.encode()))
 
 
 def _write(path: str, data: bytes) -> None:

@@ -20,7 +20,7 @@ from trio_console._standard import fill_standard_descriptors
 from trio_console._trio.turns import keep_collections_short
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
-from trio_console.agent._serve import AgentOptions, serve_agent
+from trio_console.agent._serve import AgentOptions, Lasting, serve_agent
 from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
 from trio_console.agent._system.console import (
     accept_unix,
@@ -87,6 +87,7 @@ def run(
     began: int,
     note: str = "",
     owns_machine: bool = False,
+    lasting: Lasting | None = None,
 ) -> int:
     """Run the agent as what this process is for; return the exit status.
 
@@ -96,6 +97,7 @@ def run(
         began: when it began, in ns of the boot clock.
         note: is added to the reason of a failed boot.
         owns_machine: whether the machine is turned off at the end.
+        lasting: see `serve_agent`.
     """
     _prepare_signals()
     signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
@@ -108,7 +110,7 @@ def run(
         _try_to_be_subreaper()
     keep_collections_short()
     try:
-        return trio.run(_serve, stream, options, began, note)
+        return trio.run(_serve, stream, options, began, note, lasting)
     finally:
         if owns_machine:
             trio.run(flush_disks)
@@ -133,9 +135,11 @@ def _give_up(*, owns_machine: bool) -> None:
     os._exit(EXIT_FAILED)
 
 
-async def _serve(stream: trio.abc.Stream, options: AgentOptions, began: int, note: str) -> int:
+async def _serve(
+    stream: trio.abc.Stream, options: AgentOptions, began: int, note: str, lasting: Lasting | None
+) -> int:
     try:
-        ending = await serve_agent(stream, options=options, boot_time_ns=began)
+        ending = await serve_agent(stream, options=options, boot_time_ns=began, lasting=lasting)
     except BootError as exc:
         log(f"{exc}{note}")
         return exc.exit_code

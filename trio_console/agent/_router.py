@@ -46,6 +46,7 @@ class Ending(enum.Enum):
     CONSOLE_CLOSED = enum.auto()
     OUT_OF_STEP = enum.auto()
     SHUT_DOWN = enum.auto()
+    RESET = enum.auto()
 
 
 #: Writes a report to the agent's stderr. It never blocks: the host may not read it.
@@ -75,6 +76,7 @@ class Router:
             ended.
         set_clock: called with nanoseconds since the epoch, or ``None`` to leave the clock alone.
         shutdown_grace: seconds that sessions are given to end in order.
+        resets: whether a reset is obeyed, as the agent has announced it then.
     """
 
     def __init__(
@@ -87,6 +89,7 @@ class Router:
         forget_client: Callable[[int, int], object],
         set_clock: Callable[[int], object] | None,
         shutdown_grace: float,
+        resets: bool = False,
     ) -> None:
         self._source = source
         self._sender = sender
@@ -97,6 +100,7 @@ class Router:
         self._shutdown_grace = shutdown_grace
         self._ended = trio.Event()  # one more session
         self._shutdown = trio.CancelScope()
+        self._reset: int | None = None  # the id for the answer to a reset
         self._grace: float | None = None  # seconds until the host ends the guest by force, if it has told that
         self._controls: Mapping[type[wire.Message], Callable[[int, wire.Message], None]] = {
             wire.Ping: self._ping,
@@ -105,6 +109,8 @@ class Router:
             wire.ClientDisconnected: _control(wire.ClientDisconnected, self._client_disconnected),
             wire.Shutdown: _control(wire.Shutdown, self._shut_down_in_time),
         }
+        if resets:
+            self._controls = {**self._controls, wire.Reset: _control(wire.Reset, self._begin_reset)}
         self._running: set[Session] = set()  # all, also those that were replaced under their id
         #: Sessions by id. A session that was replaced under its id is not in this table, but may still run.
         self.sessions: dict[int, Session] = {}
@@ -112,7 +118,10 @@ class Router:
     # Reading
 
     async def run(self) -> Ending:
-        """Serve until the console closes, breaks or gets out of step, or a shutdown is over."""
+        """Serve until the console closes, breaks or gets out of step, a shutdown is over, or a reset is wanted.
+
+        After a reset, and only then, the caller has to call `end_all`.
+        """
         ending = Ending.CONSOLE_CLOSED
         with self._shutdown:
             ending = await self._read()
@@ -135,6 +144,8 @@ class Router:
                     self._refuse(frame, lack)
                 if self._shutdown.cancel_called:
                     break  # frames that are buffered already are ignored
+                if self._reset is not None:
+                    return Ending.RESET
                 await self._sender.wait_room()
         except ProtocolError as exc:
             log(f"the console is out of step: {exc}")
@@ -247,6 +258,24 @@ class Router:
         if message.confirm is not msgspec.UNSET:
             # Behind all that was queued for these ids; nothing that a client can block is waited for.
             self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
+
+    # Reset
+
+    def _begin_reset(self, _id: int, message: wire.Reset) -> None:
+        self._reset = message.confirm
+
+    async def end_all(self) -> None:
+        """End all sessions, with all that their commands have started; then answer the reset, if there was one.
+
+        What commands have left whose sessions were over goes on. A start that hangs in the kernel is waited for.
+        """
+        for session in self._running:
+            with contextlib.suppress(*_GONE):  # nobody hears of its end
+                session.end()
+        while self._running:
+            await self._wait_for_an_end()
+        if self._reset is not None:
+            self._sender.commit_unreserved(wire.ResetDone(), self._reset)
 
     # Shutdown
 

@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from trio_console.agent._router import Opener
 
-__all__ = ["AgentOptions", "serve_agent"]
+__all__ = ["AgentOptions", "Lasting", "serve_agent"]
 
 _M = TypeVar("_M", bound=wire.Message)
 
@@ -145,11 +145,33 @@ class AgentOptions:
     user: str | None = None
 
 
+@final
+class Lasting:
+    """What outlives a host, for an agent whose machine may get another one: see `serve_agent`.
+
+    Attributes:
+        births: has the cgroups of commands.
+        sinks: descriptors that processes write to, and whose output is dropped, with the client of each.
+        goes_on: whether the last host has gone, or has reset the agent, so that the next one is to be waited for.
+    """
+
+    def __init__(self) -> None:
+        self.births: Births | None = None
+        self.sinks: list[tuple[int, int]] = []
+        self.goes_on = False
+
+    def close(self) -> None:
+        """Close the descriptors, because there is no next host."""
+        while self.sinks:
+            os.close(self.sinks.pop()[0])
+
+
 async def serve_agent(
     stream: trio.abc.Stream,
     *,
     options: AgentOptions | None = None,
     boot_time_ns: int | None = None,
+    lasting: Lasting | None = None,
 ) -> Ending:
     """Run the agent at this end of ``stream``: boot, and then serve until the console or the guest ends.
 
@@ -160,6 +182,9 @@ async def serve_agent(
         stream: the console.
         options: see `AgentOptions`; `None` for the defaults.
         boot_time_ns: when the agent began, in ns of the boot clock; `None`, the default, for now.
+        lasting: makes the agent one whose host may be followed by another, for which it is called again, with the
+            same `Lasting`. If the host has gone, or has reset the agent, then only what belongs to sessions that
+            were under way was ended: processes that commands have left go on. `None`, the default, for one host.
 
     Returns:
         Why it ended.
@@ -168,15 +193,25 @@ async def serve_agent(
         BootError: the host sent no valid bootstrap, or a bootstrap with settings that cannot be made.
     """
     options = options or AgentOptions()
-    births = _births(options)
-    agent = _Agent(stream, options, births, boot_time_ns or BootTimes.now())
+    births = None if lasting is None else lasting.births
+    if births is None:
+        births = _births(options)
+    agent = _Agent(stream, options, births, boot_time_ns or BootTimes.now(), lasting)
+    goes_on = False
     try:
-        return await agent.run()
+        ending = await agent.run()
+        goes_on = agent.has_let_go
+        return ending
     finally:
         agent.headroom.restore()
-        with trio.move_on_after(_KILL_GRACE, shield=True):
-            await births.end()
-            await (kill_remaining() if options.owns_process else agent.kill_rest())
+        if lasting is not None:
+            lasting.births, lasting.goes_on = births, goes_on
+        if not goes_on:
+            with trio.move_on_after(_KILL_GRACE, shield=True):
+                await births.end()
+                await (kill_remaining() if options.owns_process else agent.kill_rest())
+            if lasting is not None:
+                lasting.close()
 
 
 def _births(options: AgentOptions) -> Births:
@@ -202,11 +237,22 @@ def _slot_of(session_id: int) -> int:
 
 @final
 class _Agent:
-    def __init__(self, stream: trio.abc.Stream, options: AgentOptions, births: Births, boot_time_ns: int) -> None:
+    def __init__(
+        self,
+        stream: trio.abc.Stream,
+        options: AgentOptions,
+        births: Births,
+        boot_time_ns: int,
+        lasting: Lasting | None,
+    ) -> None:
         self.options = options
+        self.has_let_go = False  # of all that belongs to its host, for the next one
         self.headroom = FdHeadroom()
         self._stream = stream
+        self._lasting = lasting
         self._outbox = Outbox(stream)
+        self._writing = trio.CancelScope()
+        self._written = trio.Event()
         self._source = FrameSource(stream)
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
@@ -241,7 +287,8 @@ class _Agent:
                     outcome = exc  # raised below, where no nursery wraps it
                 except (trio.BrokenResourceError, trio.ClosedResourceError):
                     pass  # the console went away while it was being booted
-                self._set_last_deadline()
+                if not self.has_let_go:
+                    self._set_last_deadline()
                 await self._say_the_rest()
                 nursery.cancel_scope.cancel()
         finally:
@@ -260,7 +307,7 @@ class _Agent:
         """Give the host a moment to read what is queued for it, such as the last output of commands."""
         self._outbox.close()
         with trio.move_on_after(_LAST_WORDS_TIME):
-            await trio.sleep_forever()  # `_write` ends this when all was written, or the console is gone
+            await self._written.wait()
 
     def _set_last_deadline(self) -> None:
         """Bound the time of the end, because a start that hangs in the kernel cannot be cancelled."""
@@ -268,8 +315,11 @@ class _Agent:
             signal.alarm(_LAST_DEADLINE)
 
     async def _write(self, everything: trio.CancelScope) -> None:
-        await self._outbox.run()
-        everything.cancel()  # the host does not read any more
+        with self._writing:
+            await self._outbox.run()
+        self._written.set()
+        if self._lasting is None:
+            everything.cancel()  # the host does not read any more
 
     async def _boot_and_serve(self, nursery: trio.Nursery) -> Ending:
         window, first = self.options.stdin_window, self.options.first_input
@@ -281,6 +331,7 @@ class _Agent:
             flow=wire.Flow(window, window - first) if first < window else wire.Flow(window),
             is_init=self._is_init,
             user=self.options.user,
+            resets=self._lasting is not None,
         )
         self._births.prepare()
         sender = Sender(self._outbox, Activity())
@@ -292,9 +343,10 @@ class _Agent:
             forget_client=partial(self._forget_client, nursery),
             set_clock=set_clock if self._is_init else None,
             shutdown_grace=self.options.shutdown_grace,
+            resets=self._lasting is not None,
         )
         self._router = router
-        self._sinks = Sinks(nursery, self.headroom)
+        self._sinks = Sinks(nursery, self.headroom, None if self._lasting is None else self._lasting.sinks)
         self._lookups = Lookups(nursery)
         nursery.start_soon(self._hunt.run)
         nursery.start_soon(self._files.run)
@@ -302,7 +354,19 @@ class _Agent:
         if self.options.owns_process:
             nursery.start_soon(reap_orphans, self._leaders)
             nursery.start_soon(self._obey_sigterm, router)
-        return await router.run()
+        ending = await router.run()
+        # (A host may go in the middle of a frame: then the frames are out of step, too.)
+        gone = ending is Ending.CONSOLE_CLOSED or self._source.is_over
+        if self._lasting is not None and (gone or ending is Ending.RESET):
+            await self._let_go(router, gone=gone)
+        return ending
+
+    async def _let_go(self, router: Router, *, gone: bool) -> None:
+        """End what belongs to the host, which is not there any more, or wants that."""
+        if gone:
+            self._writing.cancel()  # a virtio port without a host takes nothing, and never says that it is ready
+        await router.end_all()
+        self.has_let_go = True
 
     async def _obey_sigterm(self, router: Router) -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:

@@ -25,7 +25,7 @@ _ROWS: Final = list(wire.MESSAGE_TYPES.values())
 _FLAGS: Final = {
     **dict.fromkeys(("core.pong", "core.touched", "core.error", "core.exec.exited", "core.exec.failed"), 1),
     **dict.fromkeys(("core.fs.response", "core.tcp.closed", "core.tcp.failed"), 1),
-    **dict.fromkeys(("trio.relay.forgotten", "trio.background.killed"), 1),
+    **dict.fromkeys(("trio.relay.forgotten", "trio.background.killed", "trio.reset.done"), 1),
     **dict.fromkeys(("core.exec.request", "core.fs.request", "core.tcp.connect"), 2),
     "core.shutdown": 4,
 }

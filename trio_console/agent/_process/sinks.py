@@ -23,13 +23,27 @@ _PAUSE: Final = 0.1
 
 @final
 class Sinks:
-    """The descriptors whose output is dropped, each by a task of ``nursery``; they count among ``headroom``'s."""
+    """The descriptors whose output is dropped, each by a task of ``nursery``; they count among ``headroom``'s.
 
-    def __init__(self, nursery: trio.Nursery, headroom: FdHeadroom) -> None:
+    Args:
+        nursery: cancelled at the end.
+        headroom: see `FdHeadroom`.
+        kept: gets the descriptors that are left at the end, with the client of each, for the sinks that come next;
+            with `None` they are closed.
+    """
+
+    def __init__(
+        self, nursery: trio.Nursery, headroom: FdHeadroom, kept: list[tuple[int, int]] | None = None
+    ) -> None:
         self._nursery = nursery
         self._headroom = headroom
+        self._kept = kept
         self.count = 0
         self.bytes_dropped = 0
+        if kept is not None:
+            left, kept[:] = list(kept), []
+            for fd, client in left:
+                self.take(fd, client)
 
     def take(self, fd: int, client: int) -> None:
         """Drop all that comes from a non-blocking descriptor of a client's command, and close it at its end."""
@@ -38,6 +52,7 @@ class Sinks:
         self._nursery.start_soon(self._drop, fd, client)
 
     async def _drop(self, fd: int, client: int) -> None:
+        ended = False
         try:
             while True:
                 try:
@@ -49,11 +64,15 @@ class Sinks:
                 except BlockingIOError:
                     continue
                 except OSError:  # EIO: a terminal that no process has open any more
-                    return
+                    data = b""
                 if not data:
+                    ended = True
                     return
                 self.bytes_dropped += len(data)
         finally:
             self.count -= 1
             self._headroom.release(client, 1)
-            os.close(fd)
+            if ended or self._kept is None:
+                os.close(fd)
+            else:
+                self._kept.append((fd, client))

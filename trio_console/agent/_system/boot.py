@@ -98,6 +98,8 @@ class FrameSource:
         self._stream = stream
         self._decoder = wire.FrameDecoder()
         self._turn = Turn(_LONGEST_TURN)
+        #: Whether no more bytes come.
+        self.is_over = False
 
     @property
     def has_more(self) -> bool:
@@ -119,8 +121,10 @@ class FrameSource:
             try:
                 data = await self._stream.receive_some(_READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
+                self.is_over = True
                 return None
             if not data:
+                self.is_over = True
                 self._decoder.feed_eof()
                 return None
             self._decoder.feed(bytes(data))
@@ -137,10 +141,11 @@ async def boot(
     flow: wire.Flow,
     is_init: bool,
     user: str | None = None,
+    resets: bool = False,
 ) -> ExecDefaults:
     """Exchange all frames of the boot; returns the bootstrap's defaults for commands.
 
-    ``user`` is that of commands if the bootstrap names none.
+    ``user`` is that of commands if the bootstrap names none; ``resets`` whether the agent obeys a reset.
 
     Raises:
         BootError: the host sent another frame or none, or a setting that cannot be made.
@@ -160,7 +165,7 @@ async def boot(
         ready_time_ns=now,
         agent_version=agent_version,
         flow=flow,
-        features=_FEATURES,
+        features=(*_FEATURES, wire.RESETS) if resets else _FEATURES,
     )
     outbox.send_control(wire.encode(ready))
     return defaults
