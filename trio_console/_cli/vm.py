@@ -14,6 +14,7 @@ from trio_console._cli.standard import say
 from trio_console._errors import in_words
 from trio_console._guests.images.disk import KIND as DISKS
 from trio_console._guests.machine.accelerator import ANSWERS, kvm_runs
+from trio_console._guests.machine.jail import JAILS, find_bubblewrap
 from trio_console._guests.machine.qemu import find_qemu, modules_for
 from trio_console._guests.machine.stock.cache import directory, prune
 from trio_console._guests.machine.stock.initramfs import INITRAMFS
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["vm"]
 
-_KINDS: Final = (ANSWERS, DISKS, INITRAMFS, KERNELS, TEMPLATES)
+_KINDS: Final = (ANSWERS, DISKS, INITRAMFS, JAILS, KERNELS, TEMPLATES)
 
 
 def vm(args: argparse.Namespace) -> int:
@@ -61,7 +62,7 @@ class _Finding(NamedTuple):
 
 async def _doctor() -> int:
     kernels = [_kernel("kernel", shares=False), _kernel("kernel with shares", shares=True)]
-    findings = [_qemu(), *kernels, _kvm(runs=await kvm_runs())]
+    findings = [_qemu(), *kernels, _kvm(runs=await kvm_runs()), await _jail()]
     width = max(len(finding.what) for finding in findings)
     for finding in findings:
         _print(f"{finding.what:{width}}  {'yes' if finding.works else 'no':3}  {finding.why}")
@@ -98,3 +99,12 @@ def _kvm(*, runs: bool) -> _Finding:
     else:
         why = "/dev/kvm opens, but does not run a guest's kernel on the processor"
     return _Finding("KVM", works=False, why=f"{why}; machines are emulated")
+
+
+async def _jail() -> _Finding:
+    what = "bubblewrap"
+    try:
+        await find_bubblewrap(find_qemu())
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        return _Finding(what, works=False, why=f"{in_words(exc)}; QEMU has its own filter alone")
+    return _Finding(what, works=True, why="QEMU runs in it, and sees only its own files")

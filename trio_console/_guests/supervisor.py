@@ -59,6 +59,9 @@ _STDERR_TAIL: Final = 4096
 
 _LAST_STANDARD_FD: Final = 2
 
+#: Above this is the exit status that stands for a signal.
+_BY_SIGNAL: Final = 128
+
 
 def check_workers(workers: Workers) -> Workers:
     """Raise if ``workers`` is none of the two words; return it."""
@@ -238,6 +241,8 @@ async def attend(
     stderr: trio.abc.ReceiveStream,
     begun: Callable[[Tail], None],
     tell: Callable[[], Awaitable[None]] | None = None,
+    *,
+    wrapped: bool = False,
 ) -> None:
     """Read the error output of a process until it ends; if cancelled, or if ``tell`` raises, end it.
 
@@ -247,8 +252,9 @@ async def attend(
         stderr: our end of its error output.
         begun: is told by whom the output is kept.
         tell: is run meanwhile.
+        wrapped: see `Tail`.
     """
-    tail = Tail(process, name)
+    tail = Tail(process, name, wrapped=wrapped)
     # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
     # not block in the write.
     reading = trio.CancelScope(shield=True)
@@ -269,11 +275,18 @@ async def attend(
 class Tail:
     """A process, and the last that it has said on its error output.
 
+    Args:
+        process: it was started just now.
+        name: of the process, for messages.
+        wrapped: whether it runs in another one, which is the one that was started, and exits with its status, or
+            with 128 and the number of the signal that has killed it.
+
     Attributes:
         heard: how many bytes it has said so far.
     """
 
-    def __init__(self, process: trio.Process, name: str) -> None:
+    def __init__(self, process: trio.Process, name: str, *, wrapped: bool = False) -> None:
+        self._wrapped = wrapped
         self.process: Final = process
         self.name: Final = name
         self.heard = 0
@@ -309,6 +322,8 @@ class Tail:
             await self.process.wait()
             await self._ended.wait()
         code = self.process.returncode
+        if code is not None and code > _BY_SIGNAL and self._wrapped:
+            code = _BY_SIGNAL - code
         if code is None:
             what = f"{self.name} still runs"
         elif code < 0:

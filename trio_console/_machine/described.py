@@ -19,6 +19,7 @@ class Machine:
     Attributes:
         accelerator: ``"kvm"``, or ``"tcg"`` for a processor that QEMU emulates.
         model: QEMU's name for the kind of machine: ``"microvm"``, or ``"q35"``, with which a start is tried last.
+        jail: what is around QEMU: ``"bwrap"`` for bubblewrap and seccomp, ``"seccomp"``, or ``"none"``.
         kernel: the release of its kernel, as ``uname -r`` says it.
         cloned: whether it goes on from a machine that was started before.
         attempts: how many starts it took; 1 unless a machine said nothing and was given up.
@@ -29,6 +30,7 @@ class Machine:
 
     accelerator: str
     model: str
+    jail: str
     kernel: str
     cloned: bool
     attempts: int

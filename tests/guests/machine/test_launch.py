@@ -55,7 +55,7 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
 def wait(monkeypatch: pytest.MonkeyPatch, ends: tuple[socket.socket, socket.socket]) -> Wait:
     def wait(machine: Machine) -> Awaitable[None]:
         monkeypatch.setattr(launch, "_worked", machine.worked)
-        return launch._hear_greeting(ends[0], machine)  # type: ignore[arg-type]
+        return launch._hear_greeting(ends[0], machine, machine.pid)  # type: ignore[arg-type]
 
     return wait
 

@@ -27,6 +27,13 @@ def test_qemu_may_start_no_program_and_has_no_network(model: str) -> None:
     assert not any("net" in word for word in [*value_of("-device", made), *value_of("-netdev", made)])
 
 
+def test_qemus_own_filter_is_left_out_only_where_that_was_asked_for() -> None:
+    assert PLAN.jailed_by == "seccomp"
+    without = replace(PLAN, sandbox=False)
+    assert "-sandbox" not in command(without, "microvm", 7)
+    assert without.jailed_by == "none"
+
+
 def test_a_share_is_read_only_unless_it_is_writable() -> None:
     shared = [Shared("a", "/x,y", False), Shared("b", "/z", True)]
     first, second = value_of("-fsdev", command(replace(PLAN, shared=shared), "q35", 7))
@@ -72,6 +79,7 @@ def test_further_arguments_come_last() -> None:
         ({"memory_mib": 127}, "memory_mib must be at least 128"),
         ({"cpus": 0}, "cpus must be at least 1"),
         ({"accel": "hvf"}, "accel must be"),
+        ({"jail": "chroot"}, "jail must be"),
         ({"workers": "x"}, "workers must be"),
         ({"shares": {"mnt": "/"}}, "must be absolute"),
     ],

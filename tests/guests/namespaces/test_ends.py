@@ -15,6 +15,7 @@ from tests.tools.limits import HANG
 from tests.tools.pids import agent_of
 from trio_console import BubblewrapGuest, GuestLostError, open_guest
 from trio_console._guests.namespaces import bubblewrap
+from trio_console._guests.namespaces.inside import Inside
 from trio_console._processes import GUEST_MARK
 
 if TYPE_CHECKING:
@@ -134,7 +135,7 @@ async def test_cancelled_at_its_start_it_leaves_nothing(started: Started) -> Non
 
 async def test_an_agent_that_a_command_has_taken_over_is_killed() -> None:
     # It may have another environment by then, and no console.
-    inside = bubblewrap._Inside("no process has this mark")
+    inside = Inside("no process has this mark")
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:  # noqa: ASYNC220
         assert inside.learn(process.pid)
         inside.kill()
@@ -142,7 +143,7 @@ async def test_an_agent_that_a_command_has_taken_over_is_killed() -> None:
 
 
 async def test_what_has_got_the_number_of_an_agent_lives() -> None:
-    inside = bubblewrap._Inside("no process has this mark")
+    inside = Inside("no process has this mark")
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:  # noqa: ASYNC220
         assert inside.learn(process.pid)
         inside._started = "1"
@@ -154,7 +155,7 @@ async def test_what_has_got_the_number_of_an_agent_lives() -> None:
 
 
 async def test_an_agent_without_its_mark_is_waited_for_at_the_end() -> None:
-    inside = bubblewrap._Inside("no process has this mark")
+    inside = Inside("no process has this mark")
     with subprocess.Popen(["sleep", "1000"], start_new_session=True) as process:  # noqa: ASYNC220
         assert inside.learn(process.pid)
         with trio.fail_after(HANG):

@@ -10,7 +10,7 @@ from typing import Final, Literal, TypeAlias
 from trio_console._guests.interpreter import executable, place_of_this_package
 from trio_console._guests.machine.stock.cache import by_thread, kept, key_of
 
-__all__ = ["ANSWERS", "Accelerator", "check_accelerator", "choose", "kvm_runs"]
+__all__ = ["ANSWERS", "Accelerator", "check_accelerator", "choose", "kvm_runs", "start_of_this_machine"]
 
 Accelerator: TypeAlias = Literal["auto", "kvm", "tcg"]
 
@@ -48,11 +48,12 @@ async def kvm_runs() -> bool:
     """
     if not os.access(_DEVICE, os.R_OK | os.W_OK):
         return False
-    place = await kept(ANSWERS, key_of(os.uname().release, _start_of_this_machine()), by_thread(_ask))
+    place = await kept(ANSWERS, key_of(os.uname().release, start_of_this_machine()), by_thread(_ask))
     return (place / _ANSWER).read_text() == _YES
 
 
-def _start_of_this_machine() -> str:
+def start_of_this_machine() -> str:
+    """Another text after each start of this machine."""
     return Path("/proc/sys/kernel/random/boot_id").read_text()
 
 

@@ -14,6 +14,7 @@ import trio
 
 from trio_console._guests.images.disk import disk_of
 from trio_console._guests.machine.accelerator import check_accelerator, choose
+from trio_console._guests.machine.jail import check_jail, find_jail
 from trio_console._guests.machine.launch import NotBootedError, run_machine
 from trio_console._guests.machine.ports import Ports, check_ports
 from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from trio_console._guests.machine.accelerator import Accelerator
+    from trio_console._guests.machine.jail import Jail
     from trio_console._guests.machine.launch import Started
     from trio_console._guests.machine.stock.kernel import Kernel
     from trio_console._guests.machine.view import View
@@ -92,7 +94,12 @@ class MicroVMGuest(GuestSpec):
             setup``, or else one of this machine's.
         accel: ``"kvm"``, ``"tcg"`` (QEMU's emulation), or ``"auto"``, the default: KVM if a test shows that it
             runs guests, and else emulation. That ``/dev/kvm`` exists shows nothing.
-        extra_args: further arguments for QEMU. They can undo everything that is said here.
+        jail: what keeps in a QEMU that its machine has taken over. ``"seccomp"`` is QEMU's own filter of system
+            calls; ``"bwrap"`` is that, and bubblewrap around QEMU, which then sees no file, process or network of
+            this machine but what belongs to the guest; ``"auto"``, the default, is ``"bwrap"`` where that works,
+            and else ``"seccomp"``; ``"none"`` is neither. docs/machines.md says what differs.
+        extra_args: further arguments for QEMU. They can undo everything that is said here. Files that they name
+            are not seen in bubblewrap.
         workers: what moves the console's bytes in this program: ``"tasks"``, the default, or ``"threads"``. Tasks
             need no threads and less processor time; docs/embedding.md says when to take which.
 
@@ -100,7 +107,8 @@ class MicroVMGuest(GuestSpec):
         TypeError, ValueError: an argument is not valid.
 
     Opening it raises `RuntimeError` on a machine of another kind than x86-64, `FileNotFoundError` if QEMU, a
-    kernel, mke2fs, a root or a share is missing, `ValueError` for a root that is no image, a damaged one, or one
+    kernel, mke2fs, a root or a share is missing, or bubblewrap that must be there, `PermissionError` if that does
+    not work for this user, `ValueError` for a root that is no image, a damaged one, or one
     for another kind of machine, `NotADirectoryError` for a share that is no directory, and `GuestLostError` if
     the machine does not start in three attempts. The message has the last that its kernel and QEMU have said.
     """
@@ -118,6 +126,7 @@ class MicroVMGuest(GuestSpec):
         template: bool = True,
         kernel: PathLike | None = None,
         accel: Accelerator = "auto",
+        jail: Jail = "auto",
         extra_args: Sequence[str] = (),
         workers: Workers = "tasks",
     ) -> None:
@@ -138,6 +147,7 @@ class MicroVMGuest(GuestSpec):
         self._template = template
         self._kernel = None if kernel is None else Path(kernel)
         self._accel = check_accelerator(accel)
+        self._jail = check_jail(jail)
         self._extra_args = tuple(extra_args)
         self._workers = check_workers(workers)
 
@@ -173,7 +183,9 @@ class MicroVMGuest(GuestSpec):
             await machine.say(self._settings(view))
             phase = "boot" if template is None else "load"
             seconds = {"prepare": prepared - began, phase: time.monotonic() - prepared}
-            described = Machine(plan.accelerator, model, kernel.release, template is not None, attempt, seconds)
+            described = Machine(
+                plan.accelerator, model, plan.jailed_by, kernel.release, template is not None, attempt, seconds
+            )
             tail = machine.tail
             if self._ports:
                 await machine.monitor.begin()
@@ -206,6 +218,8 @@ class MicroVMGuest(GuestSpec):
             extra_args=self._extra_args,
             disk=disk,
             ports=self._ports,
+            sandbox=self._jail != "none",
+            jail=await find_jail(self._jail, qemu),
         )
 
     def _settings(self, view: View) -> bytes:

@@ -12,16 +12,20 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._guests.machine.jail import in_jail, jailed, memory_in_jail
 from trio_console._guests.machine.monitor import Monitor
 from trio_console._guests.machine.qemu import command
+from trio_console._guests.namespaces.advice import advised
+from trio_console._guests.namespaces.inside import Inside, child_of
 from trio_console._guests.supervisor import TheirEnds, attend, beyond_standard, start
 from trio_console._guests.warden import guarded
 from trio_console._machine.welcome import GREETING
 from trio_console._processes import GUEST_MARK
+from trio_console._trio.ending import see_through
 from trio_console._trio.sockets import enlarge_buffer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Sequence
 
     from trio_console._guests.machine.qemu import Memory, Plan
     from trio_console._guests.supervisor import Tail
@@ -49,13 +53,15 @@ class Started:
     Attributes:
         console: our end of its console.
         monitor: QEMU's monitor.
-        tail: QEMU, and the last that it and the machine's kernel have said.
+        tail: QEMU, or bubblewrap around it, and the last that they and the machine's kernel have said.
+        pid: the process id of QEMU.
     """
 
-    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail) -> None:
+    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail, pid: int) -> None:
         self.console: Final = console
         self.monitor: Final = monitor
         self.tail: Final = tail
+        self.pid: Final = pid
 
     async def hear_greeting(self) -> None:
         """Wait until the machine can be told its settings.
@@ -63,7 +69,7 @@ class Started:
         Raises:
             NotBootedError: it has ended, or does not come so far.
         """
-        await _hear_greeting(self.console, self.tail)
+        await _hear_greeting(self.console, self.tail, self.pid)
 
     async def say(self, settings: bytes) -> None:
         """Tell the machine its settings.
@@ -141,15 +147,17 @@ async def _run(
         (console, _), (control, _) = pairs
         theirs = [stack.enter_context(beyond_standard(end)) for _, end in pairs]
         ends = stack.enter_context(TheirEnds())
-        stderr = stack.enter_context(ends.error_pipe())
+        stderr, news = [stack.enter_context(ends.error_pipe()) for _ in range(2)]
+        their_err, their_news = ends.numbers
         numbers = [end.fileno() for end in theirs]
+        inside = Inside(mark)
         async with guarded(mark, whole=True) as guard:
             process = await start(
-                command(plan, model, numbers[0], monitor=numbers[1], memory=memory),
+                _command(plan, model, memory, numbers, their_news, mark),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                stderr=ends.numbers[0],
-                pass_fds=numbers,
+                stderr=their_err,
+                pass_fds=numbers if plan.jail is None else [*numbers, their_news],
                 env={**os.environ, GUEST_MARK: mark},
                 cwd="/",
             )
@@ -162,16 +170,45 @@ async def _run(
 
             @trio.lowlevel.enable_ki_protection
             async def tell() -> None:
-                await talk(Started(console, monitor, tails[0]))
+                (tail,) = tails
+                pid = process.pid
+                if plan.jail is not None:
+                    pid = await _learn(inside, news, tail)
+                    guard(pid)
+                await talk(Started(console, monitor, tail, pid))
                 turn.give_up()
 
-            await attend(process, "QEMU", stderr, tails.append, tell)
+            try:
+                await attend(process, "QEMU", stderr, tails.append, tell, wrapped=plan.jail is not None)
+            finally:
+                if plan.jail is not None:
+                    await see_through(inside.end)  # noqa: ASYNC102  (shields itself)
 
 
-async def _hear_greeting(sock: socket.socket, tail: Tail) -> None:
+def _command(
+    plan: Plan, model: str, memory: Memory | None, numbers: Sequence[int], news: int, mark: str
+) -> list[str]:
+    """The command that starts QEMU, in its jail if it is to have one."""
+    console, monitor = numbers
+    if plan.jail is None:
+        return command(plan, model, console, monitor=monitor, memory=memory)
+    inside = None if memory is None else memory_in_jail(memory)
+    made = command(in_jail(plan), model, console, monitor=monitor, memory=inside)
+    return [*jailed(plan.jail, plan, memory, news, mark), *made]
+
+
+async def _learn(inside: Inside, news: trio.abc.ReceiveStream, tail: Tail) -> int:
+    """Wait until bubblewrap has started QEMU; its process id."""
+    pid = await child_of(news)
+    if pid is None or not inside.learn(pid):
+        raise NotBootedError(advised(await tail.explain(), out_of_memory=False))
+    return pid
+
+
+async def _hear_greeting(sock: socket.socket, tail: Tail, pid: int) -> None:
     left = len(GREETING)
     while left:
-        await _wait_readable(sock, tail)
+        await _wait_readable(sock, tail, pid)
         try:
             data = sock.recv(left, socket.MSG_DONTWAIT)
         except BlockingIOError:
@@ -183,15 +220,15 @@ async def _hear_greeting(sock: socket.socket, tail: Tail) -> None:
         left -= len(data)
 
 
-async def _wait_readable(sock: socket.socket, tail: Tail) -> None:
+async def _wait_readable(sock: socket.socket, tail: Tail, pid: int) -> None:
     """Wait for bytes of a machine that works, or says something on its serial console."""
-    heard, worked = tail.heard, _worked(tail.process.pid)
+    heard, worked = tail.heard, _worked(pid)
     while True:
-        before = _worked(tail.process.pid)
+        before = _worked(pid)
         with trio.move_on_after(_LOOK):
             await trio.lowlevel.wait_readable(sock)
             return
-        now = _worked(tail.process.pid)
+        now = _worked(pid)
         if heard != tail.heard:
             heard, worked = tail.heard, now
         elif now - before < _STOPPED * _LOOK:

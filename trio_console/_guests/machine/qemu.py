@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from trio_console._guests.machine.jail import Bubblewrap
     from trio_console._guests.machine.view import Shared
 
 __all__ = ["MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for"]
@@ -55,6 +56,15 @@ class Plan:
     extra_args: Sequence[str]
     disk: Path | None = None
     ports: Sequence[str] = ()
+    sandbox: bool = True
+    jail: Bubblewrap | None = None
+
+    @property
+    def jailed_by(self) -> str:
+        """The word for what is around QEMU."""
+        if self.jail is not None:
+            return "bwrap"
+        return "seccomp" if self.sandbox else "none"
 
 
 @final
@@ -100,7 +110,8 @@ def command(
     """
     bus = _BUS[model]
     made = [
-        *(plan.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-sandbox", _SANDBOX),
+        *(plan.qemu, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
+        *(("-sandbox", _SANDBOX) if plan.sandbox else ()),
         *("-m", f"{plan.memory_mib}M", "-smp", str(plan.cpus)),
         *_processor(plan.accelerator),
         *_machine(model, ",memory-backend=memory" if memory else ""),
@@ -125,7 +136,7 @@ def command(
     if monitor is not None:
         made += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
     if memory is not None:
-        made += _memory(memory, plan.memory_mib)
+        made += _memory(memory, plan)
     if plan.disk is not None:
         path = str(plan.disk).replace(",", ",,")
         made += ["-drive", f"if=none,id=root,format=raw,readonly=on,file={path}"]
@@ -138,10 +149,12 @@ def chardev_of(number: int) -> str:
     return f"port{number}"
 
 
-def _memory(memory: Memory, mib: int) -> list[str]:
+def _memory(memory: Memory, plan: Plan) -> list[str]:
     path = str(memory.path).replace(",", ",,")
     shared = "off" if memory.private else "on"
-    made = ["-object", f"memory-backend-file,id=memory,size={mib}M,mem-path={path},share={shared}"]
+    if memory.private and plan.jail is not None and plan.jail.reads_only:
+        shared += ",readonly=on,rom=off"
+    made = ["-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={shared}"]
     return [*made, "-incoming", "defer"] if memory.private else made
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -53,7 +54,13 @@ async def template_of(plan: Plan, model: str) -> Path:
 
 def _key(plan: Plan, model: str) -> str:
     """A name for all that a template and its clones must have in common."""
-    words = command(plan, model, console=0, monitor=0, memory=Memory(Path(_MEMORY), private=False))
+    words = command(
+        replace(plan, sandbox=True, jail=None),
+        model,
+        console=0,
+        monitor=0,
+        memory=Memory(Path(_MEMORY), private=False),
+    )
     shared = {share.path for share in plan.shared}
     processor = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), "")
     alike = [word for word in words if not any(path in word for path in shared)]
@@ -68,6 +75,7 @@ def _lines(path: str) -> list[str]:
 
 async def _make(plan: Plan, model: str, place: Path) -> None:
     memory = Memory(place / _MEMORY, private=False)
+    memory.path.touch(0o600)  # it must be there to be seen in a jail
 
     async def save(machine: Started) -> None:
         await machine.hear_greeting()

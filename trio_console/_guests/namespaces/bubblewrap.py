@@ -7,10 +7,8 @@ whatever a command in the guest has made of it.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
-import signal
 import socket
 import subprocess
 from contextlib import suppress
@@ -21,16 +19,16 @@ from typing import TYPE_CHECKING, Final, final
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
-from trio_console._guests.leftovers import kill_left_behind
 from trio_console._guests.namespaces import advice, layout
 from trio_console._guests.namespaces.cgroups import limited
+from trio_console._guests.namespaces.inside import Inside, child_of
 from trio_console._guests.namespaces.runtime import find_runtime
 from trio_console._guests.process import PROGRAM
 from trio_console._guests.roots import Limits, Root, check_shares
 from trio_console._guests.spec import GuestSpec
 from trio_console._guests.supervisor import Ours, TheirEnds, beyond_standard, check_workers, start, watch
 from trio_console._guests.warden import guarded
-from trio_console._processes import GUEST_MARK, Wanted, start_time
+from trio_console._processes import GUEST_MARK
 from trio_console._trio.ending import see_through
 from trio_console._trio.sockets import enlarge_buffer
 from trio_console._trio.threads import in_thread
@@ -50,9 +48,6 @@ _ENVIRONMENT: Final = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": layout.HOME,
 }
-
-#: bubblewrap says some 300 bytes of what it has made.
-_MOST_SAID: Final = 65536
 
 
 @final
@@ -134,7 +129,7 @@ class BubblewrapGuest(GuestSpec):
         settings = {**_ENVIRONMENT, **self._env}
         program = layout.program(runtime, account, settings, etc=self._root is None) + PROGRAM
         mark = secrets.token_hex(16)
-        inside = _Inside(mark)
+        inside = Inside(mark)
         async with guarded(mark, whole=True) as guard:
             with limited(self._limits) as cgroups:
                 try:
@@ -200,45 +195,10 @@ class BubblewrapGuest(GuestSpec):
 
 
 @final
-class _Inside:
-    """The agent as this machine sees it: the first process in the guest's process namespace."""
-
-    def __init__(self, mark: str) -> None:
-        self._mark = mark
-        self._pid: int | None = None
-        self._started: str | None = None
-
-    def learn(self, pid: int) -> bool:
-        """Note its process id; returns whether it still runs."""
-        self._started = start_time(pid)
-        self._pid = None if self._started is None else pid
-        return self._pid is not None
-
-    def _living(self) -> frozenset[int]:
-        """Its process id, as long as it is no other process's."""
-        if self._pid is None or start_time(self._pid) != self._started:
-            return frozenset()
-        return frozenset({self._pid})
-
-    def kill(self) -> None:
-        """Kill it, and with it all of its namespace. Does not wait."""
-        for pid in self._living():
-            with suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-
-    async def end(self, patience: trio.CancelScope) -> None:
-        """Kill what is left, and wait until it is gone, for two seconds at most.
-
-        That is what has the guest's mark, and the agent, whatever that has by now.
-        """
-        await kill_left_behind(Wanted(GUEST_MARK, self._mark, members=self._living()), patience)
-
-
-@final
 class _Watched:
     """What is done for a guest between the start of bubblewrap and the agent's program."""
 
-    def __init__(self, inside: _Inside, guard: Callable[[int], None], cgroups: Cgroups) -> None:
+    def __init__(self, inside: Inside, guard: Callable[[int], None], cgroups: Cgroups) -> None:
         self.guard: Final = guard
         self._inside = inside
         self._cgroups = cgroups
@@ -248,16 +208,8 @@ class _Watched:
 
         Returns whether there is one; if not, bubblewrap has ended, and says why.
         """
-        said = bytearray()
-        async for data in news:
-            said += data
-            if len(said) > _MOST_SAID:
-                break
-        try:
-            pid = int(json.loads(said)["child-pid"])
-        except (ValueError, KeyError, TypeError):
-            return False
-        if not self._inside.learn(pid):
+        pid = await child_of(news)
+        if pid is None or not self._inside.learn(pid):
             return False
         self.guard(pid)
         with suppress(ProcessLookupError):

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trio_console._guests.namespaces.runtime import Runtime
     from trio_console._guests.roots import Share
 
-__all__ = ["HOME", "Account", "arguments", "find_account", "program"]
+__all__ = ["HOME", "NAMESPACES", "Account", "arguments", "find_account", "program"]
 
 HOME: Final = "/home/guest"
 
@@ -33,7 +33,8 @@ _SETTINGS: Final = ("/etc/alternatives", "/etc/ld.so.cache", "/etc/ld.so.conf", 
 #: What a root of the user's does not bring along: the guest has its own.
 _OWN: Final = frozenset({"dev", "home", "proc", "run", "sys", "tmp"})
 
-_NAMESPACES: Final = (
+#: What is a guest's own.
+NAMESPACES: Final = (
     *("--unshare-user", "--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts"),
     "--unshare-cgroup-try",
     # Root in a user namespace has all capabilities there, by which it could make read-only mounts writable.
@@ -122,7 +123,7 @@ def arguments(root: str | None, shares: Mapping[str, Share], runtime: Runtime) -
         FileNotFoundError: a path is not there.
         NotADirectoryError: the root is none.
     """
-    made = [*_NAMESPACES, *_root(root)]
+    made = [*NAMESPACES, *_root(root)]
     # Root may change settings of the kernel in /proc without any capability, and so all of this machine.
     made += ["--proc", "/proc", "--remount-ro", "/proc", "--dev", "/dev"]
     made += ["--perms", "1777", "--tmpfs", "/tmp", "--dir", HOME]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.stock.kernel import Kernel
 
-__all__ = ["INITRAMFS", "initramfs_of"]
+__all__ = ["INITRAMFS", "initramfs_of", "libraries_of"]
 
 #: The kind of these in the cache.
 INITRAMFS: Final = "initramfs"
@@ -188,7 +188,7 @@ def _add_python(archive: Archive) -> None:
         if (found := shutil.which(name, path=_PATHS)) is not None:
             loaded.append(found)
             archive.file(f"bin/{name}", Path(found).read_bytes(), 0o755)
-    for library in _libraries(loaded):
+    for library in libraries_of(loaded):
         archive.file(library, _stripped(library), 0o755)
 
 
@@ -211,7 +211,7 @@ def _modules() -> list[tuple[str, bool, str, bytes | None]]:
     return found
 
 
-def _libraries(files: Iterable[str]) -> Iterator[str]:
+def libraries_of(files: Iterable[str]) -> Iterator[str]:
     """The shared libraries that these programs and libraries need, by the paths at which they are looked for."""
     try:
         # (A script among them, or a static program, has none, and makes the status 1.)
