@@ -164,7 +164,7 @@ async def test_without_a_thread_the_boot_fails_with_what_to_do(
     monkeypatch.setattr("trio_console.agent._system.boot.in_thread", no_thread)
     with pytest.RaisesGroup(pytest.RaisesExc(Exception, match="Raise the limit")):
         async with agent(boot=False) as host:
-            await host.send(wire.Bootstrap())
+            await host.send(wire.Bootstrap(user="daemon"))
             await host.gone()
 
 

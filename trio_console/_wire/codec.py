@@ -23,7 +23,7 @@ import msgspec
 
 from trio_console._errors import ProtocolError
 from trio_console._wire import cbor
-from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, MessageType, type_of
+from trio_console._wire.catalogue import GENERATION, MESSAGE_TYPES, Direction, MessageType, type_of
 from trio_console._wire.cbor import (
     BYTES,
     TEXT,
@@ -61,6 +61,7 @@ __all__ = [
     "encode_with_window",
     "is_bulk",
     "is_costly",
+    "learn_messages",
     "measure_data",
     "peek_type",
     "receive",
@@ -534,6 +535,13 @@ _RESULT_TYPES: Final[Mapping[str, Any]] = {
     name: msgspec.structs.fields(cls)[0].type for name, cls in FS_RESULTS.items()
 }
 _MISSING: Final = re.compile(r"Object missing required field `(.*)`")
+
+
+def learn_messages(direction: Direction) -> None:
+    """Let msgspec look at the fields of all messages of a direction now, and not when one is decoded first."""
+    for row in MESSAGE_TYPES.values():
+        if direction in row.direction:
+            msgspec.json.Decoder(row.cls)
 
 
 def _convert(value: Any, cls: type[_M], path: str = "") -> _M:

@@ -22,7 +22,7 @@ import sys
 import time
 import traceback
 from functools import partial
-from typing import TYPE_CHECKING, Final, NoReturn
+from typing import TYPE_CHECKING, Final, NoReturn, final
 
 from trio_console._machine.welcome import GREETING, PORT, unpack
 from trio_console.agent._system.boot import BootTimes
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from trio_console._machine.welcome import Mount, Welcome
+    from trio_console.agent._serve import Settled
 
 __all__ = ["main", "modules_of_agent"]
 
@@ -91,8 +92,59 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
-    port, welcome = _wait_for_host()
-    _be_unlike_others(welcome)
+    _serve(began)
+
+
+def _serve(began: int) -> None:
+    """Be the agent of one host, and of the next ones, if the machine stays."""
+    # Imported late, although long since loaded: what comes before must be able to say what is wrong.
+    from trio_console._wire import Direction, learn_messages
+    from trio_console.agent._main import run
+    from trio_console.agent._serve import AgentOptions, Lasting
+    from trio_console.agent._system.console import open_fd
+
+    learn_messages(Direction.HOST_TO_AGENT)
+    lasting, settling = Lasting(), _Settling()
+    while True:
+        # What the last host has sent, or was to get, is not the next one's: its console was closed.
+        port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        options = AgentOptions(owns_process=True, settle=partial(settling.settle, port))
+        run(partial(open_fd, port), options, began=began, lasting=lasting)
+        if not lasting.goes_on:
+            return
+
+
+@final
+class _Settling:
+    """What becomes of the machine when a host comes.
+
+    It waits for that in the agent, whose loop runs already: a machine is saved while it waits, and what was done
+    before need not be done, nor translated, in any of its clones.
+    """
+
+    def __init__(self) -> None:
+        self._former: str | None = None  # the name that the last host gave it
+
+    def settle(self, port: int) -> Settled:
+        """Wait for a host, and become the machine that it wants. (The loop has nothing else to do.)"""
+        from trio_console.agent._serve import Settled
+
+        os.set_blocking(port, True)
+        welcome = _wait_for_host(port)
+        os.set_blocking(port, False)
+        _be_unlike_others(welcome)
+        if self._former is None:
+            _furnish(welcome)
+        else:
+            _rename(welcome, self._former)
+        self._former = welcome.hostname
+        os.environ.clear()
+        os.environ.update({"PATH": _PATH, **welcome.env})
+        return Settled(welcome.user, welcome.stays)
+
+
+def _furnish(welcome: Welcome) -> None:
+    """Give the machine its names, its root directory and what is mounted there."""
     _name(welcome)
     _link_ports(welcome.ports)
     if welcome.disk:
@@ -102,29 +154,6 @@ def _run(began: int) -> None:
     for mount in welcome.mounts:
         os.makedirs(mount.path, exist_ok=True)
         _mount_share(mount, mount.path)
-    _serve(port, welcome, began)
-
-
-def _serve(port: int, welcome: Welcome, began: int) -> None:
-    """Be the agent of one host, and of the next ones, if the machine stays."""
-    # Imported late, although long since loaded: what comes before must be able to say what is wrong.
-    from trio_console.agent._main import run
-    from trio_console.agent._serve import AgentOptions, Lasting
-    from trio_console.agent._system.console import open_fd
-
-    lasting = Lasting()
-    while True:
-        os.environ.clear()
-        os.environ.update({"PATH": _PATH, **welcome.env})
-        options = AgentOptions(owns_process=True, user=welcome.user)
-        run(partial(open_fd, port), options, began=began, lasting=lasting if welcome.stays else None)
-        if not lasting.goes_on:
-            return
-        # The console was closed. What the last host has sent, or was to get, is not the next one's.
-        former = welcome.hostname
-        port, welcome = _wait_for_host()
-        _be_unlike_others(welcome)
-        _rename(welcome, former)
 
 
 def modules_of_agent() -> Iterator[str]:
@@ -216,18 +245,17 @@ def _link_ports(names: Sequence[str]) -> None:
         os.symlink(f"../{os.path.basename(_device_of(name))}", f"/dev/virtio-ports/{name}")
 
 
-def _wait_for_host() -> tuple[int, Welcome]:
-    """Wait for a host, as long as it takes; returns its console, and what it has said first.
+def _wait_for_host(port: int) -> Welcome:
+    """Wait for a host, as long as it takes; returns what it has said first.
 
     A virtio port without a host reads as if it were at end of file, and a write waits for a host. So this waits
     for the next one also if a host goes before it has said all, and while the machine is being saved.
     """
-    port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
     while True:
         _write_all(port, GREETING)
         welcome = unpack(partial(os.read, port))
         if welcome is not None:
-            return port, welcome
+            return welcome
 
 
 def _write_all(fd: int, data: bytes) -> None:

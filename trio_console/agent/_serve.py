@@ -12,7 +12,7 @@ import secrets
 import signal
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeVar, final
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar, final
 
 import trio
 
@@ -54,7 +54,7 @@ if TYPE_CHECKING:
 
     from trio_console.agent._router import Opener
 
-__all__ = ["AgentOptions", "Lasting", "serve_agent"]
+__all__ = ["AgentOptions", "Lasting", "Settled", "serve_agent"]
 
 _M = TypeVar("_M", bound=wire.Message)
 
@@ -107,6 +107,18 @@ def _most_input() -> int:
     return min(_MOST_INPUT, memory // 8) if memory > 0 else _MOST_INPUT
 
 
+class Settled(NamedTuple):
+    """What an agent is told before its boot.
+
+    Attributes:
+        user: the user of commands for which neither they nor the bootstrap name one; `None` for the agent's own.
+        stays: whether the host may be followed by another one: with `False` there is no use of a `Lasting`.
+    """
+
+    user: str | None
+    stays: bool
+
+
 @final
 @dataclass(frozen=True)
 class AgentOptions:
@@ -130,6 +142,8 @@ class AgentOptions:
         activity_dir: a directory. If it exists, the activity file (``heartbeat.json``) is written into it.
         user: the user of commands for which neither they nor the bootstrap name one; `None`, the default, for the
             agent's own.
+        settle: called before the boot, when all else is there that the boot needs, and may block; its answer
+            replaces ``user``. With `None`, the default, nothing is called.
     """
 
     stdin_window: int = STDIN_WINDOW
@@ -143,6 +157,7 @@ class AgentOptions:
     owns_process: bool = False
     activity_dir: str = ACTIVITY_DIR
     user: str | None = None
+    settle: Callable[[], Settled] | None = None
 
 
 @final
@@ -322,6 +337,13 @@ class _Agent:
             everything.cancel()  # the host does not read any more
 
     async def _boot_and_serve(self, nursery: trio.Nursery) -> Ending:
+        self._births.prepare()
+        user = self.options.user
+        if self.options.settle is not None:
+            # (The root directory may change meanwhile, with the way to a cgroup that a thread just makes.)
+            await self._births.wait_prepared()
+            user, stays = self.options.settle()
+            self._lasting = self._lasting if stays else None
         window, first = self.options.stdin_window, self.options.first_input
         self._defaults = await boot(
             self._source,
@@ -330,10 +352,9 @@ class _Agent:
             agent_version=AGENT_VERSION,
             flow=wire.Flow(window, window - first) if first < window else wire.Flow(window),
             is_init=self._is_init,
-            user=self.options.user,
+            user=user,
             resets=self._lasting is not None,
         )
-        self._births.prepare()
         sender = Sender(self._outbox, Activity())
         router = Router(
             self._source,

@@ -160,6 +160,17 @@ async def test_a_thread_is_ready_before_the_first_command(cgroups: FakeCgroups, 
     assert len(cgroups.where) == 1
 
 
+async def test_a_thread_that_gets_ready_can_be_waited_for(cgroups: FakeCgroups, births: Births) -> None:
+    cgroups.gate.clear()
+    births.prepare()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(births.wait_prepared)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not births._ready
+        cgroups.gate.set()
+    assert len(births._ready) == 1
+
+
 async def test_the_command_goes_on_while_its_thread_moves_on(cgroups: FakeCgroups, births: Births) -> None:
     def start() -> int:
         cgroups.gate.clear()

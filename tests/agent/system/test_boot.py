@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +16,7 @@ from tests.tools.limits import HANG
 from tests.tools.turns import TINY, make_steps_turns, watch
 from trio_console import _wire as wire
 from trio_console.agent import BootError, serve_agent
-from trio_console.agent._serve import AgentOptions
+from trio_console.agent._serve import AgentOptions, Lasting, Settled
 from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
@@ -194,3 +195,27 @@ async def test_tiny_frames_of_a_host_let_other_tasks_run(monkeypatch: pytest.Mon
             seen = await watch(lambda: taken, 500)
         await ours.aclose()
     assert len(seen) > 200
+
+
+async def test_the_agent_settles_before_its_boot() -> None:
+    ours, theirs = memory_stream_pair()
+    entry = pwd.getpwnam("daemon")
+    async with trio.open_nursery() as nursery:
+        options = AgentOptions(settle=lambda: Settled("daemon", stays=False))
+        nursery.start_soon(partial(serve_agent, theirs, options=options, lasting=Lasting()))
+        await ours.send_all(BOOTSTRAP + ACK)
+        host = Host(ours)
+        assert await host.receive(0) == wire.InitResolved(wire.DefaultUser(entry.pw_uid, entry.pw_gid))
+        assert wire.RESETS not in (await host.receive(0)).features  # for which there would be another host
+        await ours.aclose()
+
+
+async def test_a_boot_that_names_no_user_needs_no_thread(
+    agent: AgentFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_args: object, **_kwargs: object) -> None:
+        raise AssertionError("a thread was asked for")
+
+    monkeypatch.setattr("trio_console.agent._system.boot.in_thread", refuse)
+    async with agent(boot=False) as host:
+        await host.boot(default_cwd="/tmp")

@@ -62,6 +62,12 @@ def test_a_clones_memory_is_its_own() -> None:
     assert value_of("-incoming", made) == ["defer"]
 
 
+def test_a_clone_reads_neither_its_kernel_nor_its_archive_again() -> None:
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=True))
+    assert not {"-kernel", "-initrd", "-append"} & set(made)
+    assert "-kernel" in command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=False))
+
+
 def test_what_is_saved_is_written_to_the_file() -> None:
     made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=False))
     assert "share=on" in value_of("-object", made)[0]

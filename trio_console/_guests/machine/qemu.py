@@ -115,8 +115,6 @@ def command(
         *("-m", f"{plan.memory_mib}M", "-smp", str(plan.cpus)),
         *_processor(plan.accelerator),
         *_machine(model, ",memory-backend=memory" if memory else ""),
-        *("-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)),
-        *("-append", _kernel_arguments(plan.accelerator)),
         *("-chardev", "file,id=kernel,path=/dev/fd/2", "-serial", "chardev:kernel"),
         *("-device", f"virtio-serial-{bus},id=ports"),
         *("-chardev", f"socket,id=console,fd={console}"),
@@ -135,6 +133,10 @@ def command(
         made += ["-device", f"virtio-9p-{bus},fsdev={share.tag},mount_tag={share.tag}"]
     if monitor is not None:
         made += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
+    if memory is None or not memory.private:
+        # (A clone has its kernel in its memory. QEMU would read all of both files before it loads anything.)
+        made += ["-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)]
+        made += ["-append", _kernel_arguments(plan.accelerator)]
     if memory is not None:
         made += _memory(memory, plan)
     if plan.disk is not None:

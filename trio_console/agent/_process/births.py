@@ -111,6 +111,11 @@ class Births:
             with contextlib.suppress(NoThreadError):
                 self._give(self._cgroups, None)
 
+    async def wait_prepared(self) -> None:
+        """Wait until that thread is ready, or has found that there are no cgroups; no command was run yet."""
+        while self._threads > len(self._ready):  # noqa: ASYNC110  (a thread makes it so)
+            await trio.sleep(_PAUSE)
+
     async def run(self, mark: str, function: Callable[[], _T]) -> _T:
         """Call a function in a thread, and return its result. Everything that it forks is born in one new cgroup.
 

@@ -151,11 +151,18 @@ async def boot(
         BootError: the host sent another frame or none, or a setting that cannot be made.
     """
     frame = await _wait_for(source, "core.bootstrap")
-    apply = partial(_apply, _decode_bootstrap(frame), is_init, user)
-    try:
-        defaults, default_user = await in_thread("for the agent's settings", apply)
-    except NoThreadError as exc:
-        raise BootError(str(exc)) from exc
+    bootstrap = _decode_bootstrap(frame)
+    if bootstrap.user is not msgspec.UNSET and bootstrap.user.strip():
+        user = bootstrap.user
+    apply = partial(_apply, bootstrap, is_init, user)
+    if user is None:
+        defaults, default_user = apply()
+    else:
+        try:
+            # The user may be known only to a server, which may not answer.
+            defaults, default_user = await in_thread("for the agent's settings", apply)
+        except NoThreadError as exc:
+            raise BootError(str(exc)) from exc
     outbox.send_control(wire.encode(wire.InitResolved(default_user)))
     _check_ack(await _wait_for(source, "core.init.ack"))
     now = BootTimes.now()
@@ -213,8 +220,6 @@ def _apply(bootstrap: wire.Bootstrap, is_init: bool, user: str | None) -> tuple[
         raise _refused("security_profile", "only 'default' is supported by this agent")
     if bootstrap.hostname is not msgspec.UNSET:
         _set_hostname(bootstrap.hostname, is_init=is_init)
-    if bootstrap.user is not msgspec.UNSET and bootstrap.user.strip():
-        user = bootstrap.user
     default_user = wire.DefaultUser(os.geteuid(), os.getegid())
     if user is not None:
         try:
