@@ -204,7 +204,11 @@ class MicroVMGuest(GuestSpec):
         if platform.machine() != "x86_64":
             raise RuntimeError(f"virtual machines need a machine with x86-64 processors, not {platform.machine()}")
         qemu = find_qemu()
-        disk = None if self._disk_of is None else await disk_of(self._disk_of, kept)
+        disk = (
+            None
+            if self._disk_of is None
+            else await disk_of(self._disk_of, partial(kept, what="making a disk of the image"))
+        )
         modules = modules_for(shares=bool(view.shared), disk=disk is not None)
         kernel = await in_thread("to look for a kernel", partial(find_kernel, self._kernel, modules))
         return kernel, Plan(

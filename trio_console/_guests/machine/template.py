@@ -49,7 +49,9 @@ async def template_of(plan: Plan, model: str) -> Path:
     Raises:
         NotBootedError: it did not start, or could not be saved.
     """
-    return await kept(TEMPLATES, _key(plan, model), partial(_make, plan, model))
+    return await kept(
+        TEMPLATES, _key(plan, model), partial(_make, plan, model), what="starting the first machine of its kind"
+    )
 
 
 def _key(plan: Plan, model: str) -> str:

@@ -12,7 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._forked import let_go_in_child, no_fork
+from trio_console._guests.machine.stock.progress import shown
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.threads import in_thread
 
@@ -54,7 +55,7 @@ def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
     return os.fspath(path), found.st_size, found.st_mtime_ns
 
 
-async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]]) -> Path:
+async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]], *, what: str = "") -> Path:
     """The directory of an entry; it is made first if it is not there.
 
     Args:
@@ -62,11 +63,12 @@ async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]]) -> 
         key: the name of the entry.
         make: is awaited with a new, empty directory, which becomes the entry when it returns. What it raises, also
             if it is cancelled, comes out, and there is no entry.
+        what: says what is done meanwhile, on a terminal that is this program's stderr; empty for something quick.
     """
     place = directory() / kind / key
     if place.is_dir():
         return place
-    async with _locked(place):
+    async with shown(what) if what else nullcontext(), _locked(place):
         if not place.is_dir():
             await _make(place, make)
     return place

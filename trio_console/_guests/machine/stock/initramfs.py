@@ -132,7 +132,8 @@ async def initramfs_of(kernel: Kernel, modules: Iterable[str]) -> Path:
     """
     modules = tuple(modules)
     key = key_of(_EDITION, sys.version, _ingredients(), stamp(kernel.image), kernel.modules, modules)
-    return await kept(INITRAMFS, key, by_thread(partial(_make, kernel, modules))) / _FILE
+    make = by_thread(partial(_make, kernel, modules))
+    return await kept(INITRAMFS, key, make, what="making the archive that machines start from") / _FILE
 
 
 def _python() -> str:
