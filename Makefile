@@ -53,7 +53,7 @@ $(STAMP): pyproject.toml
 	@touch $(STAMP)
 
 demo: $(STAMP)
-	@echo "==> Running examples/agent_session.py"
+	@echo "==> Running examples/agent_session.py, in a child process, which isolates nothing"
 	@$(BIN)/python examples/agent_session.py
 	@echo "==> Running examples/embed_vmm.py"
 	@$(BIN)/python examples/embed_vmm.py
@@ -61,6 +61,11 @@ demo: $(STAMP)
 	@$(BIN)/python examples/supervised.py
 	@if command -v bwrap >/dev/null; then echo "==> Running examples/bubblewrap.py"; $(BIN)/python examples/bubblewrap.py; \
 	    else echo "==> examples/bubblewrap.py needs bubblewrap: apt-get install bubblewrap, and run it"; fi
+	@if $(BIN)/trio-console vm doctor >/dev/null; then \
+	    echo "==> Running examples/microvm.py, in a virtual machine (the first time it is made, which takes some seconds)"; \
+	    $(BIN)/python examples/microvm.py; \
+	    else echo "==> examples/microvm.py was not run, because there can be no virtual machine here yet:"; \
+	    $(BIN)/trio-console vm doctor; echo "==> trio-console vm setup gets what is missing"; fi
 
 test: $(STAMP)
 	@echo "==> Running the tests"
@@ -69,7 +74,8 @@ test: $(STAMP)
 # Two processes: a machine that is emulated needs a processor for itself, and each process starts its own.
 machines: $(STAMP)
 	@echo "==> Running the tests that start virtual machines"
-	@$(BIN)/python -m pytest -n 2 --dist loadscope -m machines tests/guests/machine tests/cli/test_vm.py tests/agentd $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope -m machines tests/guests/machine tests/cli/test_vm.py tests/agentd \
+	    tests/test_examples.py tests/test_readme.py $(ARGS)
 
 test-pythons:
 	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from tests.guests.machine.conftest import machines as machines  # a fixture
 from tests.tools.installing import install
 from tests.tools.limits import HANG
 from trio_console import CommandGuest, open_guest
@@ -20,13 +21,17 @@ from trio_console._bundle.archive import VERSIONS, write_bundle
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run(name: str, **env: str) -> subprocess.CompletedProcess[str]:
+#: Seconds for an example that makes a machine, beside other tests that do.
+PATIENCE = 110.0
+
+
+def run(name: str, *, seconds: float = HANG, **env: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, str(EXAMPLES / name)],
         env={**os.environ, **env},
         capture_output=True,
         text=True,
-        timeout=HANG,
+        timeout=seconds,
         check=False,
     )
 
@@ -42,6 +47,21 @@ def test_without_bubblewrap_the_example_says_what_to_install(tmp_path: Path) -> 
     done = run("bubblewrap.py", PATH=str(tmp_path))
     assert done.returncode == 1
     assert "install the package bubblewrap" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_untrusted_program_is_run_in_a_machine(machines: None) -> None:
+    done = run("microvm.py", seconds=PATIENCE)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[1].startswith("I am root on Linux ")
+    assert lines[2:5] == ["I have removed /bin/sort", "ended after 3 s", "it has found: 3"]
+
+
+def test_without_qemu_the_example_says_what_gets_it(tmp_path: Path) -> None:
+    done = run("microvm.py", PATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "trio-console vm setup" in done.stderr
     assert "Traceback" not in done.stderr
 
 
