@@ -185,13 +185,15 @@ class Cgroups:
         lock: a descriptor by which the directory is locked; `close` closes it.
         place: the cgroup that the directory is in.
         moved: whether the agent has moved from there into the directory. If not, its threads are there.
+        most: the most threads that each command may have; `None` for no limit.
     """
 
-    def __init__(self, path: str, lock: int, place: str, *, moved: bool) -> None:
+    def __init__(self, path: str, lock: int, place: str, *, moved: bool, most: int | None = None) -> None:
         self.path: Final = path
         self._lock: Final = lock
         self._place: Final = place
         self._moved: Final = moved
+        self._most: Final = most
         self._serials: Final = itertools.count(1)
         self._free: Final[deque[str]] = deque()  # cgroups that nothing is in
         # It is open for good, so that a thread can leave when the agent has no descriptors any more.
@@ -209,6 +211,8 @@ class Cgroups:
         os.mkdir(path)
         try:
             _write(f"{path}/cgroup.type", b"threaded")
+            if self._most is not None:
+                _write(f"{path}/pids.max", b"%d" % self._most)
         except OSError:
             _remove(path)
             raise
@@ -321,14 +325,34 @@ def _open_in(place: str) -> Cgroups:
     with contextlib.ExitStack() as undo:
         undo.callback(os.close, lock)
         undo.callback(_remove, path)
+        most = None
         if is_root:
             _write(f"{path}/cgroup.type", b"threaded")
+            most = _share_machine(path)
         else:
             _write(f"{path}/cgroup.procs", b"0")
             undo.callback(_write, f"{place}/cgroup.procs", b"0")
-        cgroups = Cgroups(path, lock, place, moved=not is_root)
+        cgroups = Cgroups(path, lock, place, moved=not is_root, most=most)
         undo.pop_all()
     return cgroups
+
+
+def _share_machine(path: str) -> int | None:
+    """Let no command take all of a machine whose first program is the agent; the most threads for each.
+
+    All commands together have three quarters of the threads that the kernel can have, and each one half. All of
+    them together get as much of the processors as a thread of the agent, which is beside them, and each as much
+    as another. So an agent and its other commands go on beside a fork bomb. (`agent._init` gives the controllers.)
+    """
+    if os.getpid() != 1 or not os.path.exists(f"{path}/pids.max"):
+        return None
+    threads = int(_read("/proc/sys/kernel/threads-max"))
+    try:
+        _write(f"{path}/pids.max", b"%d" % (threads * 3 // 4))
+        _write(f"{path}/cgroup.subtree_control", b"+cpu +pids")
+    except OSError:
+        return None
+    return threads // 2
 
 
 def _make_directory(place: str) -> tuple[str, int]:

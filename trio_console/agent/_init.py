@@ -194,6 +194,8 @@ def _mount_kernel_systems() -> None:
         os.symlink(f"/proc/{target}", f"/dev/{link}")
     with contextlib.suppress(OSError):  # without it commands are found by their marks
         _mount("cgroup2", "/sys/fs/cgroup", "cgroup2", safe | _MS_NODEV)
+        with open("/sys/fs/cgroup/cgroup.subtree_control", "wb", buffering=0) as control:
+            control.write(b"+cpu +pids")  # so that no command takes all of the machine: see `_cgroups`
 
 
 def _take_console() -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import secrets
 import socket
 import subprocess
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -14,7 +15,7 @@ import trio
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.machine.jail import in_jail, jailed, memory_in_jail
 from trio_console._guests.machine.monitor import Monitor
-from trio_console._guests.machine.qemu import command
+from trio_console._guests.machine.qemu import command, most_memory
 from trio_console._guests.namespaces.advice import advised
 from trio_console._guests.namespaces.inside import Inside, child_of
 from trio_console._guests.supervisor import TheirEnds, attend, beyond_standard, start
@@ -175,6 +176,7 @@ async def _run(
                 if plan.jail is not None:
                     pid = await _learn(inside, news, tail)
                     guard(pid)
+                _bound(pid, most_memory(plan))
                 await talk(Started(console, monitor, tail, pid))
                 turn.give_up()
 
@@ -195,6 +197,14 @@ def _command(
     inside = None if memory is None else memory_in_jail(memory)
     made = command(in_jail(plan), model, console, monitor=monitor, memory=inside)
     return [*jailed(plan.jail, plan, memory, news, mark), *made]
+
+
+def _bound(pid: int, most: int) -> None:
+    """Let QEMU have no more memory of its own than that: what it asks for beyond ends it."""
+    with suppress(ProcessLookupError):
+        hard = resource.prlimit(pid, resource.RLIMIT_DATA)[1]
+        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+        resource.prlimit(pid, resource.RLIMIT_DATA, (most, most))
 
 
 async def _learn(inside: Inside, news: trio.abc.ReceiveStream, tail: Tail) -> int:

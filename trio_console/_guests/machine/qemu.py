@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.jail import Bubblewrap
     from trio_console._guests.machine.view import Shared
 
-__all__ = ["MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for"]
+__all__ = ["MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for", "most_memory"]
 
 #: The kinds of machine, in the order in which they are tried. The first boots fastest; some kernels do not know
 #: it.
@@ -36,6 +36,11 @@ _DISK_MODULES: Final = ("virtio_blk", "ext4", "overlay")
 
 #: MiB for what the emulation has translated. QEMU would take up to a gigabyte.
 _TRANSLATED: Final = 256
+
+#: MiB that QEMU may have beside the machine's memory and translations: stacks for 64 threads and for hundreds of
+#: requests, which it hardly touches, and what it keeps for devices, such as each file that the machine has open in
+#: a share. It takes some 70.
+_OWN: Final = 1024
 
 #: What a QEMU that a guest has taken over may not do any more: start programs, change its rights.
 _SANDBOX: Final = "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"
@@ -99,6 +104,11 @@ def find_qemu() -> str:
 def modules_for(*, shares: bool, disk: bool = False) -> tuple[str, ...]:
     """The kernel's modules that a machine needs, in case they are not built in."""
     return tuple(dict.fromkeys((*_MODULES, *(_SHARE_MODULES * shares), *(_DISK_MODULES * disk))))
+
+
+def most_memory(plan: Plan) -> int:
+    """The bytes of memory that QEMU may have, whatever its machine does."""
+    return (plan.memory_mib + _TRANSLATED + _OWN) * 2**20
 
 
 def command(
