@@ -28,10 +28,10 @@ SETUP = 600
 PROGRAM = """\
 import json, sys
 import trio, trio_console
-path, root, shares, writable = json.loads(sys.argv[1])
+path, root, shares, writable, jail = json.loads(sys.argv[1])
 shares = {at: trio_console.Share(here, writable=at in writable) for at, here in shares.items()}
 root = trio_console.Root[root] if root in trio_console.Root.__members__ else root
-spec = trio_console.MicroVMGuest(root=root, shares=shares, env={"GIVEN": "ü"})
+spec = trio_console.MicroVMGuest(root=root, shares=shares, env={"GIVEN": "ü"}, jail=jail)
 
 async def main():
     async with trio.open_nursery() as nursery:
@@ -61,12 +61,12 @@ class Served(NamedTuple):
 
 
 @contextmanager
-def serving(folder: Path, root: str, *, shares: bool) -> Iterator[Served]:
+def serving(folder: Path, root: str, *, shares: bool, jail: str = "auto") -> Iterator[Served]:
     served = Served(str(folder / "relay"), folder / "read-only", folder / "writable")
     named = {"/mnt/ro": str(served.read_only), "/mnt/rw": str(served.writable)} if shares else {}
     for share in (served.read_only, served.writable):
         share.mkdir()
-    arguments = json.dumps([served.path, root, named, ["/mnt/rw"]])
+    arguments = json.dumps([served.path, root, named, ["/mnt/rw"], jail])
     with open(folder / "err", "w+b") as err:
         process = subprocess.Popen([sys.executable, "-c", PROGRAM, arguments], stdout=subprocess.PIPE, stderr=err)
         try:
