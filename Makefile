@@ -74,8 +74,8 @@ test: $(STAMP)
 # Two processes: a machine that is emulated needs a processor for itself, and each process starts its own.
 machines: $(STAMP)
 	@echo "==> Running the tests that start virtual machines"
-	@$(BIN)/python -m pytest -n 2 --dist loadscope -m machines tests/guests/machine tests/cli/test_vm.py tests/agentd \
-	    tests/test_examples.py tests/test_readme.py $(ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadscope -m "machines and not nightly" tests/guests/machine tests/cli/test_vm.py \
+	    tests/agentd tests/test_examples.py tests/test_readme.py $(ARGS)
 
 test-pythons:
 	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))

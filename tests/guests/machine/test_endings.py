@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
-from tests.tools.leftovers import children, marked, marking, runs, wait_until_none
+from tests.guests.machine.moments import is_qemu
+from tests.tools.leftovers import children, marked, marking
 from tests.tools.limits import HANG
 from trio_console import GuestLostError, MicroVMGuest, Root, open_guest
 from trio_console._guests.machine.qemu import _kernel_arguments
@@ -32,13 +29,6 @@ def qemu_of(mark: str) -> int:
     return pid
 
 
-def is_qemu(pid: int) -> bool:
-    try:
-        return "qemu" in os.readlink(f"/proc/{pid}/exe")
-    except OSError:  # it has just ended
-        return False
-
-
 async def test_a_machine_is_described_and_leaves_nothing() -> None:
     async with open_guest(
         MicroVMGuest(root=Root.MINIMAL, accel="tcg", template=False), launch_timeout=BOOT
@@ -50,34 +40,6 @@ async def test_a_machine_is_described_and_leaves_nothing() -> None:
         assert list(machine.seconds) == ["prepare", "boot", "ready"]
         release = await guest.run_process(["uname", "-r"], capture_stdout=True)
         assert release.stdout.decode().strip() == machine.kernel
-
-
-async def test_a_machine_that_is_killed_is_lost_with_a_reason() -> None:
-    with marking() as mark:
-        async with open_guest(MicroVMGuest(root=Root.MINIMAL), launch_timeout=BOOT) as guest:
-            os.kill(qemu_of(mark), signal.SIGKILL)
-            with trio.fail_after(HANG):
-                lost = await guest.wait_lost()
-            assert "QEMU was killed by SIGKILL" in lost.reason
-
-
-def test_a_machine_ends_with_a_program_that_is_killed() -> None:
-    program = (
-        "import trio, trio_console\n"
-        "async def main():\n"
-        "    spec = trio_console.MicroVMGuest(root=trio_console.Root.MINIMAL)\n"
-        f"    async with trio_console.open_guest(spec, launch_timeout={BOOT}):\n"
-        "        print('ready', flush=True)\n"
-        "        await trio.sleep_forever()\n"
-        "trio.run(main)\n"
-    )
-    with marking() as mark, subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        qemu = qemu_of(mark)
-        process.kill()
-        process.wait(HANG)
-        assert not wait_until_none(lambda: marked(mark) or {pid for pid in (qemu,) if runs(pid)})
 
 
 async def test_the_reason_has_what_qemu_says() -> None:
