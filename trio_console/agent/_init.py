@@ -21,6 +21,7 @@ import struct
 import sys
 import time
 import traceback
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
@@ -53,6 +54,15 @@ _PORT_PAUSE: Final = 0.002
 
 #: The disk with the root directory, if the machine has one: it has no other.
 _DISK: Final = "/dev/vda"
+
+#: Bytes of input that are on their way to one session of an emulated machine. It takes some 5 MiB in a second, so
+#: the agent's usual window would be a fifth of a second of data, behind which each question would have to wait.
+#: With this one a ping beside an upload took 1.4 to 2 times as long as alone at p95, with twice as much 2.6 to 3.8
+#: times, and with the usual one 40 times; the upload itself 3.6, 4.4 and 5.3 MiB/s.
+_EMULATED_WINDOW: Final = 32 * 1024
+
+#: What a processor is called that QEMU emulates.
+_EMULATED: Final = "QEMU TCG CPU"
 
 # Of <sys/mount.h>, <linux/random.h>, <linux/sockios.h>, <sys/reboot.h>, and the number of a system call on x86-64.
 _MS_RDONLY: Final = 1
@@ -109,9 +119,16 @@ def _serve(began: int) -> None:
         # What the last host has sent, or was to get, is not the next one's: its console was closed.
         port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
         options = AgentOptions(owns_process=True, settle=partial(settling.settle, port))
+        if _is_emulated():
+            options = replace(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
         run(partial(open_fd, port), options, began=began, lasting=lasting)
         if not lasting.goes_on:
             return
+
+
+def _is_emulated() -> bool:
+    with open("/proc/cpuinfo") as file:
+        return _EMULATED in file.read()
 
 
 @final

@@ -11,6 +11,7 @@ from tests.guests.machine.moments import is_qemu
 from tests.tools.leftovers import children, marked, marking
 from tests.tools.limits import HANG
 from trio_console import GuestLostError, MicroVMGuest, Root, open_guest
+from trio_console import _wire as wire
 from trio_console._guests.machine.qemu import _kernel_arguments
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ async def test_a_machine_is_described_and_leaves_nothing() -> None:
         assert machine is not None
         assert (machine.accelerator, machine.model, machine.attempts) == ("tcg", "microvm", 1)
         assert not machine.cloned
+        # So that no question waits behind more input than it takes in some milliseconds.
+        assert guest._connection.ready.flow == wire.Flow(32 * 1024)
         assert list(machine.seconds) == ["prepare", "boot", "ready"]
         release = await guest.run_process(["uname", "-r"], capture_stdout=True)
         assert release.stdout.decode().strip() == machine.kernel
