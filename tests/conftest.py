@@ -22,7 +22,7 @@ from tests.tools.cgroups import remove_leftovers
 from tests.tools.dead_workers import pytest_testnodedown as pytest_testnodedown  # a hook, like those below
 from tests.tools.leftovers import descriptors, marked, marking, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY
-from trio_console import BubblewrapGuest, CommandGuest, ProcessGuest, SocketGuest
+from trio_console import BubblewrapGuest, CommandGuest, MicroVMGuest, ProcessGuest, SocketGuest
 from trio_console._guests import leftovers as guest_leftovers
 from trio_console._guests import supervisor
 
@@ -60,7 +60,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if workers := config.getoption("--workers"):
-        for kind in (BubblewrapGuest, CommandGuest, ProcessGuest, SocketGuest):
+        for kind in (BubblewrapGuest, CommandGuest, MicroVMGuest, ProcessGuest, SocketGuest):
             kind.__init__.__kwdefaults__["workers"] = workers
 
 

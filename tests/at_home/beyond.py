@@ -1,13 +1,19 @@
-"""Cases that need what a guest in namespaces does not have, on purpose; all others are played in one, too."""
+"""Cases that need what a guest that isolates does not have, on purpose; all others are played in one, too."""
 
 from __future__ import annotations
 
 from typing import Final
 
-__all__ = ["BEYOND", "NAMESPACES"]
+__all__ = ["BEYOND", "BEYOND_MACHINES", "ISOLATED", "MACHINE", "NAMESPACES"]
 
 #: The place: a guest in namespaces of its own.
 NAMESPACES: Final = "namespaces"
+
+#: The place: a virtual machine.
+MACHINE: Final = "machine"
+
+#: Places in which processes have other numbers than here.
+ISOLATED: Final = (NAMESPACES, MACHINE)
 
 #: What the case does, and the cases.
 _REASONS: Final = {
@@ -47,3 +53,19 @@ _REASONS: Final = {
 
 #: The reason for each of them.
 BEYOND: Final = {name: reason for reason, names in _REASONS.items() for name in names.split()}
+
+#: The same for a virtual machine, beside those above.
+_REASONS_OF_MACHINES: Final = {
+    "it asks for the address of a host, and there is nobody to ask": "a_host_that_is_not_known_is_a_gaierror",
+    "it looks at the numbers of a shared file, which are others there": "a_stat_has_all_fields",
+    "it has a pipe with a name in a share, which is not the same one for two programs": """
+        a_fifo_cannot_be_sought a_stream_that_another_process_holds_goes_on_after_the_exit
+    """,
+    "it has a program of a share open here, of which the kernel there knows nothing": """
+        a_program_that_stays_open_for_writing_is_busy
+    """,
+}
+
+BEYOND_MACHINES: Final = BEYOND | {
+    name: reason for reason, names in _REASONS_OF_MACHINES.items() for name in names.split()
+}

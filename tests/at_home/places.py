@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import trio
 
-from tests.at_home.beyond import NAMESPACES
+from tests.at_home.beyond import ISOLATED
 from tests.tools.leftovers import runs
 from tests.tools.limits import ENDING, HANG
 
@@ -321,7 +321,7 @@ class InGuest(Here):
         self.guest: Final = guest
 
     def kill_later(self, pid: int) -> int:
-        assert self.name != NAMESPACES, "this number is another process's here"
+        assert self.name not in ISOLATED, "this number is another process's here"
         return super().kill_later(pid)
 
     async def run_process(self, command: Any, **options: Any) -> subprocess.CompletedProcess[bytes]:

@@ -26,7 +26,16 @@ import tests.at_home.cases as _cases
 from tests.at_home.places import Here, Home, InGuest
 from tests.at_home.table import CASES, GUESTS, Case
 from tests.tools.limits import ENDING, HANG
-from trio_console import BubblewrapGuest, CommandGuest, Guest, ProcessGuest, Share, connect_guest, open_guest
+from trio_console import (
+    BubblewrapGuest,
+    CommandGuest,
+    Guest,
+    MicroVMGuest,
+    ProcessGuest,
+    Share,
+    connect_guest,
+    open_guest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -36,6 +45,9 @@ __all__ = ["Runner"]
 _EXEC = (sys.executable, "-P", "-m", "trio_console", "exec", "--relay")
 #: The variable that names it to programs that are started for a case.
 _CASES_DIR = "TRIO_CONSOLE_TEST_CASES"
+
+#: Seconds for a machine to start on a busy machine.
+_BOOT = 100.0
 
 _AGENT = [sys.executable, "-P", "-m", "trio_console.agent", "--stdio"]
 _cases.load()
@@ -61,6 +73,10 @@ async def opened(place: str, socket: str) -> AsyncIterator[Guest]:
     elif place == "namespaces":
         shares = {_cases_dir(): Share(_cases_dir(), writable=True)}
         async with open_guest(BubblewrapGuest(shares=shares)) as guest:
+            yield guest
+    elif place == "machine":
+        shares = {_cases_dir(): Share(_cases_dir(), writable=True)}
+        async with open_guest(MicroVMGuest(shares=shares), launch_timeout=_BOOT) as guest:
             yield guest
     elif place == "command":
         async with open_guest(CommandGuest(_AGENT)) as guest:
