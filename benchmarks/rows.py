@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from benchmarks import channel_rows as channel
+from benchmarks import machine_rows as machine
 from benchmarks import peer_rows as peer
 from benchmarks import scale_rows as scale
 from benchmarks import scaling_rows as scaling
@@ -335,6 +336,15 @@ def _mib(function: Callable[..., Awaitable[float]], nbytes: int, *args: object) 
 
 ROWS: dict[str, Row] = {
     row.name: row
-    for make in (_channel_rows, _session_rows, _call_rows, _tasks_rows, peer.rows, scale.rows, scaling.rows)
+    for make in (
+        _channel_rows,
+        _session_rows,
+        _call_rows,
+        _tasks_rows,
+        peer.rows,
+        scale.rows,
+        scaling.rows,
+        machine.rows,
+    )
     for row in make()
 }

@@ -1,0 +1,283 @@
+"""Rows of virtual machines: their starts, their clones and what these hold, beside QEMU alone.
+
+QEMU alone is the same command, kernel and template, started by a plain program that has nothing around it: no
+event loop, nothing that ends it if this program dies, no agent that anything is said to. So it shows how much of a
+start is QEMU's and the kernel's.
+
+What machines are made of is kept in a temporary folder for as long as the rows take, but for the kernels.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+import time
+from contextlib import closing, contextmanager, suppress
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import trio
+
+import trio_console
+from benchmarks._measure import Row, Statistic
+from trio_console._guests.machine.qemu import Memory, command, find_qemu
+from trio_console._guests.machine.stock.cache import directory
+from trio_console._guests.machine.template import template_of
+from trio_console._guests.machine.view import view_of
+from trio_console._guests.roots import Root
+from trio_console._machine.welcome import GREETING
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from trio_console._guests.machine.qemu import Plan
+
+__all__ = ["can_be_measured", "rows"]
+
+KINDS: Final = ("minimal", "host", "image")
+
+#: Which of the commands in a machine is timed: before it, much runs there for the first time.
+TENTH: Final = 10
+
+_MODEL: Final = "microvm"
+_MIB: Final = 1024 * 1024
+
+#: Seconds for a machine to start beside other work.
+_PATIENCE: Final = 300.0
+
+
+def can_be_measured() -> bool:
+    """Whether QEMU is installed."""
+    try:
+        find_qemu()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+@cache
+def _own_cache() -> Path:
+    """The folder in which all is kept; gone when this program ends."""
+    kernels = directory() / "kernels"
+    place = Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, place)
+    os.environ["XDG_CACHE_HOME"] = str(place)
+    directory().mkdir()
+    if kernels.is_dir():
+        (directory() / "kernels").symlink_to(kernels)
+    return place
+
+
+@cache
+def _image() -> Path:
+    """A directory for the root of a machine: the program `true`, and what that needs."""
+    program = os.path.realpath("/bin/true")
+    libraries = subprocess.run(["ldd", program], capture_output=True, text=True, check=True).stdout
+    found = [word for word in libraries.split() if word.startswith("/")]
+    root = _own_cache() / "image"
+    for path in ("/bin/true", *found):
+        place = root / path.lstrip("/")
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+    return root
+
+
+def _root(kind: str) -> Root | Path:
+    _own_cache()
+    return {"minimal": Root.MINIMAL, "host": Root.HOST}.get(kind) or _image()
+
+
+# --- ours -----------------------------------------------------------------------------------------
+
+
+async def _opened(kind: str, *, template: bool, commands: int = 0) -> tuple[float, float, float]:
+    """Seconds until a machine is ready and of the last command in it, and MiB that it holds then."""
+    spec = trio_console.MicroVMGuest(root=_root(kind), template=template)
+    start = time.perf_counter()
+    async with trio_console.open_guest(spec, launch_timeout=_PATIENCE) as guest:
+        ready = time.perf_counter() - start
+        last = 0.0
+        for _ in range(commands):
+            start = time.perf_counter()
+            await guest.run_process(["true"])
+            last = time.perf_counter() - start
+        return ready, last, _held(_qemu()) if commands else 0.0
+
+
+def _ours(index: int, kind: str, *, template: bool, commands: int = 0) -> Sequence[float]:
+    return [trio.run(partial(_opened, kind, template=template, commands=commands))[index]]
+
+
+def _qemu() -> int:
+    """The process id of the one QEMU that this program, or a bubblewrap that it has started, has started."""
+    parents, machines = {}, []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        with suppress(OSError), open(f"/proc/{pid}/stat") as file:
+            name, fields = file.read().split("(", 1)[1].rsplit(")", 1)
+            parents[pid] = int(fields.split()[1])
+            if name.startswith("qemu-system"):
+                machines.append(pid)
+    (found,) = [pid for pid in machines if os.getpid() in _above(pid, parents)]
+    return found
+
+
+def _above(pid: int, parents: dict[int, int]) -> Iterator[int]:
+    while (pid := parents.get(pid, 0)) > 1:
+        yield pid
+
+
+def _held(pid: int) -> float:
+    """MiB of memory that a process has for itself alone, and its part of what it shares."""
+    with open(f"/proc/{pid}/smaps_rollup") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
+async def _true_in_child() -> Sequence[float]:
+    async with trio_console.open_guest(trio_console.ProcessGuest(workers="tasks")) as guest:
+        for _ in range(TENTH):
+            start = time.perf_counter()
+            await guest.run_process(["true"])
+        return [time.perf_counter() - start]
+
+
+# --- QEMU alone -----------------------------------------------------------------------------------
+
+
+@cache
+def _plan(kind: str) -> Plan:
+    root = _root(kind)
+    spec = trio_console.MicroVMGuest(root=root)
+    _, plan = trio.run(spec._plan, view_of(root if isinstance(root, Root) else Root.MINIMAL, {}))
+    return plan
+
+
+@contextmanager
+def _started(plan: Plan, memory: Memory | None) -> Iterator[tuple[int, socket.socket, socket.socket]]:
+    """QEMU's process id, the machine's console and QEMU's monitor."""
+    pairs = [socket.socketpair() for _ in range(2)]
+    numbers = [theirs.fileno() for _, theirs in pairs]
+    (console, _), (monitor, _) = pairs
+    made = command(plan, _MODEL, numbers[0], monitor=numbers[1], memory=memory)
+    process = subprocess.Popen(
+        made, pass_fds=numbers, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        for _, theirs in pairs:
+            theirs.close()
+        with closing(console), closing(monitor):
+            yield process.pid, console, monitor
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _boot_alone(kind: str) -> Sequence[float]:
+    """Seconds from QEMU's start until the machine greets."""
+    plan = _plan(kind)
+    start = time.perf_counter()
+    with _started(plan, None) as (_, console, _monitor):
+        if console.recv(len(GREETING), socket.MSG_WAITALL) != GREETING:
+            raise RuntimeError("QEMU has ended before the machine greeted")
+        return [time.perf_counter() - start]
+
+
+def _clone_alone(index: int, kind: str) -> Sequence[float]:
+    """Seconds from QEMU's start until it has loaded the template and runs, or MiB that it holds then."""
+    plan = _plan(kind)
+    template = trio.run(template_of, plan, _MODEL)
+    start = time.perf_counter()
+    with _started(plan, Memory(template / "memory", private=True)) as (pid, _console, monitor):
+        with monitor.makefile("r") as answers, open(template / "state", "rb") as state:
+
+            def execute(what: str, fd: int | None = None, **arguments: Any) -> Any:
+                line = json.dumps({"execute": what, "arguments": arguments}).encode()
+                rights = [] if fd is None else [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [fd]))]
+                monitor.sendmsg([line], rights)
+                return next(said["return"] for said in map(json.loads, answers) if "return" in said)
+
+            execute("qmp_capabilities")
+            ignore = [{"capability": "x-ignore-shared", "state": True}]
+            execute("migrate-set-capabilities", capabilities=ignore)
+            execute("getfd", state.fileno(), fdname="state")
+            execute("migrate-incoming", uri="fd:state")
+            while execute("query-status")["status"] == "inmigrate":
+                time.sleep(0.001)
+            execute("cont")
+        return [(time.perf_counter() - start, _held(pid))[index]]
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def _warm_up(kind: str) -> Callable[[], object]:
+    """Make the archive, the disk and the template."""
+    return lambda: trio.run(partial(_opened, kind, template=True))
+
+
+def rows() -> Iterator[Row]:
+    """The rows."""
+    common: dict[str, Any] = {"higher_is_better": False, "process": "machines", "facts": {"group": "machines"}}
+    for kind in KINDS:
+        yield Row(
+            f"machine-boot-{kind}",
+            f"a machine ({kind}) started, until it is ready",
+            "s",
+            {
+                "MicroVMGuest(template=False)": partial(_ours, 0, kind, template=False),
+                "QEMU alone, until the greeting": partial(_boot_alone, kind),
+            },
+            peers=("QEMU alone, until the greeting",),
+            statistics=(Statistic(bar=1.25),),
+            turns=10,
+            warm_up=_warm_up(kind),
+            **common,
+        )
+        yield Row(
+            f"machine-clone-{kind}",
+            f"a machine ({kind}) cloned, until it is ready",
+            "s",
+            {
+                "MicroVMGuest": partial(_ours, 0, kind, template=True),
+                "QEMU alone, until it runs": partial(_clone_alone, 0, kind),
+            },
+            peers=("QEMU alone, until it runs",),
+            statistics=(Statistic(limit=0.5),),
+            turns=20,
+            warm_up=_warm_up(kind),
+            **common,
+        )
+        yield Row(
+            f"machine-true-{kind}",
+            f'the tenth run_process(["true"]) in a clone ({kind})',
+            "s",
+            {
+                "MicroVMGuest": partial(_ours, 1, kind, template=True, commands=TENTH),
+                "ProcessGuest": partial(trio.run, _true_in_child),
+            },
+            peers=("ProcessGuest",),
+            statistics=(Statistic(limit=0.04),),
+            turns=20,
+            warm_up=_warm_up(kind),
+            **common,
+        )
+        yield Row(
+            f"machine-memory-{kind}",
+            f"memory of a clone ({kind}) of 256 MiB that has run ten commands",
+            "MiB",
+            {
+                "MicroVMGuest": partial(_ours, 2, kind, template=True, commands=TENTH),
+                "QEMU alone, as soon as it runs": partial(_clone_alone, 1, kind),
+            },
+            peers=("QEMU alone, as soon as it runs",),
+            turns=5,
+            warm_up=_warm_up(kind),
+            note="what it has for itself, and its part of what several processes share (Pss of QEMU)",
+            **common,
+        )
