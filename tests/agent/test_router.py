@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +22,11 @@ from trio_console._wire.ids import slot_of
 from trio_console._wire.outbox import Outbox
 from trio_console.agent import Ending, serve_agent
 from trio_console.agent._router import Router
-from trio_console.agent._session import Activity, Sender
+from trio_console.agent._session import Activity, Sender, Session
 from trio_console.agent._system.boot import FrameSource
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from tests.agent.conftest import AgentFactory
 
@@ -375,7 +376,7 @@ async def _alone() -> AsyncIterator[tuple[trio.abc.SendStream, _Writes]]:
             Sender(outbox, Activity()),
             nursery,
             openers={},
-            forget_client=lambda *_: None,
+            forget_client=lambda *_: lambda: None,
             set_clock=None,
             shutdown_grace=1.0,
         )
@@ -398,3 +399,91 @@ async def test_a_single_request_is_answered_before_another_task_runs() -> None:
         await router.send_all(wire.encode(wire.Ping(), 1))
         await trio.testing.wait_all_tasks_blocked()
         assert (writes.at_once, writes.later) == ([wire.encode(wire.Pong(), 1)], [])
+
+
+class _Idle(Session):
+    """A session that waits for its end, and notes in which pass of the loop that came."""
+
+    kind = ""
+    accepts = frozenset()
+
+    def __init__(self, sender: Sender, session_id: int, seen: _Seen) -> None:
+        super().__init__(sender, session_id)
+        self._seen = seen
+
+    async def run(self) -> None:
+        with self._scope:
+            await trio.sleep_forever()
+        self._seen.ended.append(self._seen.passes)
+        await self._say_last(wire.ExecExited(0))
+
+    async def receive(self, message: wire.Message) -> None:
+        raise AssertionError("nothing is sent to it")
+
+
+@dataclass
+class _Seen:
+    """What has happened to the sessions of `_idle_sessions`."""
+
+    passes: int = 0
+    ended: list[int] = field(default_factory=list)  # in which pass each has ended
+    forgotten: list[int] = field(default_factory=list)  # how many had ended when something was forgotten
+
+
+@asynccontextmanager
+async def _idle_sessions(*ids: int) -> AsyncIterator[tuple[trio.abc.SendStream, _Seen]]:
+    """A router with sessions that wait for their end; what is sent to it, and what has happened."""
+    to_router, stream = trio.testing.memory_stream_one_way_pair()
+    outbox, seen = Outbox(_Writes()), _Seen()
+
+    def forget(_start: int, _end: int) -> Callable[[], object]:
+        seen.forgotten.append(len(seen.ended))
+        return lambda: seen.forgotten.append(len(seen.ended))
+
+    async with trio.open_nursery() as nursery:
+        router = Router(
+            FrameSource(stream),
+            Sender(outbox, Activity()),
+            nursery,
+            openers={wire.ExecRequest: lambda sender, id_, _: _Idle(sender, id_, seen)},
+            forget_client=forget,
+            set_clock=None,
+            shutdown_grace=1.0,
+        )
+        nursery.start_soon(outbox.run)
+        nursery.start_soon(router.run)
+        for id_ in ids:
+            await to_router.send_all(wire.encode(wire.ExecRequest(cmd="idle"), id_))
+        await trio.testing.wait_all_tasks_blocked()
+        yield to_router, seen
+        nursery.cancel_scope.cancel()
+
+
+async def _count_until_ended(seen: _Seen, number: int) -> None:
+    while len(seen.ended) < number:
+        seen.passes += 1
+        await trio.lowlevel.checkpoint()
+    # (This task counts before or after the others run, so two that follow each other may have one number.)
+    assert max(seen.ended.count(number) for number in seen.ended) <= 2, "several ended in one pass"
+
+
+async def test_the_sessions_of_a_client_that_has_gone_end_one_by_one_and_what_they_have_left_then() -> None:
+    async with _idle_sessions(*range(1, 9)) as (router, seen):
+        await router.send_all(wire.encode(wire.ClientDisconnected(1, STEP)))
+        await _count_until_ended(seen, 8)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen.forgotten[0] == 0
+        assert seen.forgotten[1] >= 7  # (the last one may be about to end)
+
+
+async def test_clients_that_go_at_the_same_time_are_seen_off_by_one_task() -> None:
+    async with _idle_sessions(*range(1, 5), *range(STEP + 1, STEP + 5), *range(2 * STEP + 1, 2 * STEP + 5)) as (
+        router,
+        seen,
+    ):
+        gone = [wire.ClientDisconnected(1 + slot * STEP, (slot + 1) * STEP) for slot in range(3)]
+        await router.send_all(b"".join(map(wire.encode, gone)))
+        await _count_until_ended(seen, 12)
+        await trio.testing.wait_all_tasks_blocked()
+        assert seen.forgotten[:3] == [0, 0, 0]
+        assert [seen.forgotten[3] >= 3, seen.forgotten[4] >= 7, seen.forgotten[5] >= 11] == [True] * 3

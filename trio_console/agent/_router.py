@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import enum
 import traceback
+from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 import msgspec
@@ -72,8 +73,8 @@ class Router:
         sender: where they go.
         nursery: where sessions run. Cancelling it is up to the owner, when `run` has returned.
         openers: kinds of sessions by the class of their opening message.
-        forget_client: called with the range of ids (start, end) of a client that has gone, after its sessions were
-            ended.
+        forget_client: called with the range of ids (start, end) of a client that has gone. What it returns is
+            called when all sessions of the client were told to end.
         set_clock: called with nanoseconds since the epoch, or ``None`` to leave the clock alone.
         shutdown_grace: seconds that sessions are given to end in order.
         resets: whether a reset is obeyed, as the agent has announced it then.
@@ -86,7 +87,7 @@ class Router:
         nursery: trio.Nursery,
         *,
         openers: Mapping[type[wire.Message], Opener],
-        forget_client: Callable[[int, int], object],
+        forget_client: Callable[[int, int], Callable[[], object]],
         set_clock: Callable[[int], object] | None,
         shutdown_grace: float,
         resets: bool = False,
@@ -99,6 +100,7 @@ class Router:
         self._set_clock = set_clock
         self._shutdown_grace = shutdown_grace
         self._ended = trio.Event()  # one more session
+        self._farewells: deque[Callable[[], object]] = deque()  # what `_say_farewell` does next
         self._shutdown = trio.CancelScope()
         self._reset: int | None = None  # the id for the answer to a reset
         self._grace: float | None = None  # seconds until the host ends the guest by force, if it has told that
@@ -251,13 +253,29 @@ class Router:
             self._set_clock(message.unix_time_nanos)
 
     def _client_disconnected(self, _id: int, message: wire.ClientDisconnected) -> None:
+        idle = not self._farewells
         for session in self.sessions.values():
             if message.id_start <= session.id < message.id_end_exclusive:
                 session.depart()
-        self._forget_client(message.id_start, message.id_end_exclusive)
+                if not session.delivering:
+                    self._farewells.append(session.end)
+        self._farewells.append(self._forget_client(message.id_start, message.id_end_exclusive))
+        if idle:
+            self._nursery.start_soon(self._say_farewell)
         if message.confirm is not msgspec.UNSET:
             # Behind all that was queued for these ids; nothing that a client can block is waited for.
             self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
+
+    async def _say_farewell(self) -> None:
+        """End the sessions of clients that have gone, one in each turn of the loop.
+
+        Each has several tasks. All tasks of a client with many sessions would keep the loop for tens of
+        milliseconds, while every other client waits.
+        """
+        while self._farewells:
+            self._farewells[0]()
+            await trio.lowlevel.checkpoint()
+            self._farewells.popleft()  # only now: so no second task is started meanwhile
 
     # Reset
 
@@ -272,6 +290,8 @@ class Router:
         for session in self._running:
             with contextlib.suppress(*_GONE):  # nobody hears of its end
                 session.end()
+        while self._farewells:
+            await trio.lowlevel.checkpoint()
         while self._running:
             await self._wait_for_an_end()
         if self._reset is not None:

@@ -464,11 +464,13 @@ class _Agent:
         """The client that has a slot now, for the marks of its commands."""
         return f"{slot}-{self._clients_gone.get(slot, 0)}"
 
-    def _forget_client(self, nursery: trio.Nursery, start: int, end: int) -> None:
-        """End what a client that has gone has left: its files, and the processes that its commands have started.
+    def _forget_client(self, nursery: trio.Nursery, start: int, end: int) -> Callable[[], object]:
+        """End what a client that has gone has left: its files, and then the processes of its commands.
 
-        (The router ends its sessions. A range that is a part of a slot ends these, but not all of the client.)
+        The latter by what is returned, because those that its sessions end need not be searched. (A range that is
+        a part of a slot ends its sessions, but not all of the client.)
         """
+        left: list[str] = []
         self._files.forget(start, end)
         for slot in slots_in(start, end):
             client, ids = self._client(slot), slot_ids(slot)
@@ -478,7 +480,13 @@ class _Agent:
                 self._starts.forget(slot)
                 self._commanders.remove(client)
                 self._clients_gone[slot] = self._clients_gone.get(slot, 0) + 1
+                left.append(client)
+
+        def kill() -> None:
+            for client in left:
                 nursery.start_soon(self._hunt.kill_client, client, _KILL_GRACE)
+
+        return kill
 
     async def _spawn(self, session_id: int, request: wire.ExecRequest, size: tuple[int, int]) -> Child:
         """Start a child; see `Spawn`."""

@@ -270,10 +270,14 @@ class Session(abc.ABC):
         self._scope.cancel()
 
     def depart(self) -> None:
-        """End the session of a client that is gone. The terminal frame tells a relay that the id is free."""
+        """Note that the client is gone; `end` follows, unless the session is `delivering`.
+
+        From now on only the terminal frame may be sent, which tells a relay that the id is free.
+        """
         if self._voice in (Voice.LIVE, Voice.ENDING):
             self._become(Voice.DEPARTED)
-        self.end()
+        elif self._voice is Voice.QUIET:
+            self._become(Voice.OVER)
 
     def _become(self, voice: Voice) -> None:
         self._voice = VOICE.take(self._voice, voice)
@@ -385,9 +389,8 @@ class PromptSession(Session):
             self._sender.commit_unreserved(ending or self._cut_short(), self.id)
 
     def depart(self) -> None:
-        """End the session of a client that is gone, without a terminal frame."""
-        self.mute()
-        super().depart()
+        """See `Session.depart`. There is no terminal frame."""
+        self.let_go_of_id()
 
     async def _answer(self, frame: bytes, data: bytes = b"") -> bool:
         """Send the encoded terminal frame behind the session's data; returns whether it was sent.

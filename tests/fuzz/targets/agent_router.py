@@ -117,6 +117,8 @@ class _Session(Session):
         with self._scope:
             self._send_now(wire.ExecStarted(1))
             await trio.lowlevel.checkpoint()
+            if self.departed:
+                await trio.sleep_forever()  # the router ends it, at some moment
             if self._does == "breaks":
                 raise RuntimeError("a mistake in a session")
             if self._does != "quits":
@@ -156,6 +158,7 @@ class _Agent:
         self._seen = 0
         self._received: list[Told] = []
         self._forgotten: list[tuple[int, int]] = []
+        self._seen_off: list[tuple[int, int]] = []
         self._clock: list[int] = []
         self.ends: Ending = Ending.CONSOLE_CLOSED
         self.trace = 0
@@ -165,6 +168,7 @@ class _Agent:
         self._model.settle()
         assert sorted(self.router.sessions) == self._model.living, "other sessions live"
         self._check_answers()
+        assert self._seen_off == self._forgotten, "a client that has gone was not seen off"
         try:
             if piece:
                 self._sent.feed(piece)
@@ -195,6 +199,10 @@ class _Agent:
                 after = [type(later) for other, later in answers[number + 1 :] if other == id_]
                 assert wire.ExecStarted not in after or after.count(wire.ExecExited), "said behind its last word"
 
+    def _forget(self, start: int, end: int) -> Callable[[], object]:
+        self._forgotten.append((start, end))
+        return lambda: self._seen_off.append((start, end))
+
     def _open(self, sender: Sender, session_id: int, message: wire.Message) -> Session | wire.Message:
         assert slot_of(session_id) is not None
         if isinstance(message, wire.ExecRequest) and message.cmd == "refused":
@@ -221,7 +229,7 @@ class _Agent:
                         wire.TcpConnect: self._open,
                         wire.KillBackground: self._open_kill,
                     },
-                    forget_client=lambda start, end: self._forgotten.append((start, end)),
+                    forget_client=self._forget,
                     set_clock=self._clock.append,
                     shutdown_grace=1,
                 )

@@ -242,6 +242,7 @@ async def _step(
         case 10 if what > 200:
             model.depart()
             session.depart()
+            session.end()
         case 11 if what > 220:
             error = wire.Error("invalid_session", "a bad frame")
             model.bad_frame(error)
