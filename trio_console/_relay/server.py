@@ -404,8 +404,8 @@ class RelayServer:
                 tasks.room.set()
                 orders = self._router.disconnect(client, trio.current_time())
                 self._door.note_leaving(client)
-                # Its commands are killed at once. But that it has gone is said behind its data that still waits
-                # for the console: the agent delivers what was sent before a connection was closed.
+                # That it has gone is said behind its data that still waits for the console: the agent delivers
+                # what was sent before a connection was closed.
                 orders.behind = (orders.to_agent.pop(), *orders.behind)
                 self._carry_out(orders)
                 self._relief.set()
@@ -471,7 +471,7 @@ class RelayServer:
                     else:
                         meter.begin()
                         self._hear_client(client, frame)
-                        meter.end()
+                        meter.end(len(frame.body))
                     if len(client.starting) >= _STARTS:
                         await self._wait_started(tasks)
         except ProtocolError as exc:

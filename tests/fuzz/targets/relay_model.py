@@ -158,10 +158,10 @@ class Model:
         return party
 
     def disconnect(self, party: Party, last_id: int) -> tuple[list[bytes], list[bytes]]:
-        """The frames for the guest: to kill each command that may still run, and then to forget the ids.
+        """The frames for the guest: to forget the ids, which it is asked to confirm under ``last_id``.
 
-        It is asked to confirm that under ``last_id``. A guest that does not know this is sent data for no session,
-        in the second list, which goes behind the client's data: it answers that as well.
+        A guest that does not know this is told before to kill each command that may still run, and is sent data
+        for no session, in the second list, which goes behind the client's data: it answers that as well.
         """
         del self.parties[party.slot]
         kills = sorted(s.id for s in party.sessions.values() if s.kind == "exec" and s.last is None)
@@ -172,7 +172,8 @@ class Model:
             self._drop_pending(session)
         gone = wire.ClientDisconnected(party.ids.start, party.ids.stop, last_id if self._ends else wire.UNSET)
         behind = [] if self._ends else [wire.encode(wire.FsData(b""), last_id)]
-        return [*(wire.encode(wire.ExecSignal(9), id_) for id_ in kills), wire.encode(gone)], behind
+        last = [] if self._ends else [wire.encode(wire.ExecSignal(9), id_) for id_ in kills]
+        return [*last, wire.encode(gone)], behind
 
     def await_last_words(self, party: Party, last_id: int, now: float) -> None:
         """The guest is asked under an id for which it sends nothing else."""

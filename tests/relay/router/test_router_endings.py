@@ -30,15 +30,13 @@ def test_a_disconnect_kills_each_command_then_tells_then_asks() -> None:
     assert said(orders.behind) == [(client.ids[-1], QUESTION)]
 
 
-def test_an_agent_that_confirms_is_asked_in_the_message_that_tells_it() -> None:
+def test_an_agent_that_confirms_is_told_only_that_the_client_has_gone_and_asked_in_that_message() -> None:
     table = Table(features=(wire.FORGETS,))
     client = table.connect()
     id_ = table.open(client, EXEC)
     orders = table.router.disconnect(client, 0)
-    assert said(orders.to_agent) == [
-        (id_, wire.ExecSignal(9)),
-        (0, wire.ClientDisconnected(client.ids.start, client.ids.stop, client.ids[-1])),
-    ]
+    gone = wire.ClientDisconnected(client.ids.start, client.ids.stop, client.ids[-1])
+    assert said(orders.to_agent) == [(0, gone)]
     assert orders.behind == ()
     table.agent_says(wire.ExecExited(-1), id_)
     assert table.router.slots.quarantined == 1

@@ -141,12 +141,13 @@ class Router:
         return self._slots.quarantined > 0 and self.gate.lets_in(uid, after_quarantine=True)
 
     def disconnect(self, client: Client, now: float) -> Orders:
-        """End the work of a client that has gone: kill its commands, and quarantine its slot."""
+        """End the work of a client that has gone: have its commands killed, and quarantine its slot."""
         del self._clients[client.slot]
         orders = Orders()
         # (A session whose terminal frame is held here has ended in the guest already.)
         execs = {s.id for s in client.sessions.values() if s.kind == "exec" and s.state is not _ENDED}
-        orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), session_id) for session_id in sorted(execs)]
+        if not self._confirms:  # (our agent kills them when it hears that the client has gone)
+            orders.to_agent += [wire.encode(wire.ExecSignal(_SIGKILL), id_) for id_ in sorted(execs)]
         if self.observer is not None:
             for session_id in execs:
                 self.observer.ended(session_id, "killed: its client has disconnected")
