@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
 import trio
 
+from tests.tools.limits import HANG
 from trio_console._trio import turns
 from trio_console._trio.turns import Costly, Line, Meter, Ration, Turn
 
@@ -91,10 +96,10 @@ async def test_a_pause_lets_all_others_run_and_begins_a_new_turn(time: Time) -> 
 # Several tasks
 
 
-def work(meter: Meter, time: Time, seconds: float) -> None:
+def work(meter: Meter, time: Time, seconds: float, *, nbytes: int = 0) -> None:
     meter.begin()
     time.now += seconds
-    meter.end()
+    meter.end(nbytes)
 
 
 async def test_a_task_may_use_an_eighth_of_the_loop_and_never_wait(time: Time) -> None:
@@ -219,6 +224,86 @@ async def test_one_of_those_that_wait_goes_on_in_each_pass_of_the_loop() -> None
     assert len(set(numbers)) == 3
 
 
+# Rests
+
+
+async def rests(meter: Meter) -> float:
+    """The seconds for which a task rests before its next turn."""
+    began = trio.current_time()
+    await meter.wait()
+    return trio.current_time() - began
+
+
+async def test_a_task_that_uses_much_for_small_pieces_rests_beside_a_modest_one(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    greedy, modest = Meter(line), Meter(line)
+    work(modest, time, 0.0001)
+    work(greedy, time, 0.001, nbytes=33_000)
+    assert await rests(greedy) == pytest.approx(0.004)
+
+
+async def test_a_task_that_moves_many_bytes_does_not_rest(time: Time, autojump_clock: MockClock) -> None:
+    line = Line()
+    greedy, modest = Meter(line), Meter(line)
+    work(modest, time, 0.0001)
+    work(greedy, time, 0.001, nbytes=34_000)
+    assert await rests(greedy) == 0
+
+
+async def test_tasks_that_all_use_much_do_not_rest(time: Time, autojump_clock: MockClock) -> None:
+    line = Line()
+    meters = [Meter(line) for _ in range(3)]
+    for meter in meters:
+        work(meter, time, 0.001)
+    assert [await rests(meter) for meter in meters] == [0, 0, 0]
+
+
+async def test_a_task_rests_no_more_when_no_modest_one_has_worked_recently(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    greedy, modest = Meter(line), Meter(line)
+    work(modest, time, 0.0001)
+    time.now += 0.101
+    work(greedy, time, 0.001)
+    assert await rests(greedy) == 0
+
+
+async def test_a_task_that_has_to_wait_for_what_all_use_does_not_rest(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    others = [Meter(line) for _ in range(5)]
+    for meter in others:
+        work(meter, time, 0.0002)
+    assert others[-1].is_over
+    assert await rests(others[-1]) == 0
+
+
+async def test_of_several_tasks_one_rests_behind_the_other_and_bulk_waits_for_none(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    greedy, bulky, modest = [Meter(line) for _ in range(3)], Meter(line), Meter(line)
+    work(modest, time, 0.0001)
+    done: list[float] = []
+
+    async def go_on(meter: Meter) -> None:
+        await meter.wait()
+        done.append(trio.current_time() - began)
+
+    for meter in greedy:
+        work(meter, time, 0.001)
+    work(bulky, time, 0.001, nbytes=1_000_000)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for meter in (*greedy, bulky):
+            nursery.start_soon(go_on, meter)
+    assert done == pytest.approx([0, 0.004, 0.008, 0.012])
+
+
 # Long steps
 
 
@@ -312,3 +397,69 @@ async def test_time_without_work_allows_a_burst_and_no_more(autojump_clock: Mock
 def step(time: Time, seconds: float) -> str:
     time.now += seconds
     return "done"
+
+
+# The rank of a program
+
+PROGRAM = """\
+import json, os, resource, subprocess, sys, threading
+from trio_console._trio.turns import go_first
+
+def rank():
+    return os.getpriority(os.PRIO_PROCESS, 0), open("/proc/self/autogroup").read().split()[-1]
+
+if "given" in sys.argv:
+    os.nice(3)
+if "refused" in sys.argv and os.geteuid() == 0:
+    resource.setrlimit(resource.RLIMIT_NICE, (0, 0))
+    os.setuid(65534)
+go_first()
+found = {"own": rank()}
+thread = threading.Thread(target=lambda: found.update(thread=rank()))
+thread.start(); thread.join()
+code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), open('/proc/self/autogroup').read().split()[-1])"
+for name, session in (("child", False), ("command", True)) * ("refused" not in sys.argv):
+    child = subprocess.run([sys.executable, "-c", code], start_new_session=session, capture_output=True, text=True)
+    found[name] = child.stdout.split()
+print(json.dumps(found))
+"""
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a rank")
+needs_groups = pytest.mark.skipif(
+    not os.path.exists("/proc/self/autogroup"), reason="this kernel does not group by sessions"
+)
+
+
+def ranks(*arguments: str, leads: bool = True) -> dict[str, list[object]]:
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=HANG, start_new_session=leads)
+    found: dict[str, list[object]] = json.loads(done.stdout)
+    return found
+
+
+@needs_root
+@needs_groups
+def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
+    found = ranks()
+    assert found["own"] == [-5, "-5"]
+    assert found["thread"] == [0, "-5"]
+    assert found["child"] == ["0", "-5"]
+    assert found["command"] == ["0", "0"]
+
+
+@needs_root
+@needs_groups
+def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
+    with open("/proc/self/autogroup") as file:
+        ours = file.read().split()[-1]
+    assert ranks(leads=False)["own"] == [-5, ours]
+
+
+@needs_groups
+def test_a_rank_that_was_given_is_kept() -> None:
+    assert ranks("given")["own"] == [3, "0"]
+
+
+@needs_groups
+def test_what_is_refused_is_passed_over() -> None:
+    assert ranks("refused")["own"] == [0, "0"]

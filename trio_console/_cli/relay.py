@@ -16,7 +16,7 @@ from trio_console._cli.signals import act_by_default, caught, die_of
 from trio_console._cli.standard import Output, say
 from trio_console._errors import in_words
 from trio_console._trio.threads import NoThreadError
-from trio_console._trio.turns import keep_collections_short
+from trio_console._trio.turns import go_first, keep_collections_short
 
 if TYPE_CHECKING:
     import argparse
@@ -75,6 +75,7 @@ async def _serve(args: argparse.Namespace) -> None:
             relay = await nursery.start(serve)
             socket.note(relay.path)
             keep_collections_short()
+            go_first()
             await Output(1).write(b"ready %s\n" % os.fsencode(relay.path))
 
 

@@ -7,16 +7,20 @@ milliseconds to decode. So work is measured in time, and not in frames (nor in c
   it gets up to half of the time, or else what came for it would wait behind all that the others begin.
 * `Meter` and `Line`: tasks that do the same for several strangers share the loop. Those that have used more than a
   share of it go on one at a time, so that the others wait for one of them, and not for all. When all of them
-  together use much, the share of each is a small one.
+  together use much, the share of each is a small one. Those that use more for many small pieces also rest: the
+  others would wait long for a loop that is always busy, and for a processor.
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
 * `Ration`: work that is done again and again gets no more than a part of the time.
 * `keep_collections_short`: nor does the garbage collector keep the loop.
+* `go_first`: nor do other programs keep the processor.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
+import os
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -25,7 +29,7 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Costly", "Line", "Meter", "Ration", "Turn", "keep_collections_short"]
+__all__ = ["Costly", "Line", "Meter", "Ration", "Turn", "go_first", "keep_collections_short"]
 
 _T = TypeVar("_T")
 
@@ -44,6 +48,13 @@ _SHARE: Final = 1 / 8
 _MUCH: Final = 1 / 4
 _LITTLE: Final = 0.0001
 
+#: Bytes in a second of work below which it is work on small pieces; and the rest after such work beside modest
+#: tasks, as a multiple of it: so all that do such work get a fifth of the loop. And the seconds for which a task
+#: is there after it has worked.
+_BULK: Final = 32 * 1024 * 1024
+_REST_FROM_CRUMBS: Final = 4
+_RECENTLY: Final = 0.1
+
 #: Seconds that a single step may take without a rest. (Of the processor: this process may have to wait for it.)
 _STEP: Final = 0.005
 
@@ -54,6 +65,11 @@ _REST: Final = 9
 #: of both. So a collection of the middle generation looks at a third as much, and a fifth as many are full.
 _EACH_MIDDLE: Final = 3
 _EACH_FULL: Final = 150
+
+#: Three times the weight of niceness 0.
+_NICENESS: Final = -5
+
+_SESSION: Final = "/proc/self/autogroup"
 
 
 @final
@@ -114,11 +130,19 @@ class Line:
     def __init__(self) -> None:
         self._lock: Final = trio.Lock()  # it is handed on in the order of arrival, and once in a turn of the loop
         self.all: Final = _Use(_MUCH)
+        self._resting: Final = trio.Lock()
+        self.modest_at = -math.inf  # when a task has worked last that had not used more than its share
 
     @property
     def is_busy(self) -> bool:
         """Whether all tasks together use much of the loop."""
         return self.all.seconds > _TURN
+
+    async def rest(self, seconds: float) -> None:
+        """Rest, one task behind the other, if there are modest tasks, for which the loop must not be full."""
+        if perf_counter() - self.modest_at < _RECENTLY:
+            async with self._resting:
+                await trio.sleep(seconds)
 
     async def wait(self) -> None:
         """Wait behind the tasks that came before; at least a checkpoint."""
@@ -134,13 +158,14 @@ class Meter:
         line: where it waits when it has used a turn.
     """
 
-    __slots__ = ("_began", "_has_turn", "_line", "_own")
+    __slots__ = ("_began", "_bytes", "_has_turn", "_line", "_own")
 
     def __init__(self, line: Line) -> None:
         self._line = line
         self._own = _Use(_SHARE)
         self._began = 0.0
         self._has_turn = False  # whether it has waited for what it uses now
+        self._bytes = 0  # since it waited last
 
     def begin(self) -> None:
         """Note that the task works from now on. (Also to learn, before `is_over`, what time has forgiven.)"""
@@ -151,11 +176,14 @@ class Meter:
         if had_used and not self._own.seconds:
             self._has_turn = False
 
-    def end(self) -> None:
-        """Note that it has worked until now."""
+    def end(self, nbytes: int) -> None:
+        """Note that it has worked until now, on so many bytes."""
         now = perf_counter()
         self._own.add(now - self._began, now)
         self._line.all.add(now - self._began, now)
+        self._bytes += nbytes
+        if not self._has_turn and self._own.seconds <= _TURN:
+            self._line.modest_at = now
 
     @property
     def is_over(self) -> bool:
@@ -165,7 +193,11 @@ class Meter:
 
     async def wait(self) -> None:
         """Wait for the next turn."""
+        used = self._own.seconds
+        if used > _TURN and self._bytes < _BULK * used:
+            await self._line.rest(_REST_FROM_CRUMBS * used)
         await self._line.wait()
+        self._bytes = 0
         self._own.seconds = 0.0
         self._has_turn = True
 
@@ -225,3 +257,26 @@ def keep_collections_short() -> None:
     young, *_ = gc.get_threshold()
     gc.set_threshold(young, _EACH_MIDDLE, _EACH_FULL)
     gc.freeze()
+
+
+def go_first() -> None:
+    """Let this thread get a processor before what other programs do with theirs, if this process may do that.
+
+    For programs of ours that many others wait for, and that work a little for each. It needs CAP_SYS_NICE; without
+    it nothing changes, nor if somebody has given this program a rank. Threads and processes that are started
+    afterwards have the usual one.
+
+    The kernel shares processors among POSIX sessions where it groups by them (sched_autogroup(7)), and then among
+    the threads of each. So this raises both. The session is only raised by its leader: a program that was started
+    from a shell shares the shell's.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        # (Refused, or a kernel or a C library without it.)
+        if os.sched_getscheduler(0) != os.SCHED_OTHER or os.getpriority(os.PRIO_PROCESS, 0):
+            return
+        # What this thread starts must not inherit the rank.
+        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
+        if os.getsid(0) == os.getpid():
+            with open(_SESSION, "w", encoding="ascii") as file:
+                file.write(str(_NICENESS))

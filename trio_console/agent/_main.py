@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from trio_console._standard import fill_standard_descriptors
-from trio_console._trio.turns import keep_collections_short
+from trio_console._trio.turns import go_first, keep_collections_short
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, Lasting, serve_agent
@@ -109,6 +109,7 @@ def run(
     if os.getpid() != 1:
         _try_to_be_subreaper()
     keep_collections_short()
+    go_first()
     try:
         return trio.run(_serve, stream, options, began, note, lasting)
     finally:

@@ -290,7 +290,7 @@ class Router:
         for session in self._running:
             with contextlib.suppress(*_GONE):  # nobody hears of its end
                 session.end()
-        while self._farewells:
+        for _ in tuple(self._farewells):  # one in each turn of the loop
             await trio.lowlevel.checkpoint()
         while self._running:
             await self._wait_for_an_end()
