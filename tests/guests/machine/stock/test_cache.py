@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +49,44 @@ async def test_an_entry_is_made_and_kept(here: Path) -> None:
     assert place == here / "things/one"
     assert await cache.kept("things", "one", cache.by_thread(lambda _place: pytest.fail("made again"))) == place
     assert (place / "file").read_text() == "whole"
+
+
+async def made(key: str, *, age: float = 0, most: int | None = 2) -> Path:
+    """An entry whose last use was so many seconds ago."""
+    place = await cache.kept("things", key, cache.by_thread(write), most=most)
+    os.utime(place, (time.time() - age, time.time() - age))
+    return place
+
+
+async def test_only_the_entries_that_were_used_last_are_kept_when_one_is_made(here: Path) -> None:
+    for age, key in enumerate(("one", "two", "three")):
+        await made(key, age=10_000 - age, most=None)
+    await cache.kept("things", "one", cache.by_thread(write), most=2)  # a use, which removes nothing
+    assert len(list(here.glob("things/*/file"))) == 3
+    await made("four")
+    assert {path.name.partition(".")[0] for path in (here / "things").iterdir()} == {"one", "four"}
+
+
+async def test_an_entry_that_was_used_just_now_is_kept_for_who_may_not_have_opened_it(here: Path) -> None:
+    for key in ("one", "two", "three", "four"):
+        await made(key)
+    assert len(list(here.glob("things/*/file"))) == 4
+
+
+async def test_an_entry_that_somebody_has_locked_is_kept(here: Path) -> None:
+    old = await made("old", age=10_000)
+    lock = cache._try_lock(old.with_name("old.lock"))
+    assert lock is not None
+    with lock:
+        for key in ("one", "two"):
+            await made(key)
+    assert (old / "file").exists()
+
+
+async def test_what_cannot_be_removed_keeps_nobody_from_an_entry(here: Path) -> None:
+    (here / "things").mkdir(parents=True)
+    (here / "things/broken").symlink_to("nowhere")
+    assert (await made("one") / "file").exists()
 
 
 async def test_two_at_once_make_an_entry_once(refused: trio.Event) -> None:

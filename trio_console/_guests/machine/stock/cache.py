@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import time
 from contextlib import asynccontextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
@@ -22,7 +23,7 @@ import trio
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.machine.stock.progress import shown
 from trio_console._trio.interrupts import interrupt_safe
-from trio_console._trio.threads import in_thread
+from trio_console._trio.threads import NoThreadError, in_thread
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -33,6 +34,10 @@ __all__ = ["by_thread", "directory", "discard", "kept", "key_of", "prune", "stam
 #: Seconds between two looks at a lock that another program has. (A thread that waited for it could not be
 #: cancelled.)
 _PAUSE: Final = 0.02
+
+#: Seconds after its last use in which an entry is not removed for its age: a program that has found it may not
+#: have opened its files yet. (One that has keeps them.)
+_RECENT: Final = 600.0
 
 _LOCK: Final = ".lock"
 _NEW: Final = ".new"
@@ -55,7 +60,9 @@ def stamp(path: str | os.PathLike[str]) -> tuple[str, int, int]:
     return os.fspath(path), found.st_size, found.st_mtime_ns
 
 
-async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]], *, what: str = "") -> Path:
+async def kept(
+    kind: str, key: str, make: Callable[[Path], Awaitable[None]], *, what: str = "", most: int | None = None
+) -> Path:
     """The directory of an entry; it is made first if it is not there.
 
     Args:
@@ -64,14 +71,39 @@ async def kept(kind: str, key: str, make: Callable[[Path], Awaitable[None]], *, 
         make: is awaited with a new, empty directory, which becomes the entry when it returns. What it raises, also
             if it is cancelled, comes out, and there is no entry.
         what: says what is done meanwhile, on a terminal that is this program's stderr; empty for something quick.
+        most: how many entries of the kind are kept when one is made: those that were used last; `None` for all.
     """
     place = directory() / kind / key
     if place.is_dir():
+        _note_use(place)
         return place
     async with shown(what) if what else nullcontext(), _locked(place):
         if not place.is_dir():
             await _make(place, make)
+    if most is not None:
+        with suppress(OSError, NoThreadError):  # they are in nobody's way
+            await in_thread("to remove files", partial(_trim, place.parent, most))
     return place
+
+
+def _note_use(place: Path) -> None:
+    with suppress(OSError):
+        os.utime(place)
+
+
+def _trim(folder: Path, most: int) -> None:
+    """Remove all entries but those that were used last, and those that a program may be about to use."""
+    entries = [folder / name for name in _listed(folder) if not name.endswith((_LOCK, _NEW))]
+    used = {place: place.stat().st_mtime for place in entries}
+    for place in sorted(entries, key=used.__getitem__, reverse=True)[most:]:
+        if used[place] < time.time() - _RECENT and (lock := _try_lock(place.with_name(place.name + _LOCK))):
+            with lock:
+                # Who looks for it finds all of it, or nothing.
+                new = place.with_name(place.name + _NEW)
+                shutil.rmtree(new, ignore_errors=True)
+                place.rename(new)
+                shutil.rmtree(new, ignore_errors=True)
+                os.unlink(place.with_name(place.name + _LOCK))
 
 
 async def _make(place: Path, make: Callable[[Path], Awaitable[None]]) -> None:

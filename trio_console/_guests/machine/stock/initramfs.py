@@ -35,6 +35,9 @@ __all__ = ["INITRAMFS", "initramfs_of", "libraries_of"]
 #: The kind of these in the cache.
 INITRAMFS: Final = "initramfs"
 
+#: Archives that are kept, of some 40 MiB each.
+_MOST: Final = 8
+
 _FILE: Final = "initramfs.cpio"
 
 #: Changed when the code below makes something else of the same files.
@@ -133,7 +136,7 @@ async def initramfs_of(kernel: Kernel, modules: Iterable[str]) -> Path:
     modules = tuple(modules)
     key = key_of(_EDITION, sys.version, _ingredients(), stamp(kernel.image), kernel.modules, modules)
     make = by_thread(partial(_make, kernel, modules))
-    return await kept(INITRAMFS, key, make, what="making the archive that machines start from") / _FILE
+    return await kept(INITRAMFS, key, make, what="making the archive that machines start from", most=_MOST) / _FILE
 
 
 def _python() -> str:
