@@ -146,6 +146,8 @@ nightly: $(FUZZ_STAMP)
 	@HYPOTHESIS_PROFILE=explore $(BIN)/python -m pytest -n $(JOBS) --dist worksteal --task-order=$(NIGHT) tests/wire tests/console tests/session tests/relay tests/testing
 	@echo "==> Virtual machines, and the makers' agents in them"
 	@$(MAKE) machines
+	@echo "==> Virtual machines beside busy processors"
+	@$(BIN)/python -m tests.soak.machines
 	@echo "==> Commands of eight clients at once"
 	@$(BIN)/python -m tests.soak 60
 	@echo "==> Hostile clients beside honest ones, for an hour"

@@ -55,7 +55,7 @@ def test_an_untrusted_program_is_run_in_a_machine(machines: None) -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[1].startswith("I am root on Linux ")
-    assert lines[2:5] == ["I have removed /bin/sort", "ended after 3 s", "it has found: 3"]
+    assert {"I have removed /bin/sort", "ended after 5 s", "it has found: 3"} <= set(lines)
 
 
 def test_without_qemu_the_example_says_what_gets_it(tmp_path: Path) -> None:
