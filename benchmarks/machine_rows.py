@@ -28,8 +28,8 @@ import trio
 import trio_console
 from benchmarks._measure import Row, Statistic
 from trio_console._guests.machine.qemu import Memory, command, find_qemu
+from trio_console._guests.machine.saved.template import template_of
 from trio_console._guests.machine.stock.cache import directory
-from trio_console._guests.machine.template import template_of
 from trio_console._guests.machine.view import view_of
 from trio_console._guests.roots import Root
 from trio_console._machine.welcome import GREETING
@@ -159,7 +159,7 @@ def _plan(kind: str) -> Plan:
 
 
 @contextmanager
-def _started(plan: Plan, memory: Memory | None) -> Iterator[tuple[int, socket.socket, socket.socket]]:
+def _started(plan: Plan, memory: Memory) -> Iterator[tuple[int, socket.socket, socket.socket]]:
     """QEMU's process id, the machine's console and QEMU's monitor."""
     pairs = [socket.socketpair() for _ in range(2)]
     numbers = [theirs.fileno() for _, theirs in pairs]
@@ -182,7 +182,7 @@ def _boot_alone(kind: str) -> Sequence[float]:
     """Seconds from QEMU's start until the machine greets."""
     plan = _plan(kind)
     start = time.perf_counter()
-    with _started(plan, None) as (_, console, _monitor):
+    with _started(plan, Memory()) as (_, console, _monitor):
         if console.recv(len(GREETING), socket.MSG_WAITALL) != GREETING:
             raise RuntimeError("QEMU has ended before the machine greeted")
         return [time.perf_counter() - start]
@@ -193,7 +193,7 @@ def _clone_alone(index: int, kind: str) -> Sequence[float]:
     plan = _plan(kind)
     template = trio.run(template_of, plan, _MODEL)
     start = time.perf_counter()
-    with _started(plan, Memory(template / "memory", private=True)) as (pid, _console, monitor):
+    with _started(plan, Memory(template / "memory", private=True, saved=True)) as (pid, _console, monitor):
         with monitor.makefile("r") as answers, open(template / "state", "rb") as state:
 
             def execute(what: str, fd: int | None = None, **arguments: Any) -> Any:

@@ -38,8 +38,8 @@ DOCUMENTED: dict[type, str] = {
     trio_console.ConsoleSharedState: "close_wakes guest_gone host_gone rx_ring rx_wake tx_ring tx_wake",
     trio_console.ConsoleStatistics: "closed rx tasks_waiting_receive tasks_waiting_send tx",
     trio_console.ConsoleStream: "send_nowait send_pieces statistics",
-    trio_console.Guest: "machine open_file open_port open_process open_tcp_stream path ping ready run_process "
-    "shutdown statistics touch wait_lost",
+    trio_console.Guest: "fork machine open_file open_port open_process open_tcp_stream path ping ready "
+    "run_process shutdown statistics touch wait_lost",
     trio_console.GuestDevice: "close close_write read write",
     trio_console.GuestFile: f"{STATE} detach fileno flush peek read read1 readall readinto readinto1 readline "
     "readlines seek tell truncate write writelines",
@@ -51,7 +51,7 @@ DOCUMENTED: dict[type, str] = {
     trio_console.GuestProcess: "args kill pid poll resize returncode send_signal stderr stdin stdio stdout "
     "terminate wait",
     trio_console.GuestReady: "agent_version boot_time_ns generation init_time_ns ready_time_ns",
-    trio_console.GuestHost: "explain kill machine open_port",
+    trio_console.GuestHost: "explain fork kill machine open_port",
     trio_console.GuestSpec: "run",
     trio_console.GuestStatistics: "active_sessions bytes_discarded console frames_dropped frames_received "
     "sessions",
@@ -66,6 +66,7 @@ DOCUMENTED: dict[type, str] = {
     "frames_from_agent frames_refused stalled stalls",
     trio_console.Root: "HOST MINIMAL",
     trio_console.SocketGuest: "run",
+    trio_console.Template: "guest load",
     trio_console.UnsupportedByPeer: "",
     trio_console.WakePipe: "close drain fileno wait wake",
     trio_console.testing.DeviceBackend: "read_wake_fd readinto wait_until_writable write",

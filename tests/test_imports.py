@@ -82,7 +82,7 @@ ROOMS = {
     "host": Room({"_guests.host"}, {"trio", "channel", "guests", "session"}, named={"console", "wire", "ground"}),
     "open": Room(
         {"_open"},
-        {"ground", "trio", "wire", "session", "session log", "mind", "relay", "host"},
+        {"ground", "trio", "wire", "session", "session log", "mind", "relay", "host", "machines"},
         named={"console", "guests"},
     ),
     # For the tests of users. The faults of a console are faults of bytes and frames only.

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from trio_console._errors import UnsupportedByPeer as UnsupportedByPeer
     from trio_console._guests.command import CommandGuest as CommandGuest
     from trio_console._guests.machine.guest import MicroVMGuest as MicroVMGuest
+    from trio_console._guests.machine.guest import Template as Template
     from trio_console._guests.namespaces.bubblewrap import BubblewrapGuest as BubblewrapGuest
     from trio_console._guests.process import ProcessGuest as ProcessGuest
     from trio_console._guests.roots import Limits as Limits
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from trio_console._guests.spec import GuestSpec as GuestSpec
     from trio_console._machine.described import Machine as Machine
     from trio_console._open import connect_guest as connect_guest
+    from trio_console._open import make_template as make_template
     from trio_console._open import open_guest as open_guest
     from trio_console._open import run_guest as run_guest
     from trio_console._open import serve_relay as serve_relay
@@ -91,9 +93,11 @@ __all__ = [
     "Share",
     "SocketGuest",
     "StreamStatistics",
+    "Template",
     "UnsupportedByPeer",
     "WakePipe",
     "connect_guest",
+    "make_template",
     "open_console",
     "open_guest",
     "run_guest",
@@ -125,6 +129,8 @@ _LAZY: Final = {
     "Log": "_relay.options",
     "Machine": "_machine.described",
     "MicroVMGuest": "_guests.machine.guest",
+    "Template": "_guests.machine.guest",
+    "make_template": "_open",
     "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
     "Relay": "_relay.serve",

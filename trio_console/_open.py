@@ -18,6 +18,11 @@ import trio
 from trio_console._addresses import named_by_descriptor
 from trio_console._forked import shut_down_at_the_end
 from trio_console._guests.host import CANCELLED_GRACE, Progress, booted_host, end, own_console, spec_of
+from trio_console._guests.machine.guest import MicroVMGuest, Template
+from trio_console._guests.machine.launch import NotBootedError
+from trio_console._guests.machine.monitor import MonitorError
+from trio_console._guests.machine.saved.prepared import discard, keep, new_place
+from trio_console._guests.machine.saved.template import save
 from trio_console._relay.options import RelayOptions
 from trio_console._relay.serve import Relay, listening, prepared, relaying
 from trio_console._relay.trust import check_server
@@ -27,19 +32,23 @@ from trio_console._session.confirmations import Confirmations
 from trio_console._session.connection import Connection
 from trio_console._session.guest import Guest
 from trio_console._session.heartbeat import Heartbeat, check_heartbeat
+from trio_console._session.reset import reset
 from trio_console._trio.clocks import Stopwatch
 from trio_console._trio.ending import see_through
 from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.sockets import connect_unix
+from trio_console._trio.threads import in_thread
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+    from contextlib import AbstractAsyncContextManager
 
     from trio_console._console.devices import ConsoleDevice
     from trio_console._guests.host import Host
+    from trio_console._guests.machine.guest import Making
     from trio_console._guests.spec import GuestSpec
     from trio_console._relay.options import ServerOptions
     from trio_console._relay.server import RelayServer
@@ -48,7 +57,7 @@ if TYPE_CHECKING:
 
     Watch: TypeAlias = Callable[[], Awaitable[None]]
 
-__all__ = ["connect_guest", "open_guest", "run_guest", "serve_relay"]
+__all__ = ["connect_guest", "make_template", "open_guest", "run_guest", "serve_relay"]
 
 #: Seconds for the whole orderly ending.
 DEFAULT_GRACE: Final = 5.0
@@ -58,6 +67,9 @@ DEFAULT_LAUNCH_TIMEOUT: Final = 60.0
 
 #: Seconds for a guest to become ready. Upstream's host waits 180 s, because it boots a machine.
 DEFAULT_READY_TIMEOUT: Final = 60.0
+
+#: Seconds for the machine to start, and, if there is none of its kind yet, for the one of which it is a clone.
+_LAUNCH_TIME: Final = 300.0
 
 #: Seconds for a relay to greet a client: the same as in upstream's clients.
 _HANDSHAKE_TIMEOUT: Final = 10.0
@@ -121,6 +133,13 @@ async def open_guest(
         TypeError, ValueError: an argument is not valid. Nothing was started, and a console is unchanged.
     """
     check_heartbeat(heartbeat)
+    opening = {
+        "bootstrap": bootstrap,
+        "launch_timeout": launch_timeout,
+        "ready_timeout": ready_timeout,
+        "grace": grace,
+        "heartbeat": heartbeat,
+    }
     if relay_path is None and relay_options is not None:
         raise ValueError("relay_options are for a relay: give relay_path, too")
     settings = make_bootstrap(bootstrap)
@@ -154,6 +173,7 @@ async def open_guest(
             console=host.statistics,
             machine=host.machine,
             open_port=host.open_port,
+            fork=None if host.fork is None else partial(_copies, host.fork, opening),
         )
         tell, wait_ended = guest._tell_to_end, connection.wait_ended
         if server is not None:
@@ -169,6 +189,40 @@ async def open_guest(
                 finally:
                     note = confirmations.note()
                     connection.lose(f"the guest did not shut down in time and was ended by force{note}")
+
+
+@interrupt_safe
+@asynccontextmanager
+async def _copies(
+    fork: Callable[[int], AbstractAsyncContextManager[list[GuestSpec]]], opening: Mapping[str, Any], count: int
+) -> AsyncIterator[list[Guest]]:
+    """Make copies of a machine, and open all of them at the same time."""
+    guests: list[Guest] = []
+    over = trio.Event()
+
+    @trio.lowlevel.enable_ki_protection
+    async def hold(spec: GuestSpec, task_status: trio.TaskStatus[Guest]) -> None:
+        async with open_guest(spec, **opening) as guest:
+            task_status.started(guest)
+            await over.wait()
+
+    @trio.lowlevel.enable_ki_protection
+    async def start(holding: trio.Nursery, spec: GuestSpec, errors: list[Exception], all_: trio.Nursery) -> None:
+        try:
+            guests.append(await holding.start(lambda task_status: hold(spec, task_status)))
+        except Exception as exc:  # noqa: BLE001  (the first is raised)
+            errors.append(exc)
+            all_.cancel_scope.cancel()
+
+    async with hidden_nursery() as holding:
+        errors: list[Exception] = []
+        async with fork(count) as specs, trio.open_nursery() as starting:
+            for spec in specs:
+                starting.start_soon(start, holding, spec, errors, starting)
+        if errors:
+            raise errors[0]
+        yield guests
+        over.set()  # (an exception of the block ends them by a cancellation)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -319,7 +373,68 @@ async def serve_relay(
             raise GuestLostError(await explained(server.reason, host.explain)) from (host.cause() or server.cause)
 
 
+async def make_template(
+    spec: MicroVMGuest, prepare: Callable[[Guest], Awaitable[object]], *, name: str | None = None
+) -> Template:
+    """Prepare a machine, and keep it as it is then: guests of the template go on from there.
+
+    What ``prepare`` has written is in every guest, and what it has started and left in order runs in every one: an
+    interpreter that has imported all that it needs, or a server. The sessions of ``prepare`` end with it, and
+    nothing of its host is in a guest's environment: not the ``env`` of ``spec``, nor its user.
+
+    If it fails or is cancelled, nothing is left behind. A program that is killed meanwhile leaves a directory,
+    which the next call removes, or ``trio-console vm prune``.
+
+    Args:
+        spec: the machine, with ``Root.MINIMAL`` or a path for its root, and without shares: what is mounted of
+            this machine cannot be saved. It may itself go on from a `Template`.
+        prepare: an async function that is given the guest.
+        name: with it, the template is kept until ``trio-console vm prune``, and `Template.load` finds it; another
+            one of that name is no longer found then. `None`, the default, for one that ends with this program.
+
+    Returns:
+        The template. Any task may use it, any number of times.
+
+    Raises:
+        TypeError, ValueError: an argument is not valid, or the machine cannot be saved. Nothing was done.
+        GuestLostError: the machine was lost, or could not be saved; the message says why.
+        OSError, RuntimeError: as for `open_guest`, or there is no room for it.
+        Exception: what ``prepare`` has raised.
+    """
+    if not isinstance(spec, MicroVMGuest):
+        raise TypeError(f"a template is made of a MicroVMGuest, not of {spec!r:.100}")
+    if name is not None and not (isinstance(name, str) and name):
+        raise ValueError(f"the name of a template must be a string that is not empty, not {name!r:.100}")
+    making = spec._to_make()
+    place = await in_thread("for a template", new_place)
+    try:
+        making.place = place
+        async with open_guest(making, launch_timeout=_LAUNCH_TIME) as guest:
+            await prepare(guest)
+            await _save(making, guest)
+        made = partial(keep, place, making.kind, making.root, name)
+        return Template(await in_thread("for a template", made), name)
+    except BaseException:
+        with trio.CancelScope(shield=True):
+            await in_thread("for a template", partial(discard, place))
+        raise
+
+
 # The parts of these functions
+
+
+async def _save(making: Making, guest: Guest) -> None:
+    """Let the agent wait for another host, and save the machine then."""
+    machine = making.machine
+    await reset(guest._connection)
+    try:
+        await machine.detach()
+        await machine.wait_left(loaded=False)
+        await machine.attach()
+        await machine.hear_greeting()
+        await save(machine, making.place)
+    except (NotBootedError, MonitorError) as exc:
+        raise GuestLostError(f"the machine could not be kept: {exc}") from exc
 
 
 @interrupt_safe

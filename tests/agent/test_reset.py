@@ -49,6 +49,8 @@ async def serving(lasting: Lasting | None, **bootstrap: Any) -> AsyncIterator[Se
 async def reset(host: Host) -> None:
     await host.send(wire.Reset(sid := host.new_id()))
     assert isinstance((await host.collect(sid)).last, wire.ResetDone)
+    await host.send(wire.Ping(), host.new_id())  # too late: it is dropped
+    await host.stream.send_eof()  # type: ignore[attr-defined]
     assert all(wire.type_of(wire.decode(frame)).place is wire.Place.ENDS for frame in await host.gone())
 
 
@@ -86,6 +88,7 @@ async def test_the_ends_of_sessions_are_told_before_the_answer_to_a_reset() -> N
         await served.host.send(wire.Reset(answer := served.host.new_id()))
         assert (await served.host.collect(sid)).last.signal == signal.SIGKILL
         assert isinstance((await served.host.collect(answer)).last, wire.ResetDone)
+        await served.host.stream.aclose()
     await end(lasting)
 
 

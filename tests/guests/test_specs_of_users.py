@@ -259,7 +259,9 @@ async def test_a_console_is_closed_behind_what_a_guest_has_said_last(
 ) -> None:
     # Its spec has ended. For five seconds bytes still come, or have come and are not read.
     ours, _ = trio.testing.memory_stream_pair()
-    ended: Any = SimpleNamespace(wait_ended=trio.lowlevel.checkpoint, host=SimpleNamespace(machine=None))
+    ended: Any = SimpleNamespace(
+        wait_ended=trio.lowlevel.checkpoint, host=SimpleNamespace(machine=None, open_port=None, fork=None)
+    )
     host = _host.Host(ended, ours)
     begin = trio.current_time()
 

@@ -16,11 +16,12 @@ from trio_console._guests.images.disk import KIND as DISKS
 from trio_console._guests.machine.accelerator import ANSWERS, kvm_runs
 from trio_console._guests.machine.jail import JAILS, find_bubblewrap
 from trio_console._guests.machine.qemu import find_qemu, modules_for
+from trio_console._guests.machine.saved.prepared import prune_prepared
+from trio_console._guests.machine.saved.template import TEMPLATES
 from trio_console._guests.machine.stock.cache import directory, prune
 from trio_console._guests.machine.stock.initramfs import INITRAMFS
 from trio_console._guests.machine.stock.kernel import KERNELS, find_kernel
 from trio_console._guests.machine.stock.setup import SetupError, get_kernels, get_qemu
-from trio_console._guests.machine.template import TEMPLATES
 from trio_console._trio.threads import NoThreadError
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def vm(args: argparse.Namespace) -> int:
             return 0
         if args.action == "doctor":
             return trio.run(_doctor)
-        freed = trio.run(prune, _KINDS)
+        freed = trio.run(prune, _KINDS) + prune_prepared()
     except (OSError, SetupError, NoThreadError) as exc:
         say(in_words(exc))
         return 1

@@ -26,6 +26,7 @@ from trio_console._console.stream import ConsoleStream
 from trio_console._guests.carrier import carried
 from trio_console._guests.process import ProcessGuest
 from trio_console._guests.spec import GuestHost, GuestSpec
+from trio_console._guests.supervisor import ProcessHost
 from trio_console._session.boot import boot
 from trio_console._trio.clocks import Stopwatch
 from trio_console._trio.ending import see_through
@@ -82,6 +83,7 @@ class Host:
         booted: what it has said when it was ready.
         machine: the virtual machine that it is, if it is one.
         open_port: opens a further port of it, if it has any.
+        fork: makes copies of it, if that is possible.
         progress: tells how far the reading of the console has come; set by whoever reads it.
     """
 
@@ -91,6 +93,7 @@ class Host:
         self.booted: Booted
         self.machine: Machine | None = carrier.host.machine
         self.open_port: Final = carrier.host.open_port
+        self.fork: Final = carrier.host.fork
         self.progress: Callable[[], Progress] = partial(Progress, 0, waits=True)
 
     def explain(self) -> Awaitable[str]:
@@ -122,7 +125,10 @@ class Host:
 
     async def wait_gone(self) -> None:
         """Wait until the guest is gone, if the spec could also end it by force; its console was closed before."""
-        if self.carrier.host.kill is not None:
+        host = self.carrier.host
+        if isinstance(host, ProcessHost) and host.outlives_console:
+            self.carrier.kill()
+        if host.kill is not None:
             await self.carrier.wait_ended()
 
     @trio.lowlevel.enable_ki_protection

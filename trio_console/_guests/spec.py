@@ -36,6 +36,8 @@ class GuestHost:
             `None`, the default, if not.
         open_port: what `Guest.open_port` does, if the guest has further ports: a function that takes the name of
             one, and returns an async context manager of a stream. `None`, the default, if it has none.
+        fork: what `Guest.fork` needs, if the guest can be copied: a function that takes a number, and returns an
+            async context manager of so many specs, which are opened within its block. `None`, the default, if not.
 
     What ``kill`` and ``explain`` raise is logged, and changes nothing else.
     """
@@ -45,6 +47,7 @@ class GuestHost:
     explain: Callable[[], Awaitable[str]] | None = None
     machine: Machine | None = None
     open_port: Callable[[str], AbstractAsyncContextManager[trio.abc.Stream]] | None = None
+    fork: Callable[[int], AbstractAsyncContextManager[list[GuestSpec]]] | None = None
 
 
 class GuestSpec(ABC):

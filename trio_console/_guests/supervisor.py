@@ -206,6 +206,8 @@ class ProcessHost(GuestHost):
     """A guest that is carried by a process of this machine."""
 
     process: trio.Process = field(kw_only=True)
+    #: Whether its guest waits for another host when its console is closed.
+    outlives_console: bool = field(default=False, kw_only=True)
 
 
 @trio.lowlevel.enable_ki_protection

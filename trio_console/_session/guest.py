@@ -68,7 +68,7 @@ class GuestReady:
 
 
 @final
-@owned("open_process", "open_port")
+@owned("open_process", "open_port", "fork")
 class Guest:
     """A running guest, reached over a console. `open_guest`, `run_guest` and `connect_guest` make them.
 
@@ -90,6 +90,7 @@ class Guest:
         console: Callable[[], ConsoleStatistics | None] = lambda: None,
         machine: Machine | None = None,
         open_port: Callable[[str], AbstractAsyncContextManager[trio.abc.Stream]] | None = None,
+        fork: Callable[[int], AbstractAsyncContextManager[list[Guest]]] | None = None,
     ) -> None:
         self._owner: Final = Owner()
         self._connection = connection
@@ -99,6 +100,7 @@ class Guest:
         self._console = console
         self._machine = machine
         self._open_port = open_port
+        self._fork = fork
         self._was_shut_down = False
         ready = connection.ready
         self._ready: Final = GuestReady(
@@ -473,6 +475,53 @@ class Guest:
             )
         async with self._open_port(name) as stream:
             yield stream
+
+    # Copies
+
+    @interrupt_safe
+    @asynccontextmanager
+    async def fork(self, n: int) -> AsyncIterator[list[Guest]]:
+        """Copy the machine of a `MicroVMGuest`, as it is now, and yield the copies.
+
+        Each has the processes, the memory and the files of this one, and goes on by itself. What runs in a session
+        here has ended there: sessions are this guest's alone. What commands have left in the background runs on,
+        such as a server or an interpreter that has imported all that it needs.
+
+        Before anything is served there, a copy has got random bytes of this machine, the time, and names of its
+        own, and commands that are started draw from these. But a process that was copied has what it drew before:
+        seeds of its random numbers, keys, ids. And it runs some hundredths of a second until the copy is told.
+
+        This guest pauses for some milliseconds, and its sessions notice nothing. A copy takes as much memory as
+        this machine has used. It has the environment, the user and the bootstrap of this guest, and may be
+        forked, too.
+
+        Leaving the block ends all copies, as leaving `open_guest` does. If cancelled before it is entered, nothing
+        is left, and this guest goes on.
+
+        Args:
+            n: how many, at least 1.
+
+        Yields:
+            The guests, in no particular order.
+
+        Raises:
+            GuestLostError: this guest is gone, or a copy has not started; the message says why.
+            OSError: QEMU could not save the machine.
+            TypeError, ValueError: ``n`` is not valid; or the guest is no `MicroVMGuest`, has ``Root.HOST`` or
+                shares, or this is a client of a relay. Nothing was done.
+        """
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"the number of copies must be an int, not {n!r:.100}")
+        if n < 1:
+            raise ValueError(f"the number of copies must be at least 1, not {n}")
+        if self._fork is None:
+            raise ValueError(
+                "only a MicroVMGuest can be forked, with Root.MINIMAL or a path for its root and without shares, "
+                "and only by the program that has opened it"
+            )
+        self._connection.check_alive()
+        async with self._fork(n) as guests:
+            yield guests
 
     # Maintenance
 

@@ -414,7 +414,7 @@ class Reset(Message, frozen=True):
 
 @final
 class ResetDone(Message, frozen=True):
-    """Answer to `Reset`, when all sessions are over: nothing more comes, and the agent closes its console."""
+    """Answer to `Reset`, when all sessions are over. Nothing more comes; the agent waits for its host to go."""
 
 
 @final

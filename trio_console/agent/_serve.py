@@ -305,6 +305,9 @@ class _Agent:
                 if not self.has_let_go:
                     self._set_last_deadline()
                 await self._say_the_rest()
+                if self.has_let_go:
+                    # What this host still sends, or is still sent, is not the next one's.
+                    await self._source.wait_over()
                 nursery.cancel_scope.cancel()
         finally:
             self._files.close()

@@ -26,7 +26,7 @@ from trio_console._guests.machine.view import Shared
 pytestmark = pytest.mark.usefixtures("machines", "no_process_is_left")
 
 JAIL = Bubblewrap("/bwrap", ("/qemu",), reads_only=True)
-CLONE = Memory(Path("/cache/memory"), private=True)
+CLONE = Memory(Path("/cache/memory"), private=True, saved=True)
 DEVICES = {"fd", "null", "urandom"}
 
 
@@ -66,7 +66,7 @@ def test_a_machine_has_its_own_files_in_a_directory_of_the_jail() -> None:
 
 def test_only_a_machine_that_is_saved_may_write_its_memory() -> None:
     assert binds(jailed(JAIL, PLAN, CLONE, 3, ""))["/machine/memory"][0] == "--ro-bind"
-    saved = replace(CLONE, private=False)
+    saved = replace(CLONE, private=False, saved=False)
     assert binds(jailed(JAIL, PLAN, saved, 3, ""))["/machine/memory"][0] == "--bind"
 
 

@@ -55,7 +55,7 @@ def test_a_machine_on_the_processor_measures_its_clock_itself() -> None:
 
 
 def test_a_clones_memory_is_its_own() -> None:
-    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a,b"), private=True))
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a,b"), private=True, saved=True))
     (memory,) = value_of("-object", made)
     assert "mem-path=/a,,b" in memory
     assert "share=off" in memory
@@ -63,13 +63,13 @@ def test_a_clones_memory_is_its_own() -> None:
 
 
 def test_a_clone_reads_neither_its_kernel_nor_its_archive_again() -> None:
-    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=True))
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=True, saved=True))
     assert not {"-kernel", "-initrd", "-append"} & set(made)
-    assert "-kernel" in command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=False))
+    assert "-kernel" in command(PLAN, "microvm", 7, memory=Memory(Path("/a")))
 
 
 def test_what_is_saved_is_written_to_the_file() -> None:
-    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a"), private=False))
+    made = command(PLAN, "microvm", 7, memory=Memory(Path("/a")))
     assert "share=on" in value_of("-object", made)[0]
     assert not value_of("-incoming", made)
 

@@ -11,7 +11,7 @@ import trio
 
 from tests.guests.machine.test_minimal import output
 from trio_console import MicroVMGuest, Root, open_guest
-from trio_console._guests.machine import template
+from trio_console._guests.machine.saved import template
 from trio_console._guests.machine.stock import cache as stock_cache
 from trio_console._guests.machine.stock.cache import directory
 

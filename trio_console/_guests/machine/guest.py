@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
-import secrets
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
@@ -16,18 +16,19 @@ from trio_console._guests.images.disk import disk_of
 from trio_console._guests.machine.accelerator import check_accelerator, choose
 from trio_console._guests.machine.jail import check_jail, find_jail
 from trio_console._guests.machine.launch import NotBootedError, run_machine
-from trio_console._guests.machine.ports import Ports, check_ports
-from trio_console._guests.machine.qemu import MODELS, Plan, find_qemu, modules_for
+from trio_console._guests.machine.ports import check_ports
+from trio_console._guests.machine.qemu import MODELS, Memory, Plan, find_qemu, modules_for
+from trio_console._guests.machine.saved.prepared import find
+from trio_console._guests.machine.saved.running import Kind, Terms, hand_over, settings
+from trio_console._guests.machine.saved.template import clone, memory_in, template_of
 from trio_console._guests.machine.stock.cache import kept
 from trio_console._guests.machine.stock.initramfs import initramfs_of
 from trio_console._guests.machine.stock.kernel import find_kernel
-from trio_console._guests.machine.template import clone, template_of
 from trio_console._guests.machine.view import view_of
 from trio_console._guests.roots import Root, check_shares
 from trio_console._guests.spec import GuestSpec
-from trio_console._guests.supervisor import Ours, ProcessHost, check_workers
+from trio_console._guests.supervisor import check_workers
 from trio_console._machine.described import Machine
-from trio_console._machine.welcome import Welcome, pack
 from trio_console._trio.lost import GuestLostError
 from trio_console._trio.threads import in_thread
 
@@ -37,18 +38,20 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.accelerator import Accelerator
     from trio_console._guests.machine.jail import Jail
     from trio_console._guests.machine.launch import Started
+    from trio_console._guests.machine.saved.prepared import Entry
     from trio_console._guests.machine.stock.kernel import Kernel
     from trio_console._guests.machine.view import View
     from trio_console._guests.roots import PathLike, Share
     from trio_console._guests.spec import GuestHost
     from trio_console._guests.supervisor import Workers
 
-__all__ = ["MicroVMGuest"]
+__all__ = ["Making", "MicroVMGuest", "Template"]
 
 #: Below this an emulated machine does not get as far as its agent.
 _LEAST_MEMORY: Final = 128
 
-_SEED_BYTES: Final = 256
+#: What `MicroVMGuest` has for the arguments that a `Template` decides.
+_WORDS_OF_DEFAULT: Final = (Root.HOST, (), 256, 1, (), None, "auto", ())
 
 
 @final
@@ -88,7 +91,8 @@ class MicroVMGuest(GuestSpec):
             side, and in the guest a program of root opens ``/dev/virtio-ports/NAME``. A name has at most 63
             letters, digits, and ``.``, ``_`` or ``-``, and begins with a letter or digit.
         template: whether it goes on from a machine that was started once and kept, by default `True`: then only
-            the first guest of its kind takes the time of a start.
+            the first guest of its kind takes the time of a start. Or a `Template`, with which all other arguments
+            but ``env``, ``user``, ``jail`` and ``workers`` are left out.
         kernel: path of the image (``vmlinuz``) of a Linux kernel for x86-64, with its modules in
             ``../lib/modules`` or in ``/lib/modules``; `None`, the default, is the one of ``trio-console vm
             setup``, or else one of this machine's.
@@ -123,7 +127,7 @@ class MicroVMGuest(GuestSpec):
         memory_mib: int = 256,
         cpus: int = 1,
         ports: Sequence[str] = (),
-        template: bool = True,
+        template: bool | Template = True,
         kernel: PathLike | None = None,
         accel: Accelerator = "auto",
         jail: Jail = "auto",
@@ -139,28 +143,61 @@ class MicroVMGuest(GuestSpec):
         self._root = root if isinstance(root, Root) else Root.MINIMAL
         self._disk_of = None if isinstance(root, Root) else Path(root)
         self._shares = check_shares(shares or {})
-        self._env = dict(env or {})
-        self._user = user
+        self._terms = Terms(dict(env or {}), user, check_workers(workers))
         self._memory_mib = memory_mib
         self._cpus = cpus
         self._ports = check_ports(ports)
-        self._template = template
+        self._template = bool(template)
+        self._entry: Entry | None = None
         self._kernel = None if kernel is None else Path(kernel)
         self._accel = check_accelerator(accel)
         self._jail = check_jail(jail)
         self._extra_args = tuple(extra_args)
-        self._workers = check_workers(workers)
+        if isinstance(template, Template):
+            if self._words() != _WORDS_OF_DEFAULT:
+                raise ValueError(
+                    "a guest that goes on from a Template is as that was: give it no other arguments than "
+                    "template, env, user, jail and workers"
+                )
+            self._entry = template._entry
+            self._root = Root.MINIMAL  # (it is told nothing of its root)
+
+    def _words(self) -> tuple[object, ...]:
+        """What tells machines apart, but not what their hosts may choose for each."""
+        root = self._disk_of or self._root
+        kind = self._memory_mib, self._cpus, self._ports, self._kernel, self._accel, self._extra_args
+        return root, tuple(self._shares), *kind
+
+    def _root_in_words(self) -> str:
+        return self._entry.root if self._entry is not None else str(self._disk_of or self._root)
 
     def __repr__(self) -> str:
-        return f"MicroVMGuest(root={self._disk_of or self._root})"
+        return f"MicroVMGuest(root={self._root_in_words()})"
 
     @trio.lowlevel.enable_ki_protection
     async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
         """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
+        await self._run(task_status)
+
+    def _to_make(self) -> Making:
+        """What runs such a machine that is to be saved.
+
+        Raises:
+            ValueError: it cannot be saved.
+        """
+        if self._root is Root.HOST or self._shares:
+            raise ValueError(
+                "a machine that has Root.HOST or shares cannot be saved, because these are directories of this "
+                "machine: give it Root.MINIMAL or a path for its root, and no shares"
+            )
+        return Making(self)
+
+    async def _run(self, task_status: trio.TaskStatus[GuestHost], making: Making | None = None) -> None:
         failures: list[str] = []
-        for model in MODELS:
+        models = MODELS if self._entry is None else (self._entry.kind.model,) * 2
+        for model in models:
             try:
-                await self._start(model, len(failures) + 1, task_status)
+                await self._start(model, len(failures) + 1, task_status, making)
             except NotBootedError as exc:
                 failures.append(f"as {model}: {exc}")
             else:
@@ -168,37 +205,47 @@ class MicroVMGuest(GuestSpec):
         raise GuestLostError(f"the machine did not start {len(failures)} times. {'. '.join(failures)}")
 
     @trio.lowlevel.enable_ki_protection
-    async def _start(self, model: str, attempt: int, task_status: trio.TaskStatus[GuestHost]) -> None:
+    async def _start(
+        self, model: str, attempt: int, task_status: trio.TaskStatus[GuestHost], making: Making | None
+    ) -> None:
         """Start the machine as one of QEMU's kinds, and return when it has ended."""
         began = time.monotonic()
         view = await in_thread("to look at a guest's shares", partial(view_of, self._root, self._shares))
-        kernel, plan = await self._plan(view)
-        # The last attempt does without, in case that it is the saving or loading that does not work here.
-        template = await template_of(plan, model) if self._template and attempt < len(MODELS) else None
+        kind, template = await self._origin(model, attempt, view)
         prepared = time.monotonic()
 
         async def talk(machine: Started) -> None:
             if template is None:
                 await machine.hear_greeting()
-            await machine.say(self._settings(view))
+            await machine.say(settings(kind, self._terms, view))
             phase = "boot" if template is None else "load"
             seconds = {"prepare": prepared - began, phase: time.monotonic() - prepared}
+            cloned = template is not None
             described = Machine(
-                plan.accelerator, model, plan.jailed_by, kernel.release, template is not None, attempt, seconds
+                kind.plan.accelerator, model, kind.plan.jailed_by, kind.release, cloned, attempt, seconds
             )
-            tail = machine.tail
-            if self._ports:
-                await machine.monitor.begin()
-            open_port = Ports(self._ports, machine.monitor, tail).open
-            with Ours(lambda: machine.console, self._workers) as ours:
-                told = ours.device, tail.kill, tail.explain, described, open_port
-                host = ProcessHost(*told, process=tail.process)
-                ours.hand_over(host, task_status)
+            if making is not None:
+                making.machine, making.kind = machine, kind
+            await hand_over(machine, kind, self._terms, described, task_status)
 
+        place = None if making is None else making.place
         if template is None:
-            await run_machine(plan, model, None, talk)
+            await run_machine(kind.plan, model, Memory() if place is None else memory_in(place), talk)
         else:
-            await clone(plan, model, template, talk)
+            await clone(kind.plan, model, template, talk, place=place, stock=self._entry is None)
+
+    async def _origin(self, model: str, attempt: int, view: View) -> tuple[Kind, Path | None]:
+        """What is started, and the directory of the machine of which it is a clone."""
+        if self._entry is not None:
+            kind = self._entry.kind
+            plan = replace(
+                kind.plan, sandbox=self._jail != "none", jail=await find_jail(self._jail, kind.plan.qemu)
+            )
+            return replace(kind, plan=plan), self._entry.place
+        kernel, plan = await self._plan(view)
+        # The last attempt does without, in case that it is the saving or loading that does not work here.
+        template = await template_of(plan, model) if self._template and attempt < len(MODELS) else None
+        return Kind(plan, model, kernel.release), template
 
     async def _plan(self, view: View) -> tuple[Kernel, Plan]:
         if platform.machine() != "x86_64":
@@ -226,20 +273,64 @@ class MicroVMGuest(GuestSpec):
             jail=await find_jail(self._jail, qemu),
         )
 
-    def _settings(self, view: View) -> bytes:
-        name = secrets.token_hex(4)
-        welcome = Welcome(
-            seed=secrets.token_bytes(_SEED_BYTES),
-            time_ns=time.time_ns(),
-            hostname=f"guest-{name}",
-            machine_id=secrets.token_hex(16),
-            env=self._env,
-            user=self._user,
-            lower=view.lower,
-            links=dict(view.links),
-            files=dict(view.files),
-            mounts=view.mounts,
-            disk=self._disk_of is not None,
-            ports=self._ports,
-        )
-        return pack(welcome)
+
+@final
+class Making(GuestSpec):
+    """A machine that is to be saved when it was prepared.
+
+    Attributes:
+        place: the directory for it; set before it is opened.
+        machine: the machine, once it runs.
+        kind: what it is, likewise.
+        root: the root directory that was asked for, in words.
+    """
+
+    def __init__(self, spec: MicroVMGuest) -> None:
+        self._spec: Final = spec
+        self.place: Path
+        self.machine: Started
+        self.kind: Kind
+        self.root: Final = spec._root_in_words()
+
+    @trio.lowlevel.enable_ki_protection
+    async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
+        """See `GuestSpec.run`."""
+        await self._spec._run(task_status, self)
+
+
+@final
+class Template:
+    """A machine that was prepared and kept: `make_template` makes it, and `load` finds it.
+
+    Attributes:
+        name: its name; `None` if it ends with the program that has made it.
+    """
+
+    def __init__(self, entry: Entry, name: str | None) -> None:
+        self._entry: Final = entry
+        self.name: Final = name
+
+    def __repr__(self) -> str:
+        return f"<trio_console.Template {self.name or 'without a name'}>"
+
+    def guest(
+        self, *, env: Mapping[str, str] | None = None, user: str | None = None, workers: Workers = "tasks"
+    ) -> MicroVMGuest:
+        """A guest that goes on where the template was saved. Its memory, processors, root and ports are those.
+
+        Args:
+            env, user, workers: as for `MicroVMGuest`. Those of the machine that was prepared are forgotten.
+        """
+        return MicroVMGuest(template=self, env=env, user=user, workers=workers)
+
+    @staticmethod
+    async def load(name: str) -> Template:
+        """The template that was made with a name, by this program or another. If cancelled, nothing changes.
+
+        Args:
+            name: the name.
+
+        Raises:
+            LookupError: there is none, or it was made with another version of QEMU or on another processor.
+        """
+        return Template(await in_thread("for a template", partial(find, name)), name)

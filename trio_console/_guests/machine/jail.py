@@ -177,13 +177,13 @@ def _system(files: Iterable[str]) -> Iterator[str]:
         yield from ("--dev-bind", path, path)
 
 
-def jailed(jail: Bubblewrap, plan: Plan, memory: Memory | None, news: int, mark: str) -> list[str]:
+def jailed(jail: Bubblewrap, plan: Plan, memory: Memory, news: int, mark: str) -> list[str]:
     """The beginning of a command that runs another one in a jail with the files of one machine.
 
     Args:
         jail: what is known of it.
         plan: the machine.
-        memory: the file that is its memory, which must be there.
+        memory: its memory; if that is a file, it must be there.
         news: the descriptor on which bubblewrap tells which process it has started.
         mark: what that process is found by.
     """
@@ -195,7 +195,7 @@ def jailed(jail: Bubblewrap, plan: Plan, memory: Memory | None, news: int, mark:
         made += ["--ro-bind", str(path), str(there[name])]
     for share, inside in zip(plan.shared, in_jail(plan).shared, strict=True):
         made += ["--bind" if share.writable else "--ro-bind", share.path, inside.path]
-    if memory is not None:
+    if memory.path is not None:
         rights = "--ro-bind" if memory.private and jail.reads_only else "--bind"
         made += [rights, str(memory.path), str(memory_in_jail(memory).path)]
     # QEMU is not to fill this machine's memory with files in the jail's root.
@@ -220,4 +220,4 @@ def in_jail(plan: Plan) -> Plan:
 
 def memory_in_jail(memory: Memory) -> Memory:
     """Its memory as QEMU finds it there."""
-    return replace(memory, path=_PLACE / "memory")
+    return memory if memory.path is None else replace(memory, path=_PLACE / "memory")

@@ -15,7 +15,7 @@ import trio
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.machine.jail import in_jail, jailed, memory_in_jail
 from trio_console._guests.machine.monitor import Monitor
-from trio_console._guests.machine.qemu import command, most_memory
+from trio_console._guests.machine.qemu import AGENT, Memory, command, most_memory
 from trio_console._guests.namespaces.advice import advised
 from trio_console._guests.namespaces.inside import Inside, child_of
 from trio_console._guests.supervisor import TheirEnds, attend, beyond_standard, start
@@ -28,7 +28,7 @@ from trio_console._trio.sockets import enlarge_buffer
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
-    from trio_console._guests.machine.qemu import Memory, Plan
+    from trio_console._guests.machine.qemu import Plan
     from trio_console._guests.supervisor import Tail
 
 __all__ = ["NotBootedError", "Started", "run_machine"]
@@ -42,6 +42,9 @@ _LOOK: Final = 5.0
 _SILENT_WORK: Final = 15.0
 _STOPPED: Final = 0.01
 
+#: Seconds between two looks whether an agent has closed its console.
+_PAUSE: Final = 0.002
+
 
 class NotBootedError(Exception):
     """A machine did not start; the message has the last that it and QEMU have said."""
@@ -52,17 +55,18 @@ class Started:
     """A machine whose QEMU runs.
 
     Attributes:
-        console: our end of its console.
+        console: our end of its console; a socket that is not connected if it has none.
         monitor: QEMU's monitor.
         tail: QEMU, or bubblewrap around it, and the last that they and the machine's kernel have said.
         pid: the process id of QEMU.
     """
 
-    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail, pid: int) -> None:
-        self.console: Final = console
+    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail, pid: int, stack: ExitStack) -> None:
+        self.console = console
         self.monitor: Final = monitor
         self.tail: Final = tail
         self.pid: Final = pid
+        self._stack: Final = stack  # left when the machine has ended
 
     async def hear_greeting(self) -> None:
         """Wait until the machine can be told its settings.
@@ -79,6 +83,52 @@ class Started:
             NotBootedError: it has ended.
         """
         await _say(self.console, settings, self.tail)
+
+    async def attach(self) -> None:
+        """Give the machine a new console, whose other end is `console` from then on.
+
+        Raises:
+            MonitorError: QEMU has ended, or refuses it.
+        """
+        ours, theirs = _pair(self._stack)
+        with theirs:
+            await self.monitor.give("console", theirs.fileno())
+            address = {"type": "fd", "data": {"str": "console"}}
+            backend = {"type": "socket", "data": {"addr": address, "server": False}}
+            await self.monitor.execute("chardev-change", id="console", backend=backend)
+        self.console = ours
+
+    async def detach(self) -> None:
+        """Let the machine have no console, so that its agent sees that its host has gone.
+
+        Raises:
+            MonitorError: QEMU has ended.
+        """
+        await self.monitor.execute("chardev-change", id="console", backend={"type": "null", "data": {}})
+        self.monitor.events.clear()
+
+    async def wait_left(self, *, loaded: bool) -> None:
+        """Wait until the agent of a machine without a console has noticed that, and has closed it.
+
+        The agent may open it again at once. But QEMU tells of each change, if only a second after the one before.
+        Of a machine that was loaded it can be asked, too, which is quicker. (Of one from which a console was taken
+        it says in any case that it is closed.)
+
+        Args:
+            loaded: whether the machine was loaded just now, and had a console when it was saved. Then QEMU tells
+                first that the console is open, and before that it says that it is closed.
+
+        Raises:
+            MonitorError: QEMU has ended.
+        """
+        while True:
+            found = await self.monitor.execute("query-chardev")  # (by which events are read as well)
+            is_open = any(each["label"] == "console" and each["frontend-open"] for each in found)
+            events = self.monitor.events
+            told = [each for each in events if each["event"] == "VSERPORT_CHANGE" and each["data"]["id"] == AGENT]
+            if len(told) > loaded or (loaded and told and not is_open):
+                return
+            await trio.sleep(_PAUSE)
 
 
 @final
@@ -112,15 +162,21 @@ class _Turn:
 
 @trio.lowlevel.enable_ki_protection
 async def run_machine(
-    plan: Plan, model: str, memory: Memory | None, talk: Callable[[Started], Awaitable[None]]
+    plan: Plan,
+    model: str,
+    memory: Memory,
+    talk: Callable[[Started], Awaitable[None]],
+    *,
+    connected: bool = True,
 ) -> None:
     """Start QEMU when it is its turn, and return when it has ended; if cancelled, or ``talk`` raises, end it.
 
     Args:
         plan: what is started.
         model: QEMU's name for the kind of machine.
-        memory: a file for its memory; `None` for none.
+        memory: its memory.
         talk: what is said to the machine meanwhile. It runs protected from Ctrl-C.
+        connected: whether it has a console from its start on; by default true.
 
     Raises:
         OSError: QEMU could not be started.
@@ -128,23 +184,24 @@ async def run_machine(
     turn = _Turn()
     await turn.wait()
     try:
-        await _run(plan, model, memory, turn, talk)
+        await _run(plan, model, memory, turn, talk, connected=connected)
     finally:
         turn.give_up()
 
 
 @trio.lowlevel.enable_ki_protection
 async def _run(
-    plan: Plan, model: str, memory: Memory | None, turn: _Turn, talk: Callable[[Started], Awaitable[None]]
+    plan: Plan,
+    model: str,
+    memory: Memory,
+    turn: _Turn,
+    talk: Callable[[Started], Awaitable[None]],
+    *,
+    connected: bool,
 ) -> None:
     mark = secrets.token_hex(16)
-    with no_fork():
-        pairs = [tuple(map(let_go_in_child, socket.socketpair())) for _ in range(2)]
     with ExitStack() as stack:
-        for pair in pairs:
-            for end in pair:
-                stack.enter_context(end)
-                enlarge_buffer(end)
+        pairs = [_pair(stack) for _ in range(2)]
         (console, _), (control, _) = pairs
         theirs = [stack.enter_context(beyond_standard(end)) for _, end in pairs]
         ends = stack.enter_context(TheirEnds())
@@ -154,7 +211,7 @@ async def _run(
         inside = Inside(mark)
         async with guarded(mark, whole=True) as guard:
             process = await start(
-                _command(plan, model, memory, numbers, their_news, mark),
+                _command(plan, model, memory, numbers, their_news, mark, connected=connected),
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=their_err,
@@ -177,7 +234,7 @@ async def _run(
                     pid = await _learn(inside, news, tail)
                     guard(pid)
                 _bound(pid, most_memory(plan))
-                await talk(Started(console, monitor, tail, pid))
+                await talk(Started(console, monitor, tail, pid, stack))
                 turn.give_up()
 
             try:
@@ -188,14 +245,13 @@ async def _run(
 
 
 def _command(
-    plan: Plan, model: str, memory: Memory | None, numbers: Sequence[int], news: int, mark: str
+    plan: Plan, model: str, memory: Memory, numbers: Sequence[int], news: int, mark: str, *, connected: bool
 ) -> list[str]:
     """The command that starts QEMU, in its jail if it is to have one."""
-    console, monitor = numbers
+    console, monitor = numbers[0] if connected else None, numbers[1]
     if plan.jail is None:
         return command(plan, model, console, monitor=monitor, memory=memory)
-    inside = None if memory is None else memory_in_jail(memory)
-    made = command(in_jail(plan), model, console, monitor=monitor, memory=inside)
+    made = command(in_jail(plan), model, console, monitor=monitor, memory=memory_in_jail(memory))
     return [*jailed(plan.jail, plan, memory, news, mark), *made]
 
 
@@ -213,6 +269,16 @@ async def _learn(inside: Inside, news: trio.abc.ReceiveStream, tail: Tail) -> in
     if pid is None or not inside.learn(pid):
         raise NotBootedError(advised(await tail.explain(), out_of_memory=False))
     return pid
+
+
+def _pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    """Two connected sockets, which are closed with the stack at the latest."""
+    with no_fork():
+        ours, theirs = map(let_go_in_child, socket.socketpair())
+    for end in (ours, theirs):
+        stack.enter_context(end)
+        enlarge_buffer(end)
+    return ours, theirs
 
 
 async def _hear_greeting(sock: socket.socket, tail: Tail, pid: int) -> None:

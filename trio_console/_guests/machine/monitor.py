@@ -8,6 +8,7 @@ from __future__ import annotations
 import array
 import json
 import socket
+from collections import deque
 from typing import Any, Final, final
 
 import trio
@@ -18,6 +19,9 @@ _READ_SIZE: Final = 65536
 
 #: Seconds between two questions for something that QEMU does meanwhile; it takes some milliseconds.
 _PAUSE: Final = 0.002
+
+#: Events that are kept. They are few, and not asked for.
+_EVENTS: Final = 100
 
 
 class MonitorError(Exception):
@@ -30,6 +34,9 @@ class Monitor:
 
     Any task may call it; they get their turns one after the other. A call that is cancelled may have been carried
     out or not; the next one is not disturbed by it.
+
+    Attributes:
+        events: the last that QEMU has told without being asked, as far as that was read by a call.
     """
 
     def __init__(self, sock: trio.socket.SocketType) -> None:
@@ -38,6 +45,7 @@ class Monitor:
         self._turn: Final = trio.Lock()
         self._begun = False
         self._calls = 0
+        self.events: Final[deque[dict[str, Any]]] = deque(maxlen=_EVENTS)
 
     async def begin(self) -> None:
         """Exchange what comes before commands, unless that was done. If cancelled, it is of no use."""
@@ -82,6 +90,8 @@ class Monitor:
             answer: dict[str, Any] = {}
             while answer.get("id") != number:  # an event, or the answer to a call that was cancelled
                 answer = await self._receive()
+                if "event" in answer:
+                    self.events.append(answer)
             if "error" in answer:
                 raise MonitorError(f"QEMU has refused {command}: {answer['error'].get('desc')}")
             return answer["return"]

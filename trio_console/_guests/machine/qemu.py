@@ -20,11 +20,14 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.jail import Bubblewrap
     from trio_console._guests.machine.view import Shared
 
-__all__ = ["MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for", "most_memory"]
+__all__ = ["AGENT", "MODELS", "Memory", "Plan", "chardev_of", "command", "find_qemu", "modules_for", "most_memory"]
 
 #: The kinds of machine, in the order in which they are tried. The first boots fastest; some kernels do not know
 #: it.
 MODELS: Final = ("microvm", "microvm", "q35")
+
+#: QEMU's name for the port that is the agent's console, in its events.
+AGENT: Final = "agent"
 
 #: For each kind how its devices are attached.
 _BUS: Final = {"microvm": "device", "q35": "pci"}
@@ -75,16 +78,21 @@ class Plan:
 @final
 @dataclass(frozen=True)
 class Memory:
-    """A file that is the memory of a machine.
+    """The memory of a machine.
 
     Attributes:
-        path: the file, which has the size of the memory.
-        private: whether what the machine changes is its own: then it goes on where the file's machine was saved.
-            Otherwise it is written to the file.
+        path: the file in which it lies, which has its size; `None`, the default, for no file.
+        private: whether what the machine changes is its own, and not written to the file; by default not.
+        saved: whether it goes on where a machine was saved, and waits to be told where the state of that is; by
+            default not.
     """
 
-    path: Path
-    private: bool
+    path: Path | None = None
+    private: bool = False
+    saved: bool = False
+
+
+_ANY_MEMORY: Final = Memory()
 
 
 def find_qemu() -> str:
@@ -112,10 +120,11 @@ def most_memory(plan: Plan) -> int:
 
 
 def command(
-    plan: Plan, model: str, console: int, *, monitor: int | None = None, memory: Memory | None = None
+    plan: Plan, model: str, console: int | None, *, monitor: int | None = None, memory: Memory = _ANY_MEMORY
 ) -> list[str]:
     """The command for one kind of machine, whose console and monitor are descriptors that QEMU inherits.
 
+    The console leads nowhere if it is `None`.
     The kernel's own console is QEMU's error output: so the last that either has said is in one place.
     """
     bus = _BUS[model]
@@ -124,11 +133,11 @@ def command(
         *(("-sandbox", _SANDBOX) if plan.sandbox else ()),
         *("-m", f"{plan.memory_mib}M", "-smp", str(plan.cpus)),
         *_processor(plan.accelerator),
-        *_machine(model, ",memory-backend=memory" if memory else ""),
+        *_machine(model, ",memory-backend=memory"),
         *("-chardev", "file,id=kernel,path=/dev/fd/2", "-serial", "chardev:kernel"),
         *("-device", f"virtio-serial-{bus},id=ports"),
-        *("-chardev", f"socket,id=console,fd={console}"),
-        *("-device", f"virtserialport,bus=ports.0,chardev=console,name={PORT}"),
+        *("-chardev", "null,id=console" if console is None else f"socket,id=console,fd={console}"),
+        *("-device", f"virtserialport,bus=ports.0,chardev=console,name={PORT},id={AGENT}"),
     ]
     for number, name in enumerate(plan.ports):
         made += ["-chardev", f"null,id={chardev_of(number)}"]  # until the host opens it: see `ports`
@@ -143,12 +152,11 @@ def command(
         made += ["-device", f"virtio-9p-{bus},fsdev={share.tag},mount_tag={share.tag}"]
     if monitor is not None:
         made += ["-chardev", f"socket,id=monitor,fd={monitor}", "-mon", "chardev=monitor,mode=control"]
-    if memory is None or not memory.private:
+    if not memory.saved:
         # (A clone has its kernel in its memory. QEMU would read all of both files before it loads anything.)
         made += ["-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)]
         made += ["-append", _kernel_arguments(plan.accelerator)]
-    if memory is not None:
-        made += _memory(memory, plan)
+    made += _memory(memory, plan)
     if plan.disk is not None:
         path = str(plan.disk).replace(",", ",,")
         made += ["-drive", f"if=none,id=root,format=raw,readonly=on,file={path}"]
@@ -162,12 +170,16 @@ def chardev_of(number: int) -> str:
 
 
 def _memory(memory: Memory, plan: Plan) -> list[str]:
-    path = str(memory.path).replace(",", ",,")
-    shared = "off" if memory.private else "on"
-    if memory.private and plan.jail is not None and plan.jail.reads_only:
-        shared += ",readonly=on,rom=off"
-    made = ["-object", f"memory-backend-file,id=memory,size={plan.memory_mib}M,mem-path={path},share={shared}"]
-    return [*made, "-incoming", "defer"] if memory.private else made
+    size = f"id=memory,size={plan.memory_mib}M"
+    if memory.path is None:
+        made = ["-object", f"memory-backend-ram,{size}"]
+    else:
+        path = str(memory.path).replace(",", ",,")
+        shared = "off" if memory.private else "on"
+        if memory.private and plan.jail is not None and plan.jail.reads_only:
+            shared += ",readonly=on,rom=off"
+        made = ["-object", f"memory-backend-file,{size},mem-path={path},share={shared}"]
+    return [*made, "-incoming", "defer"] if memory.saved else made
 
 
 def _processor(accelerator: str) -> list[str]:

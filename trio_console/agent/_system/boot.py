@@ -10,6 +10,7 @@ This module must not know sessions.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import time
@@ -130,6 +131,14 @@ class FrameSource:
             self._decoder.feed(bytes(data))
             self._turn.begin()
         return frame
+
+    async def wait_over(self) -> None:
+        """Drop all that comes, until nothing does any more."""
+        while not self.is_over:
+            data: bytes | bytearray = b""
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                data = await self._stream.receive_some(_READ_SIZE)
+            self.is_over = not data
 
 
 async def boot(
