@@ -52,6 +52,10 @@ _DIRECTORIES: Final = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp"
 _PORT_TIME: Final = 20.0
 _PORT_PAUSE: Final = 0.002
 
+#: Seconds for which the console is closed between two hosts, so that the next one sees it: it looks every two
+#: milliseconds. If it looks too late, it is told all the same, after a second.
+_CLOSED_TIME: Final = 0.02
+
 #: The disk with the root directory, if the machine has one: it has no other.
 _DISK: Final = "/dev/vda"
 
@@ -124,6 +128,7 @@ def _serve(began: int) -> None:
         run(partial(open_fd, port), options, began=began, lasting=lasting)
         if not lasting.goes_on:
             return
+        time.sleep(_CLOSED_TIME)
 
 
 def _is_emulated() -> bool:
