@@ -41,6 +41,7 @@ _ENDS: Final[dict[type[wire.Message], str]] = {
     wire.Pong: "call",
     wire.Touched: "call",
     wire.ClientForgotten: "call",
+    wire.ResetDone: "call",
     wire.BackgroundKilled: "call",
 }
 
