@@ -432,7 +432,7 @@ class Connection:
         self.check_alive()
         self.check_supported(type(request))
         # (What only the console's owner asks has no id of its own: the request names the one for the answer.)
-        frame = wire.encode(request, 0 if wire.type_of(request).control else session.id)
+        frame = wire.encode(request, 0 if wire.type_of(request).host_only else session.id)
         assert session.id not in self._sessions, "an id is used in the turn in which it was taken"
         self._sessions[session.id] = session
         # If the writer has failed and the reader has not noticed it yet, `lose` will end the session.
