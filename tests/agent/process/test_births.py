@@ -17,7 +17,7 @@ from trio_console._trio.threads import NoThreadError
 from trio_console.agent._cgroups import Cgroup, Cgroups, Stay
 from trio_console.agent._process import births as module
 from trio_console.agent._process.births import Births
-from trio_console.agent._process.hunt import Hunt
+from trio_console.agent._process.hunt import Hunt, _Quarry
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -363,6 +363,18 @@ async def test_what_does_not_die_is_told_and_goes_on(cgroups: FakeCgroups, birth
         nursery.start_soon(hunt.run)
         assert await hunt.kill(Wanted(COMMAND_MARK, "a.1."), 0.3) == 1
         nursery.cancel_scope.cancel()
+    assert cgroup.frozen == 0
+
+
+async def test_a_scan_that_is_late_freezes_nothing_that_was_let_go(cgroups: FakeCgroups, births: Births) -> None:
+    await births.run("a.1.", int)
+    [cgroup, *_] = cgroups.made
+    await becomes(lambda: cgroup.stay is Stay.THREAD_OUT)
+    quarry = _Quarry(Wanted(COMMAND_MARK, "a.1."), births.of("a.1."))
+    quarry.freeze()
+    assert cgroup.frozen == 1
+    quarry.thaw()
+    quarry.freeze()
     assert cgroup.frozen == 0
 
 

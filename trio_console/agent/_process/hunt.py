@@ -13,6 +13,7 @@ This module must not know sessions or frames.
 from __future__ import annotations
 
 import contextlib
+import threading
 from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
@@ -67,13 +68,17 @@ class _Quarry:
         self.is_populated = False  # whether something is left in the cgroups
         self.clean = 0  # scans in a row that have found no process
         self.over = trio.Event()
+        self._lock: Final = threading.Lock()
+        self._let_go = False  # only with the lock: a scan may be under way in a thread when nobody waits any more
 
     def freeze(self) -> Wanted:
         """Freeze what is in the cgroups; returns all that is wanted. Blocks for a moment."""
         members = self.wanted.members
         for cgroup in self.cgroups:
             if cgroup.stay is Stay.THREAD_OUT:
-                cgroup.freeze()
+                with self._lock:
+                    if not self._let_go:
+                        cgroup.freeze()
                 members |= cgroup.members()
         if self.cgroups and all(cgroup.stay is Stay.THREAD_OUT for cgroup in self.cgroups):
             # All that the command has started is there. So what cannot be looked at elsewhere is another's.
@@ -81,10 +86,12 @@ class _Quarry:
         return self.wanted._replace(members=members)
 
     def thaw(self) -> None:
-        """Let what could not be killed run again. Blocks for a moment."""
-        for cgroup in self.cgroups:
-            if cgroup.stay is Stay.THREAD_OUT:
-                cgroup.thaw()
+        """Let what could not be killed run again, and no scan freeze it any more. Blocks for a moment."""
+        with self._lock:
+            self._let_go = True
+            for cgroup in self.cgroups:
+                if cgroup.stay is Stay.THREAD_OUT:
+                    cgroup.thaw()
 
     def look(self) -> bool:
         """Whether something is left in the cgroups, or that cannot be known yet. Blocks for a moment."""
@@ -176,7 +183,7 @@ class Hunt:
                 await quarry.over.wait()
         finally:
             self._quarries.remove(quarry)
-            if quarry.is_populated:
+            if quarry.is_populated or not quarry.over.is_set():
                 with contextlib.suppress(OSError):
                     quarry.thaw()
         return max(len(quarry.left), 0 if quarry.over.is_set() else 1)
