@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import traceback
-from collections import deque
 from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar, final
 
 import msgspec
@@ -25,7 +24,7 @@ from trio_console._trio.reports import StderrReports
 from trio_console._wire.ids import slot_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from trio_console.agent._session import Sender, Session
     from trio_console.agent._system.boot import FrameSource
@@ -99,8 +98,8 @@ class Router:
         self._forget_client = forget_client
         self._set_clock = set_clock
         self._shutdown_grace = shutdown_grace
-        self._ended = trio.Event()  # one more session
-        self._farewells: deque[Callable[[], object]] = deque()  # what `_say_farewell` does next
+        self._ended = trio.Event()  # one more session, or farewell
+        self._farewells = 0  # tasks that end the sessions of a client that has gone
         self._shutdown = trio.CancelScope()
         self._reset: int | None = None  # the id for the answer to a reset
         self._grace: float | None = None  # seconds until the host ends the guest by force, if it has told that
@@ -253,29 +252,35 @@ class Router:
             self._set_clock(message.unix_time_nanos)
 
     def _client_disconnected(self, _id: int, message: wire.ClientDisconnected) -> None:
-        idle = not self._farewells
-        for session in self.sessions.values():
-            if message.id_start <= session.id < message.id_end_exclusive:
-                session.depart()
-                if not session.delivering:
-                    self._farewells.append(session.end)
-        self._farewells.append(self._forget_client(message.id_start, message.id_end_exclusive))
-        if idle:
-            self._nursery.start_soon(self._say_farewell)
+        theirs = [
+            session
+            for session in self.sessions.values()
+            if message.id_start <= session.id < message.id_end_exclusive
+        ]
+        for session in theirs:
+            session.depart()
+        finish = self._forget_client(message.id_start, message.id_end_exclusive)
+        self._farewells += 1
+        self._nursery.start_soon(self._say_farewell, theirs, finish)
         if message.confirm is not msgspec.UNSET:
             # Behind all that was queued for these ids; nothing that a client can block is waited for.
             self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
 
-    async def _say_farewell(self) -> None:
-        """End the sessions of clients that have gone, one in each turn of the loop.
+    async def _say_farewell(self, sessions: Sequence[Session], finish: Callable[[], object]) -> None:
+        """End the sessions of a client that has gone, one in each turn of the loop.
 
         Each has several tasks. All tasks of a client with many sessions would keep the loop for tens of
         milliseconds, while every other client waits.
         """
-        while self._farewells:
-            self._farewells[0]()
-            await trio.lowlevel.checkpoint()
-            self._farewells.popleft()  # only now: so no second task is started meanwhile
+        try:
+            for session in sessions:
+                if not session.delivering:
+                    session.end()
+                    await trio.lowlevel.checkpoint()
+            finish()
+        finally:
+            self._farewells -= 1
+            self._ended.set()
 
     # Reset
 
@@ -290,9 +295,7 @@ class Router:
         for session in self._running:
             with contextlib.suppress(*_GONE):  # nobody hears of its end
                 session.end()
-        for _ in tuple(self._farewells):  # one in each turn of the loop
-            await trio.lowlevel.checkpoint()
-        while self._running:
+        while self._running or self._farewells:
             await self._wait_for_an_end()
         if self._reset is not None:
             self._sender.commit_unreserved(wire.ResetDone(), self._reset)

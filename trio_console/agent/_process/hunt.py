@@ -91,7 +91,8 @@ class _Quarry:
             self._let_go = True
             for cgroup in self.cgroups:
                 if cgroup.stay is Stay.THREAD_OUT:
-                    cgroup.thaw()
+                    with contextlib.suppress(OSError):
+                        cgroup.thaw()
 
     def look(self) -> bool:
         """Whether something is left in the cgroups, or that cannot be known yet. Blocks for a moment."""
@@ -183,9 +184,8 @@ class Hunt:
                 await quarry.over.wait()
         finally:
             self._quarries.remove(quarry)
-            if quarry.is_populated or not quarry.over.is_set():
-                with contextlib.suppress(OSError):
-                    quarry.thaw()
+            if quarry.clean < CLEAN_SCANS:
+                quarry.thaw()
         return max(len(quarry.left), 0 if quarry.over.is_set() else 1)
 
     async def any_left(self, wanted: Wanted) -> bool:
