@@ -260,6 +260,18 @@ async def test_tasks_that_all_use_much_do_not_rest(time: Time, autojump_clock: M
     assert [await rests(meter) for meter in meters] == [0, 0, 0]
 
 
+async def test_tasks_that_begin_to_use_much_do_not_rest_for_each_other(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    meters = [Meter(line) for _ in range(2)]
+    for seconds in (0.0001, 0.001):
+        for meter in meters:
+            work(meter, time, seconds)
+    assert await rests(meters[1]) == 0
+    assert await rests(meters[0]) == 0
+
+
 async def test_a_task_rests_no_more_when_no_modest_one_has_worked_recently(
     time: Time, autojump_clock: MockClock
 ) -> None:

@@ -131,7 +131,8 @@ class Line:
         self._lock: Final = trio.Lock()  # it is handed on in the order of arrival, and once in a turn of the loop
         self.all: Final = _Use(_MUCH)
         self._resting: Final = trio.Lock()
-        self.modest_at = -math.inf  # when a task has worked last that had not used more than its share
+        self.modest: Meter | None = None  # of those that have not used more than their shares, the last to work
+        self.modest_at = -math.inf  # and when that was
 
     @property
     def is_busy(self) -> bool:
@@ -140,7 +141,7 @@ class Line:
 
     async def rest(self, seconds: float) -> None:
         """Rest, one task behind the other, if there are modest tasks, for which the loop must not be full."""
-        if perf_counter() - self.modest_at < _RECENTLY:
+        if self.modest is not None and perf_counter() - self.modest_at < _RECENTLY:
             async with self._resting:
                 await trio.sleep(seconds)
 
@@ -183,7 +184,7 @@ class Meter:
         self._line.all.add(now - self._began, now)
         self._bytes += nbytes
         if not self._has_turn and self._own.seconds <= _TURN:
-            self._line.modest_at = now
+            self._line.modest, self._line.modest_at = self, now
 
     @property
     def is_over(self) -> bool:
@@ -194,6 +195,8 @@ class Meter:
     async def wait(self) -> None:
         """Wait for the next turn."""
         used = self._own.seconds
+        if self._line.modest is self:
+            self._line.modest = None  # it was, until now
         if used > _TURN and self._bytes < _BULK * used:
             await self._line.rest(_REST_FROM_CRUMBS * used)
         await self._line.wait()
