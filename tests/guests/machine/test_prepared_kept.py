@@ -6,12 +6,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 
 from trio_console._guests.machine.qemu import Plan
-from trio_console._guests.machine.saved import prepared
+from trio_console._guests.machine.saved import prepared, template
 from trio_console._guests.machine.saved.prepared import discard, find, keep, new_place, prune_prepared
 from trio_console._guests.machine.saved.running import Kind
 from trio_console._guests.machine.saved.template import _copy_sparse
@@ -162,3 +164,28 @@ def test_a_copy_of_a_file_with_holes_has_them(tmp_path: Path) -> None:
     _copy_sparse(old, new)
     assert new.read_bytes() == old.read_bytes()
     assert new.stat().st_blocks <= old.stat().st_blocks + 16
+
+
+@pytest.mark.parametrize("told", ["", "[]", "{}", "{"])
+def test_an_entry_that_is_damaged_is_told(folder: Path, kind: Kind, told: str) -> None:
+    (make(kind, "a") / "machine.json").write_text(told)
+    with pytest.raises(LookupError, match="the template 'a' is damaged: make it again"):
+        find("a")
+
+
+# Those that are made by themselves
+
+
+async def test_only_the_templates_that_were_used_last_are_kept(
+    monkeypatch: pytest.MonkeyPatch, kind: Kind, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    async def make(_plan: Plan, _model: str, _place: Path) -> None:
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(template, "_make", make)
+    for memory in range(256, 266):
+        place = await template.template_of(replace(kind.plan, memory_mib=memory), "microvm")
+        os.utime(place, (memory, memory))
+    assert len(places(place.parent)) == 8

@@ -137,6 +137,8 @@ def find(name: str) -> Entry:
         raise LookupError(
             f"there is no template {name!r:.100}: make it with make_template(..., name=...)"
         ) from None
+    except (ValueError, KeyError, TypeError) as exc:
+        raise LookupError(f"the template {name!r:.100} is damaged: make it again") from exc
     if not qemu:
         raise LookupError(
             f"the template {name!r:.100} was made with another QEMU or on another processor: make it again"

@@ -36,6 +36,9 @@ __all__ = ["TEMPLATES", "clone", "load_state", "memory_in", "processor", "save",
 #: The kind of these in the cache.
 TEMPLATES: Final = "templates"
 
+#: Templates that are kept, of some 180 MiB each.
+_MOST: Final = 8
+
 _MEMORY: Final = "memory"
 _STATE: Final = "state"
 
@@ -57,9 +60,9 @@ async def template_of(plan: Plan, model: str) -> Path:
     Raises:
         NotBootedError: it did not start, or could not be saved.
     """
-    return await kept(
-        TEMPLATES, _key(plan, model), partial(_make, plan, model), what="starting the first machine of its kind"
-    )
+    make = partial(_make, plan, model)
+    what = "starting the first machine of its kind"
+    return await kept(TEMPLATES, _key(plan, model), make, what=what, most=_MOST)
 
 
 def _key(plan: Plan, model: str) -> str:
