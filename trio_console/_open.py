@@ -39,7 +39,7 @@ from trio_console._trio.interrupts import interrupt_safe
 from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.sockets import connect_unix
-from trio_console._trio.threads import in_thread
+from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._wire.ids import slot_ids
 
 if TYPE_CHECKING:
@@ -416,7 +416,10 @@ async def make_template(
         return Template(await in_thread("for a template", made), name)
     except BaseException:
         with trio.CancelScope(shield=True):
-            await in_thread("for a template", partial(discard, place))
+            try:
+                await in_thread("for a template", partial(discard, place))
+            except NoThreadError:
+                discard(place)
         raise
 
 

@@ -6,35 +6,18 @@ loop for each processor, and says how long they took. `make nightly` runs it.
 
 from __future__ import annotations
 
-import os
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import trio
 
+from benchmarks.session_rows import busy_processors
 from trio_console import MicroVMGuest, Root, open_guest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 #: Seconds for a machine to start: many times what it takes.
 PATIENCE = 300.0
-
-
-@contextmanager
-def busy_processors() -> Iterator[None]:
-    loops = [subprocess.Popen(["sh", "-c", "while true; do :; done"]) for _ in range(os.cpu_count() or 1)]
-    try:
-        yield
-    finally:
-        for loop in loops:
-            loop.kill()
-            loop.wait()
 
 
 async def start(count: int, *, template: bool) -> None:

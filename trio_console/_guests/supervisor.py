@@ -23,6 +23,7 @@ from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.spec import GuestHost
 from trio_console._trio.clocks import within
 from trio_console._trio.ending import see_through
+from trio_console._trio.lost import GuestLostError, explained
 from trio_console._trio.nursery import hidden_nursery
 from trio_console._trio.threads import NoThreadError
 
@@ -317,6 +318,16 @@ class Tail:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+
+    async def error(self, what: str, otherwise: Callable[[str], Exception]) -> Exception:
+        """The error for something that was not done: the guest is lost if the process has ended.
+
+        Args:
+            what: says what was not done.
+            otherwise: makes the error, of all that is known in words, if the process runs.
+        """
+        why = await explained(what, self.explain)
+        return otherwise(why) if self.process.returncode is None else GuestLostError(why)
 
     async def explain(self) -> str:
         """How the process has ended, and what it has said last. Waits for its end for up to 0.2 seconds."""

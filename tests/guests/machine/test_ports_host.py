@@ -12,8 +12,9 @@ import trio
 import trio.testing
 
 from trio_console import GuestLostError, MicroVMGuest, ProcessGuest, open_guest
-from trio_console._guests.machine.monitor import Monitor, MonitorError
+from trio_console._guests.machine.monitor import MonitorError
 from trio_console._guests.machine.ports import Ports, check_ports
+from trio_console._guests.supervisor import Tail
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -27,7 +28,7 @@ class Qemu:
     def __init__(self) -> None:
         self.process = self
         self.end: socket.socket | None = None
-        self.error: MonitorError | None = None
+        self.refusal: MonitorError | None = None
 
     async def give(self, _name: str, fd: int) -> None:
         await trio.lowlevel.checkpoint()
@@ -37,12 +38,14 @@ class Qemu:
     async def execute(self, command: str, **_arguments: Any) -> None:
         await trio.lowlevel.checkpoint()
         assert command == "chardev-change"
-        if self.error is not None:
-            raise self.error
+        if self.refusal is not None:
+            raise self.refusal
 
     async def explain(self) -> str:
         await trio.lowlevel.checkpoint()
         return "it has its reasons"
+
+    error = Tail.error
 
     def take(self) -> socket.socket:
         assert self.end is not None
@@ -179,12 +182,12 @@ async def test_the_end_of_qemu_is_a_lost_guest(qemu: Qemu, ports: Ports) -> None
 async def test_a_port_that_qemu_does_not_connect_is_an_error(
     qemu: Qemu, ports: Ports, code: int | None, error: type[Exception]
 ) -> None:
-    qemu.error, qemu.returncode = MonitorError("no"), code
+    qemu.refusal, qemu.returncode = MonitorError("no"), code
     with pytest.raises(error, match="cannot be opened: no: it has its reasons") as info:
         async with ports.open("a"):
             pass
     assert type(info.value) is error
-    qemu.error = None
+    qemu.refusal = None
     async with ports.open("a"):
         pass
 
@@ -194,45 +197,3 @@ async def test_another_kind_of_guest_has_no_ports() -> None:
         with pytest.raises(ValueError, match="only the program that has opened a MicroVMGuest"):
             async with guest.open_port("a"):
                 pass
-
-
-# The monitor, which several tasks use
-
-
-@pytest.fixture
-async def monitored() -> AsyncIterator[tuple[Monitor, socket.socket]]:
-    ours, theirs = socket.socketpair()
-    with theirs, trio.socket.from_stdlib_socket(ours) as sock:
-        yield Monitor(sock), theirs
-
-
-async def test_the_answer_to_a_cancelled_call_is_not_taken_for_another(
-    monitored: tuple[Monitor, socket.socket],
-) -> None:
-    monitor, qemu = monitored
-    with trio.CancelScope() as scope:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(monitor.execute, "first")
-            await trio.testing.wait_all_tasks_blocked()
-            scope.cancel()
-    qemu.send(b'{"return": "of the first", "id": 1}\n{"event": "SOME"}\n{"return": "of the second", "id": 2}\n')
-    assert await monitor.execute("second") == "of the second"
-
-
-async def test_calls_of_several_tasks_have_their_turns(monitored: tuple[Monitor, socket.socket]) -> None:
-    monitor, qemu = monitored
-    async with trio.open_nursery() as nursery:
-        for name in ("a", "b"):
-            nursery.start_soon(monitor.execute, name)
-        await trio.testing.wait_all_tasks_blocked()
-        assert qemu.recv(1000).count(b"\n") == 1
-        qemu.send(b'{"return": {}, "id": 1}\n')
-        await trio.testing.wait_all_tasks_blocked()
-        qemu.send(b'{"return": {}, "id": 2}\n')
-
-
-async def test_a_closed_monitor_has_ended(monitored: tuple[Monitor, socket.socket]) -> None:
-    monitor, _ = monitored
-    monitor._socket.close()
-    with pytest.raises(MonitorError, match="has ended before x"):
-        await monitor.execute("x")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pytest
 import trio
 
+from tests.guests._suites import taken_from
 from tests.guests.machine.test_endings import BOOT
 from tests.relay import test_interop, test_relay
 from tests.relay.test_relay import path as path  # a fixture, as the two below
@@ -55,11 +56,7 @@ SUITES: Final = {
     test_cancel: (),
 }
 
-for _suite, _others in SUITES.items():
-    assert all(hasattr(_suite, name) for name in _others)
-    for _name, _test in vars(_suite).items():
-        if _name.startswith("test_") and _name not in _others:
-            globals()[_name] = _test
+globals().update(taken_from(SUITES))
 
 
 def showing(directory: Path) -> MicroVMGuest:

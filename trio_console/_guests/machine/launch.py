@@ -42,8 +42,9 @@ _LOOK: Final = 5.0
 _SILENT_WORK: Final = 15.0
 _STOPPED: Final = 0.01
 
-#: Seconds between two looks whether an agent has closed its console.
+#: Seconds between two looks whether an agent has closed its console; and for it to do that, which takes a tenth.
 _PAUSE: Final = 0.002
+_LEAVING_TIME: Final = 60.0
 
 
 class NotBootedError(Exception):
@@ -120,7 +121,15 @@ class Started:
 
         Raises:
             MonitorError: QEMU has ended.
+            NotBootedError: the agent has not closed it within a minute.
         """
+        with trio.move_on_after(_LEAVING_TIME) as patience:
+            await self._wait_closed(loaded=loaded)
+        if patience.cancelled_caught:
+            why = f"its agent has not let go of its console within {_LEAVING_TIME:g} seconds"
+            raise NotBootedError(f"{why}; {await self.tail.explain()}")
+
+    async def _wait_closed(self, *, loaded: bool) -> None:
         while True:
             found = await self.monitor.execute("query-chardev")  # (by which events are read as well)
             is_open = any(each["label"] == "console" and each["frontend-open"] for each in found)

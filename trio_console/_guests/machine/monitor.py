@@ -20,6 +20,12 @@ _READ_SIZE: Final = 65536
 #: Seconds between two questions for something that QEMU does meanwhile; it takes some milliseconds.
 _PAUSE: Final = 0.002
 
+#: Seconds for an answer, and for what is waited for by asking: many times what they take on a busy machine.
+_PATIENCE: Final = 120.0
+
+#: The most bytes in a line that QEMU says: it says some KiB, unless its machine has taken it over.
+_LONGEST: Final = 1024 * 1024
+
 #: Events that are kept. They are few, and not asked for.
 _EVENTS: Final = 100
 
@@ -50,7 +56,10 @@ class Monitor:
     async def begin(self) -> None:
         """Exchange what comes before commands, unless that was done. If cancelled, it is of no use."""
         if not self._begun:
-            await self._receive()
+            with trio.move_on_after(_PATIENCE) as patience:
+                await self._receive()
+            if patience.cancelled_caught:
+                raise MonitorError(f"QEMU has said nothing within {_PATIENCE:g} seconds")
             await self.execute("qmp_capabilities")
             self._begun = True
 
@@ -58,7 +67,7 @@ class Monitor:
         """Have a command carried out, and return what it returns.
 
         Raises:
-            MonitorError: it was refused.
+            MonitorError: it was refused, or is not answered within two minutes.
         """
         return await self._execute(command, arguments, [])
 
@@ -68,33 +77,48 @@ class Monitor:
         await self._execute("getfd", {"fdname": name}, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
     async def wait_until(self, command: str, *answers: str) -> str:
-        """Ask until ``status`` of the answer is one of these; returns which."""
-        while True:
-            status: str | None = (await self.execute(command)).get("status")
-            if status in answers:
-                return status
-            await trio.sleep(_PAUSE)
+        """Ask until ``status`` of the answer is one of these; returns which.
+
+        Raises:
+            MonitorError: as for `execute`, or it is none of them within two minutes.
+        """
+        status: str | None = None
+        with trio.move_on_after(_PATIENCE):
+            while True:
+                status = (await self.execute(command)).get("status")
+                if status in answers:
+                    return status
+                await trio.sleep(_PAUSE)
+        raise MonitorError(f"QEMU's answer to {command} is {status!r} after {_PATIENCE:g} seconds")
 
     async def _execute(self, command: str, arguments: dict[str, Any], ancillary: list[Any]) -> Any:
         async with self._turn:
-            self._calls += 1
-            number = self._calls
-            asked = {"execute": command, "arguments": arguments, "id": number}
-            line = json.dumps(asked).encode() + b"\n"
-            try:
-                sent = await self._socket.sendmsg([line], ancillary)
-            except (OSError, trio.ClosedResourceError) as exc:
-                raise MonitorError(f"QEMU has ended before {command}") from exc
-            if sent != len(line):  # it reads a line before it answers the one before, so there is room for one
-                raise MonitorError(f"QEMU does not listen to {command}")
-            answer: dict[str, Any] = {}
-            while answer.get("id") != number:  # an event, or the answer to a call that was cancelled
-                answer = await self._receive()
-                if "event" in answer:
-                    self.events.append(answer)
-            if "error" in answer:
-                raise MonitorError(f"QEMU has refused {command}: {answer['error'].get('desc')}")
-            return answer["return"]
+            answer: dict[str, Any] | None = None
+            with trio.move_on_after(_PATIENCE):
+                answer = await self._ask(command, arguments, ancillary)
+        if answer is None:
+            raise MonitorError(f"QEMU has not answered {command} within {_PATIENCE:g} seconds")
+        if "return" not in answer:
+            raise MonitorError(f"QEMU has refused {command}: {answer.get('error')!r:.300}")
+        return answer["return"]
+
+    async def _ask(self, command: str, arguments: dict[str, Any], ancillary: list[Any]) -> dict[str, Any]:
+        self._calls += 1
+        number = self._calls
+        asked = {"execute": command, "arguments": arguments, "id": number}
+        line = json.dumps(asked).encode() + b"\n"
+        try:
+            sent = await self._socket.sendmsg([line], ancillary)
+        except (OSError, trio.ClosedResourceError) as exc:
+            raise MonitorError(f"QEMU has ended before {command}") from exc
+        if sent != len(line):  # it reads a line before it answers the one before, so there is room for one
+            raise MonitorError(f"QEMU does not listen to {command}")
+        answer: dict[str, Any] = {}
+        while answer.get("id") != number:  # an event, or the answer to a call that was cancelled
+            answer = await self._receive()
+            if "event" in answer:
+                self.events.append(answer)
+        return answer
 
     async def _receive(self) -> dict[str, Any]:
         while b"\n" not in self._read:
@@ -105,6 +129,13 @@ class Monitor:
             if not data:
                 raise MonitorError("QEMU has ended")
             self._read += data
+            if len(self._read) > _LONGEST:
+                raise MonitorError("QEMU says what is no answer")
         line, _, self._read = self._read.partition(b"\n")
-        answer: dict[str, Any] = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict):
+            raise MonitorError(f"QEMU says what is no answer: {line!r:.100}")
         return answer

@@ -145,10 +145,8 @@ class Ports:
             error = exc
         else:
             return
-        why = await explained(f"the port {name!r} cannot be opened: {error}", self._tail.explain)
-        if self._tail.process.returncode is None:
-            raise trio.BrokenResourceError(why) from error
-        raise GuestLostError(why) from error
+        why = f"the port {name!r} cannot be opened: {error}"
+        raise await self._tail.error(why, trio.BrokenResourceError) from error
 
 
 @final

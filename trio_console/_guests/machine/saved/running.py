@@ -17,6 +17,7 @@ import secrets
 import time
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Final, final
 
 import trio
@@ -31,7 +32,7 @@ from trio_console._guests.supervisor import Ours, ProcessHost
 from trio_console._machine.described import Machine
 from trio_console._machine.welcome import Welcome, pack
 from trio_console._trio.interrupts import interrupt_safe
-from trio_console._trio.lost import GuestLostError, explained
+from trio_console._trio.lost import GuestLostError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
@@ -148,10 +149,8 @@ class _Forks:
             error = exc
         else:
             return
-        why = await explained(f"the machine could not be copied: {error}", machine.tail.explain)
-        if machine.tail.process.returncode is None:
-            raise OSError(errno.EIO, why) from error
-        raise GuestLostError(why) from error
+        why = f"the machine could not be copied: {error}"
+        raise await machine.tail.error(why, partial(OSError, errno.EIO)) from error
 
 
 @final
