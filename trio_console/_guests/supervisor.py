@@ -219,6 +219,8 @@ async def watch(
     stderr: trio.abc.ReceiveStream,
     started: Callable[[GuestHost], None],
     tell: Callable[[], Awaitable[None]] | None = None,
+    *,
+    kill_inside: Callable[[], object] | None = None,
 ) -> None:
     """Tell that a process carries a guest, and wait for its end; if cancelled, end it.
 
@@ -229,12 +231,13 @@ async def watch(
         stderr: our end of its error output.
         started: is told of it.
         tell: gives the process what it is to read first, meanwhile.
+        kill_inside: see `Tail`.
     """
 
     def begun(tail: Tail) -> None:
         started(ProcessHost(console, tail.kill, tail.explain, process=process))
 
-    await attend(process, name, stderr, begun, tell)
+    await attend(process, name, stderr, begun, tell, kill_inside=kill_inside)
 
 
 @trio.lowlevel.enable_ki_protection
@@ -245,6 +248,7 @@ async def attend(
     begun: Callable[[Tail], None],
     tell: Callable[[], Awaitable[None]] | None = None,
     *,
+    kill_inside: Callable[[], object] | None = None,
     wrapped: bool = False,
 ) -> None:
     """Read the error output of a process until it ends; if cancelled, or if ``tell`` raises, end it.
@@ -255,9 +259,9 @@ async def attend(
         stderr: our end of its error output.
         begun: is told by whom the output is kept.
         tell: is run meanwhile.
-        wrapped: see `Tail`.
+        kill_inside, wrapped: see `Tail`.
     """
-    tail = Tail(process, name, wrapped=wrapped)
+    tail = Tail(process, name, kill_inside=kill_inside, wrapped=wrapped)
     # The reading is shielded, and ended only here: a guest that is shutting down may still write errors, and must
     # not block in the write.
     reading = trio.CancelScope(shield=True)
@@ -281,6 +285,7 @@ class Tail:
     Args:
         process: it was started just now.
         name: of the process, for messages.
+        kill_inside: kills what the process has started that is out of its group and may live on without it.
         wrapped: whether it runs in another one, which is the one that was started, and exits with its status, or
             with 128 and the number of the signal that has killed it.
 
@@ -288,7 +293,15 @@ class Tail:
         heard: how many bytes it has said so far.
     """
 
-    def __init__(self, process: trio.Process, name: str, *, wrapped: bool = False) -> None:
+    def __init__(
+        self,
+        process: trio.Process,
+        name: str,
+        *,
+        kill_inside: Callable[[], object] | None = None,
+        wrapped: bool = False,
+    ) -> None:
+        self._kill_inside = kill_inside
         self._wrapped = wrapped
         self.process: Final = process
         self.name: Final = name
@@ -312,12 +325,14 @@ class Tail:
         await self._ended.wait()
 
     def kill(self) -> None:
-        """Kill the process with its whole process group, which it leads. From any thread."""
+        """Kill the process with its whole process group, which it leads, and what is inside. From any thread."""
         # Its number is the group's, and no other process can get it before the process is reaped.
         if self.process.returncode is None:
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
+        if self._kill_inside is not None:
+            self._kill_inside()
 
     async def error(self, what: str, otherwise: Callable[[str], Exception]) -> Exception:
         """The error for something that was not done: the guest is lost if the process has ended.

@@ -168,7 +168,7 @@ class _Agent:
         self._model.settle()
         assert sorted(self.router.sessions) == self._model.living, "other sessions live"
         self._check_answers()
-        assert self._seen_off == self._forgotten, "a client that has gone was not seen off"
+        assert sorted(self._seen_off) == sorted(self._forgotten), "a client that has gone was not seen off"
         try:
             if piece:
                 self._sent.feed(piece)

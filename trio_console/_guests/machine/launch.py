@@ -247,7 +247,8 @@ async def _run(
                 turn.give_up()
 
             try:
-                await attend(process, "QEMU", stderr, tails.append, tell, wrapped=plan.jail is not None)
+                wrapped = plan.jail is not None
+                await attend(process, "QEMU", stderr, tails.append, tell, kill_inside=inside.kill, wrapped=wrapped)
             finally:
                 if plan.jail is not None:
                     await see_through(inside.end)  # noqa: ASYNC102  (shields itself)

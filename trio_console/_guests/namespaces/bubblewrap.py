@@ -189,9 +189,12 @@ class BubblewrapGuest(GuestSpec):
 
             async def prepare() -> None:
                 if await watched.learn(news):
-                    await tell(program)
+                    if process.returncode is None:
+                        await tell(program)
+                    else:  # the agent would live on for a moment, and look like a guest
+                        watched.kill()
 
-            await watch(process, "bwrap", ours.device, stderr, started, prepare)
+            await watch(process, "bwrap", ours.device, stderr, started, prepare, kill_inside=watched.kill)
 
 
 @final
@@ -200,6 +203,7 @@ class _Watched:
 
     def __init__(self, inside: Inside, guard: Callable[[int], None], cgroups: Cgroups) -> None:
         self.guard: Final = guard
+        self.kill: Final = inside.kill
         self._inside = inside
         self._cgroups = cgroups
 
@@ -217,13 +221,8 @@ class _Watched:
         return True
 
     def improve(self, host: GuestHost) -> GuestHost:
-        """The same guest, with an end that reaches inside, and a reason that says what would help."""
-        return replace(host, kill=partial(self._kill, host), explain=partial(self._explain, host))
-
-    def _kill(self, host: GuestHost) -> None:
-        if host.kill is not None:
-            host.kill()
-        self._inside.kill()
+        """The same guest, with a reason that says what would help."""
+        return replace(host, explain=partial(self._explain, host))
 
     async def _explain(self, host: GuestHost) -> str:
         reason = "" if host.explain is None else await host.explain()
