@@ -418,7 +418,7 @@ import json, os, resource, subprocess, sys, threading
 from trio_console._trio.turns import go_first
 
 def rank():
-    return os.getpriority(os.PRIO_PROCESS, 0), open("/proc/self/autogroup").read().split()[-1]
+    return os.getpriority(os.PRIO_PROCESS, 0), *open("/proc/self/autogroup").read().split()[-1:]
 
 if "given" in sys.argv:
     os.nice(3)
@@ -429,7 +429,7 @@ go_first()
 found = {"own": rank()}
 thread = threading.Thread(target=lambda: found.update(thread=rank()))
 thread.start(); thread.join()
-code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), open('/proc/self/autogroup').read().split()[-1])"
+code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), *open('/proc/self/autogroup').read().split()[-1:])"
 for name, session in (("child", False), ("command", True)) * ("refused" not in sys.argv):
     child = subprocess.run([sys.executable, "-c", code], start_new_session=session, capture_output=True, text=True)
     found[name] = child.stdout.split()
@@ -440,6 +440,13 @@ needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a
 needs_groups = pytest.mark.skipif(
     not os.path.exists("/proc/self/autogroup"), reason="this kernel does not group by sessions"
 )
+
+
+def group() -> list[str]:
+    """The niceness of this program's group, or nothing: a program whose session nobody has made since the kernel
+    began is in none."""
+    with open("/proc/self/autogroup") as file:
+        return file.read().split()[-1:]
 
 
 def ranks(*arguments: str, leads: bool = True) -> dict[str, list[object]]:
@@ -462,9 +469,7 @@ def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
 @needs_root
 @needs_groups
 def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
-    with open("/proc/self/autogroup") as file:
-        ours = file.read().split()[-1]
-    assert ranks(leads=False)["own"] == [-5, ours]
+    assert ranks(leads=False)["own"] == [-5, *group()]
 
 
 @needs_groups
