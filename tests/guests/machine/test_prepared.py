@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from tests.guests.machine.moments import at
+from tests.guests.machine.test_killed import kill
 from tests.guests.machine.test_minimal import output
 from tests.tools.leftovers import marked, marking, wait_until_none
 from tests.tools.limits import HANG
@@ -211,10 +214,39 @@ async def test_a_preparation_that_fails_or_is_cancelled_leaves_nothing() -> None
     assert entries() == before
 
 
+@pytest.mark.parametrize("moment", ["preparing", "saving"])
+async def test_a_machine_that_is_killed_while_it_is_prepared_is_lost_with_a_reason_and_leaves_nothing(
+    moment: str,
+) -> None:
+    before = entries()
+
+    async def prepare(guest: Guest) -> None:
+        await guest.path("/tmp/prepared").write_text("")
+        if moment == "preparing":
+            kill()
+            await guest.ping()
+        else:
+            killed.enter_context(at("saving", kill))
+
+    with marking() as mark:
+        with ExitStack() as killed, pytest.raises(GuestLostError, match="QEMU was killed by SIGKILL"):
+            await make_template(SPEC, prepare)
+        assert not wait_until_none(lambda: marked(mark))
+    assert entries() == before
+    async with making(SPEC, nothing) as made, open_guest(made.guest(), launch_timeout=BOOT) as guest:
+        await guest.ping()
+
+
+async def nothing(_guest: Guest) -> None:
+    pass
+
+
 PROGRAM = """\
 import os, sys, trio, trio_console
 async def prepare(guest):
     await guest.path("/tmp/prepared").write_text("1")
+    if sys.argv[2] == "is killed":
+        os.kill(os.getpid(), 9)
 async def main():
     name = sys.argv[1] or None
     spec = trio_console.MicroVMGuest(root=trio_console.Root.MINIMAL, accel="tcg")
@@ -242,6 +274,16 @@ def test_one_with_a_name_is_found_by_others_and_one_without_ends_with_its_progra
     trio.run(find)
     with pytest.raises(LookupError):
         trio.run(Template.load, "of a test")
+
+
+def test_a_program_that_is_killed_while_it_prepares_leaves_nothing_that_the_next_finds() -> None:
+    before = entries()
+    with marking() as mark:
+        done = subprocess.run([sys.executable, "-c", PROGRAM, "", "is killed"], check=False, timeout=300)
+        assert done.returncode == -signal.SIGKILL
+        assert not wait_until_none(lambda: marked(mark))
+    subprocess.run([sys.executable, "-c", PROGRAM, "", ""], check=True, timeout=300)
+    assert entries() <= before
 
 
 def test_what_a_killed_program_has_left_is_removed_by_the_next() -> None:
