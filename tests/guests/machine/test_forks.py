@@ -119,6 +119,7 @@ async def test_a_guest_that_is_no_machine_cannot_be_copied() -> None:
                 pass
 
 
+@pytest.mark.nightly  # because it needs a template of its own
 async def test_a_machine_with_shares_cannot_be_copied() -> None:
     spec = MicroVMGuest(root=Root.MINIMAL, accel="tcg", shares={"/mnt": "/usr"})
     async with open_guest(spec, launch_timeout=BOOT) as guest:

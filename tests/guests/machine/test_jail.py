@@ -79,7 +79,7 @@ def test_qemu_is_told_that_it_may_only_read_its_template() -> None:
 
 @pytest.mark.parametrize("accelerator", ["kvm", "tcg"])
 def test_kvm_is_there_only_where_it_is_used(accelerator: str) -> None:
-    made = binds(jailed(JAIL, replace(PLAN, accelerator=accelerator), None, 3, ""))
+    made = binds(jailed(JAIL, replace(PLAN, accelerator=accelerator), CLONE, 3, ""))
     assert ("/dev/kvm" in made) == (accelerator == "kvm")
 
 

@@ -56,7 +56,7 @@ def has_threads(pid: int) -> bool:
 WITH_TEMPLATE = ("telling",)
 TWO_STARTS = [
     pytest.param("booting", marks=pytest.mark.nightly),
-    "saving",
+    pytest.param("saving", marks=pytest.mark.nightly),  # (the next test but one is killed there, too)
     pytest.param("loading", marks=pytest.mark.nightly),  # which removes the template
 ]
 
