@@ -491,9 +491,9 @@ class Guest:
         own, and commands that are started draw from these. But a process that was copied has what it drew before:
         seeds of its random numbers, keys, ids. And it runs some hundredths of a second until the copy is told.
 
-        This guest pauses for some milliseconds, and its sessions notice nothing. A copy takes as much memory as
-        this machine has used. It has the environment, the user and the bootstrap of this guest, and may be
-        forked, too.
+        This guest pauses for some hundredths of a second, and its sessions notice nothing. A copy takes as much
+        memory as this machine has changed since it was started, or has used of all. It has the environment, the
+        user and the bootstrap of this guest, and may be forked, too.
 
         Leaving the block ends all copies, as leaving `open_guest` does. If cancelled before it is entered, nothing
         is left, and this guest goes on.

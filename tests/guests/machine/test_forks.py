@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from dataclasses import replace
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -16,10 +18,12 @@ from tests.guests.machine.test_prepared import OWN, said, start_server
 from tests.tools.leftovers import marked, marking, wait_until_none
 from tests.tools.limits import HANG
 from trio_console import GuestLostError, MicroVMGuest, Root, open_guest
-from trio_console._guests.machine.saved import running, template
+from trio_console._guests.machine.monitor import MonitorError
+from trio_console._guests.machine.saved import copied, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from trio_console import Guest
 
@@ -101,6 +105,77 @@ async def test_a_machine_that_was_started_can_be_copied() -> None:
         assert await output(copies[0], "echo a") == "a"
 
 
+async def test_a_copy_gets_what_the_machine_has_changed_and_nothing_else_is_written(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def whole(*_arguments: Any, **_options: Any) -> None:
+        raise MonitorError("QEMU was to write the memory")
+
+    monkeypatch.setattr(copied, "save_state", whole)
+    await guest.run_process("head -c 20000000 /dev/urandom > /tmp/file", shell=True)
+    wanted = await output(guest, "sha256sum /tmp/file")
+    async with guest.fork(1) as first, first[0].fork(2) as second:
+        for each in (*first, *second):
+            assert await output(each, "sha256sum /tmp/file") == wanted
+        assert await output(guest, "sha256sum /tmp/file") == wanted
+
+
+async def test_a_machine_that_has_changed_much_of_its_memory_is_written_while_it_runs(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await guest.path("/tmp/file").write_text("of the original")
+    monkeypatch.setattr(copied, "_MOST", 0)
+    monkeypatch.setattr(copied, "_read", None)
+    async with guest.fork(1) as copies:
+        assert await copies[0].path("/tmp/file").read_text() == "of the original"
+    await guest.ping()
+
+
+async def test_a_machine_whose_devices_qemu_does_not_write_alone_is_written_as_a_whole(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refused(monitor: Any, state: int) -> None:
+        os.write(state, b"what is no state")
+        await monitor.execute("no-such-command")
+
+    await guest.path("/tmp/file").write_text("of the original")
+    monkeypatch.setattr(copied, "_save_devices", refused)
+    async with guest.fork(1) as copies:
+        assert await copies[0].path("/tmp/file").read_text() == "of the original"
+    await guest.ping()
+
+
+async def test_a_machine_whose_template_was_made_anew_is_written_as_a_whole(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    other = tmp_path / "memory"
+    other.write_bytes(b"")
+    look = copied._look
+
+    def replaced(machine: Any, *rest: Any) -> Any:
+        stand_in = SimpleNamespace(pid=machine.pid, memory=replace(machine.memory, path=other))
+        return look(stand_in, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(copied, "_look", replaced)
+    monkeypatch.setattr(copied, "_read", None)
+    async with guest.fork(1) as copies:
+        assert await output(copies[0], "echo a") == "a"
+
+
+async def test_a_copy_that_has_started_with_another_memory_is_lost_and_says_so(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = copied.save_copy
+
+    async def of_another(*arguments: Any) -> Any:
+        return replace(await save(*arguments), inode=1)  # type: ignore[type-var]
+
+    monkeypatch.setattr(running, "save_copy", of_another)
+    with pytest.raises(GuestLostError, match="is not that of the original"):
+        async with guest.fork(1):
+            pass
+
+
 @pytest.mark.parametrize(
     ("count", "error"), [(0, ValueError), (-1, ValueError), (True, TypeError), ("1", TypeError)], ids=repr
 )
@@ -132,13 +207,14 @@ async def test_a_copy_that_is_called_off_leaves_nothing_and_the_original_goes_on
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = trio.Event()
-    save = template.save_state
+    save = copied.save_copy
 
-    async def noted(*arguments: Any, **options: Any) -> None:
-        await save(*arguments, **options)
+    async def noted(*arguments: Any, **options: Any) -> Any:
+        changes = await save(*arguments, **options)
         saved.set()
+        return changes
 
-    monkeypatch.setattr(running, "save_state", noted)
+    monkeypatch.setattr(running, "save_copy", noted)
     for moment in (trio.lowlevel.checkpoint, saved.wait):
         with marking() as mark:
             with trio.CancelScope() as scope:
@@ -161,13 +237,13 @@ async def test_a_machine_that_is_killed_while_it_is_copied_is_lost_with_a_reason
 ) -> None:
     with marking() as mark:
         async with open_guest(SPEC, launch_timeout=BOOT) as guest:
-            save = template.save_state
+            save = copied.save_copy
 
-            async def killed(*arguments: Any, **options: Any) -> None:
+            async def killed(*arguments: Any, **options: Any) -> Any:
                 os.kill(qemu_of(mark), signal.SIGKILL)
-                await save(*arguments, **options)
+                return await save(*arguments, **options)
 
-            monkeypatch.setattr(running, "save_state", killed)
+            monkeypatch.setattr(running, "save_copy", killed)
             with pytest.raises(GuestLostError, match="QEMU was killed by SIGKILL"):
                 async with guest.fork(1):
                     pass

@@ -60,13 +60,23 @@ class Started:
         monitor: QEMU's monitor.
         tail: QEMU, or bubblewrap around it, and the last that they and the machine's kernel have said.
         pid: the process id of QEMU.
+        memory: the memory with which it was started.
     """
 
-    def __init__(self, console: socket.socket, monitor: Monitor, tail: Tail, pid: int, stack: ExitStack) -> None:
+    def __init__(
+        self,
+        console: socket.socket,
+        monitor: Monitor,
+        tail: Tail,
+        pid: int,
+        memory: Memory,
+        stack: ExitStack,
+    ) -> None:
         self.console = console
         self.monitor: Final = monitor
         self.tail: Final = tail
         self.pid: Final = pid
+        self.memory: Final = memory
         self._stack: Final = stack  # left when the machine has ended
 
     async def hear_greeting(self) -> None:
@@ -243,7 +253,7 @@ async def _run(
                     pid = await _learn(inside, news, tail)
                     guard(pid)
                 _bound(pid, most_memory(plan))
-                await talk(Started(console, monitor, tail, pid, stack))
+                await talk(Started(console, monitor, tail, pid, memory, stack))
                 turn.give_up()
 
             try:

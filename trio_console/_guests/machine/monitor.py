@@ -76,6 +76,14 @@ class Monitor:
         rights = array.array("i", [fd])
         await self._execute("getfd", {"fdname": name}, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
 
+    async def lend(self, fd: int) -> int:
+        """Give QEMU a copy of a descriptor, which it opens as ``/dev/fdset/NUMBER``; returns the number."""
+        rights = array.array("i", [fd])
+        answer = await self._execute("add-fd", {}, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
+        if not isinstance(number := answer.get("fdset-id"), int):
+            raise MonitorError(f"QEMU's answer to add-fd is {answer!r:.100}")
+        return number
+
     async def wait_until(self, command: str, *answers: str) -> str:
         """Ask until ``status`` of the answer is one of these; returns which.
 

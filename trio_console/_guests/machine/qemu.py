@@ -85,11 +85,13 @@ class Memory:
         private: whether what the machine changes is its own, and not written to the file; by default not.
         saved: whether it goes on where a machine was saved, and waits to be told where the state of that is; by
             default not.
+        apart: whether the state of a machine that was saved has nothing of its memory; by default not.
     """
 
     path: Path | None = None
     private: bool = False
     saved: bool = False
+    apart: bool = False
 
 
 _ANY_MEMORY: Final = Memory()
@@ -179,6 +181,8 @@ def _memory(memory: Memory, plan: Plan) -> list[str]:
         if memory.private and plan.jail is not None and plan.jail.reads_only:
             shared += ",readonly=on,rom=off"
         made = ["-object", f"memory-backend-file,{size},mem-path={path},share={shared}"]
+    if memory.apart:
+        made += ["-global", "migration.send-configuration=off"]  # (QEMU writes the devices without a heading)
     return [*made, "-incoming", "defer"] if memory.saved else made
 
 

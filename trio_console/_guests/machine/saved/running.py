@@ -1,9 +1,10 @@
 """A machine that runs: it is told its settings and handed over to the library; and copies of it are made.
 
 A copy goes on where the machine was when it was made, with its processes and its memory, and has a host of its
-own. The machine's whole state is written to a file without a name, while the machine runs: QEMU writes what the
-machine has changed meanwhile once more, and stops it only for the last of that. So a machine that is never copied
-pays nothing for the possibility, and one that is copied pauses for some milliseconds.
+own. What the machine has changed of its memory is read out of its QEMU while it is stopped, for some hundredths
+of a second, and put into that of each copy. If that is much, or cannot be read here, the machine's whole state is
+written to a file without a name, while the machine runs: QEMU writes what the machine has changed meanwhile once
+more, and stops it only for the last of that. So a machine that is never copied pays nothing for the possibility.
 
 In a copy the agent sees that its host has gone, ends what belonged to that, and waits for another. It closes its
 console meanwhile, by which the copy's host sees that nothing of the former host is under way any more.
@@ -26,7 +27,8 @@ from trio_console._guests.machine.launch import NotBootedError, run_machine
 from trio_console._guests.machine.monitor import MonitorError
 from trio_console._guests.machine.ports import Ports
 from trio_console._guests.machine.qemu import Memory
-from trio_console._guests.machine.saved.template import load_state, save_state
+from trio_console._guests.machine.saved.copied import put_changes, save_copy
+from trio_console._guests.machine.saved.template import load_state
 from trio_console._guests.spec import GuestSpec
 from trio_console._guests.supervisor import Ours, ProcessHost
 from trio_console._machine.described import Machine
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.launch import Started
     from trio_console._guests.machine.qemu import Plan
+    from trio_console._guests.machine.saved.copied import Changes
     from trio_console._guests.machine.view import View
     from trio_console._guests.spec import GuestHost
     from trio_console._guests.supervisor import Workers
@@ -134,33 +137,36 @@ class _Forks:
         """
         state = os.memfd_create("trio_console machine")
         try:
-            await self._save(state)
-            yield [_Copy(self._kind, self._terms, state) for _ in range(count)]
+            changes = await self._save(state)
+            yield [_Copy(self._kind, self._terms, state, changes) for _ in range(count)]
         finally:
             os.close(state)
 
-    async def _save(self, state: int) -> None:
+    async def _save(self, state: int) -> Changes | None:
         machine = self._machine
         error: MonitorError
         try:
             async with self._turn:  # QEMU saves once at a time
-                await save_state(machine.monitor, state, with_memory=True)
+                return await save_copy(machine, _size(self._kind), state)
         except MonitorError as exc:
             error = exc
-        else:
-            return
         why = f"the machine could not be copied: {error}"
         raise await machine.tail.error(why, partial(OSError, errno.EIO)) from error
+
+
+def _size(kind: Kind) -> int:
+    return kind.plan.memory_mib * 2**20
 
 
 @final
 class _Copy(GuestSpec):
     """A machine that goes on where another one was when it was saved."""
 
-    def __init__(self, kind: Kind, terms: Terms, state: int) -> None:
+    def __init__(self, kind: Kind, terms: Terms, state: int, changes: Changes | None) -> None:
         self._kind: Final = kind
         self._terms: Final = terms
         self._state: Final = state
+        self._changes: Final = changes
 
     def __repr__(self) -> str:
         return "a fork of a MicroVMGuest"
@@ -169,11 +175,13 @@ class _Copy(GuestSpec):
     async def run(self, *, task_status: trio.TaskStatus[GuestHost]) -> None:
         """See `GuestSpec.run`. If cancelled, the guest is ended by force."""
         began = time.monotonic()
-        kind = self._kind
+        kind, changes = self._kind, self._changes
 
         async def talk(machine: Started) -> None:
             error: Exception | None = None
             try:
+                if changes is not None:
+                    await put_changes(machine, _size(kind), changes)
                 # Opened anew, so that it is read from its beginning by each copy.
                 await load_state(machine.monitor, f"/proc/self/fd/{self._state}", with_memory=True)
                 await machine.wait_left(loaded=True)
@@ -190,7 +198,8 @@ class _Copy(GuestSpec):
             )
             await hand_over(machine, kind, self._terms, described, task_status)
 
+        memory = Memory(saved=True) if changes is None else changes.memory
         try:
-            await run_machine(kind.plan, kind.model, Memory(saved=True), talk, connected=False)
+            await run_machine(kind.plan, kind.model, memory, talk, connected=False)
         except NotBootedError as exc:
             raise GuestLostError(f"the copy of the machine did not start: {exc}") from exc

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.launch import Started
     from trio_console._guests.machine.qemu import Plan
 
-__all__ = ["TEMPLATES", "clone", "load_state", "memory_in", "processor", "save", "save_state", "template_of"]
+__all__ = [
+    "RESUME_TIME",
+    "TEMPLATES",
+    "clone",
+    "load_state",
+    "memory_in",
+    "processor",
+    "save",
+    "save_state",
+    "template_of",
+]
 
 #: The kind of these in the cache.
 TEMPLATES: Final = "templates"
@@ -51,7 +61,7 @@ _PAUSE: Final = 30
 _LIVE_TIME: Final = 2.0
 
 #: Seconds for QEMU to break off, and to let the machine go on: it takes milliseconds.
-_RESUME_TIME: Final = 5.0
+RESUME_TIME: Final = 5.0
 
 
 async def template_of(plan: Plan, model: str) -> Path:
@@ -151,7 +161,7 @@ async def save_state(monitor: Monitor, state: int, *, with_memory: bool) -> None
             raise MonitorError("QEMU could not write it")
     finally:
         if with_memory:
-            with trio.move_on_after(_RESUME_TIME, shield=True):
+            with trio.move_on_after(RESUME_TIME, shield=True):
                 await _go_on(monitor, status)  # noqa: ASYNC102  (shielded)
 
 
