@@ -71,15 +71,20 @@ test: $(STAMP)
 	@echo "==> Running the tests"
 	@$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
+# What machines need, got once and not by each process of the tests at the same time.
+SETUP = if [ "$$(id -u)" = 0 ]; then $(BIN)/trio-console vm setup; fi
+
 # Two processes: a machine that is emulated needs a processor for itself, and each process starts its own.
 machines: $(STAMP)
 	@echo "==> Running the tests that start virtual machines"
+	@$(SETUP)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope -m "machines and not nightly" tests/guests/machine tests/cli/test_vm.py \
 	    tests/agentd tests/test_examples.py tests/test_readme.py $(ARGS)
 
 # The part of them that is in the gate: without the makers' agents, which have to be fetched, and README's program.
 machines-gate: $(STAMP)
 	@echo "==> Running the tests of virtual machines"
+	@$(SETUP)
 	@$(BIN)/python -m pytest -n 2 --dist loadscope -m "machines and not nightly" tests/guests/machine tests/cli/test_vm.py \
 	    tests/test_examples.py $(ARGS)
 

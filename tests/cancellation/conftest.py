@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +26,8 @@ def make_sweep(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Calla
         """End the program: there is no other way out of a trio run whose shielded tasks do not end."""
         capture: Any = request.config.pluginmanager.getplugin("capturemanager")
         with capture.global_and_fixture_disabled():
-            print(f"\n{request.node.nodeid} hangs: {story}", flush=True)  # noqa: T201
+            # (Where tests run in several processes, nobody reads the standard output of theirs.)
+            print(f"\n{request.node.nodeid} hangs: {story}", file=sys.stderr, flush=True)  # noqa: T201
         os._exit(3)
 
     def make(*args: Any, **options: Any) -> Sweep:
