@@ -283,8 +283,11 @@ class Sweep:
             assert took < self._grace, f"leaving took {took:.1f} s"
 
     async def _watch(self, cancel_at: CancelAt) -> None:
-        """Print where a shielded task stands that waits for ever; it cannot be ended from here."""
-        await trio.sleep(HANG)
+        """Print where a shielded task stands that waits for ever; it cannot be ended from here.
+
+        What is only left behind is told by the round itself, once its patience is over.
+        """
+        await trio.sleep(HANG + self._patience)
         self._hung(f"{self._story(cancel_at)}\nstill not left, at {cancel_at.position()}")
 
 

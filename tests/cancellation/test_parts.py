@@ -572,7 +572,7 @@ PARTS = [
 
 @pytest.fixture(params=PARTS, ids=lambda part: part.__name__)
 def sweep(request: pytest.FixtureRequest, make_sweep: Callable[..., Sweep], tmp_path: Path) -> Sweep:
-    return make_sweep(lambda: place(str(tmp_path)), request.param, check_guest, patience=HANG)
+    return make_sweep(lambda: place(str(tmp_path)), request.param, check_guest, patience=HANG / 2)
 
 
 def test_a_part_cancelled_at_some_moments_leaves_nothing_behind(sweep: Sweep) -> None:
