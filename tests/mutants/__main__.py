@@ -12,6 +12,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import math
 import pathlib
 import statistics
 import sys
@@ -54,7 +55,7 @@ def main() -> int:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mutants", description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true", help="only that none is stale")
-    parser.add_argument("--sample", action="store_true", help="the first of each module, always the same")
+    parser.add_argument("--sample", action="store_true", help="of each module the one that is found the soonest")
     parser.add_argument("--tonight", action="store_true", help="every second, and the others in the next night")
     parser.add_argument("--record", action="store_true", help="write the seconds into the table")
     parser.add_argument("--jobs", type=int, default=2, help="mutants at a time (default 2)")
@@ -69,8 +70,9 @@ def _chosen(mutants: list[Mutant], arguments: argparse.Namespace) -> list[Mutant
         mutant for mutant in mutants if not arguments.patterns or any(p in mutant.id for p in arguments.patterns)
     ]
     if arguments.sample:
-        firsts = {m.module: m for m in reversed(chosen) if not (m.equivalent or m.hangs or m.machines)}
-        chosen = [mutant for mutant in chosen if firsts.get(mutant.module) is mutant]
+        slowest_first = sorted(chosen, key=lambda mutant: -(mutant.seconds or math.inf))
+        soonest = {m.module: m for m in slowest_first if not (m.equivalent or m.hangs or m.machines)}
+        chosen = [mutant for mutant in chosen if soonest.get(mutant.module) is mutant]
     return chosen[tonight(2) :: 2] if arguments.tonight else chosen
 
 
