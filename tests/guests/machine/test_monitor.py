@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from typing import TYPE_CHECKING
 
@@ -116,3 +117,15 @@ async def test_an_answer_that_says_neither_is_a_refusal(monitored: tuple[Monitor
     qemu.send(b'{"id": 1}\n')
     with pytest.raises(MonitorError, match="QEMU has refused stop: None"):
         await monitor.execute("stop")
+
+
+@pytest.mark.parametrize("returned", [b"5", b"[]", b"null", b'{"status": {}}', b'{"fdset-id": "1"}'])
+async def test_a_return_that_is_nonsense_is_an_error_or_asked_for_again(
+    monitored: tuple[Monitor, socket.socket], autojump_clock: trio.testing.MockClock, returned: bytes
+) -> None:
+    monitor, qemu = monitored
+    qemu.send(b'{"return": %b, "id": 1}\n{"return": %b, "id": 2}\n' % (returned, returned))
+    with open(os.devnull, "rb") as file, pytest.raises(MonitorError, match="answer to add-fd"):  # noqa: ASYNC230
+        await monitor.lend(file.fileno())
+    with pytest.raises(MonitorError):
+        await monitor.wait_until("query-status", "running")

@@ -80,7 +80,7 @@ class Monitor:
         """Give QEMU a copy of a descriptor, which it opens as ``/dev/fdset/NUMBER``; returns the number."""
         rights = array.array("i", [fd])
         answer = await self._execute("add-fd", {}, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        if not isinstance(number := answer.get("fdset-id"), int):
+        if not isinstance(number := _field(answer, "fdset-id"), int):
             raise MonitorError(f"QEMU's answer to add-fd is {answer!r:.100}")
         return number
 
@@ -90,11 +90,11 @@ class Monitor:
         Raises:
             MonitorError: as for `execute`, or it is none of them within two minutes.
         """
-        status: str | None = None
+        status: object = None
         with trio.move_on_after(_PATIENCE):
             while True:
-                status = (await self.execute(command)).get("status")
-                if status in answers:
+                status = _field(await self.execute(command), "status")
+                if isinstance(status, str) and status in answers:
                     return status
                 await trio.sleep(_PAUSE)
         raise MonitorError(f"QEMU's answer to {command} is {status!r} after {_PATIENCE:g} seconds")
@@ -147,3 +147,8 @@ class Monitor:
         if not isinstance(answer, dict):
             raise MonitorError(f"QEMU says what is no answer: {line!r:.100}")
         return answer
+
+
+def _field(answer: object, name: str) -> object:
+    """A field of what QEMU returns, which may be anything if its machine has taken it over."""
+    return answer.get(name) if isinstance(answer, dict) else None

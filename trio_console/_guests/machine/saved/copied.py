@@ -41,7 +41,8 @@ _MOST: Final = 64 * 2**20
 _ENTRY: Final = 8
 _OWN: Final = re.compile(rb"[\x40-\x5f\x80-\x9f\xc0-\xdf]+")
 
-_ADDRESS: Final = re.compile(r" is (0x[0-9a-f]+)")
+#: (No address has more than 57 bits.)
+_ADDRESS: Final = re.compile(r" is (0x[0-9a-f]{1,15})\b")
 
 
 @final
@@ -127,10 +128,15 @@ async def put_changes(machine: Started, size: int, changes: Changes) -> None:
         OSError: the kernel does not let us write there.
     """
     await machine.monitor.begin()
-    address = await _address(machine.monitor)
-    write = partial(_write, machine.pid, address, size, changes)
-    if not await in_thread("to copy a machine's memory", write):
-        raise MonitorError("the memory with which it has started is not that of the original")
+    # QEMU answers after this, so it is not the memory of another process that has got its number.
+    memory = os.open(f"/proc/{machine.pid}/mem", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        address = await _address(machine.monitor)
+        write = partial(_write, machine.pid, memory, address, size, changes)
+        if not await in_thread("to copy a machine's memory", write):
+            raise MonitorError("the memory with which it has started is not that of the original")
+    finally:
+        os.close(memory)
 
 
 async def _address(monitor: Monitor) -> int:
@@ -195,14 +201,13 @@ def _read(pid: int, address: int, size: int) -> tuple[list[tuple[int, int]], byt
     return runs, data
 
 
-def _write(pid: int, address: int, size: int, changes: Changes) -> bool:
+def _write(pid: int, memory: int, address: int, size: int, changes: Changes) -> bool:
     if changes.inode is not None and _file_at(pid, address, size) != changes.inode:
         return False
-    with open(f"/proc/{pid}/mem", "r+b", buffering=0) as file:
-        rest = memoryview(changes.data)
-        for offset, length in changes.runs:
-            _all(partial(os.pwritev, file.fileno()), rest[:length], address + offset)
-            rest = rest[length:]
+    rest = memoryview(changes.data)
+    for offset, length in changes.runs:
+        _all(partial(os.pwritev, memory), rest[:length], address + offset)
+        rest = rest[length:]
     return True
 
 
