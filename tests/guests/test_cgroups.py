@@ -105,9 +105,12 @@ async def test_what_a_killed_agent_has_left_ends_with_the_start_of_the_next(pids
             os.kill(await agent_of(guest), signal.SIGKILL)
             with trio.fail_after(HANG):
                 await guest.run_process(["true"])
-    async with open_guest():
-        assert not directory.exists()
-        assert not runs(pids[0])
+    # (The next may be that of another test. While that one is about it, others leave the directory alone.)
+    with trio.fail_after(HANG):
+        while directory.exists():
+            async with open_guest():
+                pass
+    assert not runs(pids[0])
 
 
 async def test_an_agent_in_another_agents_command_has_no_cgroups_of_its_own(pids: list[int]) -> None:

@@ -28,6 +28,10 @@ def let_stderr_be(stderr: TextIO | None, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=stderr))
 
 
+#: What no line holds.
+END = b"\a"
+
+
 class Terminal(NamedTuple):
     """Both ends of a terminal that is stderr."""
 
@@ -35,10 +39,12 @@ class Terminal(NamedTuple):
     theirs: int
 
     def said(self) -> bytes:
-        try:
-            return os.read(self.ours, 4096)
-        except BlockingIOError:
-            return b""
+        """All that was written to it. It is passed on later, and in pieces, so an end of ours is the last."""
+        os.write(self.theirs, END)
+        said = b""
+        while not said.endswith(END):
+            said += os.read(self.ours, 4096)
+        return said.removesuffix(END)
 
     def go(self) -> None:
         with open(os.devnull) as other:
@@ -48,7 +54,6 @@ class Terminal(NamedTuple):
 @pytest.fixture
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Iterator[Terminal]:
     ours, theirs = pty.openpty()
-    os.set_blocking(ours, False)
     with os.fdopen(theirs, "w") as stderr:
         let_stderr_be(stderr, monkeypatch)
         yield Terminal(ours, theirs)
@@ -71,8 +76,8 @@ async def test_a_terminal_that_was_stopped_holds_nobody_up(terminal: Terminal, a
     termios.tcflow(terminal.theirs, termios.TCOOFF)
     async with shown("making it"):
         await trio.sleep(5)
-    assert terminal.said() == b""
     termios.tcflow(terminal.theirs, termios.TCOON)
+    assert terminal.said() == b""
 
 
 async def test_a_terminal_that_has_gone_holds_nobody_up(terminal: Terminal, autojump_clock: MockClock) -> None:
