@@ -131,6 +131,17 @@ async def test_a_machine_that_has_changed_much_of_its_memory_is_written_while_it
     await guest.ping()
 
 
+async def test_a_machine_that_has_changed_much_until_it_was_stopped_goes_on_and_is_written_as_a_whole(
+    guest: Guest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await guest.path("/tmp/file").write_text("of the original")
+    monkeypatch.setattr(copied, "_MOST_STOPPED", 0)
+    monkeypatch.setattr(copied, "_save_devices", None)
+    async with guest.fork(1) as copies:
+        assert await copies[0].path("/tmp/file").read_text() == "of the original"
+    await guest.ping()
+
+
 async def test_a_machine_whose_devices_qemu_does_not_write_alone_is_written_as_a_whole(
     guest: Guest, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,7 +13,9 @@ import trio
 import trio.testing
 
 from trio_console._guests.machine import launch
-from trio_console._guests.machine.launch import NotBootedError
+from trio_console._guests.machine.launch import NotBootedError, Started
+from trio_console._guests.machine.monitor import Monitor
+from trio_console._guests.machine.qemu import Memory
 from trio_console._machine.welcome import GREETING
 
 if TYPE_CHECKING:
@@ -120,3 +124,27 @@ async def test_only_so_many_machines_start_at_once_as_there_are_processors(
         assert [turn._taken for turn in turns].count(True) == 2
         for turn in turns:
             turn.give_up()
+
+
+@pytest.mark.parametrize("returned", ["5", "null", "[1]", '[{"label": []}]', '[{"label": "console"}]'])
+@pytest.mark.parametrize("event", ['"VSERPORT_CHANGE"', '"VSERPORT_CHANGE", "data": []', "{}"])
+async def test_nonsense_of_qemu_does_not_tell_that_a_console_was_closed(
+    ends: tuple[socket.socket, socket.socket],
+    autojump_clock: trio.testing.MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    returned: str,
+    event: str,
+) -> None:
+    async def answer(qemu: trio.SocketStream) -> None:
+        async for line in qemu:
+            number = json.loads(line)["id"]
+            await qemu.send_all(f'{{"event": {event}}}\n{{"return": {returned}, "id": {number}}}\n'.encode())
+
+    monkeypatch.setattr(launch, "_PAUSE", 10)
+    ours, theirs = map(trio.socket.from_stdlib_socket, ends)
+    started = Started(ends[0], Monitor(ours), Machine(lambda _look: 0), 0, Memory(), ExitStack())  # type: ignore[arg-type]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(answer, trio.SocketStream(theirs))
+        with pytest.raises(NotBootedError, match="not let go of its console within 60 seconds"):
+            await started.wait_left(loaded=True)
+        nursery.cancel_scope.cancel()

@@ -14,7 +14,7 @@ import trio
 
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._guests.machine.jail import in_jail, jailed, memory_in_jail
-from trio_console._guests.machine.monitor import Monitor
+from trio_console._guests.machine.monitor import Monitor, field
 from trio_console._guests.machine.qemu import AGENT, Memory, command, most_memory
 from trio_console._guests.namespaces.advice import advised
 from trio_console._guests.namespaces.inside import Inside, child_of
@@ -142,12 +142,21 @@ class Started:
     async def _wait_closed(self, *, loaded: bool) -> None:
         while True:
             found = await self.monitor.execute("query-chardev")  # (by which events are read as well)
-            is_open = any(each["label"] == "console" and each["frontend-open"] for each in found)
-            events = self.monitor.events
-            told = [each for each in events if each["event"] == "VSERPORT_CHANGE" and each["data"]["id"] == AGENT]
-            if len(told) > loaded or (loaded and told and not is_open):
+            told = sum(map(_tells_of_agent, self.monitor.events))
+            if told > loaded or (loaded and told and not _is_open(found)):
                 return
             await trio.sleep(_PAUSE)
+
+
+def _is_open(found: object) -> bool:
+    """Whether the machine's agent has its console open, by QEMU's answer."""
+    devices = found if isinstance(found, list) else []
+    return any(field(each, "frontend-open") for each in devices if field(each, "label") == "console")
+
+
+def _tells_of_agent(event: object) -> bool:
+    """Whether the machine's agent has opened its console, or closed it."""
+    return field(event, "event") == "VSERPORT_CHANGE" and field(event, "data", "id") == AGENT
 
 
 @final

@@ -13,7 +13,7 @@ from typing import Any, Final, final
 
 import trio
 
-__all__ = ["Monitor", "MonitorError"]
+__all__ = ["Monitor", "MonitorError", "field"]
 
 _READ_SIZE: Final = 65536
 
@@ -80,7 +80,7 @@ class Monitor:
         """Give QEMU a copy of a descriptor, which it opens as ``/dev/fdset/NUMBER``; returns the number."""
         rights = array.array("i", [fd])
         answer = await self._execute("add-fd", {}, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
-        if not isinstance(number := _field(answer, "fdset-id"), int):
+        if not isinstance(number := field(answer, "fdset-id"), int):
             raise MonitorError(f"QEMU's answer to add-fd is {answer!r:.100}")
         return number
 
@@ -93,7 +93,7 @@ class Monitor:
         status: object = None
         with trio.move_on_after(_PATIENCE):
             while True:
-                status = _field(await self.execute(command), "status")
+                status = field(await self.execute(command), "status")
                 if isinstance(status, str) and status in answers:
                     return status
                 await trio.sleep(_PAUSE)
@@ -149,6 +149,11 @@ class Monitor:
         return answer
 
 
-def _field(answer: object, name: str) -> object:
-    """A field of what QEMU returns, which may be anything if its machine has taken it over."""
-    return answer.get(name) if isinstance(answer, dict) else None
+def field(answer: object, *names: str) -> object:
+    """A field of what QEMU says, or of a field of it; `None` if there is none.
+
+    What QEMU says may be anything, if its machine has taken it over.
+    """
+    for name in names:
+        answer = answer.get(name) if isinstance(answer, dict) else None
+    return answer

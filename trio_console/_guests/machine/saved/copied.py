@@ -33,8 +33,9 @@ if TYPE_CHECKING:
 __all__ = ["Changes", "put_changes", "save_copy"]
 
 #: Bytes of changed memory up to which a machine is stopped to be copied. It was stopped for 0.17 s for 110 MiB, on
-#: a busy machine.
+#: a busy machine. And those up to which it stays stopped, if it has changed more until it was.
 _MOST: Final = 64 * 2**20
+_MOST_STOPPED: Final = 96 * 2**20
 
 #: What the kernel tells of a page: eight bytes, and in the last of them whether it is there, whether it is swapped
 #: out, and whether it is a file's. One that is there or swapped out, and no file's, is the process's own.
@@ -192,7 +193,9 @@ def _changed(pid: int, address: int, size: int) -> list[tuple[int, int]]:
 
 def _read(pid: int, address: int, size: int) -> tuple[list[tuple[int, int]], bytearray]:
     runs = _changed(pid, address, size)
-    data = bytearray(sum(length for _, length in runs))
+    if (length := sum(length for _, length in runs)) > _MOST_STOPPED:
+        raise OSError(f"the machine has changed {length} bytes of its memory")
+    data = bytearray(length)
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as file:
         rest = memoryview(data)
         for offset, length in runs:
