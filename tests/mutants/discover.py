@@ -131,6 +131,7 @@ _CANDIDATES: Final = {
         "relay/test_slow_clients.py",
         "relay/test_relay.py",
     ),
+    "_relay.client": ("relay/test_at_once.py", "relay/test_promises.py", "relay/test_slow_clients.py"),
     "_relay.serve": ("relay/test_serve.py", "relay/test_socket.py", "relay/test_relay.py"),
     "_relay.log": ("relay/test_log.py",),
     "_relay.log_writer": ("relay/test_log.py", "relay/test_audit.py"),

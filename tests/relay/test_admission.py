@@ -14,7 +14,7 @@ from tests.relay.router._world import RawClient, World, serving
 from tests.tools.limits import HANG
 from tests.tools.peer import frame, settle
 from trio_console import _wire as wire
-from trio_console._relay import server as _server
+from trio_console._relay import client as _client
 from trio_console._wire.ids import TRANSPORT_ID
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ async def test_other_clients_are_served_while_one_is_paused(tmp_path: Path) -> N
 async def test_a_client_that_goes_while_its_input_waits_has_its_command_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_server, "_PROMISE_TIME", 0.1)
+    monkeypatch.setattr(_client, "_PROMISE_TIME", 0.1)
     async with counted(tmp_path) as (world, client, _other), trio.open_nursery() as nursery:
         taken = Taken(world)
         nursery.start_soon(taken.run)

@@ -16,7 +16,7 @@ from tests.tools.limits import HANG
 from tests.tools.peer import Peer, frame, ready_message, settle
 from trio_console import Guest, connect_guest
 from trio_console import _wire as wire
-from trio_console._relay import server as server_module
+from trio_console._relay import client as _client
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -105,7 +105,7 @@ async def test_a_client_that_reads_nothing_any_more_is_still_heard_to_its_end(tm
 async def test_what_the_agent_does_not_take_holds_up_the_end_for_a_while_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_PROMISE_TIME", 0.05)
+    monkeypatch.setattr(_client, "_PROMISE_TIME", 0.05)
     async with serving(tmp_path, window=WINDOW) as world:
         client, _ = await send_and_close(world)
         await client.leave()
@@ -115,7 +115,7 @@ async def test_what_the_agent_does_not_take_holds_up_the_end_for_a_while_only(
 async def test_a_connection_that_fails_in_the_guest_is_not_waited_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_module, "_PROMISE_TIME", 1e9)
+    monkeypatch.setattr(_client, "_PROMISE_TIME", 1e9)
     async with serving(tmp_path, window=WINDOW) as world:
         client, id_ = await send_and_close(world)
         await client.leave()

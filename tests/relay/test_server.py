@@ -322,8 +322,10 @@ async def test_old_data_of_a_client_never_reaches_the_next_ones_session(tmp_path
             one = await world.agent.receive()
             assert one is not None
             got.append(one)
-        # After the question no data of the first client comes any more.
-        assert (id_, wire.ExecStdin(b"old")) in got
+        # After the question no data of the first client comes any more. (Frames that waited may have been joined.)
+        assert (id_, b"old") in [
+            (at, message.data[:3]) for at, message in got if isinstance(message, wire.ExecStdin)
+        ]
         await world.agent.send(wire.ExecExited(-1), id_)
         await world.agent.send(wire.FsResponse(ok=False), got[-1][0])
         await settle()

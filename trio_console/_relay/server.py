@@ -15,13 +15,12 @@ A client is cut by cancelling its scope, which runs the same ending as when the 
 
 from __future__ import annotations
 
-import math
 import socket
 import struct
 import time
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from typing import TYPE_CHECKING, Final, final
 
 import msgspec
 import trio
@@ -30,7 +29,8 @@ from trio_console import _wire as wire
 from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
-from trio_console._relay.door import LOOK_TIME, Door, has_hung_up, keep_rates, ready_for
+from trio_console._relay.client import Batch, ClientTasks, patience, take
+from trio_console._relay.door import Door, keep_rates, ready_for
 from trio_console._relay.log_writer import writing
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
@@ -47,11 +47,8 @@ from trio_console._wire.outbox import Outbox
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from trio_console._relay.door import Rate
     from trio_console._relay.router import Client
-    from trio_console._relay.router.session import Outgoing
     from trio_console._session.boot import Booted
-    from trio_console._trio.gathering import Piece
 
 __all__ = ["RelayServer", "RelayStatistics", "ServerOptions", "SlowClient"]
 
@@ -82,9 +79,8 @@ _CLOCK_JUMP: Final = 6.0
 #: Seconds for the queued frames to reach the clients after the guest has gone.
 _FAREWELL: Final = 1.0
 
-#: Seconds for what a client has sent before it closed a connection to reach the guest: after the client has gone,
-#: and before the guest is told to shut down.
-_PROMISE_TIME: Final = 5.0
+#: Seconds for what a client has sent before it closed a connection to reach the guest, before the guest is told to
+#: shut down.
 _LAST_PROMISE_TIME: Final = 0.5
 
 #: Characters of the reason for the clients, so that its frame is a small one.
@@ -92,82 +88,6 @@ _LONGEST_REASON: Final = 800
 
 #: Seconds between attempts to accept when no descriptor is free.
 _ACCEPT_PAUSE: Final = 0.1
-
-
-class _Batch(NamedTuple):
-    """Frames that are being sent to a client, and the pieces of bytes of them that its socket has not taken."""
-
-    frames: list[Outgoing]
-    rest: list[Piece]
-
-
-@final
-class _ClientTasks:
-    """The tasks that serve one client: the events that wake them, and their scope."""
-
-    def __init__(self, client: Client, stream: UnixStream, rates: tuple[Rate, ...]) -> None:
-        self.client: Final = client
-        self.stream: Final = stream
-        self.rates: Final = rates
-        self.scope: Final = trio.CancelScope()
-        #: Ends the talk with it: its deadline is set when its socket takes no more frames, because it has gone.
-        self.leaving: Final = trio.CancelScope()
-        self.output = trio.Event()  # there are frames for its socket, and its writer is to send them
-        # One party at a time sends to the socket: the writer, or, while it sleeps and nothing is begun, the
-        # agent's reader. No checkpoint comes between the look at these two and the end of such a sending.
-        self.writer_sleeps = False
-        self.begun: _Batch | None = None  # frames of which the socket has not taken all at once
-        self.input = trio.Event()  # there are frames for the agent
-        self.room = trio.Event()  # its reader may go on, or what it relies on was delivered
-        self.was_cut = False
-        self.last_active = trio.current_time()
-        self.feeding = False  # whether a frame has been taken for the agent, and waits for room in its outbox
-
-    @property
-    def may_send_at_once(self) -> bool:
-        """Whether frames may be sent by another task than its writer."""
-        return self.writer_sleeps and self.begun is None
-
-    async def wait_output(self) -> None:
-        """Let the writer sleep until `output` is set."""
-        self.output = trio.Event()
-        self.writer_sleeps = True
-        try:
-            await self.output.wait()
-        finally:
-            self.writer_sleeps = False
-
-    async def wait_room(self) -> None:
-        """Wait until `room` is set once more."""
-        if self.room.is_set():  # more than one task may wait: a new event would strand the others
-            self.room = trio.Event()
-        await self.room.wait()
-
-    async def wait_room_or_end(self) -> None:
-        """Wait for room, and look from time to time whether the client has gone: its socket is not read meanwhile.
-
-        Its commands would otherwise live on for as long as the agent does not take what it has sent.
-        """
-        with trio.move_on_after(LOOK_TIME):
-            await self.wait_room()
-        if has_hung_up(self.stream.socket):
-            self.leave_soon()
-
-    def leave_soon(self) -> None:
-        """End the talk with a client that has gone, after the time for its last frames."""
-        self.leaving.deadline = min(self.leaving.deadline, trio.current_time() + _PROMISE_TIME)
-
-    @property
-    def is_slow(self) -> bool:
-        """Whether its queue is over its budget, so that it is cut unless it reads before the deadline."""
-        return self.scope.deadline != math.inf
-
-    def set_slow(self, timeout: float) -> None:
-        self.scope.deadline = trio.current_time() + timeout
-
-    def set_prompt(self) -> None:
-        if self.is_slow:  # (a new deadline is work for trio, also if it is the old one)
-            self.scope.deadline = math.inf
 
 
 @final
@@ -199,8 +119,8 @@ class RelayServer:
         self._router = Router(
             flow if flow is not wire.UNSET else None, options.limits, booted.ready.features or (), options.rights
         )
-        self._tasks: dict[Client, _ClientTasks] = {}
-        self._marked: dict[_ClientTasks, None] = {}  # with frames of the turn that the agent's reader is in
+        self._tasks: dict[Client, ClientTasks] = {}
+        self._marked: dict[ClientTasks, None] = {}  # with frames of the turn that the agent's reader is in
         # A small budget, because the control frames of all clients wait behind those that one client sends in a
         # row.
         self._outbox = Outbox(console, control_budget=_CONTROL_BUDGET, admission=booted.admission())
@@ -298,12 +218,12 @@ class RelayServer:
         if not self._outbox.closed:
             self._outbox.commit(self._last_order, 0)
 
-    async def _keep_promises(self, tasks: _ClientTasks) -> None:
+    async def _keep_promises(self, tasks: ClientTasks) -> None:
         """Wait until the agent has got what a client sent before it closed its connections."""
         while tasks.client in self._tasks and self._owes(tasks):
             await tasks.wait_room()
 
-    def _owes(self, tasks: _ClientTasks) -> bool:
+    def _owes(self, tasks: ClientTasks) -> bool:
         return not self._outbox.closed and (tasks.feeding or self._router.owes(tasks.client))
 
     @interrupt_safe
@@ -393,7 +313,7 @@ class RelayServer:
     async def _serve_client(self, stream: UnixStream, client: Client) -> None:
         with stream.socket, shut_down_at_the_end(stream.socket):
             self._served += 1
-            tasks = self._tasks[client] = _ClientTasks(client, stream, self._door.rates_for(client))
+            tasks = self._tasks[client] = ClientTasks(client, stream, self._door.rates_for(client))
             try:
                 with tasks.scope:
                     await self._talk(tasks)
@@ -410,7 +330,7 @@ class RelayServer:
                 self._carry_out(orders)
                 self._relief.set()
 
-    async def _talk(self, tasks: _ClientTasks) -> None:
+    async def _talk(self, tasks: ClientTasks) -> None:
         ids = tasks.client.ids
         try:
             await tasks.stream.send_all(
@@ -426,26 +346,26 @@ class RelayServer:
         except* (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # the client or the agent has gone
 
-    async def _see_off(self, tasks: _ClientTasks) -> None:
+    async def _see_off(self, tasks: ClientTasks) -> None:
         """Deliver what a client that has gone relies on."""
         if self._owes(tasks):
             self._carry_out(self._router.kill_commands(tasks.client))  # at once: they do not wait for that
-            with trio.move_on_after(_PROMISE_TIME):
+            with patience():
                 await self._keep_promises(tasks)
 
-    def cut(self, tasks: _ClientTasks, why: str) -> None:
+    def cut(self, tasks: ClientTasks, why: str) -> None:
         """Disconnect a client."""
         if not tasks.scope.cancel_called:
             self._note_cut(tasks, why)
             tasks.scope.cancel()
         self._router.write_off(tasks.client)
 
-    def _note_cut(self, tasks: _ClientTasks, why: str) -> None:
+    def _note_cut(self, tasks: ClientTasks, why: str) -> None:
         tasks.was_cut = True
         self._cut += 1
         self._log.warning("cut the client in slot %d: %s", tasks.client.slot, why)
 
-    async def _read_client(self, tasks: _ClientTasks) -> None:
+    async def _read_client(self, tasks: ClientTasks) -> None:
         client, stream = tasks.client, tasks.stream
         decoder = wire.FrameDecoder()
         meter = Meter(self._line)
@@ -477,7 +397,7 @@ class RelayServer:
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
 
-    async def _wait_started(self, tasks: _ClientTasks) -> None:
+    async def _wait_started(self, tasks: ClientTasks) -> None:
         """Wait until the guest has started some of a client's commands, for a moment at most."""
         with trio.move_on_after(_START_PATIENCE):
             while len(tasks.client.starting) >= _STARTS:
@@ -488,7 +408,7 @@ class RelayServer:
         self._keep_bounds(client)
 
     @trio.lowlevel.enable_ki_protection
-    async def _write_client(self, tasks: _ClientTasks) -> None:
+    async def _write_client(self, tasks: ClientTasks) -> None:
         try:
             await self._write_frames(tasks)
         except trio.BrokenResourceError:
@@ -496,10 +416,10 @@ class RelayServer:
             tasks.leave_soon()
             await trio.sleep_forever()
 
-    async def _write_frames(self, tasks: _ClientTasks) -> None:
+    async def _write_frames(self, tasks: ClientTasks) -> None:
         client, stream = tasks.client, tasks.stream
         while True:
-            batch, tasks.begun = tasks.begun or _take(client, _BATCH), None
+            batch, tasks.begun = tasks.begun or take(client, _BATCH), None
             if batch is None:
                 if self._lost:  # all queued frames were sent
                     free = next(id_ for id_ in reversed(client.ids) if id_ not in client.sessions)
@@ -513,23 +433,23 @@ class RelayServer:
             if client.hurried or client.outgoing:
                 await trio.lowlevel.checkpoint()  # a fast reader must not keep the other tasks from running
 
-    def _send_at_once(self, tasks: _ClientTasks) -> None:
+    def _send_at_once(self, tasks: ClientTasks) -> None:
         """Send a client its frames while its writer sleeps, which sends what the socket does not take now."""
         client = tasks.client
-        batch = _take(client, _BATCH_AT_ONCE)
+        batch = take(client, _BATCH_AT_ONCE)
         if batch is None:
             return
         # (A failure is the writer's as well: it tries again, and gets the error.)
         rest = tasks.stream.send_gathered_nowait(batch.rest)
         if rest:
-            tasks.begun = _Batch(batch.frames, rest)
+            tasks.begun = Batch(batch.frames, rest)
             tasks.output.set()
             return
         self._note_sent(tasks, batch)
         if client.hurried or client.outgoing:
             tasks.output.set()
 
-    def _note_sent(self, tasks: _ClientTasks, batch: _Batch) -> None:
+    def _note_sent(self, tasks: ClientTasks, batch: Batch) -> None:
         """Note that a client's socket has taken frames."""
         tasks.last_active = trio.current_time()
         self._carry_out(self._router.sent_to_client(tasks.client, batch.frames))
@@ -538,7 +458,7 @@ class RelayServer:
         self._relief.set()
 
     @trio.lowlevel.enable_ki_protection
-    async def _feed_agent(self, tasks: _ClientTasks) -> None:
+    async def _feed_agent(self, tasks: ClientTasks) -> None:
         while True:
             frame = self._router.next_for_agent(tasks.client)
             self._keep_bounds(tasks.client)
@@ -700,11 +620,11 @@ class RelayServer:
     def _is_over_budget(self, client: Client) -> bool:
         return not self._credited and client.account.queued > self._limits.client_budget
 
-    def _cut_overflowing(self, tasks: _ClientTasks) -> None:
+    def _cut_overflowing(self, tasks: ClientTasks) -> None:
         account = tasks.client.account
         self.cut(tasks, f"it does not read, and {account.kept} bytes are kept for it ({account.queued} queued)")
 
-    async def _be_patient(self, tasks: _ClientTasks) -> None:
+    async def _be_patient(self, tasks: ClientTasks) -> None:
         """Apply the policy to a client whose queue is over its budget, with an agent that counts no credit."""
         client, limits = tasks.client, self._limits
         if self._options.slow_client is SlowClient.DROP:
@@ -751,9 +671,3 @@ class RelayServer:
             session_log=None if log is None else log.statistics(),
             audit_log=None if audit is None else audit.statistics(),
         )
-
-
-def _take(client: Client, limit: int) -> _Batch | None:
-    """Take frames for a client's socket; `None` if there are none."""
-    frames = client.take(limit)
-    return _Batch(frames, [item.frame for item in frames]) if frames else None
