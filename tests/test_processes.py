@@ -13,17 +13,20 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.tools.leftovers import runs, wait_until_none
-from tests.tools.limits import BUSY
+from tests.tools.limits import BUSY, HANG
 from trio_console import _processes
 from trio_console._processes import (
     GUEST_MARK,
+    Elders,
     Leftovers,
     Look,
     Wanted,
+    Watch,
     is_any_left,
     kill_found,
     kill_processes,
     start_time,
+    ticks,
 )
 
 if TYPE_CHECKING:
@@ -74,14 +77,14 @@ def in_exec(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         real_read = _processes._read
         looks = 0
 
-        def read(proc_fd: int, name: str) -> bytes:
+        def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
             nonlocal looks
             found = real_read(proc_fd, "environ")
             if mark.encode() in found and name != "stat":
                 looks += 1
                 if looks < 30:
                     return b""
-            return real_read(proc_fd, name)
+            return real_read(proc_fd, name, most)
 
         monkeypatch.setattr(_processes, "_read", read)
 
@@ -111,18 +114,18 @@ def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(in_exec: Cal
 
 def test_a_process_without_an_environment_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     scans = 0
-    real_listing = os.listdir
+    real_listing = _processes._listed
 
-    def listing(path: str) -> list[str]:
+    def listing() -> list[tuple[int, int]]:
         nonlocal scans
         scans += 1
-        return real_listing(path)
+        return real_listing()
 
     with subprocess.Popen(["sleep", "1000"], env={}) as process:
         try:
             while b"sleep" not in pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes():
                 pass
-            monkeypatch.setattr(_processes.os, "listdir", listing)
+            monkeypatch.setattr(_processes, "_listed", listing)
             assert len(kill_processes(Wanted(GUEST_MARK, secrets.token_hex(8))).killed) == 0
             assert scans <= 10  # two, and a few more if another process is in the middle of an exec
             assert process.poll() is None
@@ -142,9 +145,9 @@ def test_the_calling_process_is_never_killed(monkeypatch: pytest.MonkeyPatch) ->
 def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch: pytest.MonkeyPatch) -> None:
     read = _processes._read
 
-    def read_as_older_kernels_do(proc_fd: int, name: str) -> bytes:
+    def read_as_older_kernels_do(proc_fd: int, name: str, most: int | None = None) -> bytes:
         try:
-            return read(proc_fd, name)
+            return read(proc_fd, name, most)
         except ProcessLookupError:
             if name != "environ":
                 raise
@@ -154,15 +157,15 @@ def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch
     with subprocess.Popen([sys.executable, "-c", ""]) as child:
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
         # (If there are such threads here depends on where this runs.)
-        listing = [str(child.pid), *(name for name in os.listdir("/proc") if _is_the_kernels(name))]
-        monkeypatch.setattr(_processes.os, "listdir", lambda _path: listing)
+        listing = [each for each in _processes._listed() if each[0] == child.pid or _is_the_kernels(each[0])]
+        monkeypatch.setattr(_processes, "_listed", lambda: listing)
         assert _processes.kill_found([Wanted(GUEST_MARK, "mark")]) == [Look(set(), set())]
 
 
-def _is_the_kernels(name: str) -> bool:
+def _is_the_kernels(pid: int) -> bool:
     try:
-        with open(f"/proc/{name}/stat") as file:
-            return name == "2" or file.read().rpartition(")")[2].split()[1] == "2"
+        with open(f"/proc/{pid}/stat") as file:
+            return pid == 2 or file.read().rpartition(")")[2].split()[1] == "2"
     except OSError:
         return False
 
@@ -173,13 +176,13 @@ def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch:
     looks = 0
     with subprocess.Popen(["sleep", "1000"], process_group=0) as member:
 
-        def read(proc_fd: int, name: str) -> bytes:
+        def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
             nonlocal looks
             if name == "environ" and real_read(proc_fd, "stat").startswith(b"%d " % member.pid):
                 looks += 1
                 if looks < 20:
                     raise ProcessLookupError
-            return real_read(proc_fd, name)
+            return real_read(proc_fd, name, most)
 
         monkeypatch.setattr(_processes, "_read", read)
         monkeypatch.setattr(_processes, "_kill", lambda process: None)
@@ -216,7 +219,7 @@ def test_none_is_killed_before_all_were_looked_at(monkeypatch: pytest.MonkeyPatc
     parents = {900: 1, 500: 900, 70: 500, 1: 0}
     killed = []
 
-    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+    def processes(only: Collection[int] | None = None, *_others: object) -> Iterator[_processes._Process]:
         for pid in list(only if only is not None else parents):
             yield _processes._Process(pid, -1, b"S", parents[pid], pid, pid, 0, 1, b"7")
 
@@ -252,7 +255,7 @@ def test_members_are_found_with_their_children_and_other_ids_are_not(monkeypatch
     parents = {900: 1, 500: 900, 70: 1, 1: 0}
     killed = []
 
-    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+    def processes(only: Collection[int] | None = None, *_others: object) -> Iterator[_processes._Process]:
         for pid in only if only is not None else parents:
             yield _processes._Process(pid, -1, b"S", parents[pid], pid, pid, 0, 1, b"7")
 
@@ -273,7 +276,7 @@ def test_parents_are_killed_before_their_children(monkeypatch: pytest.MonkeyPatc
     parents = {900: 1, 500: 900, 70: 500, 33: 70, 32: 900, 1: 0}
     killed = []
 
-    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+    def processes(only: Collection[int] | None = None, *_others: object) -> Iterator[_processes._Process]:
         for pid in only or parents:
             group = 1 if pid == 1 else 900
             yield _processes._Process(pid, -1, b"S", parents[pid], group, group, 0, 1, b"7")
@@ -292,7 +295,7 @@ def test_parents_are_killed_before_their_children(monkeypatch: pytest.MonkeyPatc
 def scanned(monkeypatch: pytest.MonkeyPatch, reaped: int, *living: tuple[int, int, int]) -> set[int]:
     """What is found of the session 900, whose leader was reaped, among processes: id, session, when started."""
 
-    def processes(only: Collection[int] | None = None) -> Iterator[_processes._Process]:
+    def processes(only: Collection[int] | None = None, *_others: object) -> Iterator[_processes._Process]:
         for pid, session, started in living:
             if only is None or pid in only:
                 yield _processes._Process(pid, -1, b"S", 1, session, session, 0, 1, b"%d" % started)
@@ -328,3 +331,92 @@ def test_a_process_is_not_younger_than_the_clock_of_the_kernel_says() -> None:
         finally:
             process.kill()
     assert before - 1 <= started <= _processes.ticks()
+
+
+# --- what no scan need look at ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The processes of which a scan has read something; a test clears it."""
+    pids: list[int] = []
+    look = _processes._look
+
+    def noted(pid: int, proc_fd: int) -> _processes._Process:
+        pids.append(pid)
+        return look(pid, proc_fd)
+
+    monkeypatch.setattr(_processes, "_look", noted)
+    return pids
+
+
+def as_old_as(process: subprocess.Popen[bytes]) -> int:
+    return int(start_time(process.pid) or 0)
+
+
+def younger(mark: str, than: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+    """A process with a mark that has started in a later tick."""
+    while ticks() <= as_old_as(than):
+        pass
+    return subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark})
+
+
+def test_what_is_older_than_all_that_is_wanted_is_looked_at_once(looked_at: list[int]) -> None:
+    mark = secrets.token_hex(8)
+    with subprocess.Popen(["sleep", "1000"]) as elder, younger(mark, elder) as wanted:
+        try:
+            watch = Watch(elders=Elders(as_old_as(wanted)))
+            kill_found([Wanted(GUEST_MARK, "no" + mark)], watch)
+            assert {elder.pid, wanted.pid} <= set(looked_at)
+            looked_at.clear()
+            [look] = kill_found([Wanted(GUEST_MARK, mark)], watch)
+            assert look.found == {wanted.pid}
+            assert wanted.wait(HANG) == -9
+            assert elder.pid not in looked_at
+            assert not any(map(_is_the_kernels, looked_at))
+        finally:
+            elder.kill()
+            wanted.kill()
+
+
+def test_what_has_started_in_the_same_tick_is_no_elder() -> None:
+    mark = secrets.token_hex(8)
+    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
+        try:
+            watch = Watch(elders=Elders(as_old_as(process)))
+            assert all(is_any_left(Wanted(GUEST_MARK, mark), watch) for _ in range(2))
+        finally:
+            process.kill()
+
+
+def test_an_elder_is_found_where_it_is_a_member(looked_at: list[int]) -> None:
+    with subprocess.Popen(["sleep", "1000"]) as elder:
+        try:
+            watch = Watch(elders=Elders(ticks() + 1))
+            kill_found([Wanted(GUEST_MARK, "no such mark")], watch)
+            members = frozenset({elder.pid, 2})
+            [look] = kill_found([Wanted(GUEST_MARK, "mark", members=members)], watch)
+            assert look.found == {elder.pid}
+            assert elder.wait(HANG) == -9
+        finally:
+            elder.kill()
+
+
+def test_a_process_with_the_number_of_an_elder_is_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = secrets.token_hex(8)
+    with subprocess.Popen(["sleep", "1000"]) as elder, younger(mark, elder) as wanted:
+        try:
+            elders = Elders(as_old_as(wanted))
+            # (As if it had the number before that the other one has now, and another inode.)
+            elders.note(frozenset({(wanted.pid, 7)}))
+            assert is_any_left(Wanted(GUEST_MARK, mark), Watch(elders=elders))
+        finally:
+            elder.kill()
+            wanted.kill()
+
+
+def test_elders_that_have_gone_are_forgotten() -> None:
+    elders = Elders(100)
+    elders.note(frozenset({(7, 70), (8, 80)}))
+    assert elders.others([(8, 80), (9, 90)]) == [(9, 90)]
+    assert elders.others([(7, 70), (8, 80)]) == [(7, 70)]

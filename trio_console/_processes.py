@@ -20,13 +20,14 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple, final
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from collections.abc import Set as AbstractSet
 
 __all__ = [
     "CLEAN_SCANS",
     "COMMAND_MARK",
     "GUEST_MARK",
+    "Elders",
     "Leftovers",
     "Look",
     "Wanted",
@@ -59,6 +60,9 @@ _LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 #: threads.
 _DEAD: Final = (b"Z", b"X")
 _PF_KTHREAD: Final = 0x0020_0000
+
+#: Bytes that are more than a line of ``/proc/PID/stat`` has.
+_LINE: Final = 4096
 
 #: Seconds between scans while a killed process is still there.
 _PAUSE: Final = 0.001
@@ -101,23 +105,64 @@ class Wanted(NamedTuple):
 
 
 @final
+class Elders:
+    """Processes that no scan need look at again: those older than all that is wanted, and the kernel's own.
+
+    They are most of a machine's, so a scan that leaves them out takes a third of the time. Each is known by its
+    number and the inode of its directory in ``/proc``, which is told with the list of all. An inode is that of one
+    process, for as long as that lives; the kernel may choose another one in between, and then it is looked at.
+
+    Scans of several threads may use it: each says what it has found to be so, and that stays so.
+
+    Args:
+        since: in `ticks`, when the first of what is wanted may have been started.
+    """
+
+    __slots__ = ("_known", "_since")
+
+    def __init__(self, since: int) -> None:
+        self._since: Final = since
+        self._known: frozenset[tuple[int, int]] = frozenset()
+
+    def others(self, listed: Collection[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The processes that have to be looked at, of all that there are: their numbers and inodes."""
+        known = self._known = self._known.intersection(listed)
+        return [each for each in listed if each not in known]
+
+    def includes(self, process: _Process) -> bool:
+        return process.is_the_kernels or int(process.started) < self._since
+
+    def note(self, found: AbstractSet[tuple[int, int]]) -> None:
+        """Note that these are among them."""
+        self._known |= found
+
+
+@final
 class Watch:
     """What a scan reads from processes, for who waits for a scan in another thread.
 
     Args:
         avoided: processes whose memory is not read, each with its id and its start time.
         blind: whether no process's memory is read.
+        elders: what need not be looked at, for who scans often; `None`, the default, for nothing.
 
     Attributes:
         at: the process whose memory is read now: a new object for each time; `None` between two. It is set by the
             scan alone.
     """
 
-    __slots__ = ("at", "avoided", "blind")
+    __slots__ = ("at", "avoided", "blind", "elders")
 
-    def __init__(self, avoided: AbstractSet[tuple[int, bytes]] = frozenset(), *, blind: bool = False) -> None:
+    def __init__(
+        self,
+        avoided: AbstractSet[tuple[int, bytes]] = frozenset(),
+        *,
+        blind: bool = False,
+        elders: Elders | None = None,
+    ) -> None:
         self.avoided: Final = avoided
         self.blind = blind
+        self.elders: Final = elders
         self.at: tuple[int, bytes] | None = None
 
     def hides(self, process: _Process) -> bool:
@@ -174,6 +219,11 @@ class _Process(NamedTuple):
     def dead(self) -> bool:
         """Whether it has let go of everything. (A leader of threads may be a zombie before its last thread is.)"""
         return self.state in _DEAD and self.threads <= 1
+
+    @property
+    def is_the_kernels(self) -> bool:
+        """Whether it is a thread of the kernel."""
+        return bool(self.flags & _PF_KTHREAD)
 
 
 def ticks() -> int:
@@ -244,7 +294,8 @@ def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Loo
     by_memory: dict[_Memory, set[int]] = {state: set() for state in _Memory}
     living: dict[int, _Process] = {}
     watch = watch or Watch()
-    for process in _processes():
+    members = frozenset[int]().union(*(each.members for each in wanted))
+    for process in _processes(None, watch.elders, members):
         if process.dead:
             continue
         living[process.pid] = process
@@ -274,7 +325,7 @@ def is_any_left(wanted: Wanted, watch: Watch | None = None) -> bool:
     """Whether a process lives that carries the mark or follows the leader, or one that cannot be judged now."""
     watch = watch or Watch()
     needle = f"{wanted.variable}={wanted.mark}".encode()
-    for process in _processes():
+    for process in _processes(None, watch.elders, wanted.members):
         if not process.dead and process.pid != wanted.leader:
             with _ended():
                 if _follows(process, wanted):
@@ -388,23 +439,52 @@ def _parents_first(pids: set[int], living: Mapping[int, _Process]) -> list[int]:
     return sorted(pids, key=depth)
 
 
-def _processes(only: Collection[int] | None = None) -> Iterator[_Process]:
-    """All processes but this one and the kernel's threads. The descriptor of each is open until the next comes."""
-    names: list[str] = []
-    if only is None:
-        with _ended():
-            names = os.listdir("/proc")
-    else:
-        names = list(map(str, only))
-    own = str(os.getpid())
-    for name in names:
-        if not name.isdigit() or name == own:
+def _processes(
+    only: Collection[int] | None = None, elders: Elders | None = None, members: AbstractSet[int] = frozenset()
+) -> Iterator[_Process]:
+    """All processes but this one and the kernel's threads. The descriptor of each is open until the next comes.
+
+    Args:
+        only: the numbers of the processes, if it is not all.
+        elders: those that are left out of all, and learn of others like them; or `None`.
+        members: the numbers of those that are not left out, whatever they are.
+    """
+    if only is not None:
+        yield from _looked_at(only)
+        return
+    listed: list[tuple[int, int]] = []
+    with _ended():
+        listed = _listed()
+    if elders is None:
+        yield from _looked_at([pid for pid, _ in listed])
+        return
+    inodes = dict(elders.others(listed)) | {pid: inode for pid, inode in listed if pid in members}
+    found: set[tuple[int, int]] = set()
+    for process in _looked_at(inodes, with_kernel=True):
+        if process.pid not in members and elders.includes(process):
+            found.add((process.pid, inodes[process.pid]))
+        elif not process.is_the_kernels:
+            yield process
+    elders.note(found)
+
+
+def _listed() -> list[tuple[int, int]]:
+    """The number of each process, and the inode of its directory."""
+    with os.scandir("/proc") as entries:
+        return [(int(entry.name), entry.inode()) for entry in entries if entry.name.isdigit()]
+
+
+def _looked_at(pids: Iterable[int], *, with_kernel: bool = False) -> Iterator[_Process]:
+    """Those of these processes that there are, but this one; see `_processes`."""
+    own = os.getpid()
+    for pid in pids:
+        if pid == own:
             continue
         with _ended():
-            fd = os.open(f"/proc/{name}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fd = os.open(f"/proc/{pid}", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
-                process = _look(int(name), fd)
-                if not process.flags & _PF_KTHREAD:
+                process = _look(pid, fd)
+                if with_kernel or not process.is_the_kernels:
                     yield process
             finally:
                 os.close(fd)
@@ -428,15 +508,18 @@ class _ended:  # noqa: N801  (used as a function)
 
 def _look(pid: int, proc_fd: int) -> _Process:
     # The name, which is in parentheses, may hold any byte.
-    fields = _read(proc_fd, "stat").rpartition(b")")[2].split(None, 20)
+    fields = _read(proc_fd, "stat", _LINE).rpartition(b")")[2].split(None, 20)
     state, parent, group, session, _, _, flags = fields[:7]
     numbers = (int(parent), int(group), int(session), int(flags), int(fields[17]))
     return _Process(pid, proc_fd, state, *numbers, fields[19])
 
 
-def _read(proc_fd: int, name: str) -> bytes:
+def _read(proc_fd: int, name: str, most: int | None = None) -> bytes:
+    """A file of a process; if it has no more than ``most`` bytes, the kernel gives them all at once."""
     fd = os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=proc_fd)
     try:
+        if most is not None:
+            return os.read(fd, most)
         parts = []
         while part := os.read(fd, 65536):
             parts.append(part)

@@ -146,7 +146,7 @@ async def test_without_a_thread_the_loop_reads_no_memory_while_any_hangs(
 def hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     """Process 7 hangs whoever reads its memory; 8 is its child, and 9 of its group."""
 
-    def processes(only: Collection[int] | None = None) -> Iterator[_Process]:
+    def processes(only: Collection[int] | None = None, *_others: object) -> Iterator[_Process]:
         made = [process(7), process(8, parent=7), process(9, group=7)]
         yield from (each for each in made if only is None or each.pid in only)
 
@@ -188,10 +188,10 @@ def memory_hangs(monkeypatch: pytest.MonkeyPatch, pid: int) -> Iterator[None]:
     gate = threading.Event()
     real = _processes._read
 
-    def read(proc_fd: int, name: str) -> bytes:
+    def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
         if name != "stat" and real(proc_fd, "stat").startswith(b"%d " % pid):
             gate.wait(HELD)
-        return real(proc_fd, name)
+        return real(proc_fd, name, most)
 
     monkeypatch.setattr(_processes, "_read", read)
     try:

@@ -28,6 +28,8 @@ from trio_console._processes import Watch
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from trio_console._processes import Elders
+
 __all__ = ["HangError", "Looks"]
 
 _T = TypeVar("_T")
@@ -50,10 +52,12 @@ class Looks:
 
     Args:
         report: told in words when a process's memory cannot be read.
+        elders: what no look is about.
     """
 
-    def __init__(self, report: Callable[[str], object]) -> None:
+    def __init__(self, report: Callable[[str], object], elders: Elders | None = None) -> None:
         self._report: Final = report
+        self._elders: Final = elders
         self._turn: Final = trio.CapacityLimiter(1)
         self._orders: queue.SimpleQueue[Callable[[], object] | None] | None = None  # of the thread
         self._hanging: set[tuple[int, bytes]] = set()  # what threads that were given up read from: id, start time
@@ -85,7 +89,8 @@ class Looks:
             HangError: it hangs, and was given up.
         """
         async with self._turn:
-            watch = Watch(frozenset(self._hanging), blind=len(self._hanging) >= _MOST_HANGING)
+            blind = len(self._hanging) >= _MOST_HANGING
+            watch = Watch(frozenset(self._hanging), blind=blind, elders=self._elders)
             orders = self.prepare()
             if orders is None:
                 await trio.lowlevel.checkpoint()

@@ -116,7 +116,7 @@ def test_a_leader_that_was_reaped_earlier_is_noted_with_that_time(monkeypatch: p
 def test_a_strangers_group_with_the_number_of_a_leader_is_not_what_is_left(
     monkeypatch: pytest.MonkeyPatch, *, started: int, left: bool
 ) -> None:
-    def processes() -> Iterator[_processes._Process]:
+    def processes(*_which: object) -> Iterator[_processes._Process]:
         yield _processes._Process(901, -1, b"S", 1, 900, 900, 0, 1, b"%d" % started)
 
     monkeypatch.setattr(_processes, "_processes", processes)

@@ -83,12 +83,13 @@ class Refusing:
 ctypes.CDLL = lambda *args, **options: Refusing()
 """,
     "/proc": """
-real_listdir = os.listdir
-def listdir(path="."):
+real_listdir, real_scandir = os.listdir, os.scandir
+def listdir(path=".", real=real_listdir):
     if str(path).startswith("/proc"):
         raise FileNotFoundError(2, "No such file or directory", path)
-    return real_listdir(path)
+    return real(path)
 os.listdir = listdir
+os.scandir = lambda path=".": listdir(path, real_scandir)
 """,
 }
 

@@ -22,10 +22,12 @@ import trio
 from trio_console._processes import (
     CLEAN_SCANS,
     COMMAND_MARK,
+    Elders,
     Wanted,
     is_any_left,
     kill_found,
     kill_processes,
+    ticks,
 )
 from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console._trio.turns import Ration
@@ -123,7 +125,8 @@ class Hunt:
         self._quarries: list[_Quarry] = []
         self._begun = trio.Event()
         self._closed = False
-        self._looks: Final = Looks(report)
+        # (The mark was made just now, so what has it, or was started by what has it, is younger.)
+        self._looks: Final = Looks(report, Elders(ticks()))
 
     def mark_of(self, client: str, serial: int) -> str:
         """The mark of a command of a client, whose text has no dots."""
