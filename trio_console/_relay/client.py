@@ -26,9 +26,9 @@ __all__ = ["Batch", "ClientTasks", "patience", "take"]
 _PROMISE_TIME: Final = 5.0
 
 
-def patience() -> trio.CancelScope:
-    """A scope that ends when a client that has gone was waited for long enough."""
-    return trio.move_on_after(_PROMISE_TIME)
+def patience() -> float:
+    """Seconds for which a client that has gone is still served."""
+    return _PROMISE_TIME
 
 
 class Batch(NamedTuple):

@@ -350,7 +350,7 @@ class RelayServer:
         """Deliver what a client that has gone relies on."""
         if self._owes(tasks):
             self._carry_out(self._router.kill_commands(tasks.client))  # at once: they do not wait for that
-            with patience():
+            with trio.move_on_after(patience()):
                 await self._keep_promises(tasks)
 
     def cut(self, tasks: ClientTasks, why: str) -> None:
