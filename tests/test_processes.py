@@ -358,7 +358,10 @@ def younger(mark: str, than: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]
     """A process with a mark that has started in a later tick."""
     while ticks() <= as_old_as(than):
         pass
-    return subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark})
+    process = subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark})
+    while mark.encode() not in pathlib.Path(f"/proc/{process.pid}/environ").read_bytes():  # it is in its exec
+        pass
+    return process
 
 
 def test_what_is_older_than_all_that_is_wanted_is_looked_at_once(looked_at: list[int]) -> None:
