@@ -120,23 +120,13 @@ async def test_a_copy_gets_what_the_machine_has_changed_and_nothing_else_is_writ
         assert await output(guest, "sha256sum /tmp/file") == wanted
 
 
+@pytest.mark.parametrize(("bound", "unused"), [("_MOST", "_read"), ("_MOST_STOPPED", "_save_devices")])
 async def test_a_machine_that_has_changed_much_of_its_memory_is_written_while_it_runs(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
+    guest: Guest, monkeypatch: pytest.MonkeyPatch, bound: str, unused: str
 ) -> None:
     await guest.path("/tmp/file").write_text("of the original")
-    monkeypatch.setattr(copied, "_MOST", 0)
-    monkeypatch.setattr(copied, "_read", None)
-    async with guest.fork(1) as copies:
-        assert await copies[0].path("/tmp/file").read_text() == "of the original"
-    await guest.ping()
-
-
-async def test_a_machine_that_has_changed_much_until_it_was_stopped_goes_on_and_is_written_as_a_whole(
-    guest: Guest, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    await guest.path("/tmp/file").write_text("of the original")
-    monkeypatch.setattr(copied, "_MOST_STOPPED", 0)
-    monkeypatch.setattr(copied, "_save_devices", None)
+    monkeypatch.setattr(copied, bound, 0)
+    monkeypatch.setattr(copied, unused, None)
     async with guest.fork(1) as copies:
         assert await copies[0].path("/tmp/file").read_text() == "of the original"
     await guest.ping()
