@@ -45,8 +45,12 @@ _PACKAGES: Final = ("trio_console.agent", "trio_console._wire", "trio_console._t
 
 _PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-#: Directories of a root directory that is made here, and what is mounted where no program is started without it.
-_DIRECTORIES: Final = ("dev", "etc", "home", "proc", "root", "run", "sys", "tmp", "usr", "var/log", "var/tmp")
+#: Directories of a root directory without which programs do not work, and their modes; parents come first.
+_DIRECTORIES: Final = {
+    **dict.fromkeys(("dev", "etc", "home", "proc", "run", "sys", "usr", "var", "var/log"), 0o755),
+    "root": 0o700,
+    **dict.fromkeys(("tmp", "var/tmp"), 0o1777),
+}
 
 #: Seconds for the console's port to appear; the kernel makes it while this program is already running.
 _PORT_TIME: Final = 20.0
@@ -341,17 +345,24 @@ def _change_to_disk(welcome: Welcome) -> None:
         os.mkdir(f"{layers}/{layer}")
     _mount(_DISK, f"{layers}/lower", "ext4", _MS_RDONLY)
     _mount("overlay", new, "overlay", 0, f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work")
-    # What is missing is made. (A link in its place leads nowhere that matters: the agent is alone here.)
-    for name in _DIRECTORIES:
-        if not os.path.lexists(f"{new}/{name}"):
-            os.makedirs(f"{new}/{name}", 0o1777 if name in ("tmp", "var/tmp") else 0o755)
-            os.chmod(f"{new}/{name}", 0o1777 if name in ("tmp", "var/tmp") else 0o755)
+    _make_missing_directories(new)
     _enter(new)
     # As the new root has them: a link among them would have led out of it before.
     for path in ("/etc/hostname", "/etc/hosts", "/etc/machine-id"):
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
     _name(welcome)
+
+
+def _make_missing_directories(root: str) -> None:
+    # (A link in the place of one leads nowhere that matters, because the agent is alone here. Where it leads
+    # nowhere at all, nothing is made in it.)
+    for name, mode in _DIRECTORIES.items():
+        path = f"{root}/{name}"
+        if not os.path.lexists(path):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                os.mkdir(path)
+                os.chmod(path, mode)
 
 
 def _enter(new: str) -> None:
@@ -369,11 +380,7 @@ def _change_root(welcome: Welcome) -> None:
     new = "/newroot"
     os.mkdir(new)
     _mount("root", new, "tmpfs", 0, "mode=755")
-    for name in _DIRECTORIES:
-        os.makedirs(f"{new}/{name}", exist_ok=True)
-    for name in ("tmp", "var/tmp"):
-        os.chmod(f"{new}/{name}", 0o1777)
-    os.chmod(f"{new}/root", 0o700)
+    _make_missing_directories(new)
     os.mkdir("/layers")
     _mount("layers", "/layers", "tmpfs", 0, "mode=700")
     for number, mount in enumerate(welcome.lower):
@@ -389,7 +396,9 @@ def _change_root(welcome: Welcome) -> None:
             _write(f"{new}/etc/{name}", file.read())
     for path, data_of_file in welcome.files.items():
         _write(new + path, data_of_file)
+    # There are hundreds of links, most of them in one directory.
+    for directory in {path.rpartition("/")[0] for path in welcome.links}:
+        os.makedirs(new + directory, exist_ok=True)
     for path, target in welcome.links.items():
-        os.makedirs(os.path.dirname(new + path), exist_ok=True)
         os.symlink(target, new + path)
     _enter(new)

@@ -21,7 +21,7 @@ _HELD: Final = 65536
 #: Seconds: the silence for a host that has not said how long, the time to bury, and what counts as one moment.
 _LEGACY_DRAIN: Final = 0.25
 _BURIAL: Final = 2.0
-_TOGETHER: Final = 0.002
+_TOGETHER: Final = 0.01
 
 
 @final

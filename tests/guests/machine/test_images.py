@@ -50,6 +50,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file("home/user/old"),
         file("home/user/file", b"of the image", uid=1000, gid=1000, mode=0o4755),
         hard_link("home/user/link", "home/user/file"),
+        symlink("var", "/nowhere"),
     )
     upper = layer(file("home/user/.wh.old"))
     return write(tmp_path_factory.mktemp("images") / "image", layout([lower, upper]))
@@ -96,6 +97,14 @@ async def test_its_own_users_are_known(guest: Guest) -> None:
 async def test_names_of_the_machine_are_written_through_no_link_of_the_image(guest: Guest) -> None:
     assert b"localhost" in await guest.path("/etc/hosts").read_bytes()
     assert await guest.path("/etc/shadow").read_bytes() == b"secret"
+
+
+async def test_directories_that_it_lacks_are_made(guest: Guest) -> None:
+    assert await output(guest, "stat -c %a /tmp /root /run") == "1777\n700\n755"
+
+
+async def test_a_link_to_nowhere_in_the_place_of_a_directory_is_left(guest: Guest) -> None:
+    assert await output(guest, "stat -c %N /var") == "'/var' -> '/nowhere'"
 
 
 async def test_what_is_written_stays_in_memory(guest: Guest) -> None:

@@ -48,10 +48,19 @@ def test_an_emulated_machine_is_told_how_fast_its_clock_counts() -> None:
     assert value_of("-cpu", command(PLAN, "microvm", 7)) == ["max,-cx16"]
 
 
+def test_programs_in_an_emulated_machine_are_always_at_the_same_addresses() -> None:
+    assert "norandmaps" in value_of("-append", command(PLAN, "microvm", 7))[0].split()
+
+
 def test_a_machine_on_the_processor_measures_its_clock_itself() -> None:
     made = command(replace(PLAN, accelerator="kvm"), "microvm", 7)
     assert "tsc" not in value_of("-append", made)[0]
     assert value_of("-accel", made) == ["kvm"]
+
+
+def test_programs_in_a_machine_on_the_processor_are_at_random_addresses() -> None:
+    made = command(replace(PLAN, accelerator="kvm"), "microvm", 7)
+    assert "norandmaps" not in value_of("-append", made)[0]
 
 
 def test_a_clones_memory_is_its_own() -> None:

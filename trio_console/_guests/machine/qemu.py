@@ -206,6 +206,10 @@ def _kernel_arguments(accelerator: str) -> str:
         # On a busy machine the kernel cannot find out how fast its clock counts, and would never start. It counts
         # as fast as that of this machine.
         words += ["tsc=reliable", "no_timer_check"]
+        # Each process has its programs at the same addresses, because what QEMU has translated counts for these
+        # only. Elsewhere it would translate the loader, the C library and the program anew for each process, which
+        # takes most of the time of a short one.
+        words.append("norandmaps")
         if (rate := _clock_rate()) is not None:
             words.append(f"tsc_early_khz={rate}")
     return " ".join(words)

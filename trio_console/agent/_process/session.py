@@ -75,8 +75,9 @@ _BURIAL_GRACE: Final = 2.0
 _LOOK_TIME: Final = 0.5
 
 #: Seconds within which the ends of a command's streams and its exit count as one: a process that exits closes its
-#: streams a moment earlier. So a command that just ends costs no frame but ``exited``.
-_TOGETHER: Final = 0.002
+#: streams a moment earlier, which is some milliseconds where the processor is emulated. So a command that just
+#: ends costs no frame but ``exited``.
+_TOGETHER: Final = 0.01
 
 #: Bytes of a stream from which on the exit is told by a frame of its own all the same. A relay holds ``exited``
 #: behind output for which its client has granted no credit, and the client may wait for the exit without reading.
