@@ -110,6 +110,31 @@ async def test_a_task_may_use_an_eighth_of_the_loop_and_never_wait(time: Time) -
         time.now += 0.00081
 
 
+async def test_time_for_which_a_task_had_no_processor_is_not_its_use(
+    time: Time, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = Time()
+    monkeypatch.setattr(turns, "thread_time", processor)
+    meter = Meter(Line())
+    meter.begin()
+    time.now += 0.05
+    processor.now += 0.0004
+    meter.end(0)
+    assert not meter.is_over
+
+
+async def test_work_that_is_noted_in_parts_is_used_once(time: Time) -> None:
+    meter = Meter(Line())
+    meter.begin()
+    for _ in range(4):
+        time.now += 0.0001
+        meter.end(0)
+    assert not meter.is_over
+    time.now += 0.0003
+    meter.end(0)
+    assert meter.is_over
+
+
 async def test_a_task_that_uses_more_waits_after_a_turn(time: Time) -> None:
     meter = Meter(Line())
     worked = 0

@@ -11,8 +11,11 @@ from tests.tools.limits import HANG
 from tests.tools.peer import settle
 from tests.tools.turns import TINY, large_ping, make_long_steps_endless, make_steps_turns, watch
 from trio_console import _wire as wire
+from trio_console._trio import turns
+from trio_console._trio.turns import Line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import pytest
@@ -38,6 +41,36 @@ async def test_small_frames_of_a_client_let_other_tasks_run(
             seen = await watch(lambda: world.server.statistics().sessions, 500)
         await client.leave()
     assert len(seen) > 200
+
+
+async def test_reading_the_frames_of_a_client_is_its_use_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = 0.0
+    waits = 0
+
+    class SlowDecoder(wire.FrameDecoder):
+        def __iter__(self) -> Iterator[wire.Frame]:
+            nonlocal used
+            for frame in super().__iter__():
+                used += 0.001
+                yield frame
+
+    async def wait(_line: Line) -> None:
+        nonlocal waits
+        waits += 1
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(turns, "thread_time", lambda: used)
+    monkeypatch.setattr(Line, "wait", wait)
+    async with serving(tmp_path) as world:
+        monkeypatch.setattr(wire, "FrameDecoder", SlowDecoder)
+        client = await world.connect()
+        await client.send_raw(b"".join(wire.encode(wire.Ping(), id_) for id_ in client.ids[:10]))
+        for _ in range(10):
+            await world.agent.expect(wire.Ping)
+        await client.leave()
+    assert waits >= 9
 
 
 async def test_large_frames_of_clients_are_decoded_one_at_a_time_and_hold_up_no_small_one(

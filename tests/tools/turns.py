@@ -24,6 +24,7 @@ TINY: Final = wire.encode_frame(1, 0, b"")
 def make_steps_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let each step of work seem to take thirty milliseconds, which is more than the longest turn."""
     monkeypatch.setattr(turns, "perf_counter", itertools.count(1000.0, 0.03).__next__)
+    monkeypatch.setattr(turns, "thread_time", itertools.count(1000.0, 0.03).__next__)
 
 
 def make_long_steps_endless(monkeypatch: pytest.MonkeyPatch) -> None:

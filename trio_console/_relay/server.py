@@ -377,9 +377,10 @@ class RelayServer:
                 if not data:
                     return  # an incomplete last frame is dropped
                 tasks.last_active = trio.current_time()
-                decoder.feed(data)
                 meter.begin()
+                decoder.feed(data)
                 for number, frame in enumerate(decoder):
+                    meter.end(0)  # it has read the frame
                     if meter.is_over:
                         await meter.wait()
                     elif number % _ROW == _ROW - 1:

@@ -155,6 +155,8 @@ class Line:
 class Meter:
     """The time that a task has used beyond its share of the loop.
 
+    It is the processor's time: while other programs have the processors, no task of this one uses the loop.
+
     Args:
         line: where it waits when it has used a turn.
     """
@@ -170,18 +172,20 @@ class Meter:
 
     def begin(self) -> None:
         """Note that the task works from now on. (Also to learn, before `is_over`, what time has forgiven.)"""
-        self._began = now = perf_counter()
+        now = perf_counter()
         had_used = self._own.seconds
         self._own.forgive(now)
         self._line.all.forgive(now)
         if had_used and not self._own.seconds:
             self._has_turn = False
+        self._began = thread_time()
 
     def end(self, nbytes: int) -> None:
-        """Note that it has worked until now, on so many bytes."""
+        """Note that it has worked until now, since it began or since the last such note, on so many bytes."""
+        began, self._began = self._began, thread_time()
         now = perf_counter()
-        self._own.add(now - self._began, now)
-        self._line.all.add(now - self._began, now)
+        self._own.add(self._began - began, now)
+        self._line.all.add(self._began - began, now)
         self._bytes += nbytes
         if not self._has_turn and self._own.seconds <= _TURN:
             self._line.modest, self._line.modest_at = self, now
