@@ -22,12 +22,15 @@ from contextlib import closing, contextmanager, suppress
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
+from unittest import mock
 
 import trio
 
 import trio_console
 from benchmarks._measure import Row, Statistic
 from trio_console._guests.machine.qemu import Memory, command, find_qemu
+from trio_console._guests.machine.saved import running
+from trio_console._guests.machine.saved.copied import save_copy
 from trio_console._guests.machine.saved.template import template_of
 from trio_console._guests.machine.stock.cache import directory
 from trio_console._guests.machine.view import view_of
@@ -37,7 +40,10 @@ from trio_console._machine.welcome import GREETING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from trio_console._guests.machine.launch import Started
+    from trio_console._guests.machine.monitor import Monitor
     from trio_console._guests.machine.qemu import Plan
+    from trio_console._guests.machine.saved.copied import Changes
 
 __all__ = ["can_be_measured", "rows"]
 
@@ -137,6 +143,39 @@ def _held(pid: int) -> float:
     """MiB of memory that a process has for itself alone, and its part of what it shares."""
     with open(f"/proc/{pid}/smaps_rollup") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("Pss:")) / 1024
+
+
+@contextmanager
+def _copying() -> Iterator[list[Monitor]]:
+    """The monitors of the machines that are copied meanwhile."""
+    monitors: list[Monitor] = []
+
+    async def noted(machine: Started, size: int, state: int) -> Changes | None:
+        monitors.append(machine.monitor)
+        return await save_copy(machine, size, state)
+
+    with mock.patch.object(running, "save_copy", noted):
+        yield monitors
+
+
+async def _forked(kind: str) -> tuple[float, float]:
+    """Seconds until a copy of a machine that runs is ready, and for which the original was stopped for it."""
+    spec = trio_console.MicroVMGuest(root=_root(kind))
+    async with trio_console.open_guest(spec, launch_timeout=_PATIENCE) as guest:
+        for _ in range(TENTH):
+            await guest.run_process(["true"])
+        with _copying() as monitors:
+            start = time.perf_counter()
+            async with guest.fork(1):
+                ready = time.perf_counter() - start
+    (monitor,) = monitors
+    at = {event["event"]: event["timestamp"] for event in monitor.events}
+    stopped, resumed = (at[name]["seconds"] + at[name]["microseconds"] / 1e6 for name in ("STOP", "RESUME"))
+    return ready, resumed - stopped
+
+
+def _fork(index: int, kind: str) -> Sequence[float]:
+    return [trio.run(_forked, kind)[index]]
 
 
 async def _true_in_child() -> Sequence[float]:
@@ -279,5 +318,32 @@ def rows() -> Iterator[Row]:
             turns=5,
             warm_up=_warm_up(kind),
             note="what it has for itself, and its part of what several processes share (Pss of QEMU)",
+            **common,
+        )
+        if kind == "host":
+            continue  # what is mounted of this machine cannot be copied
+        yield Row(
+            f"machine-fork-{kind}",
+            f"a copy of a machine ({kind}) that runs, until it is ready",
+            "s",
+            {
+                "guest.fork(1)": partial(_fork, 0, kind),
+                "MicroVMGuest, a clone": partial(_ours, 0, kind, template=True),
+            },
+            peers=("MicroVMGuest, a clone",),
+            statistics=(Statistic(limit=0.5),),
+            turns=10,
+            warm_up=_warm_up(kind),
+            **common,
+        )
+        yield Row(
+            f"machine-stopped-{kind}",
+            f"the time for which a machine ({kind}) is stopped while it is copied",
+            "s",
+            {"guest.fork(1)": partial(_fork, 1, kind)},
+            statistics=(Statistic(limit=0.15),),
+            turns=10,
+            warm_up=_warm_up(kind),
+            note="from QEMU's own events",
             **common,
         )
