@@ -151,12 +151,19 @@ def test_no_name_of_testing_imports_pytest() -> None:
     run_python(code)
 
 
+def test_a_guest_without_a_relay_needs_neither_the_relay_nor_machines() -> None:
+    loaded = "[name for name in sys.modules if 'trio_console._relay.s' in name or '_guests.machine' in name]"
+    run_python(
+        f"import sys, trio_console as t\nt.open_guest, t.ProcessGuest, t.connect_guest\nassert not {loaded}"
+    )
+
+
 def test_the_first_use_of_another_name_does() -> None:
     run_python("import sys, trio_console\ntrio_console.open_guest\nassert 'trio' in sys.modules\n")
 
 
 @pytest.mark.parametrize(
-    "name", ["_session.guest", "_guests.process", "_open", "_relay.serve", "agent", "testing"]
+    "name", ["_session.guest", "_guests.process", "_open.guest", "_open.relay", "_relay.serve", "agent", "testing"]
 )
 def test_each_module_can_be_the_first_that_is_imported(name: str) -> None:
     run_python(f"import trio_console.{name}")

@@ -37,11 +37,11 @@ if TYPE_CHECKING:
     from trio_console._guests.spec import GuestHost as GuestHost
     from trio_console._guests.spec import GuestSpec as GuestSpec
     from trio_console._machine.described import Machine as Machine
-    from trio_console._open import connect_guest as connect_guest
-    from trio_console._open import make_template as make_template
-    from trio_console._open import open_guest as open_guest
-    from trio_console._open import run_guest as run_guest
-    from trio_console._open import serve_relay as serve_relay
+    from trio_console._open.client import connect_guest as connect_guest
+    from trio_console._open.guest import open_guest as open_guest
+    from trio_console._open.guest import run_guest as run_guest
+    from trio_console._open.relay import serve_relay as serve_relay
+    from trio_console._open.template import make_template as make_template
     from trio_console._relay.options import ClientLimits as ClientLimits
     from trio_console._relay.options import Log as Log
     from trio_console._relay.options import RelayOptions as RelayOptions
@@ -130,7 +130,7 @@ _LAZY: Final = {
     "Machine": "_machine.described",
     "MicroVMGuest": "_guests.machine.guest",
     "Template": "_guests.machine.guest",
-    "make_template": "_open",
+    "make_template": "_open.template",
     "ProcessGuest": "_guests.process",
     "ProtocolError": "_errors",
     "Relay": "_relay.serve",
@@ -144,11 +144,11 @@ _LAZY: Final = {
     "StreamStatistics": "_session.statistics",
     "UnsupportedByPeer": "_errors",
     "WakePipe": "_console.wake",
-    "connect_guest": "_open",
+    "connect_guest": "_open.client",
     "open_console": "_console.channel",
-    "open_guest": "_open",
-    "run_guest": "_open",
-    "serve_relay": "_open",
+    "open_guest": "_open.guest",
+    "run_guest": "_open.guest",
+    "serve_relay": "_open.relay",
 }
 
 

@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import trio
 
 import trio_console
-import trio_console._open
+import trio_console._open.relay
+import trio_console._open.template
 import trio_console.testing
 from tests.tools.leftovers import children, descriptors, mark, marked, name_thread, threads, wait_until_none
 from tests.tools.limits import BUSY, ENDING

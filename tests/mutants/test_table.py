@@ -45,7 +45,9 @@ def test_every_room_has_its_mutants() -> None:
     assert {"console", "channel", "wire", "outbox", "session", "agent", "relay", "open"} <= set(rooms)
 
 
-@pytest.mark.parametrize("module", ["_console.channel", "_open", "_trio.ending", "_relay.serve"])
+@pytest.mark.parametrize(
+    "module", ["_console.channel", "_open.guest", "_open.client", "_open.relay", "_trio.ending", "_relay.serve"]
+)
 def test_each_finally_of_the_contexts_is_a_mutant(module: str) -> None:
     everywhere = sites(path_of(module).read_bytes())
     wanted = {Mutant.of_site(module, site, everywhere).id for site in everywhere if site.operator == "finally"}

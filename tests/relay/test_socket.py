@@ -17,7 +17,7 @@ import trio
 from tests.relay.router._world import serving
 from tests.tools.limits import HANG
 from trio_console._addresses import peer_of
-from trio_console._open import connect_guest
+from trio_console._open.client import connect_guest
 from trio_console._relay import socket as _socket
 from trio_console._relay.options import Rights, ServerOptions
 from trio_console._relay.socket import RelaySocket

@@ -16,7 +16,7 @@ import trio
 from trio_console._forked import let_go_in_child, no_fork
 from trio_console._relay.audit import AuditLog
 from trio_console._relay.log import SessionLog
-from trio_console._relay.options import Log
+from trio_console._relay.options import Log, RelayOptions
 from trio_console._relay.server import RelayServer
 from trio_console._relay.socket import RelaySocket
 from trio_console._trio.ending import see_through
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
     from trio_console._console.stream import ConsoleStatistics
-    from trio_console._relay.options import RelayOptions
     from trio_console._relay.server import RelayStatistics, ServerOptions
     from trio_console._session.boot import Booted
 
@@ -67,8 +66,9 @@ class Relay:
 
 @interrupt_safe
 @asynccontextmanager
-async def prepared(options: RelayOptions, *, attached: bool = False) -> AsyncIterator[ServerOptions]:
+async def prepared(options: RelayOptions | None, *, attached: bool = False) -> AsyncIterator[ServerOptions]:
     """What a server needs of a caller's options: the logs are open for the time of a block."""
+    options = options or RelayOptions()
     with ExitStack() as stack:
         # In threads: a file may be on a slow disk.
         session, audit = None, None
