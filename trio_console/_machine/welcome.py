@@ -1,7 +1,8 @@
 """The first words between a virtual machine and its host: the machine greets, and is told its settings.
 
 They go over the agent's console before its first frame. So a machine is the same for all of its hosts until it is
-told what belongs to one of them: nothing of that is in its kernel's command line, or in its initramfs.
+told what belongs to one of them: nothing of that is in its kernel's command line, or in its initramfs. (That the
+root directory is on a disk is there, because the disk is the same for all of them.)
 
 This module must not know who carries the bytes, or what is done with the settings.
 """
@@ -15,10 +16,13 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GREETING", "LARGEST_WELCOME", "PORT", "Mount", "Welcome", "pack", "unpack"]
+__all__ = ["GREETING", "LARGEST_WELCOME", "ON_DISK", "PORT", "Mount", "Welcome", "pack", "unpack"]
 
 #: The name of the virtio port that is the agent's console.
 PORT: Final = "trio_console"
+
+#: The word of the kernel's command line by which the root directory is what the machine's disk has.
+ON_DISK: Final = "trio_console.disk"
 
 #: What a machine says when it has started, and can be told its settings.
 GREETING: Final = b"trio_console: started\n"
@@ -56,10 +60,9 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         machine_id: what is in ``/etc/machine-id``: 32 hexadecimal digits.
         env: the environment of commands, beside what every command has.
         user: the user of commands that name none; `None` for root.
-        lower: directories of the host of which the root directory is made; none if it stays in memory.
+        lower: directories of the host of which the root directory is made; none if it stays what it is.
         links: symbolic links in this root directory, by their paths.
         files: small files in it, by their paths.
-        disk: the root directory is what the machine's disk has; then there is nothing in ``lower``.
         mounts: directories of the host that are mounted on the root directory.
         ports: names of virtio ports, beside the agent's own, which programs find below ``/dev/virtio-ports``.
         stays: whether the machine waits for another host when this one has gone, and is not turned off. To that
@@ -76,7 +79,6 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     links: dict[str, str] = {}
     files: dict[str, bytes] = {}
     mounts: tuple[Mount, ...] = ()
-    disk: bool = False
     ports: tuple[str, ...] = ()
     stays: bool = False
 

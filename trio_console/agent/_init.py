@@ -25,7 +25,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from trio_console._machine.welcome import GREETING, PORT, unpack
+from trio_console._machine.welcome import GREETING, ON_DISK, PORT, unpack
 from trio_console.agent._system.boot import BootTimes
 
 if TYPE_CHECKING:
@@ -52,9 +52,9 @@ _DIRECTORIES: Final = {
     **dict.fromkeys(("tmp", "var/tmp"), 0o1777),
 }
 
-#: Seconds for the console's port to appear; the kernel makes it while this program is already running.
-_PORT_TIME: Final = 20.0
-_PORT_PAUSE: Final = 0.002
+#: Seconds for a device to appear, and between two looks. The kernel makes some while this program already runs.
+_DEVICE_TIME: Final = 20.0
+_DEVICE_PAUSE: Final = 0.002
 
 #: Seconds for which the console is closed between two hosts, so that the next one sees it: it looks every two
 #: milliseconds. If it looks too late, it is told all the same, after a second.
@@ -110,6 +110,8 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
+    if _is_on_disk():
+        _change_to_disk()  # so it is in every clone, and need not be done there
     _serve(began)
 
 
@@ -173,9 +175,7 @@ def _furnish(welcome: Welcome) -> None:
     """Give the machine its names, its root directory and what is mounted there."""
     _name(welcome)
     _link_ports(welcome.ports)
-    if welcome.disk:
-        _change_to_disk(welcome)
-    elif welcome.lower:
+    if welcome.lower:
         _change_root(welcome)
     for mount in welcome.mounts:
         os.makedirs(mount.path, exist_ok=True)
@@ -250,7 +250,7 @@ def _set_up_loopback() -> None:
 
 def _device_of(name: str) -> str:
     """The path of a virtio port, once the kernel has it."""
-    deadline = time.monotonic() + _PORT_TIME
+    deadline = time.monotonic() + _DEVICE_TIME
     ports = "/sys/class/virtio-ports"
     while True:
         for device in os.listdir(ports) if os.path.isdir(ports) else ():
@@ -262,7 +262,7 @@ def _device_of(name: str) -> str:
                 f"this kernel shows no virtio port {name!r}: it needs the drivers virtio_console, and virtio_mmio "
                 "or virtio_pci, built in or as modules"
             )
-        time.sleep(_PORT_PAUSE)
+        time.sleep(_DEVICE_PAUSE)
 
 
 def _link_ports(names: Sequence[str]) -> None:
@@ -303,7 +303,10 @@ def _be_unlike_others(welcome: Welcome) -> None:
 
 
 def _name(welcome: Welcome) -> None:
-    """Write the machine's names into its root directory."""
+    """Write the machine's names into its root directory, and through no link that an image has there."""
+    for path in ("/etc/hostname", "/etc/hosts", "/etc/machine-id"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
     _write("/etc/hostname", f"{welcome.hostname}\n".encode())
     _write("/etc/hosts", f"127.0.0.1 localhost {welcome.hostname}\n::1 localhost\n".encode())
     _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
@@ -335,8 +338,18 @@ def _mount_share(mount: Mount, target: str) -> None:
     _mount(mount.tag, target, "9p", flags, f"trans=virtio,version=9p2000.L,msize=262144,cache={cache}")
 
 
-def _change_to_disk(welcome: Welcome) -> None:
+def _is_on_disk() -> bool:
+    with open("/proc/cmdline") as file:
+        return ON_DISK in file.read().split()
+
+
+def _change_to_disk() -> None:
     """Take for our root directory what the disk has, under a layer of memory."""
+    deadline = time.monotonic() + _DEVICE_TIME
+    while not os.path.exists(_DISK):
+        if time.monotonic() > deadline:
+            raise FileNotFoundError(f"this kernel shows no disk {_DISK}: it needs the driver virtio_blk")
+        time.sleep(_DEVICE_PAUSE)
     new, layers = "/newroot", "/layers"
     for name in (new, layers):
         os.mkdir(name)
@@ -347,11 +360,6 @@ def _change_to_disk(welcome: Welcome) -> None:
     _mount("overlay", new, "overlay", 0, f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work")
     _make_missing_directories(new)
     _enter(new)
-    # As the new root has them: a link among them would have led out of it before.
-    for path in ("/etc/hostname", "/etc/hosts", "/etc/machine-id"):
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(path)
-    _name(welcome)
 
 
 def _make_missing_directories(root: str) -> None:

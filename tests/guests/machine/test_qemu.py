@@ -10,7 +10,9 @@ import pytest
 
 from trio_console import MicroVMGuest
 from trio_console._guests.machine.qemu import Memory, Plan, command
+from trio_console._guests.machine.saved.template import _key
 from trio_console._guests.machine.view import Shared
+from trio_console._machine.welcome import ON_DISK
 
 PLAN = Plan("qemu", Path("/kernel"), Path("/initramfs"), "tcg", 256, 1, (), ())
 
@@ -46,6 +48,22 @@ def test_an_emulated_machine_is_told_how_fast_its_clock_counts() -> None:
     (arguments,) = value_of("-append", command(PLAN, "microvm", 7))
     assert "tsc_early_khz=" in arguments
     assert value_of("-cpu", command(PLAN, "microvm", 7)) == ["max,-cx16"]
+
+
+def test_a_machine_is_told_that_its_root_directory_is_on_a_disk() -> None:
+    assert ON_DISK in value_of("-append", command(replace(PLAN, disk=Path("/disk")), "microvm", 7))[0].split()
+    assert ON_DISK not in value_of("-append", command(PLAN, "microvm", 7))[0]
+
+
+def test_a_template_belongs_to_the_disk_that_it_has_mounted(tmp_path: Path) -> None:
+    qemu, kernel, disk = (tmp_path / name for name in ("qemu", "kernel", "disk"))
+    for path in (qemu, kernel, disk):
+        path.write_bytes(b"")
+    plan = replace(PLAN, qemu=str(qemu), kernel=kernel, disk=disk)
+    before = _key(plan, "microvm")
+    assert _key(plan, "microvm") == before
+    disk.write_bytes(b"made anew")
+    assert _key(plan, "microvm") != before
 
 
 def test_programs_in_an_emulated_machine_are_always_at_the_same_addresses() -> None:

@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
-from trio_console._machine.welcome import PORT
+from trio_console._machine.welcome import ON_DISK, PORT
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -157,7 +157,7 @@ def command(
     if not memory.saved:
         # (A clone has its kernel in its memory. QEMU would read all of both files before it loads anything.)
         made += ["-kernel", str(plan.kernel), "-initrd", str(plan.initramfs)]
-        made += ["-append", _kernel_arguments(plan.accelerator)]
+        made += ["-append", _kernel_arguments(plan.accelerator, disk=plan.disk is not None)]
     made += _memory(memory, plan)
     if plan.disk is not None:
         path = str(plan.disk).replace(",", ",,")
@@ -199,9 +199,9 @@ def _machine(model: str, options: str) -> list[str]:
     return ["-M", f"{model}{options}"]
 
 
-def _kernel_arguments(accelerator: str) -> str:
+def _kernel_arguments(accelerator: str, *, disk: bool = False) -> str:
     # A panic ends QEMU, because a restart does, which is made by an error that every processor answers so.
-    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t"]
+    words = ["console=ttyS0", "quiet", "panic=-1", "reboot=t", *([ON_DISK] if disk else ())]
     if accelerator == "tcg":
         # On a busy machine the kernel cannot find out how fast its clock counts, and would never start. It counts
         # as fast as that of this machine.

@@ -85,7 +85,6 @@ def settings(kind: Kind, terms: Terms, view: View | None = None) -> bytes:
         links={} if view is None else dict(view.links),
         files={} if view is None else dict(view.files),
         mounts=() if view is None else view.mounts,
-        disk=kind.plan.disk is not None,
         ports=tuple(kind.plan.ports),
         stays=_can_be_saved(kind.plan),
     )

@@ -86,7 +86,8 @@ def _key(plan: Plan, model: str) -> str:
     )
     shared = {share.path for share in plan.shared}
     alike = [word for word in words if not any(path in word for path in shared)]
-    return key_of(stamp(plan.qemu), stamp(plan.kernel), len(plan.shared), alike, processor())
+    disk = None if plan.disk is None else stamp(plan.disk)  # it is mounted: another one would not fit
+    return key_of(stamp(plan.qemu), stamp(plan.kernel), disk, len(plan.shared), alike, processor())
 
 
 def processor() -> str:
