@@ -11,11 +11,12 @@ from tests.tools.limits import HANG
 from tests.tools.peer import settle
 from tests.tools.turns import TINY, large_ping, make_long_steps_endless, make_steps_turns, watch
 from trio_console import _wire as wire
+from trio_console._relay.server import RelayServer
 from trio_console._trio import turns
-from trio_console._trio.turns import Line
+from trio_console._trio.turns import Costly, Line
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     import pytest
@@ -71,6 +72,42 @@ async def test_reading_the_frames_of_a_client_is_its_use_of_the_loop(
             await world.agent.expect(wire.Ping)
         await client.leave()
     assert waits >= 9
+
+
+async def test_what_others_use_while_a_client_waits_is_not_its_use_of_the_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used = 0.0
+    waits = 0
+
+    async def wait(_line: Line) -> None:
+        nonlocal waits
+        waits += 1
+        await trio.lowlevel.checkpoint()
+
+    async def others_work(*_arguments: object) -> None:
+        nonlocal used
+        used += 0.1
+        await trio.lowlevel.checkpoint()
+
+    async def run_costly(_costly: Costly, step: Callable[[], None]) -> None:
+        await others_work()
+        step()
+
+    monkeypatch.setattr(turns, "thread_time", lambda: used)
+    monkeypatch.setattr(Line, "wait", wait)
+    monkeypatch.setattr(Costly, "run", run_costly)
+    monkeypatch.setattr(RelayServer, "_wait_started", others_work)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        starts = [wire.encode(wire.ExecRequest("true"), id_) for id_ in client.ids[:10]]
+        await client.send_raw(b"".join([large_ping(client.ids[10]), large_ping(client.ids[11]), *starts]))
+        for _ in range(2):
+            await world.agent.expect(wire.Ping)
+        for _ in range(10):
+            await world.agent.expect(wire.ExecRequest)
+        await client.leave()
+    assert waits == 0
 
 
 async def test_large_frames_of_clients_are_decoded_one_at_a_time_and_hold_up_no_small_one(

@@ -389,12 +389,14 @@ class RelayServer:
                     await keep_rates(tasks.rates, stream.socket, tasks.leave_soon)
                     if wire.is_costly(frame):
                         await self._costly.run(partial(self._hear_client, client, frame))
+                        meter.begin()  # what others have used meanwhile is theirs
                     else:
                         meter.begin()
                         self._hear_client(client, frame)
                         meter.end(len(frame.body))
                     if len(client.starting) >= _STARTS:
                         await self._wait_started(tasks)
+                        meter.begin()
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
 
