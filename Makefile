@@ -27,7 +27,7 @@ ASYNC_FILES = grep -rlwE --include='*.py' 'async|await|trio' $(1)
 # What runs in about a minute on each further Python, and says most: every layer, and real guests on top.
 FAST := tests/wire tests/console tests/guests/test_guests.py tests/relay/test_relay.py tests/test_garbage.py
 
-.PHONY: help demo test machines machines-gate test-pythons package check model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
+.PHONY: help demo test machines machines-gate test-pythons package check async-rules async-rules-of-tests types model mutants fuzz-fixed fuzz soak hostile bench bridge pythons nightly clean
 
 help:
 	@echo "make demo    set up what is needed and run the example session"
@@ -92,8 +92,8 @@ machines-gate: $(STAMP)
 	    tests/test_examples.py $(ARGS)
 
 test-pythons:
-	@tests/pythons/released 3.12 $(or $(ARGS),$(FAST))
-	@tests/pythons/released 3.13 $(or $(ARGS),$(FAST))
+	@JOBS=$(JOBS) tests/pythons/released 3.12 $(or $(ARGS),$(FAST))
+	@JOBS=$(JOBS) tests/pythons/released 3.13 $(or $(ARGS),$(FAST))
 
 package: $(STAMP)
 	@echo "==> Packaging"
@@ -104,9 +104,17 @@ check: $(STAMP)
 	@$(BIN)/ruff check .
 	@echo "==> Formatting (ruff)"
 	@$(BIN)/ruff format --check .
+	@$(MAKE) --no-print-directory --jobs 3 --output-sync=target async-rules async-rules-of-tests types
+
+async-rules: $(STAMP)
 	@echo "==> Async rules (flake8-async)"
-	@$(call ASYNC_FILES,trio_console examples benchmarks) | xargs -P 2 -n 20 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
-	@$(call ASYNC_FILES,tests) | xargs -P 2 -n 20 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
+	@$(call ASYNC_FILES,trio_console examples benchmarks) | xargs -n 20 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL)
+
+async-rules-of-tests: $(STAMP)
+	@echo "==> Async rules of the tests (flake8-async)"
+	@$(call ASYNC_FILES,tests) | xargs -n 20 $(BIN)/flake8-async --disable $(ASYNC_OPTIONAL),$(ASYNC_STAGED)
+
+types: $(STAMP)
 	@echo "==> Types (mypy, strict)"
 	@$(BIN)/mypy
 
