@@ -14,7 +14,8 @@ import trio
 
 from tests.tools.limits import HANG
 from tests.tools.pidfds import pidfd_open, pidfd_send_signal
-from trio_console import GuestLostError, ProcessGuest, UnsupportedByPeer, _open, connect_guest, open_guest
+from trio_console import GuestLostError, ProcessGuest, UnsupportedByPeer, connect_guest, open_guest
+from trio_console._open import guest as _opening
 from trio_console._session.connection import Connection
 from trio_console.testing import nothing_left_behind
 
@@ -112,7 +113,7 @@ async def test_what_is_no_heartbeat_is_refused_before_anything_is_started(heartb
 async def test_a_guest_whose_agent_knows_no_pings_is_refused_with_a_heartbeat_and_ended(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_open, "Connection", older)
+    monkeypatch.setattr(_opening, "Connection", older)
     with trio.fail_after(HANG), nothing_left_behind():
         with pytest.raises(UnsupportedByPeer, match="ping"):
             async with open_guest(heartbeat=1):

@@ -10,8 +10,9 @@ from trio.testing import memory_stream_pair
 
 from tests.tools.limits import HANG
 from tests.tools.peer import frame, ready_message, settle
-from trio_console import _open, open_guest, serve_relay
 from trio_console import _wire as wire
+from trio_console import open_guest, serve_relay
+from trio_console._open import relay as _relay
 from trio_console._relay.serve import relaying
 from trio_console._relay.server import ServerOptions
 from trio_console._relay.socket import RelaySocket
@@ -53,7 +54,7 @@ async def test_a_relay_that_is_cancelled_before_it_has_started_ends(tmp_path: Pa
 async def test_leaving_does_not_wait_for_the_time_that_a_disobedient_guest_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_open, "_SHUTDOWN_TIME", math.inf)
+    monkeypatch.setattr(_relay, "_SHUTDOWN_TIME", math.inf)
     with trio.fail_after(HANG):
         async with open_guest(ScriptedGuest({}), relay_path=tmp_path / "relay.sock") as guest:
             await guest.ping()
@@ -62,14 +63,14 @@ async def test_leaving_does_not_wait_for_the_time_that_a_disobedient_guest_has(
 async def test_a_relay_that_is_cancelled_ends_its_guest_in_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    in_order = _open.end
+    in_order = _relay.end
     ended: list[bool] = []
 
     async def end(*args: Any) -> None:
         await in_order(*args)
         ended.append(True)
 
-    monkeypatch.setattr(_open, "end", end)
+    monkeypatch.setattr(_relay, "end", end)
     faulty = FaultyGuest([Fault(Duplicate(), "core.shutdown")])
     with trio.fail_after(HANG):
         async with trio.open_nursery() as nursery:

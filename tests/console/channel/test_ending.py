@@ -12,9 +12,10 @@ import trio
 import trio.testing
 
 from tests.tools.limits import HANG
-from trio_console import CommandGuest, ProcessGuest, _open, connect_guest, open_console, open_guest, serve_relay
+from trio_console import CommandGuest, ProcessGuest, connect_guest, open_console, open_guest, serve_relay
 from trio_console._console import channel as _channel
 from trio_console._guests import host as _host
+from trio_console._open import client as _client
 from trio_console._trio.ending import see_through
 from trio_console.testing import FaultyGuest, nothing_left_behind
 
@@ -96,7 +97,7 @@ def leaving(monkeypatch: pytest.MonkeyPatch) -> trio.Event:
         event.set()
         await see_through(*args, **options)
 
-    for module in (_open, _host, _channel):
+    for module in (_client, _host, _channel):
         monkeypatch.setattr(module, "see_through", noted)
     return event
 
