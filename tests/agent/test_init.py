@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
+import os
 import random
 import socket
 import struct
@@ -15,6 +17,8 @@ from trio_console.agent import _init
 if TYPE_CHECKING:
     import pytest
 
+WELCOME = Welcome(seed=bytes(range(64)), time_ns=7, hostname="name", machine_id="0" * 32, env={})
+
 
 def test_a_machine_is_unlike_others_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
     # That two machines differ does not show it: the kernel takes some bytes of its own from the clock, soon.
@@ -23,12 +27,22 @@ def test_a_machine_is_unlike_others_before_anything_else(monkeypatch: pytest.Mon
     monkeypatch.setattr(random, "seed", lambda: done.append(("seed",)))
     monkeypatch.setattr(time, "clock_settime_ns", lambda *arguments: done.append(arguments))
     monkeypatch.setattr(socket, "sethostname", lambda name: done.append((name,)))
-    seed = bytes(range(64))
-    _init._be_unlike_others(Welcome(seed=seed, time_ns=7, hostname="name", machine_id="0" * 32, env={}))
+    _init._be_unlike_others(WELCOME)
     assert done == [
-        (_init._RNDADDENTROPY, struct.pack("ii", 512, 64) + seed),
+        (_init._RNDADDENTROPY, struct.pack("ii", 512, 64) + WELCOME.seed),
         (_init._RNDRESEEDCRNG,),
         ("seed",),
         (time.CLOCK_REALTIME, 7),
         ("name",),
     ]
+
+
+def test_a_copy_that_has_no_room_for_its_names_goes_on_and_says_so(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/etc/hostname")
+
+    monkeypatch.setattr(_init, "_write", full)
+    _init._rename(WELCOME, "former")
+    assert "No space left on device: '/etc/hostname'" in capsys.readouterr().err

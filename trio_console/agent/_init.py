@@ -21,7 +21,6 @@ import struct
 import sys
 import time
 import traceback
-from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
@@ -119,19 +118,26 @@ def _serve(began: int) -> None:
     """Be the agent of one host, and of the next ones, if the machine stays."""
     # Imported late, although long since loaded: what comes before must be able to say what is wrong.
     from trio_console._wire import Direction, learn_messages
-    from trio_console.agent._main import run
+    from trio_console.agent._main import prepare, run
     from trio_console.agent._serve import AgentOptions, Lasting
     from trio_console.agent._system.console import open_fd
 
     learn_messages(Direction.HOST_TO_AGENT)
+    prepare()
     lasting, settling = Lasting(), _Settling()
+    options = partial(AgentOptions, owns_process=True)
+    if _is_emulated():
+        options = partial(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
+    device = _device_of(PORT)
     while True:
         # What the last host has sent, or was to get, is not the next one's: its console was closed.
-        port = os.open(_device_of(PORT), os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-        options = AgentOptions(owns_process=True, settle=partial(settling.settle, port))
-        if _is_emulated():
-            options = replace(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
-        run(partial(open_fd, port), options, began=began, lasting=lasting)
+        port = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
+        run(
+            partial(open_fd, port),
+            options(settle=partial(settling.settle, port)),
+            began=began,
+            lasting=lasting,
+        )
         if not lasting.goes_on:
             return
         time.sleep(_CLOSED_TIME)
@@ -293,7 +299,7 @@ def _write_all(fd: int, data: bytes) -> None:
 
 def _be_unlike_others(welcome: Welcome) -> None:
     """Take what no other machine may have, before anything runs here that could notice."""
-    with open("/dev/urandom", "wb", buffering=0) as pool:
+    with _opened("/dev/urandom", os.O_WRONLY) as pool:
         seed = welcome.seed
         fcntl.ioctl(pool, _RNDADDENTROPY, struct.pack("ii", 8 * len(seed), len(seed)) + seed)
         fcntl.ioctl(pool, _RNDRESEEDCRNG)
@@ -313,19 +319,33 @@ def _name(welcome: Welcome) -> None:
 
 
 def _rename(welcome: Welcome, former: str) -> None:
-    """Change the machine's names, and nothing else that programs may have written beside them."""
-    _write("/etc/hostname", f"{welcome.hostname}\n".encode())
-    _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
-    with contextlib.suppress(OSError):
+    """Change the machine's names, and nothing else that programs may have written beside them.
+
+    These may have left no room for it, or no directory. The machine goes on then.
+    """
+    try:
+        _write("/etc/hostname", f"{welcome.hostname}\n".encode())
+        _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
         with open("/etc/hosts", "rb") as file:
             text = file.read()
         _write("/etc/hosts", text.replace(former.encode(), welcome.hostname.encode()))
+    except OSError as exc:
+        sys.stderr.write(f"the machine's names in /etc are those of the one it was copied from: {exc}\n")
 
 
 def _write(path: str, data: bytes) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    with open(path, "wb") as file:
-        file.write(data)
+    with _opened(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) as fd:
+        _write_all(fd, data)
+
+
+@contextlib.contextmanager
+def _opened(path: str, flags: int) -> Iterator[int]:
+    """A descriptor. (A file object would be code that an emulated processor has to translate in each clone.)"""
+    fd = os.open(path, flags | os.O_CLOEXEC, 0o644)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 # --- the root directory ---------------------------------------------------------------------------
@@ -403,6 +423,7 @@ def _change_root(welcome: Welcome) -> None:
         with open(f"/etc/{name}", "rb") as file:
             _write(f"{new}/etc/{name}", file.read())
     for path, data_of_file in welcome.files.items():
+        os.makedirs(os.path.dirname(new + path), exist_ok=True)
         _write(new + path, data_of_file)
     # There are hundreds of links, most of them in one directory.
     for directory in {path.rpartition("/")[0] for path in welcome.links}:

@@ -36,7 +36,7 @@ from trio_console.agent._system.machine import become_subreaper, flush_disks, po
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["main", "run"]
+__all__ = ["main", "prepare", "run"]
 
 #: Functions of `os` that are looked for at the start, so that no session fails later because one is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
@@ -77,7 +77,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     note = _COOKED if arguments.stdio and (is_cooked(0) or is_cooked(1)) else ""
     fill_standard_descriptors()  # done already, unless another program has called this function
     options = AgentOptions(owns_process=True)
+    prepare(owns_machine=owns_machine)
     return run(partial(_open_console, arguments), options, began=began, note=note, owns_machine=owns_machine)
+
+
+def prepare(*, owns_machine: bool = False) -> None:
+    """Let this process be an agent from now on. (It takes a while where the processor is emulated.)
+
+    Args:
+        owns_machine: whether the machine is turned off when the agent's end takes too long.
+    """
+    _prepare_signals()
+    signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
+    if os.getpid() != 1:
+        _try_to_be_subreaper()
+    keep_collections_short()
+    go_first()
 
 
 def run(
@@ -89,7 +104,7 @@ def run(
     owns_machine: bool = False,
     lasting: Lasting | None = None,
 ) -> int:
-    """Run the agent as what this process is for; return the exit status.
+    """Run the agent as what this process is for, and was prepared for; return the exit status.
 
     Args:
         open_console: makes the stream to the host.
@@ -99,17 +114,11 @@ def run(
         owns_machine: whether the machine is turned off at the end.
         lasting: see `serve_agent`.
     """
-    _prepare_signals()
-    signal.signal(signal.SIGALRM, lambda *_: _give_up(owns_machine=owns_machine))
     try:
         stream = open_console()
     except OSError as exc:
         log(f"cannot open the console: {exc}")
         return EXIT_FAILED
-    if os.getpid() != 1:
-        _try_to_be_subreaper()
-    keep_collections_short()
-    go_first()
     try:
         return trio.run(_serve, stream, options, began, note, lasting)
     finally:
