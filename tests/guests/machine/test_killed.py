@@ -161,7 +161,8 @@ def die_at(moment: str, idle: float = 0.0) -> None:
         assert not wait_until_none(lambda: marked(mark) | set(filter(runs, [pid])))
 
 
-@pytest.mark.parametrize("moment", [pytest.param("booting", marks=pytest.mark.nightly), "saving"])
+@pytest.mark.nightly  # because two machines have to boot for each
+@pytest.mark.parametrize("moment", ["booting", "saving"])
 async def test_a_program_that_is_killed_while_it_starts_a_first_machine_harms_no_later_one(
     moment: str, cache: Path
 ) -> None:

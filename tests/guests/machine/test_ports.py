@@ -153,6 +153,7 @@ async def test_a_machine_that_is_killed_ends_its_ports_with_a_reason() -> None:
                     pass
 
 
+@pytest.mark.nightly  # because it needs a machine of its own
 async def test_a_machine_has_as_many_ports_as_are_allowed() -> None:
     names = [f"port{number}" for number in range(29)]
     spec = MicroVMGuest(root=Root.MINIMAL, ports=names, template=False)
