@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 __all__ = ["open_guest", "run_guest"]
 
 #: The correlation ids of the first client. A console without a relay has only this client.
-_IDS = slot_ids(0)
+_IDS: Final = slot_ids(0)
 
 
 @interrupt_safe
