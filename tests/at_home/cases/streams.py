@@ -20,6 +20,14 @@ async def read_all(stream: Any) -> bytes:
     return b"".join([bytes(chunk) async for chunk in stream])
 
 
+async def read_line(stream: Any) -> bytes:
+    """The first line, behind which nothing comes yet. A terminal may pass it on in pieces."""
+    line = b""
+    while not line.endswith(b"\n") and (chunk := await stream.receive_some()):
+        line += chunk
+    return line
+
+
 def digest(data: bytes) -> tuple[int, str]:
     return len(data), hashlib.sha256(data).hexdigest()
 

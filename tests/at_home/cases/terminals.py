@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tests.at_home.cases.streams import read_all
+from tests.at_home.cases.streams import read_all, read_line
 from tests.at_home.table import case
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ async def an_interrupt_that_is_typed_ends_the_foreground(here: Here) -> object:
     async with here.open_process(
         ["sh", "-c", "echo ready; exec sleep 1000"], tty=True, stdin=PIPE, stdout=PIPE
     ) as process:
-        await process.stdout.receive_some()
+        await read_line(process.stdout)
         await process.stdin.send_all(b"\x03")
         return await process.wait()
 
@@ -84,7 +84,7 @@ async def an_interrupt_that_is_typed_ends_the_foreground(here: Here) -> object:
 async def a_resize_is_told_to_the_foreground(here: Here) -> object:
     script = "trap 'stty size; exit 6' WINCH; echo ready; while :; do sleep 0.02; done"
     async with here.open_process(["bash", "-c", script], tty=True, stdin=PIPE, stdout=PIPE) as process:
-        await process.stdout.receive_some()
+        await read_line(process.stdout)
         process.resize(11, 44)
         return await read_all(process.stdout), await process.wait()
 
@@ -143,7 +143,7 @@ async def with_all_standard_descriptors_closed_streams_work(here: Here) -> objec
 async def with_closed_outputs_a_cancelled_command_ends(here: Here) -> object:
     with trio.CancelScope() as scope:
         async with here.open_process(["sh", "-c", "echo $$; exec sleep 1000"], stdout=PIPE) as process:
-            pid = int(await process.stdout.receive_some())
+            pid = int(await read_line(process.stdout))
             scope.cancel()
             await trio.lowlevel.checkpoint()
     return await here.ended(pid), process.returncode == -signal.SIGKILL
