@@ -260,90 +260,108 @@ def _warm_up(kind: str) -> Callable[[], object]:
     return lambda: trio.run(partial(_opened, kind, template=True))
 
 
+def _row(
+    kind: str,
+    what: str,
+    title: str,
+    contenders: dict[str, Callable[[], Sequence[float]]],
+    statistic: Statistic = Statistic(),  # noqa: B008  (it cannot be changed)
+    *,
+    turns: int,
+    unit: str = "s",
+    note: str = "",
+) -> Row:
+    """A row of machines of one kind: the smaller the better, and ours comes first."""
+    return Row(
+        f"machine-{what}-{kind}",
+        title,
+        unit,
+        contenders,
+        peers=tuple(contenders)[1:],
+        higher_is_better=False,
+        statistics=(statistic,),
+        turns=turns,
+        warm_up=_warm_up(kind),
+        note=note,
+        process="machines",
+        facts={"group": "machines"},
+    )
+
+
 def rows() -> Iterator[Row]:
     """The rows."""
-    common: dict[str, Any] = {"higher_is_better": False, "process": "machines", "facts": {"group": "machines"}}
     for kind in KINDS:
-        yield Row(
-            f"machine-boot-{kind}",
-            f"a machine ({kind}) started, until it is ready",
-            "s",
-            {
-                "MicroVMGuest(template=False)": partial(_ours, 0, kind, template=False),
-                "QEMU alone, until the greeting": partial(_boot_alone, kind),
-            },
-            peers=("QEMU alone, until the greeting",),
-            statistics=(Statistic(bar=1.25),),
-            turns=10,
-            warm_up=_warm_up(kind),
-            **common,
-        )
-        yield Row(
-            f"machine-clone-{kind}",
-            f"a machine ({kind}) cloned, until it is ready",
-            "s",
-            {
-                "MicroVMGuest": partial(_ours, 0, kind, template=True),
-                "QEMU alone, until it runs": partial(_clone_alone, 0, kind),
-            },
-            peers=("QEMU alone, until it runs",),
-            statistics=(Statistic(limit=0.5),),
-            turns=20,
-            warm_up=_warm_up(kind),
-            **common,
-        )
-        yield Row(
-            f"machine-true-{kind}",
-            f'the tenth run_process(["true"]) in a clone ({kind})',
-            "s",
-            {
-                "MicroVMGuest": partial(_ours, 1, kind, template=True, commands=TENTH),
-                "ProcessGuest": partial(trio.run, _true_in_child),
-            },
-            peers=("ProcessGuest",),
-            statistics=(Statistic(limit=0.04),),
-            turns=20,
-            warm_up=_warm_up(kind),
-            **common,
-        )
-        yield Row(
-            f"machine-memory-{kind}",
-            f"memory of a clone ({kind}) of 256 MiB that has run ten commands",
-            "MiB",
-            {
-                "MicroVMGuest": partial(_ours, 2, kind, template=True, commands=TENTH),
-                "QEMU alone, as soon as it runs": partial(_clone_alone, 1, kind),
-            },
-            peers=("QEMU alone, as soon as it runs",),
-            turns=5,
-            warm_up=_warm_up(kind),
-            note="what it has for itself, and its part of what several processes share (Pss of QEMU)",
-            **common,
-        )
-        if kind == "host":
-            continue  # what is mounted of this machine cannot be copied
-        yield Row(
-            f"machine-fork-{kind}",
-            f"a copy of a machine ({kind}) that runs, until it is ready",
-            "s",
-            {
-                "guest.fork(1)": partial(_fork, 0, kind),
-                "MicroVMGuest, a clone": partial(_ours, 0, kind, template=True),
-            },
-            peers=("MicroVMGuest, a clone",),
-            statistics=(Statistic(limit=0.5),),
-            turns=10,
-            warm_up=_warm_up(kind),
-            **common,
-        )
-        yield Row(
-            f"machine-stopped-{kind}",
-            f"the time for which a machine ({kind}) is stopped while it is copied",
-            "s",
-            {"guest.fork(1)": partial(_fork, 1, kind)},
-            statistics=(Statistic(limit=0.15),),
-            turns=10,
-            warm_up=_warm_up(kind),
-            note="from QEMU's own events",
-            **common,
-        )
+        yield from _rows_of(kind)
+        if kind != "host":  # what is mounted of this machine cannot be copied
+            yield from _rows_of_copies(kind)
+
+
+def _rows_of(kind: str) -> Iterator[Row]:
+    yield _row(
+        kind,
+        "boot",
+        f"a machine ({kind}) started, until it is ready",
+        {
+            "MicroVMGuest(template=False)": partial(_ours, 0, kind, template=False),
+            "QEMU alone, until the greeting": partial(_boot_alone, kind),
+        },
+        Statistic(bar=1.25),
+        turns=10,
+    )
+    yield _row(
+        kind,
+        "clone",
+        f"a machine ({kind}) cloned, until it is ready",
+        {
+            "MicroVMGuest": partial(_ours, 0, kind, template=True),
+            "QEMU alone, until it runs": partial(_clone_alone, 0, kind),
+        },
+        Statistic(limit=0.5),
+        turns=20,
+    )
+    yield _row(
+        kind,
+        "true",
+        f'the tenth run_process(["true"]) in a clone ({kind})',
+        {
+            "MicroVMGuest": partial(_ours, 1, kind, template=True, commands=TENTH),
+            "ProcessGuest": partial(trio.run, _true_in_child),
+        },
+        Statistic(limit=0.04),
+        turns=20,
+    )
+    yield _row(
+        kind,
+        "memory",
+        f"memory of a clone ({kind}) of 256 MiB that has run ten commands",
+        {
+            "MicroVMGuest": partial(_ours, 2, kind, template=True, commands=TENTH),
+            "QEMU alone, as soon as it runs": partial(_clone_alone, 1, kind),
+        },
+        turns=5,
+        unit="MiB",
+        note="what it has for itself, and its part of what several processes share (Pss of QEMU)",
+    )
+
+
+def _rows_of_copies(kind: str) -> Iterator[Row]:
+    yield _row(
+        kind,
+        "fork",
+        f"a copy of a machine ({kind}) that runs, until it is ready",
+        {
+            "guest.fork(1)": partial(_fork, 0, kind),
+            "MicroVMGuest, a clone": partial(_ours, 0, kind, template=True),
+        },
+        Statistic(limit=0.5),
+        turns=10,
+    )
+    yield _row(
+        kind,
+        "stopped",
+        f"the time for which a machine ({kind}) is stopped while it is copied",
+        {"guest.fork(1)": partial(_fork, 1, kind)},
+        Statistic(limit=0.15),
+        turns=10,
+        note="from QEMU's own events",
+    )
