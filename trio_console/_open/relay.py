@@ -89,7 +89,7 @@ async def serve_relay(
             await server.wait_ended()
         finally:
             tell = partial(server.shut_down, grace)
-            await end(tell, server.wait_ended, host, Confirmations(grace))  # noqa: ASYNC102  (as above)
+            await end(tell, server.wait_ended, host, Confirmations(grace))  # noqa: ASYNC102  (shields itself)
         if not server.shutdown_requested.is_set():
             raise GuestLostError(await explained(server.reason, host.explain)) from (host.cause() or server.cause)
 
