@@ -9,13 +9,13 @@ import random
 import socket
 import struct
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import msgspec
+import pytest
 
 from trio_console._machine.welcome import Welcome
 from trio_console.agent import _init
-
-if TYPE_CHECKING:
-    import pytest
 
 WELCOME = Welcome(seed=bytes(range(64)), time_ns=7, hostname="name", machine_id="0" * 32, env={})
 
@@ -46,3 +46,18 @@ def test_a_copy_that_has_no_room_for_its_names_goes_on_and_says_so(
     monkeypatch.setattr(_init, "_write", full)
     _init._rename(WELCOME, "former")
     assert "No space left on device: '/etc/hostname'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("on_disk", "done"), [(False, ["disk", "furnish"]), (True, ["furnish"])])
+def test_a_machine_that_was_not_told_of_its_disk_by_the_kernel_learns_of_it_from_its_host(
+    monkeypatch: pytest.MonkeyPatch, on_disk: bool, done: list[str]
+) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(_init, "_wait_for_host", lambda _port: msgspec.structs.replace(WELCOME, disk=True))
+    monkeypatch.setattr(_init, "_be_unlike_others", lambda _welcome: None)
+    monkeypatch.setattr(_init, "_change_to_disk", lambda: seen.append("disk"))
+    monkeypatch.setattr(_init, "_furnish", lambda _welcome: seen.append("furnish"))
+    monkeypatch.setattr(os, "set_blocking", lambda *_arguments: None)
+    monkeypatch.setattr(os, "environ", {})
+    _init._Settling(on_disk=on_disk).settle(0)
+    assert seen == done

@@ -21,7 +21,8 @@ __all__ = ["GREETING", "LARGEST_WELCOME", "ON_DISK", "PORT", "Mount", "Welcome",
 #: The name of the virtio port that is the agent's console.
 PORT: Final = "trio_console"
 
-#: The word of the kernel's command line by which the root directory is what the machine's disk has.
+#: The word of the kernel's command line by which the root directory is what the machine's disk has, so that it can
+#: be mounted before there is a host.
 ON_DISK: Final = "trio_console.disk"
 
 #: What a machine says when it has started, and can be told its settings.
@@ -63,6 +64,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         lower: directories of the host of which the root directory is made; none if it stays what it is.
         links: symbolic links in this root directory, by their paths.
         files: small files in it, by their paths.
+        disk: the root directory is to be what the disk has, if it is not that already; ``lower`` is empty then.
         mounts: directories of the host that are mounted on the root directory.
         ports: names of virtio ports, beside the agent's own, which programs find below ``/dev/virtio-ports``.
         stays: whether the machine waits for another host when this one has gone, and is not turned off. To that
@@ -78,6 +80,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lower: tuple[Mount, ...] = ()
     links: dict[str, str] = {}
     files: dict[str, bytes] = {}
+    disk: bool = False
     mounts: tuple[Mount, ...] = ()
     ports: tuple[str, ...] = ()
     stays: bool = False

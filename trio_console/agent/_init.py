@@ -109,12 +109,12 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
-    if _is_on_disk():
+    if on_disk := _is_on_disk():
         _change_to_disk()  # so it is in every clone, and need not be done there
-    _serve(began)
+    _serve(began, on_disk=on_disk)
 
 
-def _serve(began: int) -> None:
+def _serve(began: int, *, on_disk: bool) -> None:
     """Be the agent of one host, and of the next ones, if the machine stays."""
     # Imported late, although long since loaded: what comes before must be able to say what is wrong.
     from trio_console._wire import Direction, learn_messages
@@ -124,7 +124,7 @@ def _serve(began: int) -> None:
 
     learn_messages(Direction.HOST_TO_AGENT)
     prepare()
-    lasting, settling = Lasting(), _Settling()
+    lasting, settling = Lasting(), _Settling(on_disk=on_disk)
     options = partial(AgentOptions, owns_process=True)
     if _is_emulated():
         options = partial(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
@@ -156,7 +156,8 @@ class _Settling:
     before need not be done, nor translated, in any of its clones.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, on_disk: bool) -> None:
+        self._on_disk: Final = on_disk  # whether the root directory is the disk's already
         self._former: str | None = None  # the name that the last host gave it
 
     def settle(self, port: int) -> Settled:
@@ -168,6 +169,9 @@ class _Settling:
         os.set_blocking(port, False)
         _be_unlike_others(welcome)
         if self._former is None:
+            # (The kernel was not told of the disk if the caller of QEMU has replaced its command line.)
+            if welcome.disk and not self._on_disk:
+                _change_to_disk()
             _furnish(welcome)
         else:
             _rename(welcome, self._former)
@@ -330,7 +334,7 @@ def _rename(welcome: Welcome, former: str) -> None:
             text = file.read()
         _write("/etc/hosts", text.replace(former.encode(), welcome.hostname.encode()))
     except OSError as exc:
-        sys.stderr.write(f"the machine's names in /etc are those of the one it was copied from: {exc}\n")
+        sys.stderr.write(f"not all names of the one it was copied from could be changed in /etc: {exc}\n")
 
 
 def _write(path: str, data: bytes) -> None:

@@ -84,6 +84,7 @@ def settings(kind: Kind, terms: Terms, view: View | None = None) -> bytes:
         lower=() if view is None else view.lower,
         links={} if view is None else dict(view.links),
         files={} if view is None else dict(view.files),
+        disk=kind.plan.disk is not None,
         mounts=() if view is None else view.mounts,
         ports=tuple(kind.plan.ports),
         stays=_can_be_saved(kind.plan),
