@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 #: Seconds to fetch packages, once on a new machine.
 SETUP = 600
 
+#: It ends its machine before it ends: whoever kills all that a test has left may kill the warden as well.
 PROGRAM = """\
-import json, sys
+import json, signal, sys
 import trio, trio_console
 path, root, shares, writable, jail = json.loads(sys.argv[1])
 shares = {at: trio_console.Share(here, writable=at in writable) for at, here in shares.items()}
@@ -37,7 +38,11 @@ async def main():
     async with trio.open_nursery() as nursery:
         serve = trio_console.serve_relay
         await nursery.start(lambda task_status: serve(spec, path, launch_timeout=300, task_status=task_status))
-        print("ready", flush=True)
+        with trio.open_signal_receiver(signal.SIGTERM) as signals:
+            print("ready", flush=True)
+            async for _ in signals:
+                nursery.cancel_scope.cancel()
+                break
 
 trio.run(main)
 """
