@@ -133,6 +133,15 @@ async def test_a_process_that_was_left_ends_with_the_last_host() -> None:
     await end(lasting)
 
 
+async def test_it_is_known_when_the_console_of_a_host_was_closed_that_is_followed_by_another() -> None:
+    lasting = Lasting()
+    began = trio.current_time()
+    async with serving(lasting) as served:
+        await reset(served.host)
+    assert began <= lasting.closed_at <= trio.current_time()
+    await end(lasting)
+
+
 async def test_the_settings_of_a_host_are_not_those_of_the_next() -> None:
     lasting = Lasting()
     secret = [wire.EnvVar("SECRET", "told")]

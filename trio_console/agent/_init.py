@@ -28,10 +28,10 @@ from trio_console._machine.welcome import GREETING, ON_DISK, PORT, unpack
 from trio_console.agent._system.boot import BootTimes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from trio_console._machine.welcome import Mount, Welcome
-    from trio_console.agent._serve import Settled
+    from trio_console.agent._serve import AgentOptions, Settled
 
 __all__ = ["main", "modules_of_agent"]
 
@@ -58,6 +58,9 @@ _DEVICE_PAUSE: Final = 0.002
 #: Seconds for which the console is closed between two hosts, so that the next one sees it: it looks every two
 #: milliseconds. If it looks too late, it is told all the same, after a second.
 _CLOSED_TIME: Final = 0.02
+
+#: Bytes that are read of a file at once.
+_PART: Final = 64 * 1024
 
 #: The disk with the root directory, if the machine has one: it has no other.
 _DISK: Final = "/dev/vda"
@@ -117,30 +120,41 @@ def _run(began: int) -> None:
 def _serve(began: int, *, on_disk: bool) -> None:
     """Be the agent of one host, and of the next ones, if the machine stays."""
     # Imported late, although long since loaded: what comes before must be able to say what is wrong.
+    import trio
+
     from trio_console._wire import Direction, learn_messages
-    from trio_console.agent._main import prepare, run
-    from trio_console.agent._serve import AgentOptions, Lasting
-    from trio_console.agent._system.console import open_fd
+    from trio_console.agent._main import prepare
+    from trio_console.agent._serve import AgentOptions
 
     learn_messages(Direction.HOST_TO_AGENT)
     prepare()
-    lasting, settling = Lasting(), _Settling(on_disk=on_disk)
     options = partial(AgentOptions, owns_process=True)
     if _is_emulated():
         options = partial(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
-    device = _device_of(PORT)
+    # One loop for all hosts: to begin another would be code that an emulated processor has to translate first.
+    trio.run(_serve_hosts, _device_of(PORT), options, _Settling(on_disk=on_disk), began)
+
+
+async def _serve_hosts(device: str, options: Callable[..., AgentOptions], settling: _Settling, began: int) -> None:
+    import trio
+
+    from trio_console.agent._router import log
+    from trio_console.agent._serve import Lasting, serve_agent
+    from trio_console.agent._system.boot import BootError
+    from trio_console.agent._system.console import open_fd
+
+    lasting = Lasting()
     while True:
         # What the last host has sent, or was to get, is not the next one's: its console was closed.
         port = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
-        run(
-            partial(open_fd, port),
-            options(settle=partial(settling.settle, port)),
-            began=began,
-            lasting=lasting,
-        )
+        settle = partial(settling.settle, port)
+        try:
+            await serve_agent(open_fd(port), options=options(settle=settle), boot_time_ns=began, lasting=lasting)
+        except BootError as exc:
+            log(str(exc))
         if not lasting.goes_on:
             return
-        time.sleep(_CLOSED_TIME)
+        await trio.sleep_until(lasting.closed_at + _CLOSED_TIME)
 
 
 def _is_emulated() -> bool:
@@ -330,11 +344,16 @@ def _rename(welcome: Welcome, former: str) -> None:
     try:
         _write("/etc/hostname", f"{welcome.hostname}\n".encode())
         _write("/etc/machine-id", f"{welcome.machine_id}\n".encode())
-        with open("/etc/hosts", "rb") as file:
-            text = file.read()
+        text = _read("/etc/hosts")
         _write("/etc/hosts", text.replace(former.encode(), welcome.hostname.encode()))
     except OSError as exc:
         sys.stderr.write(f"not all names of the one it was copied from could be changed in /etc: {exc}\n")
+
+
+def _read(path: str) -> bytes:
+    with _opened(path, os.O_RDONLY) as fd:
+        parts = list(iter(partial(os.read, fd, _PART), b""))
+    return b"".join(parts)
 
 
 def _write(path: str, data: bytes) -> None:
@@ -424,8 +443,7 @@ def _change_root(welcome: Welcome) -> None:
         data = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
         _mount("overlay", new + mount.path, "overlay", 0, data)
     for name in os.listdir("/etc"):
-        with open(f"/etc/{name}", "rb") as file:
-            _write(f"{new}/etc/{name}", file.read())
+        _write(f"{new}/etc/{name}", _read(f"/etc/{name}"))
     for path, data_of_file in welcome.files.items():
         os.makedirs(os.path.dirname(new + path), exist_ok=True)
         _write(new + path, data_of_file)

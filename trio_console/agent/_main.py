@@ -20,7 +20,7 @@ from trio_console._standard import fill_standard_descriptors
 from trio_console._trio.turns import go_first, keep_collections_short
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
-from trio_console.agent._serve import AgentOptions, Lasting, serve_agent
+from trio_console.agent._serve import AgentOptions, serve_agent
 from trio_console.agent._system.boot import EXIT_FAILED, BootError, BootTimes
 from trio_console.agent._system.console import (
     accept_unix,
@@ -36,7 +36,7 @@ from trio_console.agent._system.machine import become_subreaper, flush_disks, po
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-__all__ = ["main", "prepare", "run"]
+__all__ = ["main", "prepare"]
 
 #: Functions of `os` that are looked for at the start, so that no session fails later because one is missing.
 _NEEDED: Final = ("killpg", "openpty", "preadv", "pwritev", "sendfile", "waitid")
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     fill_standard_descriptors()  # done already, unless another program has called this function
     options = AgentOptions(owns_process=True)
     prepare(owns_machine=owns_machine)
-    return run(partial(_open_console, arguments), options, began=began, note=note, owns_machine=owns_machine)
+    return _run(partial(_open_console, arguments), options, began=began, note=note, owns_machine=owns_machine)
 
 
 def prepare(*, owns_machine: bool = False) -> None:
@@ -95,14 +95,13 @@ def prepare(*, owns_machine: bool = False) -> None:
     go_first()
 
 
-def run(
+def _run(
     open_console: Callable[[], trio.abc.Stream],
     options: AgentOptions,
     *,
     began: int,
     note: str = "",
     owns_machine: bool = False,
-    lasting: Lasting | None = None,
 ) -> int:
     """Run the agent as what this process is for, and was prepared for; return the exit status.
 
@@ -112,7 +111,6 @@ def run(
         began: when it began, in ns of the boot clock.
         note: is added to the reason of a failed boot.
         owns_machine: whether the machine is turned off at the end.
-        lasting: see `serve_agent`.
     """
     try:
         stream = open_console()
@@ -120,7 +118,7 @@ def run(
         log(f"cannot open the console: {exc}")
         return EXIT_FAILED
     try:
-        return trio.run(_serve, stream, options, began, note, lasting)
+        return trio.run(_serve, stream, options, began, note)
     finally:
         if owns_machine:
             trio.run(flush_disks)
@@ -145,11 +143,9 @@ def _give_up(*, owns_machine: bool) -> None:
     os._exit(EXIT_FAILED)
 
 
-async def _serve(
-    stream: trio.abc.Stream, options: AgentOptions, began: int, note: str, lasting: Lasting | None
-) -> int:
+async def _serve(stream: trio.abc.Stream, options: AgentOptions, began: int, note: str) -> int:
     try:
-        ending = await serve_agent(stream, options=options, boot_time_ns=began, lasting=lasting)
+        ending = await serve_agent(stream, options=options, boot_time_ns=began)
     except BootError as exc:
         log(f"{exc}{note}")
         return exc.exit_code

@@ -7,6 +7,7 @@ reason, the nursery is cancelled, and each session ends its processes before its
 from __future__ import annotations
 
 import errno
+import math
 import os
 import secrets
 import signal
@@ -168,12 +169,14 @@ class Lasting:
         births: has the cgroups of commands.
         sinks: descriptors that processes write to, and whose output is dropped, with the client of each.
         goes_on: whether the last host has gone, or has reset the agent, so that the next one is to be waited for.
+        closed_at: when the console of such a host was closed, by trio's clock.
     """
 
     def __init__(self) -> None:
         self.births: Births | None = None
         self.sinks: list[tuple[int, int]] = []
         self.goes_on = False
+        self.closed_at = -math.inf
 
     def close(self) -> None:
         """Close the descriptors, because there is no next host."""
@@ -306,8 +309,7 @@ class _Agent:
                     self._set_last_deadline()
                 await self._say_the_rest()
                 if self.has_let_go:
-                    # What this host still sends, or is still sent, is not the next one's.
-                    await self._source.wait_over()
+                    await self._close_console()
                 nursery.cancel_scope.cancel()
         finally:
             self._files.close()
@@ -320,6 +322,17 @@ class _Agent:
         """Kill what commands have left. (A process that is the agent's own finds it among its descendants.)"""
         if self._serial:
             await self._hunt.kill_rest()
+
+    async def _close_console(self) -> None:
+        """Close the console of a host that is to be followed by another.
+
+        This is early, because the next host waits to see it, and what is left to be ended here takes a while.
+        """
+        # What this host still sends, or is still sent, is not the next one's.
+        await self._source.wait_over()
+        await trio.aclose_forcefully(self._stream)
+        if self._lasting is not None:
+            self._lasting.closed_at = trio.current_time()
 
     async def _say_the_rest(self) -> None:
         """Give the host a moment to read what is queued for it, such as the last output of commands."""

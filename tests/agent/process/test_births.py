@@ -160,6 +160,16 @@ async def test_a_thread_is_ready_before_the_first_command(cgroups: FakeCgroups, 
     assert len(cgroups.where) == 1
 
 
+async def test_a_thread_that_is_ready_is_not_disturbed(births: Births, monkeypatch: pytest.MonkeyPatch) -> None:
+    births.prepare()
+    await becomes(lambda: births._ready)
+    given: list[object] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(births, "_give", lambda *order: given.append(order))
+        births.prepare()
+    assert not given
+
+
 async def test_a_thread_that_gets_ready_can_be_waited_for(cgroups: FakeCgroups, births: Births) -> None:
     cgroups.gate.clear()
     births.prepare()

@@ -28,7 +28,8 @@ import struct
 import sys
 from collections import deque
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final, NamedTuple, final
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -71,6 +72,25 @@ _NUMBERS: Final = {"x86_64": (437, 332), "aarch64": (437, 291)}
 _UNKNOWN_CALL: Final = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL})
 
 
+def _numbers() -> tuple[int, int]:
+    machine = os.uname().machine
+    if machine not in _NUMBERS or sys.platform != "linux" or struct.calcsize("P") != 8:
+        raise LookupError(machine)
+    return _NUMBERS[machine]
+
+
+@cache
+def _functions() -> tuple[Any, Any]:
+    """The C library's way to make any system call, with the arguments of each of the two."""
+    library = ctypes.PyDLL(None, use_errno=True)
+    long, pointer = ctypes.c_long, ctypes.c_char_p
+    openat2, statx = library["syscall"], library["syscall"]
+    openat2.argtypes = (long, long, pointer, pointer, long)
+    statx.argtypes = (long, long, pointer, long, long, pointer)
+    openat2.restype = statx.restype = long
+    return openat2, statx
+
+
 @final
 class Kernel:
     """The two system calls that Python does not have. Both raise `OSError`.
@@ -84,18 +104,8 @@ class Kernel:
     __slots__ = ("_buffer", "_openat2", "_openat2_number", "_statx", "_statx_number")
 
     def __init__(self) -> None:
-        machine = os.uname().machine
-        if machine not in _NUMBERS or sys.platform != "linux" or struct.calcsize("P") != 8:
-            raise LookupError(machine)
-        self._openat2_number, self._statx_number = _NUMBERS[machine]
-        library = ctypes.PyDLL(None, use_errno=True)
-        long, pointer = ctypes.c_long, ctypes.c_char_p
-        self._openat2 = library["syscall"]
-        self._openat2.argtypes = (long, long, pointer, pointer, long)
-        self._openat2.restype = long
-        self._statx = library["syscall"]
-        self._statx.argtypes = (long, long, pointer, long, long, pointer)
-        self._statx.restype = long
+        self._openat2_number, self._statx_number = _numbers()
+        self._openat2, self._statx = _functions()
         self._buffer = ctypes.create_string_buffer(_SIZE_OF_STATX)
 
     def open_cached(self, path: bytes, flags: int, resolve: int) -> int:

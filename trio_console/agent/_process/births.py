@@ -106,8 +106,10 @@ class Births:
     # The loop's side
 
     def prepare(self) -> None:
-        """Let a thread get ready for the first command."""
-        if self._cgroups is not None:
+        """Let a thread get ready for the first command, if none is."""
+        with self._changed:
+            is_ready = bool(self._ready)
+        if self._cgroups is not None and not is_ready:
             with contextlib.suppress(NoThreadError):
                 self._give(self._cgroups, None)
 
