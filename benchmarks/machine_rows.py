@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.monitor import Monitor
     from trio_console._guests.machine.qemu import Plan
     from trio_console._guests.machine.saved.copied import Changes
+    from trio_console._guests.machine.view import View
 
 __all__ = ["can_be_measured", "rows"]
 
@@ -193,8 +194,13 @@ async def _true_in_child() -> Sequence[float]:
 def _plan(kind: str) -> Plan:
     root = _root(kind)
     spec = trio_console.MicroVMGuest(root=root)
-    _, plan = trio.run(spec._plan, view_of(root if isinstance(root, Root) else Root.MINIMAL, {}))
+    _, plan = trio.run(spec._plan, _view(kind))
     return plan
+
+
+def _view(kind: str) -> View:
+    root = _root(kind)
+    return view_of(root if isinstance(root, Root) else Root.MINIMAL, {})
 
 
 @contextmanager
@@ -230,7 +236,7 @@ def _boot_alone(kind: str) -> Sequence[float]:
 def _clone_alone(index: int, kind: str) -> Sequence[float]:
     """Seconds from QEMU's start until it has loaded the template and runs, or MiB that it holds then."""
     plan = _plan(kind)
-    template = trio.run(template_of, plan, _MODEL)
+    template = trio.run(template_of, plan, _MODEL, _view(kind).layout)
     start = time.perf_counter()
     with _started(plan, Memory(template / "memory", private=True, saved=True)) as (pid, _console, monitor):
         with monitor.makefile("r") as answers, open(template / "state", "rb") as state:

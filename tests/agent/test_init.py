@@ -9,13 +9,16 @@ import random
 import socket
 import struct
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
 
-from trio_console._machine.welcome import Welcome
+from trio_console._machine.welcome import Layout, Welcome
 from trio_console.agent import _init
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 WELCOME = Welcome(seed=bytes(range(64)), time_ns=7, hostname="name", machine_id="0" * 32, env={})
 
@@ -53,11 +56,45 @@ def test_a_machine_that_was_not_told_of_its_disk_by_the_kernel_learns_of_it_from
     monkeypatch: pytest.MonkeyPatch, on_disk: bool, done: list[str]
 ) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(_init, "_wait_for_host", lambda _port: msgspec.structs.replace(WELCOME, disk=True))
+    welcome = msgspec.structs.replace(WELCOME, disk=True)
+    assert settled(monkeypatch, [welcome], seen, on_disk=on_disk) == []
+    assert seen == done
+
+
+def settled(
+    monkeypatch: pytest.MonkeyPatch, said: list[Layout | Welcome], done: list[Any], *, on_disk: bool = False
+) -> list[Layout | Welcome]:
+    """Let a machine hear a host, and take down what it does; returns what it has not heard."""
+    left = list(said)
+    monkeypatch.setattr(_init, "_wait_for_host", lambda _port: left.pop(0))
     monkeypatch.setattr(_init, "_be_unlike_others", lambda _welcome: None)
-    monkeypatch.setattr(_init, "_change_to_disk", lambda: seen.append("disk"))
-    monkeypatch.setattr(_init, "_furnish", lambda _welcome: seen.append("furnish"))
+    monkeypatch.setattr(_init, "_change_to_disk", lambda: done.append("disk"))
+    monkeypatch.setattr(_init, "_lay_out", lambda layout: done.append(("lay out", layout)))
+    monkeypatch.setattr(_init, "_change_root", lambda *layouts: done.append(("root", *layouts)))
+    monkeypatch.setattr(_init, "_furnish", lambda _welcome: done.append("furnish"))
     monkeypatch.setattr(os, "set_blocking", lambda *_arguments: None)
     monkeypatch.setattr(os, "environ", {})
     _init._Settling(on_disk=on_disk).settle(0)
-    assert seen == done
+    return left
+
+
+def test_a_machine_lays_its_root_directory_out_as_soon_as_it_knows_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    layout, changes = Layout(links={"/bin": "usr/bin"}), Layout(gone=("/bin",))
+    done: list[Any] = []
+    said = [layout, msgspec.structs.replace(WELCOME, changes=changes)]
+    assert settled(monkeypatch, said, done) == []
+    assert done == [("lay out", layout), ("root", layout, changes), "furnish"]
+
+
+def test_what_has_changed_of_a_layout_replaces_what_was_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_init, "_NEW_ROOT", str(tmp_path))
+    _init._put(Layout(links={"/bin": "usr/bin", "/etc/a/x": "old"}, files={"/etc/y": b"old", "/etc/z": b""}))
+    assert (os.readlink(tmp_path / "bin"), os.readlink(tmp_path / "etc/a/x")) == ("usr/bin", "old")
+    assert (tmp_path / "etc/y").read_bytes() == b"old"
+    gone = ("/bin", "/etc/a/x", "/etc/y")
+    _init._put(Layout(links={"/etc/a/x": "new", "/etc/y": "link"}, files={"/bin": b"file"}, gone=gone))
+    assert (os.readlink(tmp_path / "etc/y"), os.readlink(tmp_path / "etc/a/x")) == ("link", "new")
+    assert (tmp_path / "bin").read_bytes() == b"file"
+    assert (tmp_path / "etc/z").read_bytes() == b""

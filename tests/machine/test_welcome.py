@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import io
 
+import msgspec
 import pytest
 
-from trio_console._machine.welcome import LARGEST_WELCOME, Mount, Welcome, pack, unpack
+from trio_console._machine.welcome import LARGEST_WELCOME, Layout, Mount, Welcome, pack, unpack
+
+LAYOUT = Layout(
+    lower=(Mount("root0", "/usr"),),
+    links={"/bin": "usr/bin", "/etc/awk": "/usr/bin/mawk"},
+    files={"/etc/x": b"\0\xff", "/etc/y": b""},
+)
 
 WELCOME = Welcome(
     seed=bytes(range(256)),
@@ -15,16 +22,32 @@ WELCOME = Welcome(
     machine_id="0" * 32,
     env={"A": "ü\n"},
     user="nobody",
-    lower=(Mount("root0", "/usr"),),
-    links={"/bin": "usr/bin"},
-    files={"/etc/x": b"\0\xff"},
+    changes=Layout(gone=("/bin",)),
     mounts=(Mount("share0", "/mnt", writable=True),),
     ports=("a", "b"),
 )
 
 
-def test_settings_come_as_they_were_sent() -> None:
-    assert unpack(io.BytesIO(pack(WELCOME)).read) == WELCOME
+@pytest.mark.parametrize("said", [WELCOME, LAYOUT])
+def test_settings_come_as_they_were_sent(said: Layout | Welcome) -> None:
+    assert unpack(io.BytesIO(pack(said)).read) == said
+
+
+def test_a_layout_is_no_other_than_itself() -> None:
+    assert LAYOUT.since(msgspec.structs.replace(LAYOUT)) is None
+
+
+def test_only_what_has_changed_of_a_layout_is_made_anew() -> None:
+    now = Layout(
+        lower=LAYOUT.lower,
+        links={"/bin": "usr/bin", "/etc/awk": "/usr/bin/gawk", "/etc/y": "x", "/lib": "usr/lib"},
+        files={"/etc/z": b"new"},
+    )
+    assert now.since(LAYOUT) == Layout(
+        links={"/etc/awk": "/usr/bin/gawk", "/etc/y": "x", "/lib": "usr/lib"},
+        files={"/etc/z": b"new"},
+        gone=("/etc/awk", "/etc/x", "/etc/y"),
+    )
 
 
 def test_no_byte_behind_settings_is_read() -> None:

@@ -4,6 +4,9 @@ They go over the agent's console before its first frame. So a machine is the sam
 told what belongs to one of them: nothing of that is in its kernel's command line, or in its initramfs. (That the
 root directory is on a disk is there, because the disk is the same for all of them.)
 
+A machine whose root directory is made of its host's is told first what is in it, greets once more, and can then be
+saved: so the hundreds of links of that need not be made in its clones.
+
 This module must not know who carries the bytes, or what is done with the settings.
 """
 
@@ -16,7 +19,7 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GREETING", "LARGEST_WELCOME", "ON_DISK", "PORT", "Mount", "Welcome", "pack", "unpack"]
+__all__ = ["GREETING", "LARGEST_WELCOME", "ON_DISK", "PORT", "Layout", "Mount", "Welcome", "pack", "unpack"]
 
 #: The name of the virtio port that is the agent's console.
 PORT: Final = "trio_console"
@@ -51,7 +54,36 @@ class Mount(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 @final
-class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Layout(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="layout"):
+    """What a root directory is made of that is not the machine's own.
+
+    Attributes:
+        lower: directories of the host in it, each under a layer in memory.
+        links: symbolic links in it, by their paths.
+        files: small files in it, by their paths.
+        gone: paths of links and files that were in it before, and are removed, or made anew.
+    """
+
+    lower: tuple[Mount, ...] = ()
+    links: dict[str, str] = {}
+    files: dict[str, bytes] = {}
+    gone: tuple[str, ...] = ()
+
+    def since(self, former: Layout) -> Layout | None:
+        """What makes this one of a former one with the same directories; `None` if nothing has to be made."""
+        before: dict[str, str | bytes] = {**former.links, **former.files}
+        now: dict[str, str | bytes] = {**self.links, **self.files}
+        if now == before:
+            return None
+        return Layout(
+            links={path: target for path, target in self.links.items() if before.get(path) != target},
+            files={path: data for path, data in self.files.items() if before.get(path) != data},
+            gone=tuple(path for path, what in before.items() if now.get(path) != what),
+        )
+
+
+@final
+class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="welcome"):
     """The settings of a machine.
 
     Attributes:
@@ -61,10 +93,8 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         machine_id: what is in ``/etc/machine-id``: 32 hexadecimal digits.
         env: the environment of commands, beside what every command has.
         user: the user of commands that name none; `None` for root.
-        lower: directories of the host of which the root directory is made; none if it stays what it is.
-        links: symbolic links in this root directory, by their paths.
-        files: small files in it, by their paths.
-        disk: the root directory is to be what the disk has, if it is not that already; ``lower`` is empty then.
+        changes: what of the root directory's layout is another than the machine was told; `None` for nothing.
+        disk: the root directory is to be what the disk has, if it is not that already; it has no layout then.
         mounts: directories of the host that are mounted on the root directory.
         ports: names of virtio ports, beside the agent's own, which programs find below ``/dev/virtio-ports``.
         stays: whether the machine waits for another host when this one has gone, and is not turned off. To that
@@ -77,9 +107,7 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     machine_id: str
     env: dict[str, str]
     user: str | None = None
-    lower: tuple[Mount, ...] = ()
-    links: dict[str, str] = {}
-    files: dict[str, bytes] = {}
+    changes: Layout | None = None
     disk: bool = False
     mounts: tuple[Mount, ...] = ()
     ports: tuple[str, ...] = ()
@@ -87,22 +115,22 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 #: Made with this module: a machine is saved behind its import, so no clone has to look at the fields again.
-_DECODER: Final = msgspec.json.Decoder(Welcome)
+_DECODER: Final = msgspec.json.Decoder(Layout | Welcome)
 
 
-def pack(welcome: Welcome) -> bytes:
-    """The settings as the host sends them.
+def pack(said: Layout | Welcome) -> bytes:
+    """Settings as the host sends them.
 
     Raises:
         ValueError: they are too long, or a name in them is not valid text.
     """
-    body = msgspec.json.encode(welcome)
+    body = msgspec.json.encode(said)
     if len(body) > LARGEST_WELCOME:
         raise ValueError(f"the settings of a machine have {len(body)} bytes; they may have {LARGEST_WELCOME}")
     return len(body).to_bytes(_LENGTH, "big") + body
 
 
-def unpack(read: Callable[[int], bytes]) -> Welcome | None:
+def unpack(read: Callable[[int], bytes]) -> Layout | Welcome | None:
     """Read settings, and no byte more; `None` if the stream ends before them.
 
     Args:

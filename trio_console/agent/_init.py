@@ -24,7 +24,7 @@ import traceback
 from functools import partial
 from typing import TYPE_CHECKING, Final, NoReturn, final
 
-from trio_console._machine.welcome import GREETING, ON_DISK, PORT, unpack
+from trio_console._machine.welcome import GREETING, ON_DISK, PORT, Layout, unpack
 from trio_console.agent._system.boot import BootTimes
 
 if TYPE_CHECKING:
@@ -61,6 +61,10 @@ _CLOSED_TIME: Final = 0.02
 
 #: Bytes that are read of a file at once.
 _PART: Final = 64 * 1024
+
+#: Where another root directory is made, and the layers of which its parts consist.
+_NEW_ROOT: Final = "/newroot"
+_LAYERS: Final = "/layers"
 
 #: The disk with the root directory, if the machine has one: it has no other.
 _DISK: Final = "/dev/vda"
@@ -172,6 +176,7 @@ class _Settling:
 
     def __init__(self, *, on_disk: bool) -> None:
         self._on_disk: Final = on_disk  # whether the root directory is the disk's already
+        self._layout: Layout | None = None  # of the root directory that is to be entered
         self._former: str | None = None  # the name that the last host gave it
 
     def settle(self, port: int) -> Settled:
@@ -179,13 +184,17 @@ class _Settling:
         from trio_console.agent._serve import Settled
 
         os.set_blocking(port, True)
-        welcome = _wait_for_host(port)
+        while isinstance(welcome := _wait_for_host(port), Layout):
+            _lay_out(welcome)
+            self._layout = welcome
         os.set_blocking(port, False)
         _be_unlike_others(welcome)
         if self._former is None:
             # (The kernel was not told of the disk if the caller of QEMU has replaced its command line.)
             if welcome.disk and not self._on_disk:
                 _change_to_disk()
+            if self._layout is not None:
+                _change_root(self._layout, welcome.changes)
             _furnish(welcome)
         else:
             _rename(welcome, self._former)
@@ -196,11 +205,9 @@ class _Settling:
 
 
 def _furnish(welcome: Welcome) -> None:
-    """Give the machine its names, its root directory and what is mounted there."""
+    """Give the machine its names, and what is mounted on its root directory."""
     _name(welcome)
     _link_ports(welcome.ports)
-    if welcome.lower:
-        _change_root(welcome)
     for mount in welcome.mounts:
         os.makedirs(mount.path, exist_ok=True)
         _mount_share(mount, mount.path)
@@ -297,17 +304,17 @@ def _link_ports(names: Sequence[str]) -> None:
         os.symlink(f"../{os.path.basename(_device_of(name))}", f"/dev/virtio-ports/{name}")
 
 
-def _wait_for_host(port: int) -> Welcome:
-    """Wait for a host, as long as it takes; returns what it has said first.
+def _wait_for_host(port: int) -> Layout | Welcome:
+    """Wait for a host, as long as it takes; returns what it says next.
 
     A virtio port without a host reads as if it were at end of file, and a write waits for a host. So this waits
     for the next one also if a host goes before it has said all, and while the machine is being saved.
     """
     while True:
         _write_all(port, GREETING)
-        welcome = unpack(partial(os.read, port))
-        if welcome is not None:
-            return welcome
+        said = unpack(partial(os.read, port))
+        if said is not None:
+            return said
 
 
 def _write_all(fd: int, data: bytes) -> None:
@@ -393,16 +400,16 @@ def _change_to_disk() -> None:
         if time.monotonic() > deadline:
             raise FileNotFoundError(f"this kernel shows no disk {_DISK}: it needs the driver virtio_blk")
         time.sleep(_DEVICE_PAUSE)
-    new, layers = "/newroot", "/layers"
-    for name in (new, layers):
+    for name in (_NEW_ROOT, _LAYERS):
         os.mkdir(name)
-    _mount("layers", layers, "tmpfs", 0, "mode=700")
+    _mount("layers", _LAYERS, "tmpfs", 0, "mode=700")
     for layer in ("lower", "upper", "work"):
-        os.mkdir(f"{layers}/{layer}")
-    _mount(_DISK, f"{layers}/lower", "ext4", _MS_RDONLY)
-    _mount("overlay", new, "overlay", 0, f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work")
-    _make_missing_directories(new)
-    _enter(new)
+        os.mkdir(f"{_LAYERS}/{layer}")
+    _mount(_DISK, f"{_LAYERS}/lower", "ext4", _MS_RDONLY)
+    data = f"lowerdir={_LAYERS}/lower,upperdir={_LAYERS}/upper,workdir={_LAYERS}/work"
+    _mount("overlay", _NEW_ROOT, "overlay", 0, data)
+    _make_missing_directories(_NEW_ROOT)
+    _enter(_NEW_ROOT)
 
 
 def _make_missing_directories(root: str) -> None:
@@ -426,30 +433,42 @@ def _enter(new: str) -> None:
     os.chdir("/")
 
 
-def _change_root(welcome: Welcome) -> None:
-    """Make a root directory of directories of the host, each under a layer of memory, and take it for ours."""
-    new = "/newroot"
-    os.mkdir(new)
-    _mount("root", new, "tmpfs", 0, "mode=755")
-    _make_missing_directories(new)
-    os.mkdir("/layers")
-    _mount("layers", "/layers", "tmpfs", 0, "mode=700")
-    for number, mount in enumerate(welcome.lower):
-        layers = f"/layers/{number}"
+def _lay_out(layout: Layout) -> None:
+    """Make a root directory for directories of the host. (A machine that has mounted them cannot be saved.)"""
+    os.mkdir(_NEW_ROOT)
+    _mount("root", _NEW_ROOT, "tmpfs", 0, "mode=755")
+    _make_missing_directories(_NEW_ROOT)
+    os.mkdir(_LAYERS)
+    _mount("layers", _LAYERS, "tmpfs", 0, "mode=700")
+    for number, mount in enumerate(layout.lower):
         for layer in ("lower", "upper", "work"):
-            os.makedirs(f"{layers}/{layer}")
-        _mount_share(mount, f"{layers}/lower")
-        os.makedirs(new + mount.path, exist_ok=True)
-        data = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
-        _mount("overlay", new + mount.path, "overlay", 0, data)
+            os.makedirs(f"{_LAYERS}/{number}/{layer}")
+        os.makedirs(_NEW_ROOT + mount.path, exist_ok=True)
     for name in os.listdir("/etc"):
-        _write(f"{new}/etc/{name}", _read(f"/etc/{name}"))
-    for path, data_of_file in welcome.files.items():
-        os.makedirs(os.path.dirname(new + path), exist_ok=True)
-        _write(new + path, data_of_file)
+        _write(f"{_NEW_ROOT}/etc/{name}", _read(f"/etc/{name}"))
+    _put(layout)
+
+
+def _put(layout: Layout) -> None:
+    """Put links and files into the new root directory."""
+    for path in layout.gone:
+        os.unlink(_NEW_ROOT + path)
     # There are hundreds of links, most of them in one directory.
-    for directory in {path.rpartition("/")[0] for path in welcome.links}:
-        os.makedirs(new + directory, exist_ok=True)
-    for path, target in welcome.links.items():
-        os.symlink(target, new + path)
-    _enter(new)
+    for directory in {path.rpartition("/")[0] for path in (*layout.files, *layout.links)}:
+        os.makedirs(_NEW_ROOT + directory, exist_ok=True)
+    for path, data in layout.files.items():
+        _write(_NEW_ROOT + path, data)
+    for path, target in layout.links.items():
+        os.symlink(target, _NEW_ROOT + path)
+
+
+def _change_root(layout: Layout, changes: Layout | None) -> None:
+    """Mount directories of the host in the new root directory, under layers of memory, and take it for ours."""
+    for number, mount in enumerate(layout.lower):
+        layers = f"{_LAYERS}/{number}"
+        _mount_share(mount, f"{layers}/lower")
+        data = f"lowerdir={layers}/lower,upperdir={layers}/upper,workdir={layers}/work"
+        _mount("overlay", _NEW_ROOT + mount.path, "overlay", 0, data)
+    if changes is not None:
+        _put(changes)
+    _enter(_NEW_ROOT)

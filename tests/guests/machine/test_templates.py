@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import msgspec
 import pytest
 import trio
 
@@ -14,11 +16,16 @@ from trio_console import MicroVMGuest, Root, open_guest
 from trio_console._guests.machine.saved import template
 from trio_console._guests.machine.stock import cache as stock_cache
 from trio_console._guests.machine.stock.cache import directory
+from trio_console._guests.machine.view import view_of
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from trio_console._guests.machine.qemu import Plan
+    from trio_console._guests.machine.view import View
+    from trio_console._guests.roots import Share
+    from trio_console._machine.welcome import Layout
 
 pytestmark = pytest.mark.usefixtures("machines", "no_process_is_left")
 
@@ -102,11 +109,38 @@ def _templates() -> dict[Path, str]:
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
+async def test_a_clone_sees_what_has_changed_of_this_machine_since_its_template_was_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with open_guest(MicroVMGuest(accel="tcg"), launch_timeout=BOOT):
+        pass
+    seen: list[Layout] = []
+
+    def changed(root: Root, shares: Mapping[str, Share]) -> View:
+        view = view_of(root, shares)
+        assert view.layout is not None
+        links = {**view.layout.links, "/etc/alternatives/added": "/usr/bin/added", "/etc/os-release": "changed"}
+        links.pop("/sbin")
+        seen.append(msgspec.structs.replace(view.layout, links={**links, "/bin2": "usr/bin"}))
+        return replace(view, layout=seen[-1])
+
+    monkeypatch.setattr("trio_console._guests.machine.guest.view_of", changed)
+    async with open_guest(MicroVMGuest(accel="tcg"), launch_timeout=BOOT) as guest:
+        assert guest.machine is not None
+        assert guest.machine.cloned
+        assert await output(guest, "readlink /etc/alternatives/added /etc/os-release /bin2") == (
+            "/usr/bin/added\nchanged\nusr/bin"
+        )
+        assert await output(guest, "ls -d /sbin 2>/dev/null; ls /etc/alternatives | wc -l") == str(
+            sum(path.startswith("/etc/alternatives/") for path in seen[0].links)
+        )
+
+
 async def test_a_template_that_cannot_be_loaded_is_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     states = []
 
-    async def noted(plan: Plan, model: str) -> Path:
-        place = await template.template_of(plan, model)
+    async def noted(plan: Plan, model: str, layout: Layout | None) -> Path:
+        place = await template.template_of(plan, model, layout)
         states.append(place / "state")
         return place
 

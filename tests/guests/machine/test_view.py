@@ -27,17 +27,17 @@ def system(tmp_path: Path) -> Path:
 
 def test_directories_of_programs_are_shared_and_links_are_made(system: Path) -> None:
     view = view_of(Root.HOST, {}, str(system))
-    assert view.lower == (Mount("root0", "/usr"), Mount("root2", "/lib64"))
+    assert view.layout is not None
+    assert view.layout.lower == (Mount("root0", "/usr"), Mount("root2", "/lib64"))
     assert [each.path for each in view.shared] == [str(system / "usr"), str(system / "lib64")]
     assert not any(each.writable for each in view.shared)
-    assert view.links == {"/bin": "usr/bin", "/etc/alternatives/awk": "/usr/bin/mawk"}
-    assert view.files == {"/etc/ld.so.cache": b"libraries"}
+    assert view.layout.links == {"/bin": "usr/bin", "/etc/alternatives/awk": "/usr/bin/mawk"}
+    assert view.layout.files == {"/etc/ld.so.cache": b"libraries"}
 
 
 def test_a_machine_without_programs_of_this_one_sees_nothing(system: Path) -> None:
     view = view_of(Root.MINIMAL, {}, str(system))
-    seen = [view.shared, view.lower, view.links, view.files, view.mounts]
-    assert not any(seen)
+    assert not any([view.shared, view.layout, view.mounts])
 
 
 def test_shares_are_mounted_where_they_were_named(tmp_path: Path) -> None:

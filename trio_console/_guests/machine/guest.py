@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from trio_console._guests.roots import PathLike, Share
     from trio_console._guests.spec import GuestHost
     from trio_console._guests.supervisor import Workers
+    from trio_console._machine.welcome import Layout
 
 __all__ = ["Making", "MicroVMGuest", "Template"]
 
@@ -214,10 +215,12 @@ class MicroVMGuest(GuestSpec):
         kind, template = await self._origin(model, attempt, view)
         prepared = time.monotonic()
 
-        async def talk(machine: Started) -> None:
-            if template is None:
-                await machine.hear_greeting()
-            await machine.say(settings(kind, self._terms, view))
+        async def boot(machine: Started) -> None:
+            await machine.come_up(view.layout)
+            await talk(machine)
+
+        async def talk(machine: Started, changes: Layout | None = None) -> None:
+            await machine.say(settings(kind, self._terms, view, changes))
             phase = "boot" if template is None else "load"
             seconds = {"prepare": prepared - began, phase: time.monotonic() - prepared}
             cloned = template is not None
@@ -230,9 +233,10 @@ class MicroVMGuest(GuestSpec):
 
         place = None if making is None else making.place
         if template is None:
-            await run_machine(kind.plan, model, Memory() if place is None else memory_in(place), talk)
+            await run_machine(kind.plan, model, Memory() if place is None else memory_in(place), boot)
         else:
-            await clone(kind.plan, model, template, talk, place=place, stock=self._entry is None)
+            stock = self._entry is None
+            await clone(kind.plan, model, template, talk, layout=view.layout, place=place, stock=stock)
 
     async def _origin(self, model: str, attempt: int, view: View) -> tuple[Kind, Path | None]:
         """What is started, and the directory of the machine of which it is a clone."""
@@ -244,7 +248,8 @@ class MicroVMGuest(GuestSpec):
             return replace(kind, plan=plan), self._entry.place
         kernel, plan = await self._plan(view)
         # The last attempt does without, in case that it is the saving or loading that does not work here.
-        template = await template_of(plan, model) if self._template and attempt < len(MODELS) else None
+        clones = self._template and attempt < len(MODELS)
+        template = await template_of(plan, model, view.layout) if clones else None
         return Kind(plan, model, kernel.release), template
 
     async def _plan(self, view: View) -> tuple[Kernel, Plan]:

@@ -20,7 +20,7 @@ from trio_console._guests.namespaces.advice import advised
 from trio_console._guests.namespaces.inside import Inside, child_of
 from trio_console._guests.supervisor import TheirEnds, attend, beyond_standard, start
 from trio_console._guests.warden import guarded
-from trio_console._machine.welcome import GREETING
+from trio_console._machine.welcome import GREETING, pack
 from trio_console._processes import GUEST_MARK
 from trio_console._trio.ending import see_through
 from trio_console._trio.sockets import enlarge_buffer
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from trio_console._guests.machine.qemu import Plan
     from trio_console._guests.supervisor import Tail
+    from trio_console._machine.welcome import Layout
 
 __all__ = ["NotBootedError", "Started", "run_machine"]
 
@@ -86,6 +87,20 @@ class Started:
             NotBootedError: it has ended, or does not come so far.
         """
         await _hear_greeting(self.console, self.tail, self.pid)
+
+    async def come_up(self, layout: Layout | None) -> None:
+        """Wait until a machine that was just started can be told its settings, and saved.
+
+        Args:
+            layout: what its root directory is made of; `None` if that is its own.
+
+        Raises:
+            NotBootedError: it has ended, or does not come so far.
+        """
+        await self.hear_greeting()
+        if layout is not None:
+            await self.say(pack(layout))
+            await self.hear_greeting()
 
     async def say(self, settings: bytes) -> None:
         """Tell the machine its settings.

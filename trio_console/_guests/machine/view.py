@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from trio_console._guests.roots import Root
-from trio_console._machine.welcome import Mount
+from trio_console._machine.welcome import Layout, Mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -52,16 +52,12 @@ class View:
 
     Attributes:
         shared: all directories of this machine that it can get at.
-        lower: those of which its root directory is made.
-        links: symbolic links in its root directory.
-        files: files in it.
+        layout: what its root directory is made of; `None` if that is its own.
         mounts: those that are mounted on it.
     """
 
     shared: Sequence[Shared]
-    lower: tuple[Mount, ...]
-    links: Mapping[str, str]
-    files: Mapping[str, bytes]
+    layout: Layout | None
     mounts: tuple[Mount, ...]
 
 
@@ -71,20 +67,26 @@ def view_of(root: Root, shares: Mapping[str, Share], here: str = "/") -> View:
     Raises:
         FileNotFoundError, NotADirectoryError: a share is not there, or is no directory.
     """
-    trees = _trees(here) if root is Root.HOST else []
+    mounted = [Shared(f"share{n}", _directory(share), share.writable) for n, share in enumerate(shares.values())]
+    lower, layout = _programs(here) if root is Root.HOST else ([], None)
+    return View(
+        shared=[*lower, *mounted],
+        layout=layout,
+        mounts=tuple(Mount(each.tag, path, each.writable) for path, each in zip(shares, mounted, strict=True)),
+    )
+
+
+def _programs(here: str) -> tuple[list[Shared], Layout]:
+    trees = _trees(here)
     links = [name for name in trees if os.path.islink(os.path.join(here, name))]
     lower = [
         Shared(f"root{n}", os.path.join(here, name), False) for n, name in enumerate(trees) if name not in links
     ]
-    mounted = [Shared(f"share{n}", _directory(share), share.writable) for n, share in enumerate(shares.values())]
-    if root is Root.HOST:
-        links += _links_in_etc(here)
-    return View(
-        shared=[*lower, *mounted],
+    links += _links_in_etc(here)
+    return lower, Layout(
         lower=tuple(Mount(each.tag, f"/{os.path.relpath(each.path, here)}") for each in lower),
         links={f"/{name}": os.readlink(os.path.join(here, name)) for name in links},
-        files=dict(_files(here)) if root is Root.HOST else {},
-        mounts=tuple(Mount(each.tag, path, each.writable) for path, each in zip(shares, mounted, strict=True)),
+        files=dict(_files(here)),
     )
 
 

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from trio_console._guests.machine.view import View
     from trio_console._guests.spec import GuestHost
     from trio_console._guests.supervisor import Workers
+    from trio_console._machine.welcome import Layout
 
 __all__ = ["Kind", "Terms", "hand_over", "settings"]
 
@@ -71,8 +72,11 @@ class Terms:
     workers: Workers = "tasks"
 
 
-def settings(kind: Kind, terms: Terms, view: View | None = None) -> bytes:
-    """The settings of a machine; what it sees of this one only if it has not been told that before."""
+def settings(kind: Kind, terms: Terms, view: View | None = None, changes: Layout | None = None) -> bytes:
+    """The settings of a machine; what it sees of this one only if it has not been told that before.
+
+    ``changes`` is what of its layout has changed since that was told.
+    """
     name = secrets.token_hex(4)
     welcome = Welcome(
         seed=secrets.token_bytes(_SEED_BYTES),
@@ -81,9 +85,7 @@ def settings(kind: Kind, terms: Terms, view: View | None = None) -> bytes:
         machine_id=secrets.token_hex(16),
         env=dict(terms.env),
         user=terms.user,
-        lower=() if view is None else view.lower,
-        links={} if view is None else dict(view.links),
-        files={} if view is None else dict(view.files),
+        changes=changes,
         disk=kind.plan.disk is not None,
         mounts=() if view is None else view.mounts,
         ports=tuple(kind.plan.ports),

@@ -23,6 +23,7 @@ from trio_console._guests.machine.launch import NotBootedError, run_machine
 from trio_console._guests.machine.monitor import Monitor, MonitorError
 from trio_console._guests.machine.qemu import Memory, command
 from trio_console._guests.machine.stock.cache import discard, kept, key_of, stamp
+from trio_console._machine.welcome import Layout, pack, unpack
 from trio_console._trio.threads import in_thread
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ _MOST: Final = 8
 
 _MEMORY: Final = "memory"
 _STATE: Final = "state"
+_LAYOUT: Final = "layout"
 
 #: Bytes in a second, which would otherwise be limited as on a network.
 _NO_LIMIT: Final = 10**11
@@ -64,18 +66,24 @@ _LIVE_TIME: Final = 2.0
 RESUME_TIME: Final = 5.0
 
 
-async def template_of(plan: Plan, model: str) -> Path:
+async def template_of(plan: Plan, model: str, layout: Layout | None = None) -> Path:
     """The directory of the template for a machine, which is started and saved if there is none.
+
+    Args:
+        plan: the machine.
+        model: which of QEMU's kinds it is.
+        layout: what its root directory is made of; by default that is its own. In the template may be another one
+            of the same directories: `clone` tells what has changed.
 
     Raises:
         NotBootedError: it did not start, or could not be saved.
     """
-    make = partial(_make, plan, model)
+    make = partial(_make, plan, model, layout)
     what = "starting the first machine of its kind"
-    return await kept(TEMPLATES, _key(plan, model), make, what=what, most=_MOST)
+    return await kept(TEMPLATES, _key(plan, model, layout), make, what=what, most=_MOST)
 
 
-def _key(plan: Plan, model: str) -> str:
+def _key(plan: Plan, model: str, layout: Layout | None) -> str:
     """A name for all that a template and its clones must have in common."""
     words = command(
         replace(plan, sandbox=True, jail=None),
@@ -87,7 +95,8 @@ def _key(plan: Plan, model: str) -> str:
     shared = {share.path for share in plan.shared}
     alike = [word for word in words if not any(path in word for path in shared)]
     disk = None if plan.disk is None else stamp(plan.disk)  # it is mounted: another one would not fit
-    return key_of(stamp(plan.qemu), stamp(plan.kernel), disk, len(plan.shared), alike, processor())
+    lower = None if layout is None else layout.lower
+    return key_of(stamp(plan.qemu), stamp(plan.kernel), disk, len(plan.shared), lower, alike, processor())
 
 
 def processor() -> str:
@@ -101,12 +110,25 @@ def _lines(path: str) -> list[str]:
     return []
 
 
-async def _make(plan: Plan, model: str, place: Path) -> None:
+async def _make(plan: Plan, model: str, layout: Layout | None, place: Path) -> None:
     async def talk(machine: Started) -> None:
-        await machine.hear_greeting()
+        await machine.come_up(layout)
         await save(machine, place)
 
+    if layout is not None:
+        (place / _LAYOUT).write_bytes(pack(layout))
     await run_machine(plan, model, memory_in(place), talk)
+
+
+def _changes(template: Path, layout: Layout | None) -> Layout | None:
+    """What of the layout has changed since the template was made."""
+    if layout is None:
+        return None
+    with open(template / _LAYOUT, "rb") as file:
+        former = unpack(file.read)
+    if not isinstance(former, Layout):
+        raise NotBootedError(f"{template / _LAYOUT} is not what was written there")
+    return layout.since(former)
 
 
 async def save(machine: Started, place: Path) -> None:
@@ -185,8 +207,9 @@ async def clone(
     plan: Plan,
     model: str,
     template: Path,
-    talk: Callable[[Started], Awaitable[None]],
+    talk: Callable[[Started, Layout | None], Awaitable[None]],
     *,
+    layout: Layout | None = None,
     place: Path | None = None,
     stock: bool = True,
 ) -> None:
@@ -196,7 +219,9 @@ async def clone(
         plan: as for the template.
         model: as for the template.
         template: its directory.
-        talk: what is said to the machine, which has greeted already.
+        talk: what is said to the machine, which has greeted already; called with it, and what of its layout has
+            changed since that was told.
+        layout: as for the template, but may have other links and files.
         place: a directory for the memory of a clone that is to be saved; `None`, the default, for one that is not.
         stock: whether the template can be made anew; by default true.
 
@@ -215,15 +240,17 @@ async def clone(
     async def load(machine: Started) -> None:
         nonlocal loaded
         error: Exception | None = None
+        changes: Layout | None = None
         try:
+            changes = _changes(template, layout)
             await load_state(machine.monitor, template / _STATE, with_memory=False)
-        except (MonitorError, OSError) as exc:
+        except (MonitorError, NotBootedError, OSError, ValueError) as exc:
             error = exc
         if error is not None:
             why = f"its template could not be loaded: {error}; {await machine.tail.explain()}"
             raise NotBootedError(why) from error
         loaded = True
-        await talk(machine)
+        await talk(machine, changes)
 
     try:
         await run_machine(plan, model, memory, load)
