@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import math
 import os
 import random
 import socket
@@ -13,12 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+import trio
+import trio.testing
 
 from trio_console._machine.welcome import Layout, Welcome
-from trio_console.agent import _init
+from trio_console.agent import _init, _serve
+from trio_console.agent._process.spawn import Child, spawn
+from trio_console.agent._serve import AgentOptions
+from trio_console.agent._system import boot, rehearsal
+from trio_console.agent._system.boot import BootError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from trio_console import _wire as wire
 
 WELCOME = Welcome(seed=bytes(range(64)), time_ns=7, hostname="name", machine_id="0" * 32, env={})
 
@@ -84,6 +93,50 @@ def test_a_machine_lays_its_root_directory_out_as_soon_as_it_knows_how(monkeypat
     said = [layout, msgspec.structs.replace(WELCOME, changes=changes)]
     assert settled(monkeypatch, said, done) == []
     assert done == [("lay out", layout), ("root", layout, changes), "furnish"]
+
+
+async def test_a_machine_has_run_a_command_before_its_first_host_comes(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[str] = []
+
+    def noted(request: wire.ExecRequest, *arguments: Any) -> Child:
+        started.append(request.cmd)
+        return spawn(request, *arguments)
+
+    monkeypatch.setattr(_serve, "spawn", noted)
+    lasting = await _init._rehearsed(AgentOptions())
+    assert started == ["true"]
+    assert lasting.goes_on
+    assert lasting.births is not None
+    await lasting.births.end()
+
+
+async def test_a_machine_that_cannot_rehearse_starts_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def fail(*_arguments: object, **_more: object) -> None:
+        raise BootError("no reason")
+
+    monkeypatch.setattr(_serve, "boot", fail)
+    lasting = await _init._rehearsed(AgentOptions())
+    assert not lasting.goes_on
+    assert lasting.births is None
+    assert "no reason" in capsys.readouterr().err
+
+
+async def test_a_rehearsal_that_hangs_is_ended(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def hang(stream: trio.abc.Stream) -> None:
+        async with stream:
+            await trio.sleep_forever()
+
+    monkeypatch.setattr(rehearsal, "rehearse", hang)
+    monkeypatch.setattr(boot, "BOOT_TIMEOUT", math.inf)
+    began = trio.current_time()
+    lasting = await _init._rehearsed(AgentOptions())
+    assert trio.current_time() - began == _init._REHEARSAL_TIME
+    assert not lasting.goes_on
+    assert lasting.births is None
 
 
 def test_what_has_changed_of_a_layout_replaces_what_was_there(

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from trio_console._machine.welcome import Mount, Welcome
-    from trio_console.agent._serve import AgentOptions, Settled
+    from trio_console.agent._serve import AgentOptions, Lasting, Settled
 
 __all__ = ["main", "modules_of_agent"]
 
@@ -58,6 +58,9 @@ _DEVICE_PAUSE: Final = 0.002
 #: Seconds for which the console is closed between two hosts, so that the next one sees it: it looks every two
 #: milliseconds. If it looks too late, it is told all the same, after a second.
 _CLOSED_TIME: Final = 0.02
+
+#: Seconds for the agent to serve its first host. It takes one where the processor is emulated.
+_REHEARSAL_TIME: Final = 20.0
 
 #: Bytes that are read of a file at once.
 _PART: Final = 64 * 1024
@@ -143,11 +146,11 @@ async def _serve_hosts(device: str, options: Callable[..., AgentOptions], settli
     import trio
 
     from trio_console.agent._router import log
-    from trio_console.agent._serve import Lasting, serve_agent
+    from trio_console.agent._serve import serve_agent
     from trio_console.agent._system.boot import BootError
     from trio_console.agent._system.console import open_fd
 
-    lasting = Lasting()
+    lasting = await _rehearsed(options())
     while True:
         # What the last host has sent, or was to get, is not the next one's: its console was closed.
         port = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
@@ -159,6 +162,29 @@ async def _serve_hosts(device: str, options: Callable[..., AgentOptions], settli
         if not lasting.goes_on:
             return
         await trio.sleep_until(lasting.closed_at + _CLOSED_TIME)
+
+
+async def _rehearsed(options: AgentOptions) -> Lasting:
+    """Serve a first host, which is this program itself; returns what outlives it.
+
+    The machine can do without, so an error is only told.
+    """
+    import trio
+
+    from trio_console.agent._serve import Lasting, serve_agent
+    from trio_console.agent._system.console import open_fd
+    from trio_console.agent._system.rehearsal import rehearse
+
+    lasting = Lasting()
+    host, agent = socket.socketpair()
+    try:
+        with trio.move_on_after(_REHEARSAL_TIME):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(rehearse, trio.lowlevel.FdStream(host.detach()))
+                await serve_agent(open_fd(agent.detach()), options=options, lasting=lasting)
+    except Exception:  # noqa: BLE001
+        traceback.print_exc()
+    return lasting if lasting.goes_on else Lasting()
 
 
 def _is_emulated() -> bool:
