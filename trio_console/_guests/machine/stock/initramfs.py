@@ -146,11 +146,16 @@ def _python() -> str:
 
 def _ingredients() -> list[object]:
     """Stamps of the files by which another agent, or another Python, is noticed."""
-    ours = Path(place_of_this_package())
-    files = sorted((ours / "trio_console").rglob("*.py")) if ours.is_dir() else [ours]
+    ours = place_of_this_package()
+    files = sorted(_sources(os.path.join(ours, "trio_console"))) if os.path.isdir(ours) else [ours]
     specs = map(find_spec, _NEEDED)
-    origins = [Path(spec.origin) for spec in specs if spec is not None and spec.origin is not None]
-    return [stamp(path) for path in [Path(_python()), *files, *origins] if path.exists()]
+    origins = [spec.origin for spec in specs if spec is not None and spec.origin is not None]
+    return [stamp(path) for path in [_python(), *files, *origins] if os.path.exists(path)]
+
+
+def _sources(folder: str) -> Iterator[str]:
+    for place, _, names in os.walk(folder):
+        yield from (os.path.join(place, name) for name in names if name.endswith(".py"))
 
 
 def _make(kernel: Kernel, modules: Iterable[str], place: Path) -> None:

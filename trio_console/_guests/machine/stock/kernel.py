@@ -88,11 +88,12 @@ class Kernel:
         has.update(_module_name(line) for line in text.split())
         return [name for name in wanted if name not in has]
 
-    def _files(self) -> dict[str, Path]:
+    def _files(self) -> dict[str, str]:
+        # (There are thousands, and each start looks for some: so no objects are made of their paths.)
         if self.modules is None:
             return {}
         return {
-            _module_name(name): Path(folder) / name
+            _module_name(name): os.path.join(folder, name)
             for folder, _, names in os.walk(self.modules)
             for name in names
             if _SUFFIX.search(name)
@@ -160,12 +161,12 @@ def _module_name(path: str) -> str:
     return _SUFFIX.sub("", os.path.basename(path)).replace("-", "_")
 
 
-def _read(path: Path) -> bytes:
-    data = path.read_bytes()
-    if path.suffix == ".xz":
+def _read(path: str) -> bytes:
+    data = Path(path).read_bytes()
+    if path.endswith(".xz"):
         return lzma.decompress(data)
-    if path.suffix == ".gz":
+    if path.endswith(".gz"):
         return zlib.decompress(data, wbits=31)
-    if path.suffix == ".zst":
-        raise OSError(None, "this Python cannot unpack modules that are compressed by zstd", str(path))
+    if path.endswith(".zst"):
+        raise OSError(None, "this Python cannot unpack modules that are compressed by zstd", path)
     return data
