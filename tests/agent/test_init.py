@@ -7,6 +7,7 @@ import fcntl
 import math
 import os
 import random
+import signal
 import socket
 import struct
 import time
@@ -75,7 +76,13 @@ def settled(
 ) -> list[Layout | Welcome]:
     """Let a machine hear a host, and take down what it does; returns what it has not heard."""
     left = list(said)
-    monkeypatch.setattr(_init, "_wait_for_host", lambda _port: left.pop(0))
+    alarms: list[int] = []
+
+    def next_said(_port: int) -> Layout | Welcome:
+        assert alarms == [_init._HOSTLESS_TIME], "a machine whose host does not come ends"
+        return left.pop(0)
+
+    monkeypatch.setattr(_init, "_wait_for_host", next_said)
     monkeypatch.setattr(_init, "_be_unlike_others", lambda _welcome: None)
     monkeypatch.setattr(_init, "_change_to_disk", lambda: done.append("disk"))
     monkeypatch.setattr(_init, "_lay_out", lambda layout: done.append(("lay out", layout)))
@@ -83,7 +90,9 @@ def settled(
     monkeypatch.setattr(_init, "_furnish", lambda _welcome: done.append("furnish"))
     monkeypatch.setattr(os, "set_blocking", lambda *_arguments: None)
     monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(signal, "alarm", alarms.append)
     _init._Settling(on_disk=on_disk).settle(0)
+    assert alarms[1:] == [0], "one that has come may be silent for as long as it likes"
     return left
 
 

@@ -16,6 +16,7 @@ import importlib
 import os
 import pkgutil
 import random
+import signal
 import socket
 import struct
 import sys
@@ -68,6 +69,11 @@ _PART: Final = 64 * 1024
 #: Where another root directory is made, and the layers of which its parts consist.
 _NEW_ROOT: Final = "/newroot"
 _LAYERS: Final = "/layers"
+
+#: Whole seconds without a host after which the machine ends. (The agent's program ends then, as when it hangs.) A
+#: host comes within moments; and one that was killed, together with the warden that would have ended QEMU, does
+#: not come again. The time passes only while the machine runs: one that is saved does not.
+_HOSTLESS_TIME: Final = 60
 
 #: The disk with the root directory, if the machine has one: it has no other.
 _DISK: Final = "/dev/vda"
@@ -210,9 +216,11 @@ class _Settling:
         from trio_console.agent._serve import Settled
 
         os.set_blocking(port, True)
+        signal.alarm(_HOSTLESS_TIME)
         while isinstance(welcome := _wait_for_host(port), Layout):
             _lay_out(welcome)
             self._layout = welcome
+        signal.alarm(0)
         os.set_blocking(port, False)
         _be_unlike_others(welcome)
         if self._former is None:

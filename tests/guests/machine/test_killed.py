@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from tests.tools.leftovers import marked, marking, runs, wait_until_none
 from tests.tools.limits import HANG
 from trio_console import Guest, GuestLostError, MicroVMGuest, Root, open_guest
 from trio_console._guests.machine.stock.cache import directory
+from trio_console.agent._init import _HOSTLESS_TIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -148,6 +150,38 @@ if moment in STARTS:
 else:
     trio.run(main)
 """
+
+
+#: It starts a machine, and kills its warden and then itself.
+WITH_WARDEN = """\
+import os, signal
+import trio, trio_console
+from tests.guests.machine.moments import SPEC, qemus
+from tests.guests.test_warden import wardens
+
+async def main():
+    async with trio_console.open_guest(SPEC, launch_timeout=100):
+        print(*qemus(), flush=True)
+        for pid in (*wardens(), os.getpid()):
+            os.kill(pid, signal.SIGKILL)
+
+trio.run(main)
+"""
+
+
+@pytest.mark.nightly  # because it takes a minute
+def test_a_machine_whose_host_and_warden_were_killed_ends_by_itself() -> None:
+    program = [sys.executable, "-c", WITH_WARDEN]
+    done: Any = subprocess.run(
+        program, cwd=Path(__file__).parents[3], stdout=subprocess.PIPE, timeout=BOOT, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    (pid,) = map(int, done.stdout.split())
+    assert runs(pid), "nobody is there who would end it"
+    deadline = time.monotonic() + _HOSTLESS_TIME + HANG
+    while runs(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def die_at(moment: str, idle: float = 0.0) -> None:
