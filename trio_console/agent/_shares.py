@@ -86,7 +86,7 @@ class Shares:
 
     @asynccontextmanager
     async def slot(self, share: Share) -> AsyncIterator[None]:
-        """A slot for the block. If cancelled while it waits, none was taken.
+        """A slot for the block. A checkpoint only if it has to wait; if cancelled meanwhile, none was taken.
 
         Raises:
             OSError: EAGAIN; calls of clients that have gone hang, and there are too many of them.
@@ -96,11 +96,6 @@ class Shares:
             raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN))
         if not share.waiting and self._may_take(share):
             self._take(share)
-            try:
-                await trio.lowlevel.cancel_shielded_checkpoint()
-            except BaseException:  # (a Ctrl-C)
-                self._give_back(share)
-                raise
         else:
             await self._wait(share)
         try:

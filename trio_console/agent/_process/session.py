@@ -321,12 +321,14 @@ class ExecSession(Session):
 
     async def _tell_exit(self) -> None:
         """Tell the client of the exit, if it wants to know and the streams do not end at the same time."""
-        if self._ends and self._exit is not None:
+        # (To wait for what has come already would be a turn of the loop, and a short command has none to spare.)
+        if self._ends and self._exit is not None and not self._outputs_over.is_set():
             with trio.move_on_after(_TOGETHER) as patience:
                 await self._outputs_over.wait()
             if patience.cancelled_caught:
                 self._tell_left()
-        await self._outputs_over.wait()
+        if not self._outputs_over.is_set():
+            await self._outputs_over.wait()
         self._done.set()
 
     def _tell_left(self) -> None:
@@ -374,6 +376,8 @@ class ExecSession(Session):
 
     async def _tell_end(self, output: _Output) -> None:
         """Tell the client of the end of a stream, unless the session ends at the same time."""
+        if self._done.is_set():
+            return
         with trio.move_on_after(_TOGETHER) as patience:
             await self._done.wait()
         if patience.cancelled_caught:
