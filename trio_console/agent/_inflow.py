@@ -215,6 +215,11 @@ class Inflow:
         """Let the patience count from now."""
         self._last_progress = trio.current_time()
 
+    @property
+    def is_over(self) -> bool:
+        """Whether the end is what comes next."""
+        return bool(self._chunks) and not self._chunks[0]
+
     async def first(self) -> bytes:
         """Wait for a chunk and return it; it stays in the queue. An empty chunk is the end."""
         while not self._chunks:

@@ -24,6 +24,16 @@ async def test_input_may_come_right_behind_the_request(host: Host) -> None:
     assert (await host.run("cat", stdin=b"hello")).stdout == b"hello"
 
 
+async def test_an_end_of_file_may_come_right_behind_the_request(host: Host) -> None:
+    sid = host.new_id()
+    await host.request("/bin/sh", "-c", "cat; read x; exit 3", sid=sid)
+    for data in (b"", b"too late", b""):
+        await host.send(wire.ExecStdin(data), sid)
+    outcome = await host.collect(sid)
+    assert isinstance(outcome.messages[0], wire.ExecStarted)
+    assert outcome.messages[1:] == [wire.ExecExited(code=3)]
+
+
 async def test_an_empty_chunk_is_end_of_file(host: Host) -> None:
     sid = await host.start("cat")
     await host.send(wire.ExecStdin(b""), sid)

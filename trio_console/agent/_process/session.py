@@ -279,7 +279,8 @@ class ExecSession(Session):
         self._make_outputs(child)
         async with trio.open_nursery() as nursery:
             feeding = trio.CancelScope()
-            nursery.start_soon(self._feed_stdin, child, feeding)
+            if not self._feed.end_at_once(child):
+                nursery.start_soon(self._feed_stdin, child, feeding)
             for output in self._outputs.values():
                 nursery.start_soon(self._pump, child, output)
             await trio.lowlevel.wait_readable(child.exit_fd)

@@ -56,6 +56,19 @@ class StdinFeed:
         """See `Inflow.close`."""
         self._queue.close()
 
+    def end_at_once(self, child: Child) -> bool:
+        """Close the child's stdin if its end has come already, with nothing before it: most commands get no input.
+
+        Returns:
+            Whether there is nothing to write, so that `run` is not needed.
+        """
+        if child.stdin is None:
+            return True
+        if not self._queue.is_over:
+            return False
+        child.close_stdin()
+        return True
+
     async def run(self, child: Child, failed: Callable[[OSError], object]) -> None:
         """Write to the child until end of file. When the child is gone, cancel this, and call `close`.
 
