@@ -21,7 +21,7 @@ import trio.testing
 from trio_console._machine.welcome import Layout, Welcome
 from trio_console.agent import _init, _serve
 from trio_console.agent._process.spawn import Child, spawn
-from trio_console.agent._serve import AgentOptions
+from trio_console.agent._serve import AgentOptions, Lasting
 from trio_console.agent._system import boot, rehearsal
 from trio_console.agent._system.boot import BootError
 
@@ -117,6 +117,23 @@ async def test_a_machine_has_run_a_command_before_its_first_host_comes(monkeypat
     assert lasting.goes_on
     assert lasting.births is not None
     await lasting.births.end()
+
+
+async def test_nothing_of_an_image_is_run_before_a_host_comes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    done: list[str] = []
+
+    async def rehearsed(_options: AgentOptions) -> Lasting:
+        done.append("rehearsal")
+        return Lasting()
+
+    monkeypatch.setattr(_init, "_rehearsed", rehearsed)
+    monkeypatch.setattr(_init, "_is_on_disk", lambda: True)
+    monkeypatch.setattr(_init, "_change_to_disk", lambda: done.append("disk"))
+    with pytest.raises(FileNotFoundError):
+        await _init._serve_hosts(str(tmp_path / "port"), AgentOptions, 0)
+    assert done == ["rehearsal", "disk"]
 
 
 async def test_a_machine_that_cannot_rehearse_starts_all_the_same(

@@ -125,12 +125,10 @@ def _run(began: int) -> None:
     _set_up_loopback()
     for name in modules_of_agent():
         importlib.import_module(name)
-    if on_disk := _is_on_disk():
-        _change_to_disk()  # so it is in every clone, and need not be done there
-    _serve(began, on_disk=on_disk)
+    _serve(began)
 
 
-def _serve(began: int, *, on_disk: bool) -> None:
+def _serve(began: int) -> None:
     """Be the agent of one host, and of the next ones, if the machine stays."""
     # Imported late, although long since loaded: what comes before must be able to say what is wrong.
     import trio
@@ -145,10 +143,10 @@ def _serve(began: int, *, on_disk: bool) -> None:
     if _is_emulated():
         options = partial(options, stdin_window=_EMULATED_WINDOW, first_input=_EMULATED_WINDOW)
     # One loop for all hosts: to begin another would be code that an emulated processor has to translate first.
-    trio.run(_serve_hosts, _device_of(PORT), options, _Settling(on_disk=on_disk), began)
+    trio.run(_serve_hosts, _device_of(PORT), options, began)
 
 
-async def _serve_hosts(device: str, options: Callable[..., AgentOptions], settling: _Settling, began: int) -> None:
+async def _serve_hosts(device: str, options: Callable[..., AgentOptions], began: int) -> None:
     import trio
 
     from trio_console.agent._router import log
@@ -156,7 +154,11 @@ async def _serve_hosts(device: str, options: Callable[..., AgentOptions], settli
     from trio_console.agent._system.boot import BootError
     from trio_console.agent._system.console import open_fd
 
+    # Before the root directory is another: a command of somebody else's image is run for nobody but a host.
     lasting = await _rehearsed(options())
+    if on_disk := _is_on_disk():
+        _change_to_disk()  # so it is in every clone, and need not be done there
+    settling = _Settling(on_disk=on_disk)
     while True:
         # What the last host has sent, or was to get, is not the next one's: its console was closed.
         port = os.open(device, os.O_RDWR | os.O_CLOEXEC | os.O_NOCTTY)
@@ -190,7 +192,10 @@ async def _rehearsed(options: AgentOptions) -> Lasting:
                 await serve_agent(open_fd(agent.detach()), options=options, lasting=lasting)
     except Exception:  # noqa: BLE001
         traceback.print_exc()
-    return lasting if lasting.goes_on else Lasting()
+    if lasting.births is None or not lasting.goes_on:
+        return Lasting()
+    await lasting.births.wait_prepared()  # a thread may be on its way to a cgroup, which the root directory has
+    return lasting
 
 
 def _is_emulated() -> bool:
