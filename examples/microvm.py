@@ -2,8 +2,8 @@
 
 Run it with ``python examples/microvm.py``. It needs QEMU and a Linux kernel, which ``trio-console vm setup`` gets,
 and neither root, KVM nor an image. The first run makes a machine and keeps it, which takes ten seconds or so where
-the processor is emulated; each later one starts a clone of it in half a second. What isolates it, and what does
-not: docs/machines.md.
+the processor is emulated; each later one starts a clone of it in a third of a second. What isolates it, and
+what does not: docs/machines.md.
 """
 
 from __future__ import annotations
