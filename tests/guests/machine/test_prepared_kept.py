@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from trio_console._machine.welcome import Layout
+
 
 @pytest.fixture
 def folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
@@ -181,7 +183,7 @@ async def test_only_the_templates_that_were_used_last_are_kept(
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    async def make(_plan: Plan, _model: str, _place: Path) -> None:
+    async def make(_plan: Plan, _model: str, _layout: Layout | None, _place: Path) -> None:
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(template, "_make", make)

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from trio_console import MicroVMGuest
 from trio_console._guests.machine.qemu import Memory, Plan, command
 from trio_console._guests.machine.saved.template import _key
 from trio_console._guests.machine.view import Shared
-from trio_console._machine.welcome import ON_DISK
+from trio_console._machine.welcome import ON_DISK, Layout, Mount
 
 PLAN = Plan("qemu", Path("/kernel"), Path("/initramfs"), "tcg", 256, 1, (), ())
 
@@ -60,10 +61,21 @@ def test_a_template_belongs_to_the_disk_that_it_has_mounted(tmp_path: Path) -> N
     for path in (qemu, kernel, disk):
         path.write_bytes(b"")
     plan = replace(PLAN, qemu=str(qemu), kernel=kernel, disk=disk)
-    before = _key(plan, "microvm")
-    assert _key(plan, "microvm") == before
+    before = _key(plan, "microvm", None)
+    assert _key(plan, "microvm", None) == before
     disk.write_bytes(b"made anew")
-    assert _key(plan, "microvm") != before
+    assert _key(plan, "microvm", None) != before
+
+
+def test_a_template_belongs_to_the_directories_of_a_root_but_not_to_its_links(tmp_path: Path) -> None:
+    for name in ("qemu", "kernel"):
+        (tmp_path / name).touch()
+    plan = replace(PLAN, qemu=str(tmp_path / "qemu"), kernel=tmp_path / "kernel")
+    layout = Layout(lower=(Mount("root0", "/usr"),), links={"/bin": "usr/bin"})
+    key = _key(plan, "microvm", layout)
+    assert _key(plan, "microvm", msgspec.structs.replace(layout, links={}, files={"/etc/x": b""})) == key
+    assert _key(plan, "microvm", msgspec.structs.replace(layout, lower=(Mount("root0", "/opt"),))) != key
+    assert _key(plan, "microvm", None) != key
 
 
 def test_programs_in_an_emulated_machine_are_always_at_the_same_addresses() -> None:
