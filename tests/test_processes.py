@@ -163,9 +163,10 @@ def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch
 
 
 def _is_the_kernels(pid: int) -> bool:
+    # (Not by its parent's number: in a container that may be anybody's.)
     try:
         with open(f"/proc/{pid}/stat") as file:
-            return pid == 2 or file.read().rpartition(")")[2].split()[1] == "2"
+            return bool(int(file.read().rpartition(")")[2].split()[6]) & _processes._PF_KTHREAD)
     except OSError:
         return False
 
@@ -397,7 +398,8 @@ def test_an_elder_is_found_where_it_is_a_member(looked_at: list[int]) -> None:
         try:
             watch = Watch(elders=Elders(ticks() + 1))
             kill_found([Wanted(GUEST_MARK, "no such mark")], watch)
-            members = frozenset({elder.pid, 2})
+            # (Elsewhere, such as in a container, that number is a process of somebody else.)
+            members = frozenset({elder.pid, 2} if _is_the_kernels(2) else {elder.pid})
             [look] = kill_found([Wanted(GUEST_MARK, "mark", members=members)], watch)
             assert look.found == {elder.pid}
             assert elder.wait(HANG) == -9
