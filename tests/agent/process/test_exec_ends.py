@@ -346,6 +346,22 @@ async def test_a_kill_after_the_exit_waits_for_it_and_ends_the_rest(host: Host) 
     assert (last.signal, last.alive) == (15, 0)
 
 
+@pytest.mark.parametrize("after_exit", [True, False])
+async def test_the_rest_of_a_command_without_streams_is_killed_as_well(host: Host, *, after_exit: bool) -> None:
+    """No task of such a session waits for anything but the exit, so none is there that a cancellation would end."""
+    marker = f"1000.{os.getpid()}"
+    script = f"setsid sleep {marker} & wait"
+    stdio = wire.ExecStdio("null", "null", "null")
+    sid = await host.start("bash", "-c", script, ends=TO_THE_END, stdio=stdio)
+    await wait_alive(marker)
+    await host.send(wire.ExecKill(10_000, after_exit=after_exit), sid)
+    if after_exit:
+        await host.send(wire.ExecSignal(15), sid)
+    last = (await host.collect(sid)).last
+    assert alive(marker) == []
+    assert (last.signal, last.alive) == (15 if after_exit else 9, 0)
+
+
 async def test_a_kill_after_the_exit_that_comes_behind_it_is_a_kill(host: Host) -> None:
     sid = await host.start("sh", "-c", HOLDER, ends=TO_THE_END)
     pid = await the_holder(host, sid)

@@ -243,7 +243,8 @@ class ExecSession(Session):
         try:
             with self._scope:
                 await self._live()
-                in_order = True
+                # (Also an end that came when there was nothing to wait for any more is one.)
+                in_order = not self._scope.cancel_called
         finally:
             self._feed.close()
             if self._child is not None:
