@@ -19,7 +19,18 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["GREETING", "LARGEST_WELCOME", "ON_DISK", "PORT", "Layout", "Mount", "Welcome", "pack", "unpack"]
+__all__ = [
+    "GREETING",
+    "LARGEST_WELCOME",
+    "ON_DISK",
+    "PORT",
+    "WORDS",
+    "Layout",
+    "Mount",
+    "Welcome",
+    "pack",
+    "unpack",
+]
 
 #: The name of the virtio port that is the agent's console.
 PORT: Final = "trio_console"
@@ -113,6 +124,9 @@ class Welcome(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag="welc
     ports: tuple[str, ...] = ()
     stays: bool = False
 
+
+#: What a machine can be told: another list if a machine of another version of this package does not understand it.
+WORDS: Final = tuple((each.__struct_config__.tag, each.__struct_fields__) for each in (Mount, Layout, Welcome))
 
 #: Made with this module: a machine is saved behind its import, so no clone has to look at the fields again.
 _DECODER: Final = msgspec.json.Decoder(Layout | Welcome)

@@ -348,7 +348,7 @@ async def test_a_kill_after_the_exit_waits_for_it_and_ends_the_rest(host: Host) 
 
 @pytest.mark.parametrize("after_exit", [True, False])
 async def test_the_rest_of_a_command_without_streams_is_killed_as_well(host: Host, *, after_exit: bool) -> None:
-    """No task of such a session waits for anything but the exit, so none is there that a cancellation would end."""
+    """Such a session waits for the exit alone, so behind that there is nothing that a cancellation would end."""
     marker = f"1000.{os.getpid()}"
     script = f"setsid sleep {marker} & wait"
     stdio = wire.ExecStdio("null", "null", "null")

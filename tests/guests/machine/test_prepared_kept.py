@@ -17,6 +17,7 @@ from trio_console._guests.machine.saved import prepared, template
 from trio_console._guests.machine.saved.prepared import discard, find, keep, new_place, prune_prepared
 from trio_console._guests.machine.saved.running import Kind
 from trio_console._guests.machine.saved.template import _copy_sparse
+from trio_console._machine.welcome import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,6 +105,16 @@ def test_one_that_was_made_with_another_qemu_is_not_found(folder: Path, kind: Ki
     told = make(kind, "a name") / "machine.json"
     told.write_text(json.dumps({**json.loads(told.read_text()), "made_with": "another"}))
     with pytest.raises(LookupError, match="another QEMU"):
+        find("a name")
+
+
+def test_one_whose_agent_does_not_understand_what_it_would_be_told_is_not_found(
+    folder: Path, kind: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(kind, "a name")
+    find("a name")
+    monkeypatch.setattr(prepared, "WORDS", (*WORDS[:-1], (WORDS[-1][0], (*WORDS[-1][1], "new"))))
+    with pytest.raises(LookupError, match="says other words to machines"):
         find("a name")
 
 

@@ -336,6 +336,7 @@ class Template:
             name: the name.
 
         Raises:
-            LookupError: there is none, or it was made with another version of QEMU or on another processor.
+            LookupError: there is none, or it was made with another version of QEMU, with one of this package that
+                says other words to machines, or on another processor.
         """
         return Template(await in_thread("for a template", partial(find, name)), name)

@@ -26,6 +26,7 @@ from trio_console._guests.machine.qemu import Plan
 from trio_console._guests.machine.saved.running import Kind
 from trio_console._guests.machine.saved.template import processor
 from trio_console._guests.machine.stock.cache import directory, key_of, stamp
+from trio_console._machine.welcome import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -130,7 +131,7 @@ def find(name: str) -> Entry:
         if place not in _held:
             _hold(place)
         entry = _read(place)
-        qemu = json.loads((place / _TOLD).read_text())["made_with"] == _made_with(entry.kind.plan.qemu)
+        fits = json.loads((place / _TOLD).read_text())["made_with"] == _made_with(entry.kind.plan.qemu)
     except FileNotFoundError:
         if place is not None and not place.is_dir():
             discard(place)  # only its lock, which was made again
@@ -139,9 +140,10 @@ def find(name: str) -> Entry:
         ) from None
     except (ValueError, KeyError, TypeError) as exc:
         raise LookupError(f"the template {name!r:.100} is damaged: make it again") from exc
-    if not qemu:
+    if not fits:
         raise LookupError(
-            f"the template {name!r:.100} was made with another QEMU or on another processor: make it again"
+            f"the template {name!r:.100} was made with another QEMU, by a version of trio_console that says other "
+            "words to machines, or on another processor: make it again"
         )
     return entry
 
@@ -171,8 +173,8 @@ def prune_prepared() -> int:
 
 
 def _made_with(qemu: str) -> str:
-    """A word for what must be as it was when a machine was saved."""
-    return key_of(stamp(qemu), processor())
+    """A word for what must be as it was when a machine was saved: its agent is the one of that time."""
+    return key_of(stamp(qemu), processor(), WORDS)
 
 
 def _file_of(name: str) -> Path:
