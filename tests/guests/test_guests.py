@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.installing import install
 from tests.tools.leftovers import runs, state_of
 from tests.tools.limits import HANG
 from tests.tools.pids import agent_of, numbers_here
@@ -85,6 +86,8 @@ GUESTS: dict[str, OpenGuest] = {
 @pytest.fixture(params=list(GUESTS))
 def any_guest(request: pytest.FixtureRequest) -> OpenGuest:
     """Each way in turn."""
+    if request.param == "bubblewrap":
+        install("bwrap", "bubblewrap")
     return GUESTS[request.param]
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from tests.tools.installing import install
 from tests.tools.leftovers import children, runs
 from tests.tools.limits import HANG
 from tests.tools.pidfds import pidfd_open, pidfd_send_signal
@@ -85,8 +86,15 @@ def watched(pid: int) -> Iterator[int]:
         os.close(pidfd)
 
 
+@pytest.fixture(params=["process", "command", "bubblewrap"])
+def kind(request: pytest.FixtureRequest) -> str:
+    """Each kind of guest in turn, as `PROGRAM` names it."""
+    if request.param == "bubblewrap":
+        install("bwrap", "bubblewrap")
+    return str(request.param)
+
+
 @pytest.mark.parametrize("how", ["killed", "copies"])
-@pytest.mark.parametrize("kind", ["process", "command", "bubblewrap"])
 async def test_the_processes_of_a_guest_die_with_the_program(kind: str, how: str) -> None:
     with trio.fail_after(HANG), ExitStack() as stack:
         command = [sys.executable, "-c", PROGRAM, kind, how]
@@ -103,7 +111,6 @@ async def test_the_processes_of_a_guest_die_with_the_program(kind: str, how: str
 
 
 @pytest.mark.nightly  # because it sleeps
-@pytest.mark.parametrize("kind", ["process", "command", "bubblewrap"])
 async def test_they_live_when_the_thread_that_has_started_them_has_ended(kind: str) -> None:
     with trio.fail_after(2 * HANG), ExitStack() as stack:
         command = [sys.executable, "-c", PROGRAM, kind, "idle"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import platform
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import pytest
 import trio
 
 from tests.hostile._refusing import AGENT, STEPS, calls_in, outcome, refusing
+from tests.tools.installing import install
 from tests.tools.leftovers import marked, marking
 from tests.tools.limits import HANG
 from tests.tools.users import as_root, shared_directory
@@ -151,8 +151,8 @@ async def test_a_refused_call(name: str, code: int, directory: Path) -> None:
 
 
 @filters
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace finds the calls")
 async def test_the_table_has_all_calls(directory: Path) -> None:
+    install("strace", "strace")
     before, trace = directory / "before", directory / "trace"
     command = ["strace", "-f", "-o", str(before), sys.executable, "-P", "-c", "import trio"]
     done = await trio.run_process(command, check=False, capture_stderr=True)
