@@ -266,7 +266,7 @@ async def test_a_task_that_uses_much_for_small_pieces_rests_beside_a_modest_one(
     greedy, modest = Meter(line), Meter(line)
     work(modest, time, 0.0001)
     work(greedy, time, 0.001, nbytes=33_000)
-    assert await rests(greedy) == pytest.approx(0.004)
+    assert await rests(greedy) == pytest.approx(0.007)
 
 
 async def test_a_task_that_moves_many_bytes_does_not_rest(time: Time, autojump_clock: MockClock) -> None:
@@ -338,7 +338,22 @@ async def test_of_several_tasks_one_rests_behind_the_other_and_bulk_waits_for_no
     async with trio.open_nursery() as nursery:
         for meter in (*greedy, bulky):
             nursery.start_soon(go_on, meter)
-    assert done == pytest.approx([0, 0.004, 0.008, 0.012])
+    assert done == pytest.approx([0, 0.007, 0.014, 0.021])
+
+
+async def test_a_task_that_has_rested_is_no_modest_one_for_a_second(time: Time, autojump_clock: MockClock) -> None:
+    line = Line()
+    greedy, other = Meter(line), Meter(line)
+    found = []
+    for seconds in (0.0, 0.05, 1.0):
+        time.now += seconds  # what it has used is forgiven, and it begins as a modest one does
+        work(other, time, 0.0001)
+        for _ in range(2):
+            work(greedy, time, 0.0001)
+            time.now += 0.001
+        work(greedy, time, 0.001)
+        found.append(await rests(greedy))
+    assert found == pytest.approx([0.0, 0.007, 0.0])
 
 
 # Long steps

@@ -380,18 +380,12 @@ class RelayServer:
                 meter.begin()
                 decoder.feed(data)
                 for number, frame in enumerate(decoder):
-                    meter.end(0)  # it has read the frame
-                    if meter.is_over:
-                        await meter.wait()
-                    elif number % _ROW == _ROW - 1:
-                        await trio.lowlevel.checkpoint()
-                    await self._outbox.wait_control_room()
-                    await keep_rates(tasks.rates, stream.socket, tasks.leave_soon)
+                    await self._wait_turn(tasks, meter, number)
                     if wire.is_costly(frame):
+                        meter.end(0)  # it has read the frame
                         await self._costly.run(partial(self._hear_client, client, frame))
-                        meter.begin()  # what others have used meanwhile is theirs
-                    else:
                         meter.begin()
+                    else:
                         self._hear_client(client, frame)
                         meter.end(len(frame.body))
                     if len(client.starting) >= _STARTS:
@@ -399,6 +393,23 @@ class RelayServer:
                         meter.begin()
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
+
+    async def _wait_turn(self, tasks: ClientTasks, meter: Meter, number: int) -> None:
+        """Wait until the next frame of a client may be handled, of which so many have been in this turn."""
+        if meter.is_over:
+            meter.end(0)  # it has read the frame
+            await meter.wait()
+            # It has much to say, which is to be written with what others say meanwhile, and not frame by frame.
+            self._outbox.join_turn()
+        elif number % _ROW == _ROW - 1:
+            await trio.lowlevel.checkpoint()
+            meter.begin()
+        if not self._outbox.has_control_room:
+            await self._outbox.wait_control_room()
+            meter.begin()
+        if tasks.rates:
+            await keep_rates(tasks.rates, tasks.stream.socket, tasks.leave_soon)
+            meter.begin()
 
     async def _wait_started(self, tasks: ClientTasks) -> None:
         """Wait until the guest has started some of a client's commands, for a moment at most."""

@@ -49,11 +49,14 @@ _MUCH: Final = 1 / 4
 _LITTLE: Final = 0.0001
 
 #: Bytes in a second of work below which it is work on small pieces; and the rest after such work beside modest
-#: tasks, as a multiple of it: so all that do such work get a fifth of the loop. And the seconds for which a task
-#: is there after it has worked.
+#: tasks, as a multiple of it: so all that do such work together get as much of the loop as one may use without.
+#: And the seconds for which a task is there after it has worked.
 _BULK: Final = 32 * 1024 * 1024
-_REST_FROM_CRUMBS: Final = 4
+_REST_FROM_CRUMBS: Final = 7
 _RECENTLY: Final = 0.1
+
+#: Seconds without a turn that was over after which a task is a modest one again.
+_MODEST_AFTER: Final = 1.0
 
 #: Seconds that a single step may take without a rest. (Of the processor: this process may have to wait for it.)
 _STEP: Final = 0.005
@@ -161,7 +164,7 @@ class Meter:
         line: where it waits when it has used a turn.
     """
 
-    __slots__ = ("_began", "_bytes", "_has_turn", "_line", "_own")
+    __slots__ = ("_began", "_bytes", "_has_turn", "_line", "_modest_from", "_own")
 
     def __init__(self, line: Line) -> None:
         self._line = line
@@ -169,9 +172,10 @@ class Meter:
         self._began = 0.0
         self._has_turn = False  # whether it has waited for what it uses now
         self._bytes = 0  # since it waited last
+        self._modest_from = -math.inf  # when it is a modest task again
 
     def begin(self) -> None:
-        """Note that the task works from now on. (Also to learn, before `is_over`, what time has forgiven.)"""
+        """Note that the task works from now on: others may have worked since the last note."""
         now = perf_counter()
         had_used = self._own.seconds
         self._own.forgive(now)
@@ -187,7 +191,7 @@ class Meter:
         self._own.add(self._began - began, now)
         self._line.all.add(self._began - began, now)
         self._bytes += nbytes
-        if not self._has_turn and self._own.seconds <= _TURN:
+        if self._own.seconds <= _TURN and not self._has_turn and now >= self._modest_from:
             self._line.modest, self._line.modest_at = self, now
 
     @property
@@ -197,16 +201,19 @@ class Meter:
         return used > _TURN or (used > _LITTLE and not self._has_turn and self._line.is_busy)
 
     async def wait(self) -> None:
-        """Wait for the next turn."""
+        """Wait for the next turn, and begin it."""
         used = self._own.seconds
         if self._line.modest is self:
             self._line.modest = None  # it was, until now
-        if used > _TURN and self._bytes < _BULK * used:
-            await self._line.rest(_REST_FROM_CRUMBS * used)
+        if used > _TURN:
+            self._modest_from = perf_counter() + _MODEST_AFTER
+            if self._bytes < _BULK * used:
+                await self._line.rest(_REST_FROM_CRUMBS * used)
         await self._line.wait()
         self._bytes = 0
         self._own.seconds = 0.0
         self._has_turn = True
+        self.begin()
 
 
 @final
