@@ -13,7 +13,7 @@ import trio
 
 from tests.tools.limits import HANG
 from trio_console._trio import turns
-from trio_console._trio.turns import Costly, Line, Meter, Ration, Turn
+from trio_console._trio.turns import Costly, Line, Meter, Ration, Trickle, Turn, sources_left_alone
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -354,6 +354,79 @@ async def test_a_task_that_has_rested_is_no_modest_one_for_a_second(time: Time, 
         work(greedy, time, 0.001)
         found.append(await rests(greedy))
     assert found == pytest.approx([0.0, 0.007, 0.0])
+
+
+# Sources of small pieces
+
+
+async def left_alone(source: Trickle, nbytes: int) -> float:
+    """The seconds for which a source is left alone after a piece of so many bytes."""
+    began = trio.current_time()
+    await source.rest(nbytes)
+    return trio.current_time() - began
+
+
+async def test_a_source_of_small_pieces_without_end_is_left_alone(autojump_clock: MockClock) -> None:
+    source = Trickle(sources_left_alone())
+    pieces = [await left_alone(source, 4095) for _ in range(40)]
+    assert pieces[:32] == [0.0] * 32
+    assert pieces[32:] == pytest.approx([0.005, 0.005, 0.0, 0.005, 0.005, 0.0, 0.005, 0.005], abs=1e-6)
+
+
+async def test_a_source_of_a_hundred_pieces_in_a_second_is_never_left_alone(autojump_clock: MockClock) -> None:
+    source = Trickle(sources_left_alone())
+    for _ in range(1000):
+        assert await left_alone(source, 1) == 0
+        await trio.sleep(0.0101)
+
+
+async def test_a_source_of_large_pieces_is_never_left_alone(autojump_clock: MockClock) -> None:
+    source = Trickle(sources_left_alone())
+    assert {await left_alone(source, 4096) for _ in range(1000)} == {0.0}
+
+
+async def test_a_source_that_is_sent_something_may_answer_at_once(autojump_clock: MockClock) -> None:
+    source = Trickle(sources_left_alone())
+    for _ in range(100):
+        assert [await left_alone(source, 1) for _ in range(32)] == [0.0] * 32
+        source.note_asked()
+
+
+async def test_a_source_that_is_sent_something_is_left_alone_no_longer(autojump_clock: MockClock) -> None:
+    source = Trickle(sources_left_alone())
+    for _ in range(32):
+        await source.rest(1)
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(source.rest, 1)
+        await trio.sleep(0.001)
+        source.note_asked()
+    assert trio.current_time() - began == pytest.approx(0.001)
+
+
+async def test_many_sources_make_no_more_work_than_four(autojump_clock: MockClock) -> None:
+    alone = sources_left_alone()
+    sources = [Trickle(alone) for _ in range(12)]
+    ends: list[float] = []
+
+    async def one(source: Trickle) -> None:
+        for _ in range(33):
+            await source.rest(1)
+        ends.append(trio.current_time() - began)
+
+    began = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        for source in sources:
+            nursery.start_soon(one, source)
+    assert sorted(ends) == pytest.approx([0.005] * 4 + [0.010] * 4 + [0.015] * 4)
+
+
+async def test_however_many_there_are_a_source_is_left_alone_for_a_bounded_time(autojump_clock: MockClock) -> None:
+    alone = trio.Semaphore(0)  # there are always others before it
+    source = Trickle(alone)
+    for _ in range(32):
+        await source.rest(1)
+    assert await left_alone(source, 1) == pytest.approx(0.05)
 
 
 # Long steps

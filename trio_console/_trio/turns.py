@@ -9,6 +9,7 @@ milliseconds to decode. So work is measured in time, and not in frames (nor in c
   share of it go on one at a time, so that the others wait for one of them, and not for all. When all of them
   together use much, the share of each is a small one. Those that use more for many small pieces also rest: the
   others would wait long for a loop that is always busy, and for a processor.
+* `Trickle`: a source that gives small pieces without end is left alone for a moment, and then gives larger ones.
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
 * `Ration`: work that is done again and again gets no more than a part of the time.
 * `keep_collections_short`: nor does the garbage collector keep the loop.
@@ -29,7 +30,17 @@ import trio
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["Costly", "Line", "Meter", "Ration", "Turn", "go_first", "keep_collections_short"]
+__all__ = [
+    "Costly",
+    "Line",
+    "Meter",
+    "Ration",
+    "Trickle",
+    "Turn",
+    "go_first",
+    "keep_collections_short",
+    "sources_left_alone",
+]
 
 _T = TypeVar("_T")
 
@@ -63,6 +74,16 @@ _STEP: Final = 0.005
 
 #: A rest, as a multiple of what a step has taken beyond that.
 _REST: Final = 9
+
+#: Bytes below which a piece is a small one; how many of them a source may give in a row, and how many in a second,
+#: before it is left alone; the seconds for which it then is, how many sources are so at a time, and the seconds
+#: for which one is at most.
+_SMALL: Final = 4096
+_SMALL_IN_A_ROW: Final = 32.0
+_SMALL_IN_A_SECOND: Final = 100.0
+_LEFT_ALONE: Final = 0.005
+_SOURCES_LEFT_ALONE: Final = 4
+_LONGEST_LEFT_ALONE: Final = 0.05
 
 #: Collections of new objects for each of the middle generation, and of these for each full one. Python makes ten
 #: of both. So a collection of the middle generation looks at a third as much, and a fifth as many are full.
@@ -214,6 +235,52 @@ class Meter:
         self._own.seconds = 0.0
         self._has_turn = True
         self.begin()
+
+
+@final
+class Trickle:
+    """How a source of bytes is read that may give them in small pieces.
+
+    Each piece costs every program on its way nearly as much as a large one. A source that gives them without end
+    is left alone for a moment after each, in which the next one grows.
+
+    Args:
+        alone: see `sources_left_alone`; all sources of a program share it, so many make no more work than few.
+    """
+
+    __slots__ = ("_alone", "_at", "_free", "_rest")
+
+    def __init__(self, alone: trio.Semaphore) -> None:
+        self._alone: Final = alone
+        self._rest: trio.CancelScope | None = None
+        self._at = -math.inf
+        self._free = _SMALL_IN_A_ROW  # small pieces before it is left alone
+
+    def note_asked(self) -> None:
+        """Note that the source is sent something: its answer must not wait."""
+        self._free = _SMALL_IN_A_ROW
+        if self._rest is not None:
+            self._rest.cancel()
+
+    async def rest(self, nbytes: int) -> None:
+        """Leave the source alone, if it must be, after a piece of so many bytes; a checkpoint only if it is."""
+        if nbytes >= _SMALL:
+            return
+        now = trio.current_time()
+        self._free = min(_SMALL_IN_A_ROW, self._free + _SMALL_IN_A_SECOND * (now - self._at))
+        self._at = now
+        if self._free >= 1:
+            self._free -= 1
+            return
+        with trio.move_on_after(_LONGEST_LEFT_ALONE) as self._rest:
+            async with self._alone:
+                await trio.sleep(_LEFT_ALONE)
+        self._rest = None
+
+
+def sources_left_alone() -> trio.Semaphore:
+    """What all `Trickle` of a program share."""
+    return trio.Semaphore(_SOURCES_LEFT_ALONE)
 
 
 @final

@@ -14,6 +14,7 @@ import trio
 
 from trio_console import _wire as wire
 from trio_console._states import Steps
+from trio_console._trio.turns import sources_left_alone
 from trio_console._wire.credit import SendWindow
 
 if TYPE_CHECKING:
@@ -76,11 +77,12 @@ class Sender:
     do not catch these errors; the router does.
     """
 
-    __slots__ = ("_unreserved", "activity", "outbox")
+    __slots__ = ("_unreserved", "activity", "alone", "outbox")
 
     def __init__(self, outbox: Outbox, activity: Activity) -> None:
         self.outbox = outbox
         self.activity = activity
+        self.alone: Final = sources_left_alone()
         self._unreserved = 0
 
     def send(self, message: wire.Message, session_id: int) -> None:

@@ -10,7 +10,9 @@ import trio
 import trio.testing
 
 from tests.agent.net._server import KIB, MIB, STEP, Server, is_reset, read_end, read_exactly, unused_port
+from tests.tools.limits import HANG
 from trio_console import _wire as wire
+from trio_console._trio import turns
 
 if TYPE_CHECKING:
     from tests.agent._host import Host
@@ -27,6 +29,21 @@ async def test_bytes_go_both_ways(host: Host, server: Server, fields: dict[str, 
         assert await read_exactly(peer, 4) == b"ping"
         await peer.send_all(b"pong")
         assert await host.receive(5) == wire.TcpData(b"pong")
+        await host.send(wire.TcpClose(), 5)
+
+
+async def test_data_in_small_pieces_is_left_alone_until_the_peer_is_sent_something(
+    host: Host, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in (("_SMALL_IN_A_ROW", 0.0), ("_LEFT_ALONE", HANG), ("_LONGEST_LEFT_ALONE", HANG)):
+        monkeypatch.setattr(turns, name, value)
+    async with await server.connect(host, 5) as peer:
+        for number in (1, 2):
+            await peer.send_all(b"%d" % number)
+            if number == 2:
+                assert await host.nothing_for(5)
+                await host.send(wire.TcpData(b"go on"), 5)
+            assert await host.receive(5) == wire.TcpData(b"%d" % number)
         await host.send(wire.TcpClose(), 5)
 
 

@@ -6,14 +6,18 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import trio
 from trio.testing import wait_all_tasks_blocked
 
 from tests.tools.leftovers import runs
 from tests.tools.limits import HANG
 from trio_console import _wire as wire
+from trio_console._trio import turns
 from trio_console.agent._process import session as _exec
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.agent._host import Host
     from tests.agent.conftest import AgentFactory
 
@@ -41,6 +45,50 @@ async def test_closing_both_outputs_is_not_an_exit(host: Host) -> None:
     assert await host.nothing_for(sid)
     await host.send(wire.ExecStdin(b"\n"), sid)
     assert (await host.collect(sid)).messages == [wire.ExecExited(code=9)]
+
+
+# --- small pieces ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each small piece that is no answer to input, output is not read for as long as a test may take."""
+    for name, value in (("_SMALL_IN_A_ROW", 0.0), ("_LEFT_ALONE", HANG), ("_LONGEST_LEFT_ALONE", HANG)):
+        monkeypatch.setattr(turns, name, value)
+
+
+#: Says one thing at once, and another when it is told to, by a file; then it has said that, and goes on as asked.
+TWO_PIECES = "echo one; read x <$1; echo two; : >$2; "
+
+
+async def written_twice(host: Host, folder: Path, then: str) -> int:
+    """The session of a command that has written twice, of which the first piece has come."""
+    go, done = folder / "go", folder / "done"
+    os.mkfifo(go)
+    sid = await host.start("/bin/sh", "-c", TWO_PIECES + then, "sh", str(go), str(done))
+    assert await host.receive(sid) == wire.ExecStdout(b"one\n")
+    await trio.to_thread.run_sync(go.write_bytes, b"\n")
+    while not done.exists():
+        await trio.sleep(0.001)
+    return sid
+
+
+@pytest.mark.usefixtures("left_alone")
+async def test_output_in_small_pieces_is_left_alone_until_the_command_is_sent_something(
+    host: Host, tmp_path: Path
+) -> None:
+    sid = await written_twice(host, tmp_path, "read x; read x")
+    assert await host.nothing_for(sid)
+    await host.send(wire.ExecStdin(b"\n"), sid)
+    assert await host.receive(sid) == wire.ExecStdout(b"two\n")
+    await host.send(wire.ExecStdin(b"\n"), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(code=0)
+
+
+@pytest.mark.usefixtures("left_alone")
+async def test_output_that_is_left_alone_is_read_when_the_command_has_ended(host: Host, tmp_path: Path) -> None:
+    sid = await written_twice(host, tmp_path, "exit 3")
+    assert (await host.collect(sid)).messages == [wire.ExecStdout(b"two\n"), wire.ExecExited(code=3)]
 
 
 # --- drain ----------------------------------------------------------------------------------------

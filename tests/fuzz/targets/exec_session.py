@@ -21,6 +21,7 @@ from tests.fuzz.targets.exec_model import ExecModel
 from tests.fuzz.targets.script import Script
 from trio_console import _wire as wire
 from trio_console._processes import COMMAND_MARK, Wanted
+from trio_console._trio.turns import sources_left_alone
 from trio_console.agent._held import Held, Holding
 from trio_console.agent._process import session as session_module
 from trio_console.agent._process.session import STDIN_WINDOW, ExecSession
@@ -51,6 +52,7 @@ class _Sender:
 
     def __init__(self, model: ExecModel) -> None:
         self.activity = Activity()
+        self.alone = sources_left_alone()
         self.outbox = self
         self._model = model
         self.trace = 0

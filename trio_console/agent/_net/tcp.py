@@ -29,6 +29,7 @@ import msgspec
 import trio
 
 from trio_console import _wire as wire
+from trio_console._trio.turns import Trickle
 from trio_console.agent._inflow import Inflow, Put
 from trio_console.agent._net.lookups import dial
 from trio_console.agent._process.spawn import os_error_text
@@ -87,6 +88,7 @@ class TcpSession(PromptSession):
         "_reading",
         "_request",
         "_transfer",
+        "_trickle",
     )
 
     kind = "tcp"
@@ -115,6 +117,7 @@ class TcpSession(PromptSession):
         self._discarding = trio.CancelScope()
         self._transfer = trio.CancelScope()
         self._credit = SendCredit(own_window)
+        self._trickle = Trickle(sender.alone)
         self._queue = Inflow(
             lambda nbytes: self._send_now(wire.Credit("data", nbytes)),
             window=None if own_window is None else window,
@@ -219,6 +222,8 @@ class TcpSession(PromptSession):
             self._credit.note_sent(size)
             self._sender.activity.tcp_bytes += size
             full = size == allowed
+            if size:
+                await self._trickle.rest(size)
 
     async def _pump_out(self, stream: trio.SocketStream) -> None:
         fd = stream.socket.fileno()
@@ -246,6 +251,7 @@ class TcpSession(PromptSession):
         """See `Session.receive`."""
         match message:
             case wire.TcpData() if message.data:
+                self._trickle.note_asked()
                 await self._take(message.data)
             case wire.TcpEof():
                 self._queue.put_end()

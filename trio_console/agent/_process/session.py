@@ -39,6 +39,7 @@ import msgspec
 import trio
 
 from trio_console import _wire as wire
+from trio_console._trio.turns import Trickle
 from trio_console._wire.ids import slot_of
 from trio_console.agent._inflow import Put
 from trio_console.agent._process.spawn import Child, StartError, os_error_text
@@ -120,9 +121,24 @@ class Spawn(Protocol):
 class _Output:
     """One stream of output."""
 
-    __slots__ = ("_grown", "cls", "credit", "fd", "held", "left", "living", "name", "over", "sent", "silence")
+    __slots__ = (
+        "_grown",
+        "cls",
+        "credit",
+        "fd",
+        "held",
+        "left",
+        "living",
+        "name",
+        "over",
+        "sent",
+        "silence",
+        "trickle",
+    )
 
-    def __init__(self, name: wire.StreamName, fd: int, cls: type[wire.DataMessage], window: int | None) -> None:
+    def __init__(
+        self, name: wire.StreamName, fd: int, cls: type[wire.DataMessage], window: int | None, trickle: Trickle
+    ) -> None:
         self.name = name
         self.fd = fd
         self.cls = cls
@@ -130,6 +146,7 @@ class _Output:
         self.living = trio.CancelScope()  # ends when the leader exits
         self.silence = trio.CancelScope()  # a wait for bytes after that
         self.left: float = math.inf  # bytes to deliver after the exit
+        self.trickle: Final = trickle
         self.sent = 0  # bytes
         self.over = False  # whether its delivery is over
         self.held = False  # whether somebody has it open when its delivery is over
@@ -300,7 +317,7 @@ class ExecSession(Session):
         streams = wire.streams_of("exec", wire.Direction.AGENT_TO_HOST)
         assert child.outputs.keys() <= set(streams.values()), "every output of a child has its stream"
         self._outputs = {
-            name: _Output(name, child.outputs[name], cls, window)
+            name: _Output(name, child.outputs[name], cls, window, Trickle(self._sender.alone))
             for cls, name in streams.items()
             if name in child.outputs
         }
@@ -406,8 +423,10 @@ class ExecSession(Session):
             if data == b"":
                 return True
             full = data is not None and len(data) == allowed
-            if data is not None and len(data) >= _PLAIN_PIPE:
-                output.grow()
+            if data is not None:
+                if len(data) >= _PLAIN_PIPE:
+                    output.grow()
+                await output.trickle.rest(len(data))
 
     async def _deliver_on(self, child: Child, output: _Output) -> bool:
         """Move the output of a command whose leader has exited; returns whether it has ended.
@@ -421,7 +440,9 @@ class ExecSession(Session):
                 allowed = await output.credit.wait(int(min(_CHUNK, output.left)))
                 if not allowed:
                     return False
-                await self._read(output, allowed)
+                data = await self._read(output, allowed)
+                if data and not waiting & select.POLLHUP:  # somebody has it open, and may go on like this
+                    await output.trickle.rest(len(data))
                 self._last_output = trio.current_time()
             elif waiting and not (child.tty and await self._hunt.any_left(child.wanted())):
                 if not _poll(output.fd) & select.POLLIN:  # the last process may have written during the look
@@ -522,6 +543,8 @@ class ExecSession(Session):
         """See `Session.receive`."""
         match message:
             case wire.ExecStdin():
+                for output in self._outputs.values():
+                    output.trickle.note_asked()
                 await self._take_stdin(message.data)
             case wire.ExecSignal():
                 self._signal(message.signal)
