@@ -593,3 +593,45 @@ def test_a_rank_that_was_given_is_kept() -> None:
 @needs_groups
 def test_what_is_refused_is_passed_over() -> None:
     assert ranks("refused")["own"] == [0, "0"]
+
+
+SLICES = """\
+import ctypes, struct, subprocess, sys
+from trio_console._trio.turns import go_first
+
+def own_slice():
+    found = ctypes.create_string_buffer(48)
+    assert ctypes.CDLL(None).syscall(315, 0, found, 48, 0) == 0  # sched_getattr(2)
+    return struct.unpack("=IIQiIQQQ", found)[5]
+
+if sys.argv[1:] != ["child"]:
+    go_first()
+print(own_slice(), flush=True)
+if sys.argv[1:] != ["child"]:
+    subprocess.run([sys.executable, "-c", sys.argv[1], "child"], check=True)
+"""
+
+
+def knows_slices() -> bool:
+    system = os.uname()
+    release = tuple(int(part) for part in system.release.split(".")[:2])
+    return system.machine == "x86_64" and release >= (6, 12)
+
+
+@needs_root
+@pytest.mark.skipif(not knows_slices(), reason="the kernel has slices of one length")
+def test_a_program_that_goes_first_has_short_slices_and_what_it_starts_has_not() -> None:
+    command = [sys.executable, "-c", SLICES, SLICES]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=HANG)
+    own, childs = map(int, done.stdout.split())
+    assert own == 100_000
+    assert childs > own
+
+
+@pytest.mark.parametrize("machine", ["riscv64", "x86_64"])
+def test_a_program_goes_first_also_where_it_cannot_ask_for_short_slices(
+    monkeypatch: pytest.MonkeyPatch, machine: str
+) -> None:
+    monkeypatch.setattr(turns, "_SCHED_SETATTR", {"x86_64": -1})  # no such call
+    monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "", "", "", machine)))
+    turns._ask_for_short_slices()

@@ -84,6 +84,7 @@ TABLE: Final = {
     "rmdir": Row(84, "mkdir"),
     "rt_sigreturn": Row(15, NAMED),
     "sched_getscheduler": Row(145),
+    "sched_setattr": Row(314),
     "sched_setscheduler": Row(144),
     "sendto": Row(44, NAMED),
     "setgroups": Row(116, "user"),
