@@ -93,6 +93,20 @@ async def test_a_pause_lets_all_others_run_and_begins_a_new_turn(time: Time) -> 
         nursery.cancel_scope.cancel()
 
 
+async def test_a_turn_is_long_again_and_again_after_each_half_of_a_millisecond(time: Time) -> None:
+    turn = Turn()
+    seen = []
+    for _ in range(12):
+        time.now += 0.0002
+        seen.append(turn.is_long())
+    assert seen == [False, False, True] * 4
+    await turn.pause()
+    assert not turn.is_long()
+    time.now += 0.0006
+    turn.begin()
+    assert not turn.is_long()
+
+
 # Several tasks
 
 

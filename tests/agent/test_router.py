@@ -394,6 +394,25 @@ async def test_requests_that_come_together_are_answered_in_one_write(no_turn_is_
         assert (writes.at_once, writes.later) == ([], [b"".join(wire.encode(wire.Pong(), i) for i in (1, 2, 3))])
 
 
+async def test_the_answers_of_a_long_turn_are_written_before_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    written: list[int] = []
+
+    def answer(router: Router, frame_id: int, _message: wire.Message) -> None:
+        nonlocal now
+        written.append(len(writes.at_once))
+        router._sender.send(wire.Pong(), frame_id)
+        now += 0.0004
+        router._source._turn._end = 1.0  # the others have taken long before it, and so may it
+
+    monkeypatch.setattr(turns, "perf_counter", lambda: now)
+    monkeypatch.setattr(Router, "_ping", answer)
+    async with _alone() as (router, writes):
+        await router.send_all(b"".join(wire.encode(wire.Ping(), id_) for id_ in range(1, 7)))
+        await trio.testing.wait_all_tasks_blocked()
+    assert written == [0, 0, 1, 1, 2, 2]
+
+
 async def test_a_single_request_is_answered_before_another_task_runs() -> None:
     async with _alone() as (router, writes):
         await router.send_all(wire.encode(wire.Ping(), 1))

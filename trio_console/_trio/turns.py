@@ -112,15 +112,23 @@ class Turn:
         longest: seconds that it may be at most, where the others have taken that long.
     """
 
-    __slots__ = ("_end", "_longest")
+    __slots__ = ("_end", "_longest", "_short_end")
 
     def __init__(self, longest: float = _LONG_TURN) -> None:
         self._longest: Final = longest
-        self._end = perf_counter() + _TURN
+        self._end = self._short_end = perf_counter() + _TURN
 
     def begin(self) -> None:
         """Begin anew: the other tasks have just run."""
-        self._end = perf_counter() + _TURN
+        self._end = self._short_end = perf_counter() + _TURN
+
+    def is_long(self) -> bool:
+        """Whether it has lasted for a short turn's time, since it began or since this was true last."""
+        now = perf_counter()
+        if now <= self._short_end:
+            return False
+        self._short_end = now + _TURN
+        return True
 
     @property
     def is_over(self) -> bool:
@@ -131,6 +139,7 @@ class Turn:
         began = perf_counter()
         await trio.lowlevel.checkpoint()
         now = perf_counter()
+        self._short_end = now + _TURN
         self._end = now + min(max(now - began, _TURN), self._longest)
 
 

@@ -131,6 +131,7 @@ class Outbox:
         self._closed = False
         self._begun = False
         self._idle: GatheringStream | None = None  # the stream, if a frame may be written at once
+        self._parked = False  # whether the writer sleeps, or was woken and has not gone on yet
         self._rest: tuple[list[Piece], int, int] | None = None  # of a frame that was begun at once, as a batch
         self._broken: BaseException | None = None
 
@@ -168,11 +169,18 @@ class Outbox:
     async def _sleep(self) -> None:
         """Wait for frames, or for the peer to admit those that are queued."""
         self._work = trio.Event()
+        self._parked = True
+        try:
+            await self._wait_for_work()
+        finally:
+            self._parked = False
+            self._idle = None
+
+    async def _wait_for_work(self) -> None:
         if self._admission is None:
             assert not self._waiting or self._bulk_used > 0, "only used room keeps a task waiting"
             self._idle = self._gathers
             await self._work.wait()
-            self._idle = None
             return
         if not self._control and not self._bulk:
             self._idle = self._gathers
@@ -180,7 +188,6 @@ class Outbox:
         change = self._turns.next_change(trio.current_time()) if self._waiting else math.inf
         with trio.move_on_at(change):
             await self._work.wait()
-        self._idle = None
         self._admit()
 
     def _count(self, size: int, bulk_bytes: int) -> None:
@@ -196,17 +203,24 @@ class Outbox:
         )
         self._admit()
 
-    @trio.lowlevel.enable_ki_protection
     def _write_at_once(self, stream: GatheringStream, pieces: list[Piece], size: int, bulk_bytes: int) -> None:
         """Write a frame while the writer sleeps, so that it need not wait for the writer's turn.
 
-        It is the first frame of a turn. The writer is woken all the same: it writes the rest of this frame, if the
-        stream has not taken all of it, and joins all frames that are handed over until then. (Protected, because
-        after a Ctrl-C in here half of the frame could be lost.)
+        It is the first frame of a turn.
         """
         assert (self._rest, self._control_bytes, len(self._bulk)) == (None, 0, 0), (
             "a frame is written at once when none is before it"
         )
+        self._put(stream, pieces, size, bulk_bytes)
+
+    @trio.lowlevel.enable_ki_protection
+    def _put(self, stream: GatheringStream, pieces: list[Piece], size: int, bulk_bytes: int) -> None:
+        """Write a batch in the place of the writer, which sleeps, or was woken and has not gone on yet.
+
+        It is woken all the same: it writes the rest of this batch, if the stream has not taken all of it, and
+        joins all frames that are handed over until then. (Protected, because after a Ctrl-C in here half of the
+        batch could be lost.)
+        """
         self._idle = None
         self._work.set()
         rest = stream.send_gathered_nowait(pieces)
@@ -219,13 +233,24 @@ class Outbox:
         """Write no frame at once until the writer has: more frames follow, and one write for all costs less."""
         self._idle = None
 
+    @trio.lowlevel.enable_ki_protection
+    def write_now(self) -> None:
+        """Write what is queued, as much as the stream takes at once, if the writer has not begun to write it.
+
+        For a task that keeps the loop for longer than its frames should wait.
+        """
+        stream = self._gathers
+        if stream is None or not self._parked or self._rest is not None:
+            return
+        batch, size, bulk_bytes = self._take_batch()
+        if batch:
+            self._put(stream, _joined(batch, size), size, bulk_bytes)
+
     async def _write(self, batch: list[Piece], size: int) -> None:
-        if len(batch) > 1 and (self._gathers is None or size < _GATHERED):
-            batch = [b"".join(batch)]
         if self._gathers is None:
-            await self._stream.send_all(batch[0])
+            await self._stream.send_all(b"".join(batch) if len(batch) > 1 else batch[0])
         else:
-            await self._gathers.send_gathered(batch)
+            await self._gathers.send_gathered(_joined(batch, size))
 
     def _take_batch(self) -> tuple[list[Piece], int, int]:
         """Take all control frames, and then bulk frames as long as the batch is small.
@@ -526,3 +551,8 @@ class Outbox:
     def _first_in_line(self) -> trio.lowlevel.Task | None:
         """The first task that waits for a reservation, and not for the peer."""
         return next((task for task, request in self._waiting.items() if not self.holds_back(*request)), None)
+
+
+def _joined(batch: list[Piece], size: int) -> list[Piece]:
+    """The pieces of a batch, as one if that is cheaper."""
+    return [b"".join(batch)] if len(batch) > 1 and size < _GATHERED else batch

@@ -134,6 +134,8 @@ class Router:
     async def _read(self) -> Ending:
         try:
             while (frame := await self._source.next_frame()) is not None:
+                if self._source.keeps_loop():
+                    self._sender.outbox.write_now()
                 if self._source.has_more:
                     self._sender.outbox.join_turn()
                 try:

@@ -185,6 +185,64 @@ async def test_the_frames_of_a_turn_that_is_joined_are_written_together() -> Non
         assert stream.taken == b"first second third"
 
 
+async def test_a_task_that_keeps_the_loop_can_have_its_frames_written() -> None:
+    async with prompt() as (outbox, stream):
+        outbox.join_turn()
+        outbox.send_control(b"first ")
+        outbox.commit((b"second ", b"third"), 0)
+        assert stream.taken == b""
+        outbox.write_now()
+        assert stream.taken == b"first second third"
+        assert (outbox.control_written, outbox.bulk_written) == (outbox.control_queued, outbox.bulk_queued)
+        outbox.send_control(b" fourth")
+        assert not stream.taken.endswith(b"fourth")
+        await settle()
+        assert stream.taken == b"first second third fourth"
+
+
+async def test_what_the_stream_does_not_take_at_once_is_finished_before_all_others() -> None:
+    async with prompt(room=3) as (outbox, stream):
+        outbox.join_turn()
+        outbox.send_control(b"first ")
+        outbox.write_now()
+        assert stream.taken == b"fir"
+        outbox.send_control(b"second")
+        outbox.write_now()  # it is the writer's turn
+        assert stream.taken == b"fir"
+        await settle()
+        assert stream.taken == b"first second"
+
+
+class HalfTakenStream(PromptStream):
+    """A stream that has taken half of what its writer sends, and waits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.goes_on = trio.Event()
+
+    async def send_gathered(self, pieces: list[Piece]) -> None:
+        data = b"".join(pieces)
+        self.taken += data[: len(data) // 2]
+        await self.goes_on.wait()
+        self.taken += data[len(data) // 2 :]
+
+
+async def test_nothing_is_written_at_once_while_the_writer_writes() -> None:
+    stream = HalfTakenStream()
+    outbox = Outbox(stream)
+    async with trio.open_nursery() as nursery:
+        outbox.send_control(b"abcd")
+        nursery.start_soon(outbox.run)
+        await settle()
+        outbox.send_control(b"efgh")
+        outbox.write_now()
+        assert stream.taken == b"ab"
+        stream.goes_on.set()
+        await settle()
+        assert stream.taken == b"abcdefgh"
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_frame_that_was_taken_in_part_is_finished_before_all_others() -> None:
     async with prompt(room=3) as (outbox, stream):
         outbox.commit((b"head", b"data"), 0)

@@ -107,6 +107,10 @@ class FrameSource:
         """Whether bytes of further frames have come."""
         return self._decoder.pending > 0
 
+    def keeps_loop(self) -> bool:
+        """Whether the caller has kept the loop for a while (again), so that what it has said is to be written."""
+        return self._turn.is_long()
+
     async def next_frame(self) -> wire.Frame | None:
         """The next frame, or ``None`` at the end of the stream or when it is broken.
 
