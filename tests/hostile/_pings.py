@@ -1,7 +1,8 @@
 """Honest clients that ping, as a program: ``python -m tests.hostile._pings SOCKET CLIENTS SECONDS``.
 
-It prints the seconds of each ping. It is a process of its own and does nothing else, so that a ping takes as long
-as the relay and the agent need for it, and not as long as its own program has other work to do.
+It prints the seconds of each ping. It is a process of its own, does nothing else, and goes before other programs
+as the relay and the agent do. So a ping takes as long as these two need for it, and not as long as its own program
+has other work to do, or waits for a processor.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 import trio
 
 from trio_console import connect_guest
+from trio_console._trio.turns import go_first
 
 __all__ = ["ping_for", "quantile"]
 
@@ -43,6 +45,7 @@ async def ping(path: str, end: float, pings: list[float]) -> None:
 
 async def main() -> None:
     path, clients, seconds = sys.argv[1:]
+    go_first()
     pings: list[float] = []
     end = trio.current_time() + float(seconds)
     async with trio.open_nursery() as nursery:
