@@ -460,16 +460,17 @@ async def test_the_reason_of_a_lost_guest_belongs_to_no_session(tmp_path: Path) 
         await client.leave()
 
 
-async def test_a_long_reason_is_told_in_part(tmp_path: Path) -> None:
+async def test_of_a_long_reason_the_beginning_and_the_end_are_told(tmp_path: Path) -> None:
     async def explain() -> str:
         await trio.lowlevel.checkpoint()
-        return "日" * 100_000
+        return "日" * 100_000 + "ValueError"
 
     async with serving(tmp_path, explain=explain) as world:
         client = await world.connect()
         await lose(world)
         _, told = await client.expect(wire.RelayLost)
         assert told.reason.startswith("the guest closed its console: 日日")
+        assert told.reason.endswith("日日ValueError")
         assert len(wire.encode(told)) < 4096
         await client.leave()
 

@@ -83,7 +83,7 @@ _FAREWELL: Final = 1.0
 #: shut down.
 _LAST_PROMISE_TIME: Final = 0.5
 
-#: Characters of the reason for the clients, so that its frame is a small one.
+#: Characters of the reason for the clients, or some more, so that its frame is a small one.
 _LONGEST_REASON: Final = 800
 
 #: Seconds between attempts to accept when no descriptor is free.
@@ -252,7 +252,10 @@ class RelayServer:
         if self._ending.is_set() or self._front.cancel_called:
             return "the guest was shut down"
         reason = self.reason if self._explain is None else await explained(self.reason, self._explain)
-        return reason[:_LONGEST_REASON]
+        if len(reason) <= _LONGEST_REASON:
+            return reason
+        # What a program has said last tells the most: the error at the end of a traceback.
+        return f"{reason[: _LONGEST_REASON // 4]} ... {reason[-_LONGEST_REASON * 3 // 4 :]}"
 
     async def _say_farewell(self) -> None:
         """Deliver the queued frames to the clients after the guest has gone, and then end of file."""
