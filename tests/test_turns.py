@@ -542,11 +542,14 @@ def step(time: Time, seconds: float) -> str:
 
 PROGRAM = """\
 import json, os, resource, subprocess, sys, threading
+from trio_console._trio import turns
 from trio_console._trio.turns import go_first
 
 def rank():
     return os.getpriority(os.PRIO_PROCESS, 0), *open("/proc/self/autogroup").read().split()[-1:]
 
+if "old" in sys.argv:
+    turns._SCHED_SETATTR.clear()
 if "given" in sys.argv:
     os.nice(3)
 if "refused" in sys.argv and os.geteuid() == 0:
@@ -595,6 +598,13 @@ def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
 
 @needs_root
 @needs_groups
+def test_what_a_program_starts_has_the_usual_rank_also_on_an_older_kernel() -> None:
+    found = ranks("old")
+    assert (found["own"], found["child"], found["command"]) == ([-5, "-5"], ["0", "-5"], ["0", "0"])
+
+
+@needs_root
+@needs_groups
 def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
     assert ranks(leads=False)["own"] == [-5, *group()]
 
@@ -610,7 +620,7 @@ def test_what_is_refused_is_passed_over() -> None:
 
 
 SLICES = """\
-import ctypes, struct, subprocess, sys
+import ctypes, os, struct, subprocess, sys
 from trio_console._trio.turns import go_first
 
 def own_slice():
@@ -618,12 +628,20 @@ def own_slice():
     assert ctypes.CDLL(None).syscall(315, 0, found, 48, 0) == 0  # sched_getattr(2)
     return struct.unpack("=IIQiIQQQ", found)[5]
 
-if sys.argv[1:] != ["child"]:
+who = sys.argv[1]
+if who == "nobody" and os.geteuid() == 0:
+    os.setuid(65534)
+if who != "child":
     go_first()
 print(own_slice(), flush=True)
-if sys.argv[1:] != ["child"]:
-    subprocess.run([sys.executable, "-c", sys.argv[1], "child"], check=True)
+if who == "parent":
+    subprocess.run([sys.executable, "-c", sys.argv[2], "child"], check=True)
 """
+
+
+def slices(who: str) -> list[int]:
+    command = [sys.executable, "-c", SLICES, who, SLICES]
+    return [int(word) for word in subprocess.run(command, capture_output=True, check=True).stdout.split()]
 
 
 def knows_slices() -> bool:
@@ -632,14 +650,19 @@ def knows_slices() -> bool:
     return system.machine == "x86_64" and release >= (6, 12)
 
 
-@needs_root
-@pytest.mark.skipif(not knows_slices(), reason="the kernel has slices of one length")
+needs_slices = pytest.mark.skipif(not knows_slices(), reason="the kernel has slices of one length")
+
+
+@needs_slices
 def test_a_program_that_goes_first_has_short_slices_and_what_it_starts_has_not() -> None:
-    command = [sys.executable, "-c", SLICES, SLICES]
-    done = subprocess.run(command, capture_output=True, check=True, timeout=HANG)
-    own, childs = map(int, done.stdout.split())
+    own, childs = slices("parent")
     assert own == 100_000
     assert childs > own
+
+
+@needs_slices
+def test_short_slices_need_no_rights() -> None:
+    assert slices("nobody") == [100_000]
 
 
 @pytest.mark.parametrize("machine", ["riscv64", "x86_64"])
@@ -648,4 +671,6 @@ def test_a_program_goes_first_also_where_it_cannot_ask_for_short_slices(
 ) -> None:
     monkeypatch.setattr(turns, "_SCHED_SETATTR", {"x86_64": -1})  # no such call
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "", "", "", machine)))
+    before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
     turns._ask_for_short_slices()
+    assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)) == before

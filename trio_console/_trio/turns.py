@@ -360,13 +360,13 @@ def keep_collections_short() -> None:
 def go_first() -> None:
     """Let this thread get a processor before what other programs do with theirs, if this process may do that.
 
-    For programs of ours that many others wait for, and that work a little for each. It needs CAP_SYS_NICE; without
-    it nothing changes, nor if somebody has given this program a rank. Threads and processes that are started
+    For programs of ours that many others wait for, and that work a little for each. A rank needs CAP_SYS_NICE.
+    Nothing changes if somebody has given this program one. Threads and processes that are started
     afterwards have the usual one.
 
-    It also asks for short slices of time, which Linux 6.12 and later give: a thread with shorter ones than the
-    running thread's gets the processor when it wakes up, and not when that one's slice is over (some milliseconds,
-    whatever its niceness).
+    It also asks for short slices of time, which Linux 6.12 and later give to everybody: a thread with shorter ones
+    than the running thread's gets the processor when it wakes up, and not when that one's slice is over (some
+    milliseconds, whatever its niceness).
 
     The kernel shares processors among POSIX sessions where it groups by them (sched_autogroup(7)), and then among
     the threads of each. So this raises both. The session is only raised by its leader: a program that was started
@@ -378,15 +378,15 @@ def go_first() -> None:
             return
         # What this thread starts must not inherit the rank.
         os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         _ask_for_short_slices()
+        os.setpriority(os.PRIO_PROCESS, 0, _NICENESS)
         if os.getsid(0) == os.getpid():
             with open(_SESSION, "w", encoding="ascii") as file:
                 file.write(str(_NICENESS))
 
 
 def _ask_for_short_slices() -> None:
-    """Ask the kernel for them; nothing changes if it does not know them, or does not allow it."""
+    """Ask the kernel for them at the niceness 0; nothing changes if it does not know them."""
     number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None or struct.calcsize("P") != 8:
         return
@@ -394,5 +394,5 @@ def _ask_for_short_slices() -> None:
 
     # Its size, the policy, the flags, the niceness, a priority of other policies, the slice, and two times of
     # other policies.
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, _RESET_ON_FORK, _NICENESS, 0, _SLICE, 0, 0)
+    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, _RESET_ON_FORK, 0, 0, _SLICE, 0, 0)
     ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0)
