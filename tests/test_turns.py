@@ -606,7 +606,8 @@ def test_what_a_program_starts_has_the_usual_rank_also_on_an_older_kernel() -> N
 @needs_root
 @needs_groups
 def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
-    assert ranks(leads=False)["own"] == [-5, *group()]
+    before = group()
+    assert ranks(leads=False)["own"] == [-5, *before]
 
 
 @needs_groups
