@@ -19,6 +19,7 @@ milliseconds to decode. So work is measured in time, and not in frames (nor in c
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import math
 import os
@@ -76,10 +77,10 @@ _STEP: Final = 0.005
 #: A rest, as a multiple of what a step has taken beyond that.
 _REST: Final = 9
 
-#: Bytes below which a piece is a small one; how many of them a source may give in a row, and how many in a second,
-#: before it is left alone; the seconds for which it then is, how many sources are so at a time, and the seconds
-#: for which one is at most.
-_SMALL: Final = 4096
+#: Bytes below which a piece is a small one (a terminal gives no more than 4095 at once); how many of them a source
+#: may give in a row, and how many in a second, before it is left alone; the seconds for which it then is, how many
+#: sources are so at a time, and the seconds for which one is at most.
+_SMALL: Final = 1024
 _SMALL_IN_A_ROW: Final = 32.0
 _SMALL_IN_A_SECOND: Final = 100.0
 _LEFT_ALONE: Final = 0.005
@@ -365,8 +366,8 @@ def go_first() -> None:
     afterwards have the usual one.
 
     It also asks for short slices of time, which Linux 6.12 and later give to everybody: a thread with shorter ones
-    than the running thread's gets the processor when it wakes up, and not when that one's slice is over (some
-    milliseconds, whatever its niceness).
+    than the running thread's does not wait for the end of that one's slice when it wakes up (some milliseconds,
+    whatever its niceness), unless it has had more than its part.
 
     The kernel shares processors among POSIX sessions where it groups by them (sched_autogroup(7)), and then among
     the threads of each. So this raises both. The session is only raised by its leader: a program that was started
@@ -390,8 +391,6 @@ def _ask_for_short_slices() -> None:
     number = _SCHED_SETATTR.get(os.uname().machine)
     if number is None or struct.calcsize("P") != 8:
         return
-    import ctypes  # for two programs, and not for all that load this package
-
     # Its size, the policy, the flags, the niceness, a priority of other policies, the slice, and two times of
     # other policies.
     attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, _RESET_ON_FORK, 0, 0, _SLICE, 0, 0)

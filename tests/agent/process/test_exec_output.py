@@ -86,6 +86,15 @@ async def test_output_in_small_pieces_is_left_alone_until_the_command_is_sent_so
 
 
 @pytest.mark.usefixtures("left_alone")
+async def test_output_that_comes_in_small_pieces_because_of_its_window_is_read_at_once(host: Host) -> None:
+    sid = await host.start("/bin/sh", "-c", "head -c 1000 /dev/zero; exit 4", window=100)
+    for _ in range(10):
+        assert await host.receive(sid) == wire.ExecStdout(bytes(100))
+        await host.send(wire.Credit("stdout", 100), sid)
+    assert (await host.collect(sid)).last == wire.ExecExited(code=4)
+
+
+@pytest.mark.usefixtures("left_alone")
 async def test_output_that_is_left_alone_is_read_when_the_command_has_ended(host: Host, tmp_path: Path) -> None:
     sid = await written_twice(host, tmp_path, "exit 3")
     assert (await host.collect(sid)).messages == [wire.ExecStdout(b"two\n"), wire.ExecExited(code=3)]

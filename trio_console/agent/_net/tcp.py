@@ -222,7 +222,7 @@ class TcpSession(PromptSession):
             self._credit.note_sent(size)
             self._sender.activity.tcp_bytes += size
             full = size == allowed
-            if size:
+            if size and not full:
                 await self._trickle.rest(size)
 
     async def _pump_out(self, stream: trio.SocketStream) -> None:

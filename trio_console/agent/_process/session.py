@@ -426,7 +426,8 @@ class ExecSession(Session):
             if data is not None:
                 if len(data) >= _PLAIN_PIPE:
                     output.grow()
-                await output.trickle.rest(len(data))
+                if not full:  # (what is as large as the client lets it be would not grow)
+                    await output.trickle.rest(len(data))
 
     async def _deliver_on(self, child: Child, output: _Output) -> bool:
         """Move the output of a command whose leader has exited; returns whether it has ended.
@@ -441,7 +442,8 @@ class ExecSession(Session):
                 if not allowed:
                     return False
                 data = await self._read(output, allowed)
-                if data and not waiting & select.POLLHUP:  # somebody has it open, and may go on like this
+                # (Somebody has it open, and may go on like this; and it is not cut by what the client takes.)
+                if data and len(data) < allowed and not waiting & select.POLLHUP:
                     await output.trickle.rest(len(data))
                 self._last_output = trio.current_time()
             elif waiting and not (child.tty and await self._hunt.any_left(child.wanted())):
