@@ -87,10 +87,11 @@ async def test_output_in_small_pieces_is_left_alone_until_the_command_is_sent_so
 
 @pytest.mark.usefixtures("left_alone")
 async def test_output_that_comes_in_small_pieces_because_of_its_window_is_read_at_once(host: Host) -> None:
-    sid = await host.start("/bin/sh", "-c", "head -c 1000 /dev/zero; exit 4", window=100)
+    sid = await host.start("/bin/sh", "-c", "head -c 1000 /dev/zero; read x; exit 4", window=100)
     for _ in range(10):
         assert await host.receive(sid) == wire.ExecStdout(bytes(100))
         await host.send(wire.Credit("stdout", 100), sid)
+    await host.send(wire.ExecStdin(b"\n"), sid)
     assert (await host.collect(sid)).last == wire.ExecExited(code=4)
 
 
