@@ -306,17 +306,31 @@ def test_a_claim_of_too_many_items_is_refused_before_they_are_looked_for(claim: 
         load(claim + bytes(MAX_COSTLY_ITEMS))  # far fewer items than claimed
 
 
-@pytest.mark.parametrize("item", [b"\x00", b"\x80", b"\x9f", b"\xc1", b"\x61a", b"\xa0"], ids=bytes.hex)
-def test_the_largest_frame_of_tiny_items_is_refused_before_they_are_built(item: bytes) -> None:
-    data = array(2**22 // len(item) - 4, item)
+def peak_of_a_refusal(data: bytes | memoryview) -> int:
+    """The most bytes that are allocated while a value is refused."""
     tracemalloc.start()
     try:
         with pytest.raises(CBORError):
             load(data)
-        _, peak = tracemalloc.get_traced_memory()
+        return tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert peak < 100_000
+
+
+def test_a_view_of_a_large_value_with_too_many_items_is_refused_without_a_copy() -> None:
+    data = b"\xa1\x61k\x9a\x00\x3f\xff\x00" + bytes(2**22)
+    assert peak_of_a_refusal(memoryview(data)) < 100_000
+
+
+def test_a_view_is_read_as_bytes_are() -> None:
+    data = array(3, b"\x5a" + (2**20).to_bytes(4, "big") + bytes(2**20))
+    assert load(memoryview(data)) == load(data) == [bytes(2**20)] * 2
+
+
+@pytest.mark.parametrize("item", [b"\x00", b"\x80", b"\x9f", b"\xc1", b"\x61a", b"\xa0"], ids=bytes.hex)
+def test_the_largest_frame_of_tiny_items_is_refused_before_they_are_built(item: bytes) -> None:
+    data = array(2**22 // len(item) - 4, item)
+    assert peak_of_a_refusal(data) < 100_000
 
 
 def test_bytes_behind_an_item_are_not_counted() -> None:

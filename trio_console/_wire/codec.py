@@ -77,11 +77,11 @@ _BEFORE_DATA: Final = b"\xa1\x64data"
 
 
 class Envelope(NamedTuple):
-    """The fields of an envelope; ``payload`` is still encoded."""
+    """The fields of an envelope; ``payload`` is still encoded, and may be a view of the body if that is one."""
 
     version: int
     type: str
-    payload: bytes
+    payload: bytes | memoryview
 
 
 Received: TypeAlias = tuple[Message, MessageType, int]
@@ -382,11 +382,10 @@ def decode_envelope(body: bytes | memoryview, *, portable: bool = False) -> Enve
             still be read. With ``portable`` also (kind ``invalid_payload``) for what `receive` says. This is the
             only error.
     """
-    body = bytes(body)
     found = _canonical_payload_at(body)
     if found is not None:
         row, start = found
-        return Envelope(body[3], row.name, body[start:])
+        return Envelope(body[3], row.name, body[start:])  # of 4 MiB each copy takes a millisecond
     try:
         value = cbor.load(body, portable=portable)
     except UnportableError as exc:
@@ -408,20 +407,19 @@ def decode_envelope(body: bytes | memoryview, *, portable: bool = False) -> Enve
 
 def peek_type(body: bytes | memoryview) -> str:
     """Return the type a body, which is untrusted, says it has; raises as `decode_envelope`."""
-    body = bytes(body)
     found = _canonical_payload_at(body)
     return decode_envelope(body).type if found is None else found[0].name
 
 
-def _canonical_payload_at(body: bytes) -> tuple[MessageType, int] | None:
+def _canonical_payload_at(body: bytes | memoryview) -> tuple[MessageType, int] | None:
     """Return the type and where the payload starts, or ``None`` to leave it to the general path.
 
     Found only if the payload is a byte string that ends where the body ends; nothing else is promised.
     """
-    if len(body) <= _NAME_HEAD_AT or body[3] >= 24 or not body.startswith(_BEFORE_VERSION):
+    if len(body) <= _NAME_HEAD_AT or body[3] >= 24 or body[:3] != _BEFORE_VERSION:
         return None
     at = _NAME_HEAD_AT + 3 + (body[_NAME_HEAD_AT] & 31)
-    row = _BY_LEAD.get(body[4:at])
+    row = _BY_LEAD.get(bytes(body[4:at]))
     if row is None or at == len(body):
         return None
     first = body[at]
@@ -468,7 +466,7 @@ _NULL: Final = b"\xf6"
 _NO_FIELDS: Final = b"\xa0"
 
 
-def _read_shutdown(payload: bytes) -> Message:
+def _read_shutdown(payload: bytes | memoryview) -> Message:
     """Whatever its payload is, the guest must shut down."""
     with contextlib.suppress(CBORError, _FieldError):
         value = cbor.load(payload)
@@ -477,7 +475,9 @@ def _read_shutdown(payload: bytes) -> Message:
     return _PLAIN_SHUTDOWN
 
 
-def _read_payload(cls: type[Message], payload: bytes, *, portable: bool = False, counted: bool = True) -> Message:
+def _read_payload(
+    cls: type[Message], payload: bytes | memoryview, *, portable: bool = False, counted: bool = True
+) -> Message:
     """Decode a payload; raises `CBORError` or `_FieldError`."""
     if cls is Shutdown:
         return _PLAIN_SHUTDOWN if payload == _NULL else _read_shutdown(payload)

@@ -242,9 +242,9 @@ def _check_envelope(body: bytes, bounds: reference.Bounds) -> None:
         assert repr(type_) == repr(envelope)
         assert len(str(envelope)) < _LONGEST_ERROR
         return
-    assert expected == envelope, "something else is taken for an envelope"
+    assert tuple(envelope) == expected, "something else is taken for an envelope"
     assert type_ == envelope.type
-    _check_reader(envelope.payload, bounds)
+    _check_reader(bytes(envelope.payload), bounds)
 
 
 def _envelope(body: bytes, bounds: reference.Bounds) -> tuple[int, str, bytes] | None:
@@ -296,7 +296,7 @@ def _check_payload(frame: wire.Frame, message: wire.Message) -> None:
     """No key is twice in the map of an accepted payload."""
     if isinstance(message, wire.Shutdown):
         return  # whatever came with it
-    value = reference.read(wire.decode_envelope(frame.body).payload)  # raises if it must be refused
+    value = reference.read(bytes(wire.decode_envelope(frame.body).payload))  # raises if it must be refused
     assert isinstance(value, dict)
     if isinstance(message, wire.DataMessage):
         assert message.data == _octets(value["data"])
@@ -308,7 +308,7 @@ def _check_passing_on(frame: wire.Frame, message: wire.Message) -> None:
     envelope = wire.decode_envelope(body)
     received = outcome(lambda: wire.receive(frame))
     if not reference.is_portable(body) or (
-        not isinstance(message, wire.Shutdown) and not reference.is_portable(envelope.payload)
+        not isinstance(message, wire.Shutdown) and not reference.is_portable(bytes(envelope.payload))
     ):
         assert isinstance(received, ProtocolError), "a form is passed on that not every agent can decode"
         assert received.kind == "invalid_payload"

@@ -209,8 +209,8 @@ class Model:
             message = wire.decode(frame)
         except ProtocolError as exc:
             return self._refuse(party, frame, exc.kind, exc.message_type, exc.version, out)
-        envelope = wire.decode_envelope(frame.body)
-        if not isinstance(message, wire.Shutdown) and not _is_portable(envelope.payload):
+        envelope = wire.decode_envelope(bytes(frame.body))
+        if not isinstance(message, wire.Shutdown) and not _is_portable(bytes(envelope.payload)):
             return self._refuse(party, frame, "invalid_payload", envelope.type, envelope.version, out)
         try:
             unknown = (wire.Cancel,) if not self._credit else ()
