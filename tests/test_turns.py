@@ -590,9 +590,9 @@ def ranks(*arguments: str, leads: bool = True) -> dict[str, list[object]]:
 @needs_groups
 def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
     found = ranks()
-    assert found["own"] == [-5, "-5"]
-    assert found["thread"] == [0, "-5"]
-    assert found["child"] == ["0", "-5"]
+    assert found["own"] == [-19, "-19"]
+    assert found["thread"] == [0, "-19"]
+    assert found["child"] == ["0", "-19"]
     assert found["command"] == ["0", "0"]
 
 
@@ -600,14 +600,14 @@ def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
 @needs_groups
 def test_what_a_program_starts_has_the_usual_rank_also_on_an_older_kernel() -> None:
     found = ranks("old")
-    assert (found["own"], found["child"], found["command"]) == ([-5, "-5"], ["0", "-5"], ["0", "0"])
+    assert (found["own"], found["child"], found["command"]) == ([-19, "-19"], ["0", "-19"], ["0", "0"])
 
 
 @needs_root
 @needs_groups
 def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
     before = group()
-    assert ranks(leads=False)["own"] == [-5, *before]
+    assert ranks(leads=False)["own"] == [-19, *before]
 
 
 @needs_groups
