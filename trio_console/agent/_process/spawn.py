@@ -408,8 +408,9 @@ def _start(plan: Plan, ends: _Ends, mark: str, since: int) -> Child:
 def _look_at_files(plan: Plan) -> None:
     """Look at the files that the child will need first.
 
-    During the fork the interpreter runs no other thread, until the child has called exec. If a file system hangs,
-    it must hang before the fork, where it holds up only this thread.
+    Until it has called exec, the child has all descriptors of the agent, so the ends of other sessions' pipes and
+    connections stay open in it. If a file system hangs, it must hang before the fork, where it holds up only this
+    thread.
     """
     if not plan.argv[0]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), plan.argv[0])
