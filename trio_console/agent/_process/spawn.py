@@ -408,9 +408,8 @@ def _start(plan: Plan, ends: _Ends, mark: str, since: int) -> Child:
 def _look_at_files(plan: Plan) -> None:
     """Look at the files that the child will need first.
 
-    Until it has called exec, the child has all descriptors of the agent, so the ends of other sessions' pipes and
-    connections stay open in it. If a file system hangs, it must hang before the fork, where it holds up only this
-    thread.
+    The child closes the agent's descriptors behind its change of directory. While that hung, the ends of other
+    sessions' pipes and connections would stay open in it. If a file system hangs, it must hang before the fork.
     """
     if not plan.argv[0]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), plan.argv[0])
