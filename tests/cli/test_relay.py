@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
@@ -23,6 +24,15 @@ def test_a_relay_ends_in_order_at_a_signal(tmp_path: Path, number: int) -> None:
         assert (tmp_path / "s").is_socket()
         assert stop(process, number) == (0, b"")
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a rank")
+def test_a_relay_and_its_agent_go_first(tmp_path: Path) -> None:
+    with relay_at(str(tmp_path / "s")) as process:
+        agent = execute(str(tmp_path / "s"), "sh", "-c", "echo $PPID").stdout
+        assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in (process.pid, int(agent))] == [-19, -19]
+        assert execute(str(tmp_path / "s"), "nice").stdout == b"0\n"
+        stop(process, signal.SIGTERM)
 
 
 FREEZING = """

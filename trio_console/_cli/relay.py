@@ -60,6 +60,7 @@ async def _serve(args: argparse.Namespace) -> None:
         caught(lambda _number: token.run_sync_soon(scope.cancel), socket.remove_and_die),
     ):
         async with trio.open_nursery() as nursery:
+            go_first()  # before the agent is started, which goes as far
 
             async def serve(task_status: trio.TaskStatus[trio_console.Relay]) -> None:
                 await trio_console.serve_relay(
@@ -75,7 +76,6 @@ async def _serve(args: argparse.Namespace) -> None:
             relay = await nursery.start(serve)
             socket.note(relay.path)
             keep_collections_short()
-            go_first()
             await Output(1).write(b"ready %s\n" % os.fsencode(relay.path))
 
 

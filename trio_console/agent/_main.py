@@ -92,7 +92,7 @@ def prepare(*, owns_machine: bool = False) -> None:
     if os.getpid() != 1:
         _try_to_be_subreaper()
     keep_collections_short()
-    go_first()
+    go_first(for_parent=True)
 
 
 def _run(
