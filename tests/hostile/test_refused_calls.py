@@ -64,6 +64,7 @@ TABLE: Final = {
     "getegid": Row(108, NAMED),
     "geteuid": Row(107, NAMED),
     "getpid": Row(39, NAMED),
+    "getppid": Row(110),
     "getpriority": Row(140),
     "getsid": Row(124),
     "getsockname": Row(51),
