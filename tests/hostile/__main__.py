@@ -22,6 +22,12 @@ async def measure_each(seconds: float, names: list[str] | None, hostile: int, se
         print(f"{row.begun:5} x {row.attack:34} {in_ms(row.pings)} | processors: {used}", flush=True)
 
 
+def print_round(alone: list[float], beside: list[float]) -> None:
+    """Print a line for a round, so that a long soak tells how far it is."""
+    if alone and beside:
+        print(f"a round: alone {in_ms(alone)}; beside the attacks {in_ms(beside)}", flush=True)
+
+
 def in_ms(pings: list[float]) -> str:
     parts = ", ".join(f"p{100 * part:g} {1e3 * quantile(pings, part):.1f}" for part in (0.5, 0.95, 0.99))
     return f"{len(pings)}, {parts}, most {1e3 * pings[-1]:.1f} ms"
@@ -32,7 +38,12 @@ def main() -> int:
     parser.add_argument("seconds", nargs="?", type=float, default=60.0, help="(default 60)")
     parser.add_argument("--honest", type=int, default=8, metavar="N", help="honest clients (default 8)")
     parser.add_argument("--hostile", type=int, default=8, metavar="N", help="and hostile ones (default 8)")
-    parser.add_argument("--quiet", type=float, default=10.0, help="seconds without attacks before (default 10)")
+    parser.add_argument(
+        "--quiet",
+        type=float,
+        default=10.0,
+        help="seconds without attacks before each five minutes of them (default 10)",
+    )
     parser.add_argument("--seed", type=int, default=time.time_ns(), metavar="N", help="(default: from the clock)")
     parser.add_argument("--each", type=float, metavar="SECONDS", help="measure pings beside each attack instead")
     parser.add_argument(
@@ -50,7 +61,12 @@ def main() -> int:
     print(f"attacking for {args.seconds:g} seconds with seed {args.seed}", flush=True)
     figures = trio.run(
         lambda: hostile_soak(
-            args.seconds, honest=args.honest, hostile=args.hostile, quiet=args.quiet, seed=args.seed
+            args.seconds,
+            honest=args.honest,
+            hostile=args.hostile,
+            quiet=args.quiet,
+            seed=args.seed,
+            note_round=print_round,
         )
     )
     for name, count in (*sorted(figures.done.items()), *sorted(figures.attacks.items())):

@@ -7,6 +7,7 @@ part with what its clients do for themselves.
 
 from __future__ import annotations
 
+import math
 import random
 import signal
 import subprocess
@@ -14,6 +15,7 @@ import sys
 from collections import Counter
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -28,7 +30,7 @@ from tests.tools.limits import BUSY, HANG
 from trio_console import GuestLostError, connect_guest
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection
+    from collections.abc import AsyncIterator, Callable, Collection
 
 __all__ = ["MOST_MEMORY", "Figures", "a_relay", "attacked", "hostile_soak", "pings_beside"]
 
@@ -42,6 +44,9 @@ PINGING = 8
 
 #: How many clients a relay takes.
 SLOTS = 128
+
+#: Seconds of attacks between two times without them. The machine may be faster in one hour than in the next.
+ROUND = 300.0
 
 
 @dataclass
@@ -69,9 +74,23 @@ class Figures:
 
 
 async def hostile_soak(
-    seconds: float, *, honest: int = 8, hostile: int = 8, quiet: float = 0.0, seed: int = 0
+    seconds: float,
+    *,
+    honest: int = 8,
+    hostile: int = 8,
+    quiet: float = 0.0,
+    seed: int = 0,
+    note_round: Callable[[list[float], list[float]], object] = lambda _alone, _beside: None,
 ) -> Figures:
-    """Let hostile clients attack for so long; first the honest ones are alone for ``quiet`` seconds.
+    """Let hostile clients attack for so long, in rounds of `ROUND` seconds at most.
+
+    Args:
+        seconds: of all attacks together.
+        honest: clients that work all the time.
+        hostile: clients that attack.
+        quiet: seconds before each round for which the honest ones are alone.
+        seed: of all choices.
+        note_round: is called after each round, with its pings alone and beside the attacks, the shortest first.
 
     Raises:
         AssertionError: an honest client lost or was refused something, or something was left behind; the notes
@@ -89,25 +108,34 @@ async def hostile_soak(
             peers = {"relay": relay, "agent": agent}
             begin = {who: memory(of, "VmRSS") for who, of in peers.items()}
             ours = marked(mark)
-            if quiet:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(work_for, quiet, path, folder, honest, f"{seed}/quiet", figures.done)
-                    figures.quiet = await ping_for(quiet, path, PINGING)
-            async with attacked(path, folder, hostile, seed, figures.attacks), trio.open_nursery() as nursery:
-                nursery.start_soon(work_for, seconds, path, folder, honest, str(seed), figures.done)
-                if quiet:
-                    figures.beside = await ping_for(seconds, path, PINGING)
-            for who, of in peers.items():
-                figures.memory[who] = memory(of, "VmHWM") - begin[who]
-                assert figures.memory[who] <= MOST_MEMORY, f"the {who} has grown by {figures.memory[who]:.0f} MiB"
-            await until_none(lambda: marked(mark) - ours, "processes of clients are left in the guest")
-            await all_slots(path)
-            async with connect_guest(path) as guest:
-                with trio.fail_after(BUSY):
-                    while await agent_descriptors(guest) > before:
-                        await trio.sleep(0.05)
+            rounds = math.ceil(seconds / ROUND)
+            for number in range(rounds):
+                honest_ones = partial(_honest_ones, figures, path, folder, honest)
+                alone = await honest_ones(quiet, f"{seed}/{number}/quiet", pings=True) if quiet else []
+                async with attacked(path, folder, hostile, f"{seed}/{number}", figures.attacks):
+                    beside = await honest_ones(seconds / rounds, f"{seed}/{number}", pings=bool(quiet))
+                figures.quiet, figures.beside = sorted(figures.quiet + alone), sorted(figures.beside + beside)
+                for who, of in peers.items():
+                    grown = figures.memory[who] = memory(of, "VmHWM") - begin[who]
+                    assert grown <= MOST_MEMORY, f"the {who} has grown by {grown:.0f} MiB"
+                await until_none(lambda: marked(mark) - ours, "processes of clients are left in the guest")
+                await all_slots(path)
+                async with connect_guest(path) as guest:
+                    with trio.fail_after(BUSY):
+                        while await agent_descriptors(guest) > before:
+                            await trio.sleep(0.05)
+                note_round(sorted(alone), sorted(beside))
         await until_none(lambda: marked(mark), "processes of the guest are left")
     return figures
+
+
+async def _honest_ones(
+    figures: Figures, path: str, folder: Path, count: int, seconds: float, seed: str, *, pings: bool
+) -> list[float]:
+    """Let so many honest clients work for so long; returns the seconds of pings beside them, if wanted."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(work_for, seconds, path, folder, count, seed, figures.done)
+        return await ping_for(seconds, path, PINGING) if pings else []
 
 
 async def pings_beside(hostile: int, seconds: float, *, honest: int = 8, seed: int = 0) -> list[float]:
@@ -152,7 +180,7 @@ async def a_relay(folder: Path, *, limits: str = "") -> AsyncIterator[tuple[str,
 
 @asynccontextmanager
 async def attacked(
-    path: str, folder: Path, count: int, seed: int, attacks: Counter[str], names: Collection[str] = ()
+    path: str, folder: Path, count: int, seed: int | str, attacks: Counter[str], names: Collection[str] = ()
 ) -> AsyncIterator[int]:
     """Hostile clients, in a process of their own that is killed at the end, and has to live until then.
 
