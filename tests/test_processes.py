@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.tools.hiding import HIDING
 from tests.tools.leftovers import runs, wait_until_none
 from tests.tools.limits import BUSY, HANG
 from trio_console import _processes
@@ -80,11 +81,15 @@ def in_exec(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
         def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
             nonlocal looks
             found = real_read(proc_fd, "environ")
-            if mark.encode() in found and name != "stat":
-                looks += 1
-                if looks < 30:
-                    return b""
-            return real_read(proc_fd, name, most)
+            if mark.encode() not in found or looks >= 30:
+                return real_read(proc_fd, name, most)
+            if name == "stat":
+                name_of_it, end, fields = real_read(proc_fd, name, most).rpartition(b")")
+                listed = fields.split()
+                listed[47:49] = b"0", b"0"  # where its environment is
+                return name_of_it + end + b" " + b" ".join(listed)
+            looks += 1
+            return b""
 
         monkeypatch.setattr(_processes, "_read", read)
 
@@ -108,6 +113,43 @@ def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(in_exec: Cal
     with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
         try:
             assert is_any_left(Wanted(GUEST_MARK, mark))
+        finally:
+            process.kill()
+
+
+def test_an_older_process_in_the_middle_of_an_exec_is_not_waited_for(in_exec: Callable[[str], None]) -> None:
+    mark = secrets.token_hex(8)
+    in_exec(mark)
+    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
+        try:
+            wanted = Wanted(GUEST_MARK, secrets.token_hex(8))
+            [unknown, younger] = kill_found([wanted, wanted._replace(since=ticks() + 100)])
+            assert process.pid in unknown.unclear
+            assert process.pid not in younger.unclear
+            assert younger.left({process.pid}) == {process.pid}  # if it was killed before, it is still there
+        finally:
+            process.kill()
+
+
+def test_an_older_process_in_the_middle_of_an_exec_is_none_that_is_left(in_exec: Callable[[str], None]) -> None:
+    mark = secrets.token_hex(8)
+    in_exec(mark)
+    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
+        try:
+            assert not is_any_left(Wanted(GUEST_MARK, secrets.token_hex(8), since=ticks() + 100))
+        finally:
+            process.kill()
+
+
+def test_a_process_that_has_taken_its_arguments_and_environment_away_is_not_waited_for() -> None:
+    with subprocess.Popen([sys.executable, "-c", HIDING], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"hidden\n"
+            assert not pathlib.Path(f"/proc/{process.pid}/cmdline").read_bytes()
+            [look] = kill_found([Wanted(GUEST_MARK, secrets.token_hex(8))])
+            assert process.pid not in look.unclear
+            assert process.poll() is None
         finally:
             process.kill()
 

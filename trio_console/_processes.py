@@ -61,6 +61,9 @@ _LACKING: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _DEAD: Final = (b"Z", b"X")
 _PF_KTHREAD: Final = 0x0020_0000
 
+#: Behind the name there: the number of the field with the address of the environment, from 0.
+_ENVIRONMENT_AT: Final = 47
+
 #: Bytes that are more than a line of ``/proc/PID/stat`` has.
 _LINE: Final = 4096
 
@@ -93,7 +96,7 @@ class Wanted(NamedTuple):
         members: the ids of processes that are wanted whatever they carry, with all their children; other ids in it
             count for nothing.
         since: when the first of them was started, in `ticks`; 0, the default, if that is not known. An older
-            process whose memory cannot be read is none of them.
+            process that cannot be judged is none of them.
     """
 
     variable: str
@@ -184,9 +187,10 @@ class Look(NamedTuple):
 
     Attributes:
         found: the ids of processes that were killed.
-        unclear: the ids of all processes, wanted or not, that cannot be judged now, for this or for a longer time.
-        dying: the same of those that are dying. They start no process any more, and on a busy machine there is
-            always one of them, so only those count that were found before.
+        unclear: the ids of all processes that may be wanted and cannot be judged now, for this or for a longer
+            time.
+        dying: the ids of those that are dying. They start no process any more, and on a busy machine there is
+            always one of them, so only those count that were found before; and so do those that cannot be judged.
     """
 
     found: set[int]
@@ -316,8 +320,12 @@ def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Loo
                 _kill(process)
     looks = []
     for what, its in zip(wanted, found, strict=True):
-        hidden = {pid for pid in by_memory[_Memory.HIDDEN] if int(living[pid].started) >= what.since}
-        looks.append(Look(its, (by_memory[_Memory.UNCLEAR] | hidden) - its, by_memory[_Memory.DYING]))
+        unclear = {
+            pid
+            for pid in by_memory[_Memory.UNCLEAR] | by_memory[_Memory.HIDDEN]
+            if int(living[pid].started) >= what.since
+        }
+        looks.append(Look(its, unclear - its, by_memory[_Memory.DYING] | by_memory[_Memory.UNCLEAR]))
     return looks
 
 
@@ -333,9 +341,7 @@ def is_any_left(wanted: Wanted, watch: Watch | None = None) -> bool:
                 environment, state = _look_into(process, watch)
                 if needle in _marks(environment, {f"{wanted.variable}=".encode()}):
                     return True
-                if state is _Memory.UNCLEAR:
-                    return True
-                if state is _Memory.HIDDEN and int(process.started) >= wanted.since:
+                if state in (_Memory.UNCLEAR, _Memory.HIDDEN) and int(process.started) >= wanted.since:
                     return True
     return False
 
@@ -390,7 +396,17 @@ def _environment(process: _Process) -> bytes | None:
 
 def _is_unclear(process: _Process, environment: bytes) -> bool:
     """Whether a process without the mark may have had it a moment ago, or have it in a moment."""
-    return not environment and not _read(process.proc_fd, "cmdline")
+    return not environment and not _read(process.proc_fd, "cmdline") and _is_in_exec(process)
+
+
+def _is_in_exec(process: _Process) -> bool:
+    """Whether a process that shows neither environment nor arguments is in the middle of an exec.
+
+    A process can take both away from itself, for ever and without any rights (PR_SET_MM_MAP of prctl(2)). It then
+    has the two at an address, and one in an exec has none yet. (A kernel that does not tell says 0.)
+    """
+    fields = _read(process.proc_fd, "stat", _LINE).rpartition(b")")[2].split()
+    return len(fields) <= _ENVIRONMENT_AT or fields[_ENVIRONMENT_AT] == b"0"
 
 
 def _marks(environment: bytes, variables: set[bytes]) -> Iterator[bytes]:
