@@ -133,9 +133,12 @@ async def _honest_ones(
     figures: Figures, path: str, folder: Path, count: int, seconds: float, seed: str, *, pings: bool
 ) -> list[float]:
     """Let so many honest clients work for so long; returns the seconds of pings beside them, if wanted."""
+    found: list[float] = []
     async with trio.open_nursery() as nursery:
         nursery.start_soon(work_for, seconds, path, folder, count, seed, figures.done)
-        return await ping_for(seconds, path, PINGING) if pings else []
+        if pings:
+            found = await ping_for(seconds, path, PINGING)
+    return found
 
 
 async def pings_beside(hostile: int, seconds: float, *, honest: int = 8, seed: int = 0) -> list[float]:
