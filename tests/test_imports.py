@@ -45,6 +45,7 @@ ROOMS = {
             "_forked",
             "_machine",
             "_processes",
+            "_rank",
             "_standard",
             "_warden",
         },

@@ -10,18 +10,18 @@ import sys
 import pytest
 
 from tests.tools.limits import HANG
-from trio_console._trio import turns
+from trio_console import _rank
 
 PROGRAM = """\
 import json, os, resource, subprocess, sys, threading
-from trio_console._trio import turns
-from trio_console._trio.turns import go_first
+from trio_console import _rank
+from trio_console._rank import go_first
 
 def rank():
     return os.getpriority(os.PRIO_PROCESS, 0), *open("/proc/self/autogroup").read().split()[-1:]
 
 if "old" in sys.argv:
-    turns._SCHED_SETATTR.clear()
+    _rank._SCHED_SETATTR.clear()
 if "given" in sys.argv:
     os.nice(3)
 if "refused" in sys.argv and os.geteuid() == 0:
@@ -84,10 +84,10 @@ def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
 
 PARENT = """\
 import subprocess, sys
-from trio_console._trio.turns import go_first
+from trio_console._rank import go_first
 if "first" in sys.argv:
     go_first()
-code = "import os; from trio_console._trio.turns import go_first; go_first(for_parent=True); print(os.nice(0))"
+code = "import os; from trio_console._rank import go_first; go_first(for_parent=True); print(os.nice(0))"
 subprocess.run([sys.executable, "-c", code], check=True)
 """
 
@@ -112,7 +112,7 @@ def test_what_is_refused_is_passed_over() -> None:
 
 SLICES = """\
 import ctypes, os, struct, subprocess, sys
-from trio_console._trio.turns import go_first
+from trio_console._rank import go_first
 
 def own_slice():
     found = ctypes.create_string_buffer(48)
@@ -164,8 +164,8 @@ def test_short_slices_need_no_rights() -> None:
 def test_a_program_goes_first_also_where_it_cannot_ask_for_short_slices(
     monkeypatch: pytest.MonkeyPatch, machine: str
 ) -> None:
-    monkeypatch.setattr(turns, "_SCHED_SETATTR", {"x86_64": -1})  # no such call
+    monkeypatch.setattr(_rank, "_SCHED_SETATTR", {"x86_64": -1})  # no such call
     monkeypatch.setattr(os, "uname", lambda: os.uname_result(("Linux", "", "", "", machine)))
     before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)
-    turns._ask_for_short_slices()
+    _rank._ask_for_short_slices()
     assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, 0)) == before

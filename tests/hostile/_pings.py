@@ -12,7 +12,7 @@ import sys
 import trio
 
 from trio_console import connect_guest
-from trio_console._trio.turns import go_first
+from trio_console._rank import go_first
 
 __all__ = ["ping_for", "quantile"]
 

@@ -15,8 +15,9 @@ from trio_console._cli.reports import reporting
 from trio_console._cli.signals import act_by_default, caught, die_of
 from trio_console._cli.standard import Output, say
 from trio_console._errors import in_words
+from trio_console._rank import go_first
 from trio_console._trio.threads import NoThreadError
-from trio_console._trio.turns import go_first, keep_collections_short
+from trio_console._trio.turns import keep_collections_short
 
 if TYPE_CHECKING:
     import argparse

@@ -13,17 +13,12 @@ milliseconds to decode. So work is measured in time, and not in frames (nor in c
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
 * `Ration`: work that is done again and again gets no more than a part of the time.
 * `keep_collections_short`: nor does the garbage collector keep the loop.
-* `go_first`: nor do other programs keep the processor.
 """
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import gc
 import math
-import os
-import struct
 from time import perf_counter, thread_time
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
@@ -39,7 +34,6 @@ __all__ = [
     "Ration",
     "Trickle",
     "Turn",
-    "go_first",
     "keep_collections_short",
     "sources_left_alone",
 ]
@@ -91,23 +85,6 @@ _LONGEST_LEFT_ALONE: Final = 0.05
 #: of both. So a collection of the middle generation looks at a third as much, and a fifth as many are full.
 _EACH_MIDDLE: Final = 3
 _EACH_FULL: Final = 150
-
-#: Seventy times the weight of niceness 0. With less (-5 has three times, -11 twelve) the kernel finds sooner that
-#: a thread has had its part of a busy processor, and lets it wait for a tick, 4 ms or more.
-_NICENESS: Final = -19
-
-#: The same of a program that works for the one that has started it. With more it took the processor from that one
-#: before there was much to read: the output of a command came at 0.8 of the rate, on two processors.
-_NICENESS_FOR_ONE: Final = -5
-
-_SESSION: Final = "/proc/self/autogroup"
-
-#: The shortest slice of time that a thread can ask for, in nanoseconds.
-_SLICE: Final = 100_000
-
-#: The numbers of sched_setattr(2), which Python does not have, and what SCHED_RESET_ON_FORK is there.
-_SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
-_RESET_ON_FORK: Final = 1
 
 
 @final
@@ -361,49 +338,3 @@ def keep_collections_short() -> None:
     young, *_ = gc.get_threshold()
     gc.set_threshold(young, _EACH_MIDDLE, _EACH_FULL)
     gc.freeze()
-
-
-def go_first(*, for_parent: bool = False) -> None:
-    """Let this thread get a processor before what other programs do with theirs, if this process may do that.
-
-    For programs of ours that many others wait for, and that work a little for each. A rank needs CAP_SYS_NICE.
-    Nothing changes if somebody has given this program one. Threads and processes that are started
-    afterwards have the usual one.
-
-    It also asks for short slices of time, which Linux 6.12 and later give to everybody: a thread with shorter ones
-    than the running thread's does not wait for the end of that one's slice when it wakes up (some milliseconds,
-    whatever its niceness), unless it has had more than its part.
-
-    The kernel shares processors among POSIX sessions where it groups by them (sched_autogroup(7)), and then among
-    the threads of each. So this raises both. The session is only raised by its leader: a program that was started
-    from a shell shares the shell's.
-
-    Args:
-        for_parent: the program works for the one that has started it, and goes no further than a little or that
-            one does.
-    """
-    with contextlib.suppress(OSError, AttributeError):
-        # (Refused, or a kernel or a C library without it.)
-        if os.sched_getscheduler(0) != os.SCHED_OTHER or os.getpriority(os.PRIO_PROCESS, 0):
-            return
-        # What this thread starts must not inherit the rank.
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        _ask_for_short_slices()
-        niceness = _NICENESS
-        if for_parent:
-            niceness = min(_NICENESS_FOR_ONE, os.getpriority(os.PRIO_PROCESS, os.getppid()))
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
-        if os.getsid(0) == os.getpid():
-            with open(_SESSION, "w", encoding="ascii") as file:
-                file.write(str(niceness))
-
-
-def _ask_for_short_slices() -> None:
-    """Ask the kernel for them at the niceness 0; nothing changes if it does not know them."""
-    number = _SCHED_SETATTR.get(os.uname().machine)
-    if number is None or struct.calcsize("P") != 8:
-        return
-    # Its size, the policy, the flags, the niceness, a priority of other policies, the slice, and two times of
-    # other policies.
-    attributes = struct.pack("=IIQiIQQQ", 48, os.SCHED_OTHER, _RESET_ON_FORK, 0, 0, _SLICE, 0, 0)
-    ctypes.CDLL(None).syscall(ctypes.c_long(number), 0, attributes, 0)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from trio_console._rank import go_first
 from trio_console._standard import fill_standard_descriptors
-from trio_console._trio.turns import go_first, keep_collections_short
+from trio_console._trio.turns import keep_collections_short
 from trio_console._version import __version__
 from trio_console.agent._router import Ending, log
 from trio_console.agent._serve import AgentOptions, serve_agent
