@@ -64,6 +64,18 @@ async def test_commands_that_run_hold_up_no_other(tmp_path: Path) -> None:
         await client.leave()
 
 
+async def test_what_a_client_has_asked_for_before_it_left_is_not_started_any_more(tmp_path: Path) -> None:
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        await ask(world, client, AT_A_TIME + 3)
+        await client.send(wire.Ping(), client.ids[-1])
+        await client.leave()
+        await world.agent.send(ANSWERS["started"], client.ids[0])
+        # All else that it has sent is handled as ever.
+        assert await world.agent.expect(wire.Ping) == (client.ids[-1], wire.Ping())
+        await world.finish_slot(tuple(client.ids[:AT_A_TIME]))
+
+
 async def test_another_client_does_not_wait_for_them(tmp_path: Path) -> None:
     async with serving(tmp_path) as world:
         client, other = await world.connect(), await world.connect()

@@ -30,7 +30,7 @@ from trio_console._addresses import peer_of
 from trio_console._errors import ProtocolError
 from trio_console._forked import let_go_in_child, no_fork, shut_down_at_the_end
 from trio_console._relay.client import Batch, ClientTasks, patience, take
-from trio_console._relay.door import Door, keep_rates, ready_for
+from trio_console._relay.door import Door, has_hung_up, keep_rates, ready_for
 from trio_console._relay.log_writer import writing
 from trio_console._relay.options import RelayStatistics, ServerOptions, SlowClient
 from trio_console._relay.router import Router
@@ -415,10 +415,15 @@ class RelayServer:
             meter.begin()
 
     async def _wait_started(self, tasks: ClientTasks) -> None:
-        """Wait until the guest has started some of a client's commands, for a moment at most."""
+        """Wait until the guest has started some of a client's commands, for a moment at most.
+
+        Then it is asked whether the client is still there: what it has asked for, and left, is not started.
+        """
         with trio.move_on_after(_START_PATIENCE):
             while len(tasks.client.starting) >= _STARTS:
                 await tasks.wait_room()
+        if has_hung_up(tasks.stream.socket):
+            tasks.client.has_left = True
 
     def _hear_client(self, client: Client, frame: wire.Frame) -> None:
         self._carry_out(self._router.from_client(client, frame))

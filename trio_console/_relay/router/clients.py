@@ -63,6 +63,7 @@ class Client:
         round: sessions with frames for the agent, in the order of their turns. (Also sessions whose frames were
             dropped before their turn: they keep their places.)
         starting: its commands of which the guest has said nothing yet.
+        has_left: whether its connection was found closed, while frames of it are still handled.
         last_words: after it has gone, the ids for which the guest has not sent a terminal frame yet, and the kinds
             of their sessions.
     """
@@ -80,6 +81,7 @@ class Client:
         self.outgoing: deque[Outgoing] = deque()
         self.round: OrderedDict[RelaySession, None] = OrderedDict()
         self.starting: set[RelaySession] = set()
+        self.has_left = False
         self.last_words: dict[int, wire.SessionKind] = {}
         self._unended: dict[int, SessionAccount] = {}  # after it has gone: its commands, by their ids
         # The last ids of its range, and which of them it has used, in the order of last use.

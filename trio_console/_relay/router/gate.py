@@ -147,7 +147,12 @@ class Gate:
         return Opening(shape, window, wanted, self._flow.window, self._held_back, needs, closes)
 
     def _allow(self, client: Client, request: wire.Message, row: wire.MessageType) -> tuple[Numbers, int | None]:
-        """Check a client's rights and bounds; returns what the session takes, and the handle that it closes."""
+        """Check a client's rights and bounds; returns what the session takes, and the handle that it closes.
+
+        A command of a client that has left would be killed as soon as it was started.
+        """
+        if client.has_left and isinstance(request, wire.ExecRequest):
+            raise RefusedError(errno.EPIPE, "the client has left before this was started")
         right: Right | None = row.right
         closes = None
         if isinstance(request, wire.FsRequest):
