@@ -117,6 +117,28 @@ def test_a_process_in_the_middle_of_an_exec_may_be_one_that_is_left(in_exec: Cal
             process.kill()
 
 
+def test_a_process_whose_exec_ends_during_the_look_is_found_by_that_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    mark = secrets.token_hex(8)
+    real_read = _processes._read
+    looks = 0
+
+    def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
+        nonlocal looks
+        found = real_read(proc_fd, name, most)
+        if name == "environ" and mark.encode() in found:
+            looks += 1
+            return found if looks > 1 else b""
+        return found
+
+    with subprocess.Popen(["sleep", "1000"], env={GUEST_MARK: mark}) as process:
+        try:
+            monkeypatch.setattr(_processes, "_read", read)
+            [look] = kill_found([Wanted(GUEST_MARK, mark)])
+            assert look.found == {process.pid}
+        finally:
+            process.kill()
+
+
 def test_an_older_process_in_the_middle_of_an_exec_is_not_waited_for(in_exec: Callable[[str], None]) -> None:
     mark = secrets.token_hex(8)
     in_exec(mark)

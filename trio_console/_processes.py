@@ -368,12 +368,12 @@ def _look_into(process: _Process, watch: Watch) -> tuple[bytes, _Memory]:
         return b"", _Memory.HIDDEN
     with watch.reading(process):
         environment = _environment(process)
-        if environment is None:
-            return b"", _Memory.DYING
         with _ended():
-            if _is_unclear(process, environment):
+            if environment is not None and _is_unclear(process, environment):
                 return environment, _Memory.UNCLEAR
-    return environment, _Memory.CLEAR
+        if environment == b"":  # an exec may have ended since it was read
+            environment = _environment(process)
+    return (b"", _Memory.DYING) if environment is None else (environment, _Memory.CLEAR)
 
 
 def _environment(process: _Process) -> bytes | None:
