@@ -31,6 +31,15 @@ go_first()
 found = {"own": rank()}
 thread = threading.Thread(target=lambda: found.update(thread=rank()))
 thread.start(); thread.join()
+
+def along():
+    _rank.go_along()
+    found.update(along=rank(), again=_rank.going_along(rank))
+    child = [sys.executable, "-c", "import os; print(os.nice(0))"]
+    found.update(childs=int(subprocess.run(child, capture_output=True, check=True).stdout))
+
+thread = threading.Thread(target=along)
+thread.start(); thread.join()
 code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), *open('/proc/self/autogroup').read().split()[-1:])"
 for name, session in (("child", False), ("command", True)) * ("refused" not in sys.argv):
     child = subprocess.run([sys.executable, "-c", code], start_new_session=session, capture_output=True, text=True)
@@ -70,9 +79,18 @@ def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
 
 @needs_root
 @needs_groups
+def test_a_thread_that_goes_along_has_the_programs_rank_and_what_it_starts_has_not() -> None:
+    found = ranks()
+    assert found["along"] == found["again"] == [-19, "-19"]
+    assert found["childs"] == 0
+
+
+@needs_root
+@needs_groups
 def test_what_a_program_starts_has_the_usual_rank_also_on_an_older_kernel() -> None:
     found = ranks("old")
     assert (found["own"], found["child"], found["command"]) == ([-19, "-19"], ["0", "-19"], ["0", "0"])
+    assert found["childs"] == 0
 
 
 @needs_root
@@ -82,32 +100,41 @@ def test_a_program_that_shares_its_session_leaves_that_alone() -> None:
     assert ranks(leads=False)["own"] == [-19, *before]
 
 
-PARENT = """\
+PARENT = '''\
 import subprocess, sys
 from trio_console._rank import go_first
 if "first" in sys.argv:
     go_first()
-code = "import os; from trio_console._rank import go_first; go_first(for_parent=True); print(os.nice(0))"
-subprocess.run([sys.executable, "-c", code], check=True)
+code = """
+import os, threading
+from trio_console._rank import go_first, going_along
+go_first(for_parent=True)
+print(os.nice(0), flush=True)
+threading.Thread(target=lambda: print(going_along(lambda: os.nice(0)))).start()
 """
+subprocess.run([sys.executable, "-c", code], check=True)
+'''
 
 
 @needs_root
-@pytest.mark.parametrize(("parent", "own"), [("usual", -5), ("first", -19)])
+@pytest.mark.parametrize(("parent", "own", "threads"), [("usual", -5, 0), ("first", -19, -19)])
 def test_a_program_that_works_for_its_parent_goes_a_little_first_or_as_far_as_that_one(
-    parent: str, own: int
+    parent: str, own: int, threads: int
 ) -> None:
-    assert int(_output([sys.executable, "-c", PARENT, parent])) == own
+    """Its threads do not go before a parent of the usual rank."""
+    assert [int(word) for word in _output([sys.executable, "-c", PARENT, parent]).split()] == [own, threads]
 
 
 @needs_groups
 def test_a_rank_that_was_given_is_kept() -> None:
-    assert ranks("given")["own"] == [3, "0"]
+    found = ranks("given")
+    assert found["own"] == found["along"] == [3, "0"]
 
 
 @needs_groups
 def test_what_is_refused_is_passed_over() -> None:
-    assert ranks("refused")["own"] == [0, "0"]
+    found = ranks("refused")
+    assert found["own"] == found["along"] == [0, "0"]
 
 
 SLICES = """\

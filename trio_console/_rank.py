@@ -13,9 +13,15 @@ import contextlib
 import ctypes
 import os
 import struct
-from typing import Final
+import threading
+from typing import TYPE_CHECKING, Final, TypeVar
 
-__all__ = ["go_first"]
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["go_along", "go_first", "going_along"]
+
+_T = TypeVar("_T")
 
 #: Seventy times the weight of niceness 0. With less (-5 has three times, -11 twelve) the kernel finds sooner that
 #: a thread has had its part of a busy processor, and lets it wait for a tick, 4 ms or more.
@@ -34,12 +40,16 @@ _SLICE: Final = 100_000
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 _RESET_ON_FORK: Final = 1
 
+#: The niceness that `go_first` has given this program, if its threads may have it, and whether a thread has it.
+_given: int | None = None
+_thread: Final = threading.local()
+
 
 def go_first(*, for_parent: bool = False) -> None:
     """Let this thread get a processor before what other programs do with theirs, if this process may do that.
 
     A rank needs CAP_SYS_NICE. Nothing changes if somebody has given this program one. Threads and processes that
-    are started afterwards have the usual one.
+    are started afterwards have the usual one; see `go_along`.
 
     It also asks for short slices of time, which Linux 6.12 and later give to everybody: a thread with shorter ones
     than the running thread's does not wait for the end of that one's slice when it wakes up (some milliseconds,
@@ -53,20 +63,48 @@ def go_first(*, for_parent: bool = False) -> None:
         for_parent: the program works for the one that has started it, and goes no further than a little or that
             one does.
     """
+    global _given
     with contextlib.suppress(OSError, AttributeError):
         # (Refused, or a kernel or a C library without it.)
         if os.sched_getscheduler(0) != os.SCHED_OTHER or os.getpriority(os.PRIO_PROCESS, 0):
             return
-        # What this thread starts must not inherit the rank.
-        os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
-        _ask_for_short_slices()
         niceness = _NICENESS
         if for_parent:
             niceness = min(_NICENESS_FOR_ONE, os.getpriority(os.PRIO_PROCESS, os.getppid()))
-        os.setpriority(os.PRIO_PROCESS, 0, niceness)
+        _raise_thread(niceness)
+        # (Those of an agent of one program would keep that from a processor: a command took a tenth longer.)
+        if niceness < _NICENESS_FOR_ONE:
+            _given = niceness
         if os.getsid(0) == os.getpid():
             with open(_SESSION, "w", encoding="ascii") as file:
                 file.write(str(niceness))
+
+
+def go_along() -> None:
+    """Give this thread the rank of the program's main thread, if that has a high one from `go_first`.
+
+    For threads with little to do of which each piece needs the interpreter. While one of the usual rank has the
+    interpreter and no processor, which a busy machine may not give it for ten milliseconds, the main thread waits
+    for it. What the thread starts has the usual rank.
+    """
+    if _given is None or hasattr(_thread, "went"):
+        return
+    _thread.went = True
+    with contextlib.suppress(OSError):
+        _raise_thread(_given)
+
+
+def going_along(function: Callable[[], _T]) -> _T:
+    """Call a function in this thread, which then has the rank of the main one; see `go_along`."""
+    go_along()
+    return function()
+
+
+def _raise_thread(niceness: int) -> None:
+    # What this thread starts must not inherit the rank.
+    os.sched_setscheduler(0, os.SCHED_OTHER | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+    _ask_for_short_slices()
+    os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def _ask_for_short_slices() -> None:

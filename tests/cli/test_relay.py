@@ -7,15 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from tests.cli._programs import PROGRAM, execute, relay_at, stop
 from tests.tools.limits import HANG
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
@@ -32,6 +29,19 @@ def test_a_relay_and_its_agent_go_first(tmp_path: Path) -> None:
         agent = execute(str(tmp_path / "s"), "sh", "-c", "echo $PPID").stdout
         assert [os.getpriority(os.PRIO_PROCESS, pid) for pid in (process.pid, int(agent))] == [-19, -19]
         assert execute(str(tmp_path / "s"), "nice").stdout == b"0\n"
+        stop(process, signal.SIGTERM)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may raise a rank")
+def test_the_threads_of_a_relays_agent_go_as_far_as_it(tmp_path: Path) -> None:
+    with relay_at(str(tmp_path / "s")) as process:
+        agent = execute(str(tmp_path / "s"), "sh", "-c", "echo $PPID").stdout.strip().decode()
+        execute(str(tmp_path / "s"), "sh", "-c", "sleep 60 >/dev/null 2>&1 &")
+        ranks = {
+            task.joinpath("comm").read_text().strip(): os.getpriority(os.PRIO_PROCESS, int(task.name))
+            for task in Path(f"/proc/{agent}/task").iterdir()
+        }
+        assert ranks["thread for comm"] == ranks["thread to look"] == -19
         stop(process, signal.SIGTERM)
 
 

@@ -24,6 +24,7 @@ import outcome
 import trio
 
 from trio_console._processes import Watch
+from trio_console._rank import go_along
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -146,6 +147,7 @@ class Looks:
 
 
 def _obey(orders: queue.SimpleQueue[Callable[[], object] | None]) -> None:
+    go_along()
     while (order := orders.get()) is not None:
         order()
 

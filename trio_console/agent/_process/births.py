@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 import outcome
 import trio
 
+from trio_console._rank import go_along, going_along
 from trio_console._trio.threads import NoThreadError, captured, in_thread
 from trio_console.agent._cgroups import Stay
 
@@ -131,7 +132,7 @@ class Births:
             NoThreadError: no thread could be started, so the function was not called.
         """
         if self._cgroups is None or self._broken:
-            return await in_thread("for a command", function, limiter=self._plain)
+            return await in_thread("for a command", partial(going_along, function), limiter=self._plain)
         await trio.lowlevel.checkpoint_if_cancelled()
         self._give(self._cgroups, _Start(function))
         result: outcome.Outcome[_T]
@@ -206,6 +207,7 @@ class Births:
     # The side of a start thread
 
     def _work(self, cgroups: Cgroups, start: _Start[Any] | None) -> None:
+        go_along()
         orders: queue.SimpleQueue[_Start[Any] | None] = queue.SimpleQueue()
         cgroup = self._move_on(cgroups, None)
         try:
