@@ -372,7 +372,7 @@ async def _alone() -> AsyncIterator[tuple[trio.abc.SendStream, _Writes]]:
     outbox = Outbox(writes)
     async with trio.open_nursery() as nursery:
         router = Router(
-            FrameSource(stream),
+            FrameSource(stream, outbox.end_turn),
             Sender(outbox, Activity()),
             nursery,
             openers={},
@@ -387,11 +387,30 @@ async def _alone() -> AsyncIterator[tuple[trio.abc.SendStream, _Writes]]:
         nursery.cancel_scope.cancel()
 
 
-async def test_requests_that_come_together_are_answered_in_one_write(no_turn_is_over: None) -> None:
+async def test_requests_that_come_together_are_answered_in_one_write_before_another_task_runs(
+    no_turn_is_over: None,
+) -> None:
     async with _alone() as (router, writes):
         await router.send_all(b"".join(wire.encode(wire.Ping(), id_) for id_ in (1, 2, 3)))
         await trio.testing.wait_all_tasks_blocked()
-        assert (writes.at_once, writes.later) == ([], [b"".join(wire.encode(wire.Pong(), i) for i in (1, 2, 3))])
+        assert (writes.at_once, writes.later) == ([b"".join(wire.encode(wire.Pong(), i) for i in (1, 2, 3))], [])
+
+
+async def test_what_was_answered_in_a_turn_is_written_when_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def answer(router: Router, frame_id: int, _message: wire.Message) -> None:
+        nonlocal now
+        router._sender.send(wire.Pong(), frame_id)
+        now += 1.0
+
+    monkeypatch.setattr(turns, "perf_counter", lambda: now)
+    monkeypatch.setattr(Router, "_ping", answer)
+    async with _alone() as (router, writes):
+        await router.send_all(b"".join(wire.encode(wire.Ping(), id_) for id_ in (1, 2, 3)))
+        await trio.testing.wait_all_tasks_blocked()
+    # (No more follow behind the last one, which is written at once or by the writer, in its turn.)
+    assert writes.at_once[:2] == [wire.encode(wire.Pong(), id_) for id_ in (1, 2)]
 
 
 async def test_the_answers_of_a_long_turn_are_written_before_it_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -429,6 +448,7 @@ class _Idle(Session):
     def __init__(self, sender: Sender, session_id: int, seen: _Seen) -> None:
         super().__init__(sender, session_id)
         self._seen = seen
+        seen.sessions.append(self)
 
     async def run(self) -> None:
         with self._scope:
@@ -445,6 +465,7 @@ class _Idle(Session):
 class _Seen:
     """What has happened to the sessions of `_idle_sessions`."""
 
+    sessions: list[_Idle] = field(default_factory=list)
     passes: int = 0
     ended: list[int] = field(default_factory=list)  # in which pass each has ended
     order: list[int] = field(default_factory=list)  # their ids
@@ -495,6 +516,31 @@ async def test_the_sessions_of_a_client_that_has_gone_end_one_by_one_and_what_th
         await trio.testing.wait_all_tasks_blocked()
         assert seen.forgotten[0] == 0
         assert seen.forgotten[1] >= 7  # (the last one may be about to end)
+
+
+async def test_the_sessions_of_all_clients_that_have_gone_end_one_by_one() -> None:
+    ids = [1 + slot * STEP + number for slot in range(8) for number in range(4)]
+    async with _idle_sessions(*ids) as (router, seen):
+        gone = [wire.ClientDisconnected(1 + slot * STEP, (slot + 1) * STEP) for slot in range(8)]
+        await router.send_all(b"".join(map(wire.encode, gone)))
+        await _count_until_ended(seen, len(ids))
+
+
+async def test_a_session_whose_client_has_gone_reads_no_more_until_it_ends() -> None:
+    async with _idle_sessions(1) as (_router, seen), trio.open_nursery() as nursery:
+        session = seen.sessions[0]
+        reads: list[int] = []
+
+        async def pump() -> None:
+            while True:
+                await session._pass_on(wire.ExecStdout, 10, reads.append)
+                await trio.lowlevel.checkpoint()
+
+        session.depart()
+        nursery.start_soon(pump)
+        await trio.testing.wait_all_tasks_blocked()
+        assert reads == []
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_goes_does_not_wait_for_the_sessions_of_one_that_went_before() -> None:

@@ -131,6 +131,7 @@ class Outbox:
         self._closed = False
         self._begun = False
         self._idle: GatheringStream | None = None  # the stream, if a frame may be written at once
+        self._joins = False  # whether frames of the present turn are written together
         self._parked = False  # whether the writer sleeps, or was woken and has not gone on yet
         self._rest: tuple[list[Piece], int, int] | None = None  # of a frame that was begun at once, as a batch
         self._broken: BaseException | None = None
@@ -232,6 +233,16 @@ class Outbox:
     def join_turn(self) -> None:
         """Write no frame at once until the writer has: more frames follow, and one write for all costs less."""
         self._idle = None
+        self._joins = True
+
+    def end_turn(self) -> None:
+        """Write what was queued since `join_turn`, if it was called: no more frames follow before others run.
+
+        Without it the writer does that when its turn comes, behind all tasks that are ready now.
+        """
+        if self._joins:
+            self._joins = False
+            self.write_now()
 
     @trio.lowlevel.enable_ki_protection
     def write_now(self) -> None:

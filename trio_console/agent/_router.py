@@ -100,6 +100,8 @@ class Router:
         self._shutdown_grace = shutdown_grace
         self._ended = trio.Event()  # one more session, or farewell
         self._farewells = 0  # tasks that end the sessions of a client that has gone
+        # Handed on in the order of arrival, and once in a turn of the loop.
+        self._farewell_turn: Final = trio.Lock()
         self._shutdown = trio.CancelScope()
         self._reset: int | None = None  # the id for the answer to a reset
         self._grace: float | None = None  # seconds until the host ends the guest by force, if it has told that
@@ -269,17 +271,18 @@ class Router:
             self._sender.commit_unreserved(wire.ClientForgotten(), message.confirm)
 
     async def _say_farewell(self, sessions: Sequence[Session], finish: Callable[[], object]) -> None:
-        """End the sessions of a client that has gone, one in each turn of the loop.
+        """End the sessions of a client that has gone, in turns with those of others that have.
 
-        Each has several tasks. All tasks of a client with many sessions would keep the loop for tens of
-        milliseconds, while every other client waits.
+        Each has several tasks, and what it holds is given back. All sessions of a client, or one of each of many
+        clients, would keep the loop for tens of milliseconds, while every other client waits.
         """
         try:
             for session in sessions:
                 if not session.delivering:
-                    session.end()
-                    await trio.lowlevel.checkpoint()
-            finish()
+                    async with self._farewell_turn:
+                        session.end()
+            async with self._farewell_turn:
+                finish()
         finally:
             self._farewells -= 1
             self._ended.set()

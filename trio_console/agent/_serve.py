@@ -271,7 +271,7 @@ class _Agent:
         self._outbox = Outbox(stream)
         self._writing = trio.CancelScope()
         self._written = trio.Event()
-        self._source = FrameSource(stream)
+        self._source = FrameSource(stream, self._outbox.end_turn)
         self._times = BootTimes(boot_time_ns, BootTimes.now())
         self._leaders = Leaders()
         self._births = births

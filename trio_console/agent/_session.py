@@ -343,6 +343,9 @@ class Session(abc.ABC):
         Room in the outbox is reserved before the bytes are read. There is no checkpoint between the read and the
         commit, so that each byte is either still at its source or queued. If there is room at once there is no
         checkpoint at all: the caller must make one between two calls.
+
+        If the session was ended, this waits until its task is cancelled, which may be many turns of the loop later
+        (see `Router._say_farewell`). The source may be readable all that time, so the caller must not ask again.
         """
         assert size > 0, "a read of no bytes would look like the end of the data"
         outbox = self._sender.outbox
@@ -357,6 +360,8 @@ class Session(abc.ABC):
                 outbox.release(size)
         if data:
             self._sender.commit_data(cls, self.id, data, size)
+        elif data is None and self.ended:
+            await trio.sleep_forever()
         return data
 
     async def _say_last(self, message: wire.Message) -> None:

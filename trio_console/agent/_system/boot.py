@@ -30,6 +30,8 @@ from trio_console.agent._process.plan import ExecDefaults
 from trio_console.agent._process.users import UnknownUserError, find_account
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from trio_console._wire.outbox import Outbox
 
 __all__ = ["BootError", "BootTimes", "FrameSource", "boot"]
@@ -93,10 +95,16 @@ class BootTimes:
 
 @final
 class FrameSource:
-    """Frames from a stream. Bytes that come after a frame stay buffered for the next call."""
+    """Frames from a stream. Bytes that come after a frame stay buffered for the next call.
 
-    def __init__(self, stream: trio.abc.ReceiveStream) -> None:
+    Args:
+        stream: the stream.
+        before_others: called before this lets other tasks run: what was said about frames need not wait for them.
+    """
+
+    def __init__(self, stream: trio.abc.ReceiveStream, before_others: Callable[[], object] = lambda: None) -> None:
         self._stream = stream
+        self._before_others = before_others
         self._decoder = wire.FrameDecoder()
         self._turn = Turn(_LONGEST_TURN)
         #: Whether no more bytes come.
@@ -121,8 +129,10 @@ class FrameSource:
             ProtocolError: the stream is out of step, or ended inside a frame.
         """
         if self._turn.is_over:
+            self._before_others()
             await self._turn.pause()
         while (frame := self._decoder.next_frame()) is None:
+            self._before_others()
             try:
                 data = await self._stream.receive_some(_READ_SIZE)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
