@@ -156,12 +156,12 @@ class Pace:
 
     Args:
         most: pieces at a time.
-        patience: seconds for which a piece counts.
+        patience: seconds for which a piece counts; with infinity, the default, until it is over.
     """
 
     __slots__ = ("_most", "_patience", "_running", "_waiting")
 
-    def __init__(self, most: int, patience: float) -> None:
+    def __init__(self, most: int, patience: float = math.inf) -> None:
         self._most: Final = most
         self._patience: Final = patience
         self._running: dict[object, float] = {}  # the pieces that count, and when each began; the oldest first

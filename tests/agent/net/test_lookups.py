@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
 import threading
+from collections import Counter
+from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,6 +23,7 @@ from trio_console.agent._net.lookups import dial
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from contextlib import AbstractAsyncContextManager
 
     from tests.agent._host import Host
 
@@ -98,27 +103,73 @@ async def port() -> AsyncIterator[int]:
         yield server.getsockname()[1]
 
 
+def at_once() -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
 async def test_the_first_address_that_answers_is_taken(port: int) -> None:
-    async with await dial(["127.0.0.9", "127.0.0.1"], port) as stream:
+    async with await dial(["127.0.0.9", "127.0.0.1"], port, at_once) as stream:
         assert stream.socket.getpeername()[0] == "127.0.0.1"
 
 
 async def test_an_address_that_does_not_answer_delays_the_next_one_for_a_moment_only(
     port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plain = trio.open_tcp_stream
+    plain = lookups._begin
+    silent, other = socket.socketpair()
+    full(silent)
 
-    async def open_(host: str, port: int) -> trio.SocketStream:
-        if host == "127.0.0.2":
-            await trio.sleep_forever()
-        return await plain(host, port)
+    def begin(address: str, port: int) -> tuple[socket.socket, int]:
+        return (silent, errno.EINPROGRESS) if address == "127.0.0.2" else plain(address, port)
 
-    monkeypatch.setattr(trio, "open_tcp_stream", open_)
-    with trio.fail_after(HANG):
-        async with await dial(["127.0.0.2", "127.0.0.1"], port) as stream:
+    monkeypatch.setattr(lookups, "_begin", begin)
+    with other, trio.fail_after(HANG):
+        async with await dial(["127.0.0.2", "127.0.0.1"], port, at_once) as stream:
             assert stream.socket.getpeername()[0] == "127.0.0.1"
+    assert silent.fileno() == -1  # it was closed
 
 
-async def test_if_no_address_answers_the_last_error_is_told() -> None:
-    with pytest.raises(OSError, match=r"127\.0\.0\.3"):
-        await dial(["127.0.0.2", "127.0.0.3"], 1)
+def full(stream: socket.socket) -> None:
+    """Write until the socket takes no more."""
+    stream.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            stream.send(bytes(65536))
+
+
+async def test_if_no_address_answers_the_last_error_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    errors = iter((errno.ECONNREFUSED, errno.EHOSTUNREACH))
+    monkeypatch.setattr(lookups, "_begin", lambda *_: (socket.socket(), next(errors)))
+    with pytest.raises(OSError, match=os.strerror(errno.EHOSTUNREACH)):
+        await dial(["127.0.0.2", "127.0.0.3"], 1, at_once)
+
+
+async def test_an_address_of_one_interface_keeps_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Any] = []
+    monkeypatch.setattr(socket.socket, "connect_ex", lambda _self, target: tried.append(target))
+    lookups._begin("fe80::1%lo", 80)[0].close()
+    [(_address, port, _flow, interface)] = tried
+    assert (port, interface) == (80, socket.if_nametoindex("lo"))
+
+
+async def test_connections_that_are_asked_for_at_once_are_begun_a_few_in_each_turn(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turn, begun, plain = 0, Counter[int](), lookups._begin
+    order: list[str] = []
+
+    def begin(address: str, port: int) -> tuple[socket.socket, int]:
+        begun[turn] += 1
+        order.append(address)
+        return plain(address, port)
+
+    monkeypatch.setattr(lookups, "_begin", begin)
+    asked = [wire.encode(wire.TcpConnect("127.0.0.1", 1), sid) for sid in slot_ids(0)[:40]]
+    asked.append(wire.encode(wire.TcpConnect("127.0.0.2", 1), slot_ids(1)[0]))
+    await host.send_raw(b"".join(asked))
+    while len(order) < 41:
+        turn += 1
+        await trio.lowlevel.checkpoint()
+    # (This task counts before or after the others run, so two turns that follow each other may have one number.)
+    assert max(begun.values()) <= 8
+    assert order.index("127.0.0.2") < 20, "a client waited for the connections of another"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -104,7 +107,6 @@ def never_connect(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.sleep_forever()
 
     monkeypatch.setattr("trio_console.agent._net.lookups.Lookups.addresses", never)
-    monkeypatch.setattr("trio.open_tcp_stream", never)
 
 
 @pytest.mark.parametrize("ending", ["cancel", "close", "left", "bad frame"])
@@ -141,6 +143,30 @@ async def test_what_is_sent_before_the_connection_stands_is_delivered(
     async with await server.accept() as peer:
         assert await read_end(peer) == b"early"
         assert await host.receive(5) == wire.TcpConnected()
+
+
+async def test_the_connections_of_a_client_that_has_gone_do_not_keep_the_loop(host: Host, server: Server) -> None:
+    """Each ends in a turn of its own, and until then there are bytes that nobody is sent."""
+    count, steps = 40, Counter[trio.lowlevel.Task]()
+
+    class Steps(trio.abc.Instrument):
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            if task.name.endswith("_pump_in"):
+                steps[task] += 1
+
+    peers = [await server.connect(host, sid, window=1000) for sid in range(1, 1 + count)]
+    trio.lowlevel.add_instrument(instrument := Steps())
+    await host.send(wire.ClientDisconnected(1, STEP))
+    await host.ping()  # it is told, and has ended a few
+    for peer in peers:
+        with suppress(ConnectionResetError):
+            os.write(peer.socket.fileno(), b"x")
+    for peer in peers:
+        async with peer:
+            assert await is_reset(peer)
+    trio.lowlevel.remove_instrument(instrument)
+    assert len(steps) > count // 2
+    assert steps.total() < 5 * count
 
 
 # --- data -----------------------------------------------------------------------------------------

@@ -24,7 +24,8 @@ from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console.agent._shares import Share, Shares
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractAsyncContextManager
 
 __all__ = ["Lookups", "dial"]
 
@@ -94,18 +95,27 @@ def _find(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(texts))
 
 
-async def dial(addresses: Sequence[str], port: int) -> trio.SocketStream:
+async def dial(
+    addresses: Sequence[str], port: int, piece: Callable[[], AbstractAsyncContextManager[object]]
+) -> trio.SocketStream:
     """Connect to the first address that answers; each is tried a moment after the one before, or when that failed.
+
+    Args:
+        addresses: at least one.
+        port: the port.
+        piece: a block in which a connection is begun.
 
     Raises:
         OSError: that of the last attempt that failed.
     """
+    if len(addresses) == 1:
+        return await _attempt(addresses[0], port, piece)
     made: list[trio.SocketStream] = []
     errors: list[OSError] = []
 
     async def attempt(address: str, failed: trio.Event) -> None:
         try:
-            stream = await trio.open_tcp_stream(address, port)
+            stream = await _attempt(address, port, piece)
         except OSError as exc:
             errors.append(without_frames(exc))
             failed.set()
@@ -129,3 +139,37 @@ async def dial(addresses: Sequence[str], port: int) -> trio.SocketStream:
     if made:
         return made[0]
     raise errors.pop()  # (not kept: its traceback will lead to this frame)
+
+
+async def _attempt(
+    address: str, port: int, piece: Callable[[], AbstractAsyncContextManager[object]]
+) -> trio.SocketStream:
+    """Connect to an address; raises `OSError`."""
+    async with piece():
+        await trio.lowlevel.checkpoint()
+        connection, code = _begin(address, port)
+    try:
+        if code == errno.EINPROGRESS:
+            await trio.lowlevel.wait_writable(connection)
+            code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise OSError(code, os.strerror(code))
+        return trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _begin(address: str, port: int) -> tuple[socket.socket, int]:
+    """Begin to connect; returns the socket, and 0 or the number of the error, which may be EINPROGRESS."""
+    # (Only this finds which interface an address names behind its percent sign. Nobody is asked for it.)
+    [(family, kind, protocol, _, target), *_] = socket.getaddrinfo(
+        address, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST
+    )
+    connection = socket.socket(family, kind, protocol)
+    try:
+        connection.setblocking(False)
+        return connection, connection.connect_ex(target)
+    except BaseException:
+        connection.close()
+        raise

@@ -31,7 +31,6 @@ import trio
 from trio_console import _wire as wire
 from trio_console._trio.turns import Trickle
 from trio_console.agent._inflow import Inflow, Put
-from trio_console.agent._net.lookups import dial
 from trio_console.agent._process.spawn import os_error_text
 from trio_console.agent._session import PromptSession, SendCredit, Sender
 
@@ -73,16 +72,16 @@ class TcpSession(PromptSession):
         window: bytes that a client with credit may send before a grant.
         budget: bytes queued for a client without credit.
         patience: seconds without a written byte after which such a client's data is refused.
-        find: finds the addresses of a host; see `Lookups.addresses`.
+        connect: connects to a port of a host, or raises `OSError`, or `ValueError` for a name that is none.
         over: called when the connection is closed.
     """
 
     __slots__ = (
         "_closed",
+        "_connect_to",
         "_credit",
         "_discarding",
         "_failure",
-        "_find",
         "_over",
         "_queue",
         "_reading",
@@ -103,11 +102,11 @@ class TcpSession(PromptSession):
         window: Holding,
         budget: int,
         patience: float,
-        find: Callable[[str, int], Awaitable[list[str]]],
+        connect: Callable[[str, int], Awaitable[trio.SocketStream]],
         over: Callable[[], object],
     ) -> None:
         super().__init__(sender, session_id)
-        self._find = find
+        self._connect_to = connect
         self._over = over
         own_window = None if request.window is msgspec.UNSET else request.window
         self._request = request
@@ -149,10 +148,10 @@ class TcpSession(PromptSession):
         target = f"{host}:{port}"
         with trio.move_on_after(_CONNECT_TIMEOUT):
             try:
-                return await dial(await self._find(host, port), port)
+                return await self._connect_to(host, port)
             except OSError as exc:
                 raise _ConnectError(f"connect {target}: {_why(exc)}") from exc
-            except ValueError as exc:  # not a valid name, or port 0
+            except ValueError as exc:  # not a valid name
                 raise _ConnectError(f"connect {target}: {os_error_text(errno.EINVAL)}") from exc
         raise _ConnectError(f"connect {target} timed out")
 
@@ -333,10 +332,7 @@ def _read_some(fd: int, nbytes: int) -> bytes | None:
 
 
 def _why(exc: OSError) -> str:
-    """The system's text for a failed connect: if there were several addresses, the text for the last one."""
+    """The system's text for a failed connect."""
     if isinstance(exc, socket.gaierror):
         return f"failed to lookup address information: {exc.strerror}"
-    tried = exc.__cause__
-    causes = tried.exceptions if isinstance(tried, BaseExceptionGroup) else (tried,)
-    codes = [cause.errno for cause in (exc, *causes) if isinstance(cause, OSError) and cause.errno]
-    return os_error_text(codes[-1]) if codes else str(exc)
+    return os_error_text(exc.errno or errno.EIO)
