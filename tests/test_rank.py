@@ -33,12 +33,15 @@ thread = threading.Thread(target=lambda: found.update(thread=rank()))
 thread.start(); thread.join()
 
 def along():
-    _rank.go_along()
-    found.update(along=rank(), again=_rank.going_along(rank))
+    found.update(along=rank())
     child = [sys.executable, "-c", "import os; print(os.nice(0))"]
     found.update(childs=int(subprocess.run(child, capture_output=True, check=True).stdout))
 
-thread = threading.Thread(target=along)
+def there_and_back():
+    _rank.going_along(along)
+    found.update(back=rank())
+
+thread = threading.Thread(target=there_and_back)
 thread.start(); thread.join()
 code = "import os; print(os.getpriority(os.PRIO_PROCESS, 0), *open('/proc/self/autogroup').read().split()[-1:])"
 for name, session in (("child", False), ("command", True)) * ("refused" not in sys.argv):
@@ -81,8 +84,13 @@ def test_a_program_goes_before_others_and_what_it_starts_does_not() -> None:
 @needs_groups
 def test_a_thread_that_goes_along_has_the_programs_rank_and_what_it_starts_has_not() -> None:
     found = ranks()
-    assert found["along"] == found["again"] == [-19, "-19"]
-    assert found["childs"] == 0
+    assert (found["along"], found["childs"]) == ([-19, "-19"], 0)
+
+
+@needs_root
+@needs_groups
+def test_a_thread_has_its_rank_again_when_it_goes_along_no_more() -> None:
+    assert ranks()["back"] == [0, "-19"]
 
 
 @needs_root

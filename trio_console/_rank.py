@@ -13,13 +13,12 @@ import contextlib
 import ctypes
 import os
 import struct
-import threading
 from typing import TYPE_CHECKING, Final, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-__all__ = ["go_along", "go_first", "going_along"]
+__all__ = ["go_first", "going_along"]
 
 _T = TypeVar("_T")
 
@@ -40,16 +39,15 @@ _SLICE: Final = 100_000
 _SCHED_SETATTR: Final = {"x86_64": 314, "aarch64": 274}
 _RESET_ON_FORK: Final = 1
 
-#: The niceness that `go_first` has given this program, if its threads may have it, and whether a thread has it.
+#: The niceness that `go_first` has given this program, if threads may have it, too.
 _given: int | None = None
-_thread: Final = threading.local()
 
 
 def go_first(*, for_parent: bool = False) -> None:
     """Let this thread get a processor before what other programs do with theirs, if this process may do that.
 
     A rank needs CAP_SYS_NICE. Nothing changes if somebody has given this program one. Threads and processes that
-    are started afterwards have the usual one; see `go_along`.
+    are started afterwards have the usual one; see `going_along`.
 
     It also asks for short slices of time, which Linux 6.12 and later give to everybody: a thread with shorter ones
     than the running thread's does not wait for the end of that one's slice when it wakes up (some milliseconds,
@@ -80,24 +78,23 @@ def go_first(*, for_parent: bool = False) -> None:
                 file.write(str(niceness))
 
 
-def go_along() -> None:
-    """Give this thread the rank of the program's main thread, if that has a high one from `go_first`.
+def going_along(function: Callable[[], _T]) -> _T:
+    """Call a function in this thread, with the rank of the main thread if that has a high one from `go_first`.
 
     For threads with little to do of which each piece needs the interpreter. While one of the usual rank has the
     interpreter and no processor, which a busy machine may not give it for ten milliseconds, the main thread waits
-    for it. What the thread starts has the usual rank.
+    for it. What the function starts has the usual rank.
     """
-    if _given is None or hasattr(_thread, "went"):
-        return
-    _thread.went = True
+    if _given is None:
+        return function()
+    before = os.getpriority(os.PRIO_PROCESS, 0)
     with contextlib.suppress(OSError):
         _raise_thread(_given)
-
-
-def going_along(function: Callable[[], _T]) -> _T:
-    """Call a function in this thread, which then has the rank of the main one; see `go_along`."""
-    go_along()
-    return function()
+    try:
+        return function()
+    finally:
+        # (The thread may be used for other work, such as to copy a large file.)
+        os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 def _raise_thread(niceness: int) -> None:

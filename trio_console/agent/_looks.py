@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import queue
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import outcome
 import trio
 
 from trio_console._processes import Watch
-from trio_console._rank import go_along
+from trio_console._rank import going_along
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -68,7 +69,8 @@ class Looks:
         if self._orders is None:
             orders: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
             try:
-                trio.lowlevel.start_thread_soon(lambda: _obey(orders), _ignore, "thread to look for processes")
+                obey = partial(going_along, partial(_obey, orders))
+                trio.lowlevel.start_thread_soon(obey, _ignore, "thread to look for processes")
             except RuntimeError:
                 return None
             self._orders = orders
@@ -147,7 +149,6 @@ class Looks:
 
 
 def _obey(orders: queue.SimpleQueue[Callable[[], object] | None]) -> None:
-    go_along()
     while (order := orders.get()) is not None:
         order()
 

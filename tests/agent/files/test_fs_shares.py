@@ -11,10 +11,8 @@ import pytest
 import trio
 
 from tests.tools.limits import HANG, HELD
-from trio_console import _rank
 from trio_console import _wire as wire
 from trio_console._wire.ids import slot_ids
-from trio_console.agent._files.disk import Disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -163,13 +161,3 @@ async def test_a_close_that_hangs_stops_no_other_close(
             await closed.wait()
     finally:
         held.set()
-
-
-async def test_threads_for_files_go_as_far_as_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
-    raised: list[int] = []
-    monkeypatch.setattr(_rank, "_given", -7)
-    monkeypatch.setattr(_rank, "_thread", threading.local())
-    monkeypatch.setattr(_rank, "_raise_thread", raised.append)
-    for _ in range(2):
-        assert await Disk().run(lambda: 5) == 5
-    assert raised == [-7]

@@ -19,12 +19,10 @@ import errno
 import math
 import os
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 import trio
 
-from trio_console._rank import going_along
 from trio_console._trio.threads import NoThreadError, in_thread
 from trio_console.agent._shares import Share, Shares
 
@@ -82,9 +80,7 @@ class Disk:
         with trio.CancelScope(shield=True, deadline=self._deadline) as scope:
             self._calls.add(scope)
             try:
-                return await in_thread(
-                    "for a file", partial(going_along, call), limiter=self._threads, abandon=True
-                )
+                return await in_thread("for a file", call, limiter=self._threads, abandon=True)
             except NoThreadError as exc:
                 raise OSError(errno.EAGAIN, os.strerror(errno.EAGAIN)) from exc
             finally:

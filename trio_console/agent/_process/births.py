@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
 import outcome
 import trio
 
-from trio_console._rank import go_along, going_along
+from trio_console._rank import going_along
 from trio_console._trio.threads import NoThreadError, captured, in_thread
 from trio_console.agent._cgroups import Stay
 
@@ -198,7 +198,8 @@ class Births:
                 return
             self._threads += 1
         try:
-            trio.lowlevel.start_thread_soon(partial(self._work, cgroups, start), _raise, "thread for commands")
+            work = partial(going_along, partial(self._work, cgroups, start))
+            trio.lowlevel.start_thread_soon(work, _raise, "thread for commands")
         except RuntimeError as exc:
             with self._changed:
                 self._threads -= 1
@@ -207,7 +208,6 @@ class Births:
     # The side of a start thread
 
     def _work(self, cgroups: Cgroups, start: _Start[Any] | None) -> None:
-        go_along()
         orders: queue.SimpleQueue[_Start[Any] | None] = queue.SimpleQueue()
         cgroup = self._move_on(cgroups, None)
         try:
