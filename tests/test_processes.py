@@ -6,6 +6,7 @@ import errno
 import os
 import pathlib
 import secrets
+import signal
 import subprocess
 import sys
 from typing import TYPE_CHECKING
@@ -36,7 +37,12 @@ if TYPE_CHECKING:
 
 def test_a_killed_process_that_takes_its_time_to_die_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [*[{11}] * 30, set(), {12}, set(), set()]
-    monkeypatch.setattr(_processes, "kill_found", lambda _wanted: [Look(looks.pop(0), set())])
+
+    def kill_found(_wanted: Sequence[Wanted]) -> list[Look]:
+        found = looks.pop(0)
+        return [Look(found, set(), dict.fromkeys(found, b"7"))]
+
+    monkeypatch.setattr(_processes, "kill_found", kill_found)
     assert len(kill_processes(Wanted(GUEST_MARK, "mark")).killed) == 2
     assert looks == []
 
@@ -47,7 +53,7 @@ def test_a_process_that_cannot_be_killed_is_not_waited_for_for_ever(monkeypatch:
     def kill_found(_wanted: Sequence[Wanted]) -> list[Look]:
         nonlocal looks
         looks += 1
-        return [Look({11}, set())]
+        return [Look({11}, set(), {11: b"7"})]
 
     monkeypatch.setattr(_processes, "kill_found", kill_found)
     assert kill_processes(Wanted(GUEST_MARK, "mark"), 0.01) == Leftovers(frozenset({11}), frozenset({11}))
@@ -148,7 +154,8 @@ def test_an_older_process_in_the_middle_of_an_exec_is_not_waited_for(in_exec: Ca
             [unknown, younger] = kill_found([wanted, wanted._replace(since=ticks() + 100)])
             assert process.pid in unknown.unclear
             assert process.pid not in younger.unclear
-            assert younger.left({process.pid}) == {process.pid}  # if it was killed before, it is still there
+            # (If it was killed before, it is still there.)
+            assert younger.left({process.pid: younger.living[process.pid]}) == {process.pid}
         finally:
             process.kill()
 
@@ -223,7 +230,8 @@ def test_zombies_and_kernel_threads_are_not_in_the_middle_of_an_exec(monkeypatch
         # (If there are such threads here depends on where this runs.)
         listing = [each for each in _processes._listed() if each[0] == child.pid or _is_the_kernels(each[0])]
         monkeypatch.setattr(_processes, "_listed", lambda: listing)
-        assert _processes.kill_found([Wanted(GUEST_MARK, "mark")]) == [Look(set(), set())]
+        [look] = _processes.kill_found([Wanted(GUEST_MARK, "mark")])
+        assert look.is_clean({})
 
 
 def _is_the_kernels(pid: int) -> bool:
@@ -235,36 +243,60 @@ def _is_the_kernels(pid: int) -> bool:
         return False
 
 
-def test_a_dying_process_whose_memory_is_not_free_yet_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As newer kernels do, the environment is refused from the moment at which the memory begins to be freed."""
+def test_the_dying_of_others_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As newer kernels do, the environment is refused from the moment at which the memory begins to be freed.
+
+    On a busy machine there is always some process that dies.
+    """
     real_read = _processes._read
-    looks = 0
-    with subprocess.Popen(["sleep", "1000"], process_group=0) as member:
+    with subprocess.Popen(["sleep", "1000"]) as other:
 
         def read(proc_fd: int, name: str, most: int | None = None) -> bytes:
-            nonlocal looks
-            if name == "environ" and real_read(proc_fd, "stat").startswith(b"%d " % member.pid):
-                looks += 1
-                if looks < 20:
-                    raise ProcessLookupError
-            return real_read(proc_fd, name, most)
+            line = real_read(proc_fd, "stat")
+            if not line.startswith(b"%d " % other.pid):
+                return real_read(proc_fd, name, most)
+            if name == "environ":
+                raise ProcessLookupError
+            before, _, after = line.rpartition(b")")
+            return b"" if name == "cmdline" else before + b")" + b" 0".join(after.split(b" ")[:21]) + b" 0" * 30
 
         monkeypatch.setattr(_processes, "_read", read)
-        monkeypatch.setattr(_processes, "_kill", lambda process: None)
+        monkeypatch.setattr(_processes, "_listed", lambda: [(other.pid, 1)])
         try:
-            [by_group] = _processes.kill_found([Wanted(GUEST_MARK, "mark", member.pid)])
-            [by_mark] = _processes.kill_found([Wanted(GUEST_MARK, "mark")])
+            [look] = _processes.kill_found([Wanted(GUEST_MARK, "mark")])
         finally:
-            member.kill()
-    assert member.pid in by_group.found
-    assert not by_mark.is_clean({member.pid})
-    assert by_mark.left({member.pid}) == {member.pid}
+            other.kill()
+    assert list(look.living) == [other.pid]
+    assert look.is_clean({})
 
 
-def test_the_dying_of_others_is_not_waited_for() -> None:
-    # On a busy machine there is always some process that dies.
-    assert Look(set(), set(), {11}).is_clean({12})
-    assert Look(set(), set(), {11}).left({12}) == set()
+def test_what_was_killed_is_waited_for_although_nothing_tells_any_more_whose_it_is() -> None:
+    """Its parent, by which it was found, is dead before it."""
+    script = "env -i setsid sleep 1000 & echo $!; wait"
+    killed: dict[int, bytes] = {}
+    with subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, start_new_session=True) as leader:
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        assert wait_until_none(lambda: [] if os.getsid(child) == child else [child]) == []
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(_processes, "_kill", lambda _process: None)  # it takes its time
+            [look] = kill_found([Wanted(GUEST_MARK, "mark", leader.pid)])
+        look.note_killed(killed)
+        leader.kill()
+    try:
+        [look] = kill_found([Wanted(GUEST_MARK, "mark", leader.pid, ticks())])
+        assert look.found == set()
+        assert look.left(killed) == {child}
+        assert not look.is_clean(killed)
+    finally:
+        os.kill(child, signal.SIGKILL)
+    assert wait_until_none(lambda: [child] if runs(child) else []) == []
+    [look] = kill_found([Wanted(GUEST_MARK, "mark", leader.pid, ticks())])
+    assert look.is_clean(killed)
+
+
+def test_a_process_with_the_number_of_one_that_was_killed_is_not_waited_for() -> None:
+    assert Look(set(), set(), {11: b"8"}).is_clean({11: b"7"})
 
 
 def test_children_are_found_by_their_parents_before_any_of_them_is_killed() -> None:

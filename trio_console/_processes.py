@@ -187,22 +187,27 @@ class Look(NamedTuple):
 
     Attributes:
         found: the ids of processes that were killed.
-        unclear: the ids of all processes that may be wanted and cannot be judged now, for this or for a longer
-            time.
-        dying: the ids of those that are dying. They start no process any more, and on a busy machine there is
-            always one of them, so only those count that were found before; and so do those that cannot be judged.
+        unclear: the ids of all other processes that may be wanted and cannot be judged now, for this or for a
+            longer time.
+        living: since when each process runs that was looked at, and lives, by its id. One that was killed before
+            may be among them and not be found any more: dead parents, or memory that is being freed, no longer
+            tell whose it is. It starts no process any more. (Its number may be a younger one's by now.)
     """
 
     found: set[int]
     unclear: set[int]
-    dying: AbstractSet[int] = frozenset()
+    living: Mapping[int, bytes]
 
-    def left(self, killed: AbstractSet[int]) -> set[int]:
+    def note_killed(self, killed: dict[int, bytes]) -> None:
+        """Note what was found here among all that was killed, with its start time."""
+        killed.update((pid, self.living[pid]) for pid in self.found)
+
+    def left(self, killed: Mapping[int, bytes]) -> set[int]:
         """The ids of the processes that are still there, of those that were ``killed`` up to now."""
-        return self.found | ((self.unclear | self.dying) & killed)
+        return {pid for pid, started in killed.items() if self.living.get(pid) == started}
 
-    def is_clean(self, killed: AbstractSet[int]) -> bool:
-        """Whether no process can be wanted any more."""
+    def is_clean(self, killed: Mapping[int, bytes]) -> bool:
+        """Whether no process can be wanted any more; what was found here was noted."""
         return not (self.unclear or self.left(killed))
 
 
@@ -254,7 +259,7 @@ def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
 
     It takes about ``max_time`` seconds at most.
     """
-    killed: set[int] = set()
+    killed: dict[int, bytes] = {}
     left: set[int] = set()
     deadline = time.monotonic() + max_time
     clean = 0
@@ -264,7 +269,7 @@ def kill_processes(wanted: Wanted, max_time: float = MAX_TIME) -> Leftovers:
         except OSError:
             clean = 0
         else:
-            killed |= look.found
+            look.note_killed(killed)
             left = look.left(killed)
             clean = clean + 1 if look.is_clean(killed) else 0
         if time.monotonic() >= deadline:
@@ -295,7 +300,7 @@ def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Loo
         if each.leader is not None and each.reaped is None
     }
     found: list[set[int]] = [set() for _ in wanted]
-    by_memory: dict[_Memory, set[int]] = {state: set() for state in _Memory}
+    unknown: set[int] = set()
     living: dict[int, _Process] = {}
     watch = watch or Watch()
     members = frozenset[int]().union(*(each.members for each in wanted))
@@ -304,7 +309,8 @@ def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Loo
             continue
         living[process.pid] = process
         environment, state = _look_into(process, watch)
-        by_memory[state].add(process.pid)
+        if state is not _Memory.CLEAR:
+            unknown.add(process.pid)
         numbers = {leaders[pid] for pid in (process.pid, process.group, process.session) if pid in leaders}
         numbers |= {marks[mark] for mark in _marks(environment, variables) if mark in marks}
         for number in numbers:
@@ -318,14 +324,11 @@ def kill_found(wanted: Sequence[Wanted], watch: Watch | None = None) -> list[Loo
         if process.started == living[process.pid].started:  # or else another process has got the number
             with _ended():
                 _kill(process)
+    started = {pid: process.started for pid, process in living.items()}
     looks = []
     for what, its in zip(wanted, found, strict=True):
-        unclear = {
-            pid
-            for pid in by_memory[_Memory.UNCLEAR] | by_memory[_Memory.HIDDEN]
-            if int(living[pid].started) >= what.since
-        }
-        looks.append(Look(its, unclear - its, by_memory[_Memory.DYING] | by_memory[_Memory.UNCLEAR]))
+        unclear = {pid for pid in unknown if int(started[pid]) >= what.since}
+        looks.append(Look(its, unclear - its, started))
     return looks
 
 
@@ -358,7 +361,6 @@ class _Memory(enum.Enum):
 
     CLEAR = enum.auto()
     UNCLEAR = enum.auto()  # it may have had the mark a moment ago, or have it in a moment
-    DYING = enum.auto()
     HIDDEN = enum.auto()
 
 
@@ -373,7 +375,7 @@ def _look_into(process: _Process, watch: Watch) -> tuple[bytes, _Memory]:
                 return environment, _Memory.UNCLEAR
         if environment == b"":  # an exec may have ended since it was read
             environment = _environment(process)
-    return (b"", _Memory.DYING) if environment is None else (environment, _Memory.CLEAR)
+    return environment or b"", _Memory.CLEAR
 
 
 def _environment(process: _Process) -> bytes | None:

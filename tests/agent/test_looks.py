@@ -175,7 +175,7 @@ def test_a_process_whose_memory_is_not_read_may_be_one_that_was_started_before_i
 ) -> None:
     wanted = Wanted(COMMAND_MARK, "m.", since=since)
     [look] = kill_found([wanted], WATCH)
-    assert look.is_clean(set()) is not counts
+    assert look.is_clean({}) is not counts
     assert is_any_left(wanted, WATCH) is counts
 
 

@@ -29,7 +29,7 @@ class Searches:
     async def __call__(self, _looks: Looks, _look: Callable[[Watch], object]) -> list[tuple[Look, bool]]:
         self.count += 1
         await trio.sleep(0.01)
-        return [(Look({1}, set()), False)]  # (nothing is in a cgroup)
+        return [(Look({1}, set(), {1: b"7"}), False)]  # (nothing is in a cgroup)
 
 
 async def test_searches_without_end_leave_time_for_sessions(

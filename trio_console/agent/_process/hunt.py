@@ -65,7 +65,7 @@ class _Quarry:
     def __init__(self, wanted: Wanted, cgroups: list[Cgroup]) -> None:
         self.wanted: Final = wanted
         self.cgroups: Final = cgroups
-        self.killed: set[int] = set()
+        self.killed: dict[int, bytes] = {}  # since when each ran
         self.left: set[int] = set()
         self.is_populated = False  # whether something is left in the cgroups
         self.clean = 0  # scans in a row that have found no process
@@ -101,7 +101,7 @@ class _Quarry:
         return any(each.is_populated() for each in self.cgroups if each.stay is not Stay.THREAD_STUCK)
 
     def note(self, look: Look, *, is_populated: bool) -> None:
-        self.killed |= look.found
+        look.note_killed(self.killed)
         self.left = look.left(self.killed)
         self.is_populated = is_populated
         self.clean = 0 if is_populated or not look.is_clean(self.killed) else self.clean + 1
