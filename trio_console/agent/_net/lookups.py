@@ -148,7 +148,7 @@ async def _attempt(
     async with piece():
         await trio.lowlevel.checkpoint()
         connection, code = _begin(address, port)
-    try:
+    try:  # (to leave a piece is no checkpoint, so there is no cancellation before this)
         if code == errno.EINPROGRESS:
             await trio.lowlevel.wait_writable(connection)
             code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
