@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from trio_console._trio import turns
 from trio_console._trio.turns import Costly, Line, Meter, Ration, Trickle, Turn, sources_left_alone
@@ -261,10 +262,10 @@ async def test_one_of_those_that_wait_goes_on_in_each_pass_of_the_loop() -> None
 # Rests
 
 
-async def rests(meter: Meter) -> float:
+async def rests(meter: Meter, behind: int = 0) -> float:
     """The seconds for which a task rests before its next turn."""
     began = trio.current_time()
-    await meter.wait()
+    await meter.wait(behind)
     return trio.current_time() - began
 
 
@@ -276,6 +277,41 @@ async def test_a_task_that_uses_much_for_small_pieces_rests_beside_a_modest_one(
     work(modest, time, 0.0001)
     work(greedy, time, 0.001, nbytes=33_000)
     assert await rests(greedy) == pytest.approx(0.007)
+
+
+@pytest.mark.parametrize(
+    ("behind", "seconds"), [(16 * 1024 - 1, 0.007), (16 * 1024, 0.007), (16 * 1024 + 1, 0.031)]
+)
+async def test_a_task_that_is_far_behind_with_small_pieces_rests_longest(
+    behind: int, seconds: float, time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    greedy, modest = Meter(line), Meter(line)
+    work(modest, time, 0.0001)
+    work(greedy, time, 0.001)
+    assert await rests(greedy, behind) == pytest.approx(seconds)
+
+
+async def test_floods_rest_one_behind_the_other_and_no_other_task_rests_behind_them(
+    time: Time, autojump_clock: MockClock
+) -> None:
+    line = Line()
+    modest, busy, *floods = (Meter(line) for _ in range(4))
+    work(modest, time, 0.0001)
+    for meter in (busy, *floods):
+        work(meter, time, 0.001)
+    rested: dict[str, float] = {}
+
+    async def rest(name: str, meter: Meter, behind: int) -> None:
+        rested[name] = await rests(meter, behind)
+
+    async with trio.open_nursery() as nursery:
+        for number, flood in enumerate(floods):
+            nursery.start_soon(rest, f"flood {number}", flood, 20_000)
+        await wait_all_tasks_blocked()
+        nursery.start_soon(rest, "busy", busy, 0)
+    assert sorted(rested.values()) == pytest.approx([0.007, 0.031, 0.062])
+    assert rested["busy"] == pytest.approx(0.007)
 
 
 async def test_a_task_that_moves_many_bytes_does_not_rest(time: Time, autojump_clock: MockClock) -> None:

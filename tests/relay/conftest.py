@@ -15,7 +15,7 @@ def nobody_rests(monkeypatch: pytest.MonkeyPatch) -> None:
     (tests/test_turns.py has rests.)
     """
 
-    async def go_on(_line: Line, _seconds: float) -> None:
+    async def go_on(_line: Line, _used: float, _behind: int) -> None:
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(Line, "rest", go_on)

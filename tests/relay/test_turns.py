@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import trio
@@ -72,6 +73,30 @@ async def test_reading_the_frames_of_a_client_is_its_use_of_the_loop(
             await world.agent.expect(wire.Ping)
         await client.leave()
     assert waits == 5  # a frame's reading is seen with what is done for it
+
+
+async def test_what_a_client_has_sent_ahead_is_what_it_is_behind_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    behind: list[int] = []
+
+    async def rest(_line: Line, _used: float, its_behind: int) -> None:
+        behind.append(its_behind)
+        await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(turns, "thread_time", itertools.count(step=0.001).__next__)
+    monkeypatch.setattr(Line, "rest", rest)
+    async with serving(tmp_path) as world:
+        client = await world.connect()
+        frames = [wire.encode(wire.Ping(), id_) for id_ in client.ids[:10]]
+        await client.send_raw(b"".join(frames))
+        for _ in frames:
+            await world.agent.expect(wire.Ping)
+        await client.leave()
+    left = [len(b"".join(frames[number:])) for number in range(1, 11)]
+    assert len(behind) >= 3, "it has rested a few times"
+    assert set(behind) <= set(left), "behind is what was received and not heard"
+    assert behind == sorted(set(behind), reverse=True)
 
 
 async def test_what_others_use_while_a_client_waits_is_not_its_use_of_the_loop(

@@ -383,7 +383,7 @@ class RelayServer:
                 meter.begin()
                 decoder.feed(data)
                 for number, frame in enumerate(decoder):
-                    await self._wait_turn(tasks, meter, number)
+                    await self._wait_turn(tasks, meter, number, decoder.pending)
                     if wire.is_costly(frame):
                         meter.end(0)  # it has read the frame
                         await self._costly.run(partial(self._hear_client, client, frame))
@@ -397,11 +397,14 @@ class RelayServer:
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
 
-    async def _wait_turn(self, tasks: ClientTasks, meter: Meter, number: int) -> None:
-        """Wait until the next frame of a client may be handled, of which so many have been in this turn."""
+    async def _wait_turn(self, tasks: ClientTasks, meter: Meter, number: int, behind: int) -> None:
+        """Wait until the next frame of a client may be handled, of which so many have been in this turn.
+
+        ``behind``: bytes that were received after it.
+        """
         if meter.is_over:
             meter.end(0)  # it has read the frame
-            await meter.wait()
+            await meter.wait(behind)
             # It has much to say, which is to be written with what others say meanwhile, and not frame by frame.
             self._outbox.join_turn()
         elif number % _ROW == _ROW - 1:

@@ -8,7 +8,8 @@ milliseconds to decode. So work is measured in time, and not in frames (nor in c
 * `Meter` and `Line`: tasks that do the same for several strangers share the loop. Those that have used more than a
   share of it go on one at a time, so that the others wait for one of them, and not for all. When all of them
   together use much, the share of each is a small one. Those that use more for many small pieces also rest: the
-  others would wait long for a loop that is always busy, and for a processor.
+  others would wait long for a loop that is always busy, and for a processor. Those that are far behind with them
+  rest longest: a stranger who waits for no answer has sent them, and each is work for other programs, too.
 * `Trickle`: a source that gives small pieces without end is left alone for a moment, and then gives larger ones.
 * `Costly`: a single step that may be long, and cannot be divided, is followed by a rest that is longer.
 * `Ration`: work that is done again and again gets no more than a part of the time.
@@ -61,6 +62,11 @@ _LITTLE: Final = 0.0001
 _BULK: Final = 32 * 1024 * 1024
 _REST_FROM_CRUMBS: Final = 7
 _RECENTLY: Final = 0.1
+
+#: Bytes that a task has still to work on, beyond which its small pieces are a flood; and the rest after such work.
+#: (A hundred questions that wait for their answers are no more than some 10 KB.)
+_FAR_BEHIND: Final = 16 * 1024
+_REST_FROM_A_FLOOD: Final = 31
 
 #: Seconds without a turn that was over after which a task is a modest one again.
 _MODEST_AFTER: Final = 1.0
@@ -155,6 +161,7 @@ class Line:
         self._lock: Final = trio.Lock()  # it is handed on in the order of arrival, and once in a turn of the loop
         self.all: Final = _Use(_MUCH)
         self._resting: Final = trio.Lock()
+        self._resting_from_floods: Final = trio.Lock()
         self.modest: Meter | None = None  # of those that have not used more than their shares, the last to work
         self.modest_at = -math.inf  # and when that was
 
@@ -163,11 +170,23 @@ class Line:
         """Whether all tasks together use much of the loop."""
         return self.all.seconds > _TURN
 
-    async def rest(self, seconds: float) -> None:
-        """Rest, one task behind the other, if there are modest tasks, for which the loop must not be full."""
-        if self.modest is not None and perf_counter() - self.modest_at < _RECENTLY:
-            async with self._resting:
-                await trio.sleep(seconds)
+    async def rest(self, used: float, behind: int) -> None:
+        """Rest from work on small pieces, if there are modest tasks, for which the loop must not be full.
+
+        One task rests behind the other, but not behind a flood if it is none itself.
+
+        Args:
+            used: the seconds of that work.
+            behind: bytes that the task has still to work on.
+        """
+        if self.modest is None or perf_counter() - self.modest_at >= _RECENTLY:
+            return
+        if behind > _FAR_BEHIND:
+            lock, seconds = self._resting_from_floods, _REST_FROM_A_FLOOD * used
+        else:
+            lock, seconds = self._resting, _REST_FROM_CRUMBS * used
+        async with lock:
+            await trio.sleep(seconds)
 
     async def wait(self) -> None:
         """Wait behind the tasks that came before; at least a checkpoint."""
@@ -221,15 +240,15 @@ class Meter:
         used = self._own.seconds
         return used > _TURN or (used > _LITTLE and not self._has_turn and self._line.is_busy)
 
-    async def wait(self) -> None:
-        """Wait for the next turn, and begin it."""
+    async def wait(self, behind: int = 0) -> None:
+        """Wait for the next turn, and begin it. ``behind``: bytes that the task has still to work on."""
         used = self._own.seconds
         if self._line.modest is self:
             self._line.modest = None  # it was, until now
         if used > _TURN:
             self._modest_from = perf_counter() + _MODEST_AFTER
             if self._bytes < _BULK * used:
-                await self._line.rest(_REST_FROM_CRUMBS * used)
+                await self._line.rest(used, behind)
         await self._line.wait()
         self._bytes = 0
         self._own.seconds = 0.0
