@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 
@@ -34,6 +35,8 @@ def in_ms(pings: list[float]) -> str:
 
 
 def main() -> int:
+    # Who ends this program ends the relay and the hostile clients as well, as by Ctrl-C.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
     parser = argparse.ArgumentParser(description="Honest clients of a relay beside hostile ones.")
     parser.add_argument("seconds", nargs="?", type=float, default=60.0, help="(default 60)")
     parser.add_argument("--honest", type=int, default=8, metavar="N", help="honest clients (default 8)")

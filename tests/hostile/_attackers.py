@@ -1,6 +1,6 @@
 """A program of hostile clients: ``python -m tests.hostile._attackers SOCKET FOLDER CLIENTS SEED [ATTACK...]``.
 
-It attacks until it is killed, and prints at the beginning of each attack which it is.
+It attacks until it is killed or its input ends, and prints at the beginning of each attack which it is.
 """
 
 from __future__ import annotations
@@ -53,6 +53,10 @@ async def main() -> None:
         for number in range(int(count)):
             choice = random.Random(f"{seed}/{number}")
             nursery.start_soon(attack, Target(path, Path(folder), choice, HOLD), attacks)
+        await trio.lowlevel.wait_readable(
+            sys.stdin.fileno()
+        )  # nobody writes there: who wanted the attacks has gone
+        nursery.cancel_scope.cancel()
 
 
 if __name__ == "__main__":

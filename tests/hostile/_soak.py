@@ -192,7 +192,7 @@ async def attacked(
     """
     command = [sys.executable, "-m", "tests.hostile._attackers", path, str(folder), str(count), str(seed), *names]
     with (folder / "attackers.log").open("wb") as log:
-        process = await trio.lowlevel.open_process(command, stdout=log, stderr=log)
+        process = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=log, stderr=log)
     try:
         with trio.fail_after(BUSY):
             while process.poll() is None and not (folder / "attackers.log").stat().st_size:
