@@ -245,6 +245,20 @@ async def test_a_client_that_pings_or_has_a_session_is_not_idle(
             await client.leave()
 
 
+async def test_a_client_that_is_read_slowly_is_not_idle(
+    tmp_path: Path, users: list[int], autojump_clock: trio.testing.MockClock
+) -> None:
+    async with served(tmp_path, limits=ClientLimits(frames_per_second=1), idle_timeout=100) as world:
+        client = await connect(world, users, ONE)
+        await client.send_raw(wire.encode(wire.ExecSignal(9), client.ids[0]) * 250)  # which nobody answers
+        await trio.sleep(340)
+        await settle()
+        assert world.server.statistics().clients == 1
+        await trio.sleep(20)
+        await client.expect_eof()
+        await client.leave()
+
+
 async def test_this_programs_own_client_may_be_idle(
     tmp_path: Path, autojump_clock: trio.testing.MockClock
 ) -> None:

@@ -58,6 +58,7 @@ class ClientTasks:
         self.room = trio.Event()  # its reader may go on, or what it relies on was delivered
         self.was_cut = False
         self.last_active = trio.current_time()
+        self.hears = False  # whether frames of it were received, and wait to be heard
         self.feeding = False  # whether a frame has been taken for the agent, and waits for room in its outbox
 
     @property

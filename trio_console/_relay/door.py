@@ -102,12 +102,14 @@ class Visitor(Protocol):
     Attributes:
         client: the client.
         last_active: when a frame last went in either direction.
+        hears: whether frames of it were received that still wait for their turn.
     """
 
     @property
     def client(self) -> Client: ...
 
     last_active: float
+    hears: bool
 
 
 _V = TypeVar("_V", bound=Visitor)
@@ -213,7 +215,7 @@ class Door:
             for visitor in list(visitors()):
                 if visitor.client.account.uid is None:  # this program's own client
                     continue
-                if visitor.client.sessions:
+                if visitor.client.sessions or visitor.hears:
                     visitor.last_active = now
                 due = visitor.last_active + timeout
                 if due <= now:

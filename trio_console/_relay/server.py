@@ -379,7 +379,7 @@ class RelayServer:
                 data = await stream.receive_some(_BATCH)
                 if not data:
                     return  # an incomplete last frame is dropped
-                tasks.last_active = trio.current_time()
+                tasks.hears = True
                 meter.begin()
                 decoder.feed(data)
                 for number, frame in enumerate(decoder):
@@ -394,6 +394,8 @@ class RelayServer:
                     if len(client.starting) >= _STARTS:
                         await self._wait_started(tasks)
                         meter.begin()
+                tasks.hears = False
+                tasks.last_active = trio.current_time()
         except ProtocolError as exc:
             self.cut(tasks, str(exc))
 
