@@ -53,9 +53,8 @@ async def main() -> None:
         for number in range(int(count)):
             choice = random.Random(f"{seed}/{number}")
             nursery.start_soon(attack, Target(path, Path(folder), choice, HOLD), attacks)
-        await trio.lowlevel.wait_readable(
-            sys.stdin.fileno()
-        )  # nobody writes there: who wanted the attacks has gone
+        # Nobody writes there, so this is its end: whoever wanted the attacks has gone.
+        await trio.lowlevel.wait_readable(sys.stdin.fileno())
         nursery.cancel_scope.cancel()
 
 
